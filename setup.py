@@ -1,0 +1,52 @@
+"""Package metadata. The core needs JAX alone; everything else is an extra."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+TRAIN = [
+    "absl-py>=2.5",
+    "array_record>=0.8.3",
+    # JAX 0.11.1 and later, which need Python 3.12, break Flax up to 0.12.8.
+    "flax>=0.12.8; python_version < '3.12'",
+    "flax>=0.12.12; python_version >= '3.12'",
+    "grain>=0.2.18",
+    "jaxtyping>=0.3.11",
+    "matplotlib>=3.11",
+    "ml_collections>=1.1",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pandas>=3.0",
+    "rich>=15.0",
+    "tensorboardX>=2.6.5",
+    "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23",
+]
+TEST = ["beartype>=0.22", "hypothesis>=6.170", "mpmath>=1.4", "pytest>=9.0"]
+
+setup(
+    name="jaxdiv",
+    version="0.1.0",
+    description="Divergence losses for speculative decoding's draft models, compared by acceptance",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["jaxdiv", "jaxdiv.*"]),
+    install_requires=["jax>=0.10.2"],
+    extras_require={
+        "train": TRAIN,
+        "test": TRAIN + TEST,
+        "dev": [*TRAIN, *TEST, "ruff>=0.15"],
+        "cuda": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

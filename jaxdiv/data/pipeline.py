@@ -1,0 +1,203 @@
+"""From texts to token batches: packing, shuffling, sharding and evaluation windows."""
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from jaxdiv import files
+from jaxdiv.data import corpus, tokenizer
+
+_ENCODE_TOGETHER = 64  # documents; bounds the memory of tokenizers' own, bulky encodings
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Documents one after the other, each ended by the end of text.
+
+    Attributes:
+      ids: [n] tokens.
+      offsets: [K+1]; document k is `ids[offsets[k]:offsets[k+1]]`.
+    """
+
+    ids: Int32[np.ndarray, "n"]
+    offsets: Int64[np.ndarray, "offsets"]
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token that ends each document, and stands nowhere else."""
+        return int(self.ids[-1])
+
+    @property
+    def documents(self) -> int:
+        return len(self.offsets) - 1
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an npz file, atomically."""
+        with files.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, ids=self.ids, offsets=self.offsets)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokens":
+        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
+        try:
+            with open(path, "rb") as file, np.load(file) as arrays:
+                return cls(ids=arrays["ids"], offsets=arrays["offsets"])
+        except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"can't read tokens from {path}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Documents cut in windows, for teacher-forced evaluation.
+
+    Attributes:
+      inputs, labels: [W, L] tokens; the label is the next token of the same document.
+      weights: [W, L] 1 where there is a label, 0 in padding.
+      document: [W] number of the document in its `Tokens`, ascending.
+    """
+
+    inputs: Int32[np.ndarray, "W L"]
+    labels: Int32[np.ndarray, "W L"]
+    weights: Float32[np.ndarray, "W L"]
+    document: Int32[np.ndarray, "W"]
+
+
+def tokenize(documents: corpus.Documents, bpe: tokenizer.Tokenizer) -> dict[str, Tokens]:
+    """Tokens of each split, documents in their order, each ended by the end of text."""
+    return {split: _tokenize(getattr(documents, split), bpe) for split in corpus.SPLITS}
+
+
+def batches(
+    tokens: Tokens,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless training batches; batch i depends on `seed` and i alone, and each epoch has its own order.
+
+    The documents are one stream, cut in windows of L+1 tokens at stride L, so that every token but the
+    first (and a rest shorter than a window) is a label once an epoch.
+
+    Args:
+      tokens: the training documents.
+      sequence_length: L.
+      batch_size: rows B of the global batch, over all processes.
+      seed: of the order.
+      process_index: this process; it gets rows [process_index, process_index + 1) * B / process_count.
+      process_count: must divide `batch_size`.
+
+    Returns:
+      Iterator of {"inputs": [b, L] int32, "labels": [b, L] int32, "weights": [b, L] float32} with
+      b = B / process_count; a weight is 0 where the input ends a document, else 1. `get_state` and
+      `set_state` save and restore the position alone: compare seed, sizes and data yourself.
+
+    Raises:
+      ValueError: fewer windows than rows, sizes below 1, or processes that don't divide the rows.
+    """
+    _check_sizes(sequence_length=sequence_length, batch_size=batch_size, process_count=process_count)
+    if batch_size % process_count:
+        raise ValueError(f"`batch_size` must be a multiple of the {process_count} processes, got {batch_size}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"`process_index` must be in [0, {process_count}), got {process_index}")
+    windows = (len(tokens.ids) - 1) // sequence_length
+    if windows < batch_size:
+        raise ValueError(
+            f"a batch of {batch_size} x {sequence_length} needs {batch_size * sequence_length + 1} tokens, got "
+            f"{len(tokens.ids)}; use a smaller batch_size or sequence_length, or more text"
+        )
+    rows = batch_size // process_count
+    mine = slice(process_index * rows, (process_index + 1) * rows)
+    # Grain's epoch e is shuffled by seed + e: neighboring seeds would share their orders.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    dataset = grain.MapDataset.range(windows).shuffle(seed=spread).repeat().batch(batch_size)
+    dataset = dataset.map(lambda numbers: _rows(tokens, numbers[mine], sequence_length))
+    # A batch is made in microseconds: threads would only take the cores from training.
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def evaluation_windows(
+    tokens: Tokens,
+    *,
+    sequence_length: int,
+    end_of_text: int,
+    max_tokens: int = 2048,
+    max_documents: int | None = None,
+) -> Windows:
+    """The first `max_tokens` of each of the first `max_documents` documents, cut in padded windows.
+
+    Within a document every token but the first is a label once; none is predicted across two documents.
+    Padding is `end_of_text`. Raises ValueError for sizes below 1.
+    """
+    _check_sizes(sequence_length=sequence_length, max_tokens=max_tokens - 1)
+    parts, document = [], []
+    for k, ids in enumerate(_documents(tokens, max_documents)):
+        ids = ids[:max_tokens]
+        for start in range(0, len(ids) - 1, sequence_length):
+            parts.append(ids[start : start + sequence_length + 1])
+            document.append(k)
+    padded = np.full((len(parts), sequence_length + 1), end_of_text, np.int32)
+    weights = np.zeros((len(parts), sequence_length), np.float32)
+    for row, part in enumerate(parts):
+        padded[row, : len(part)] = part
+        weights[row, : len(part) - 1] = 1.0
+    return Windows(inputs=padded[:, :-1], labels=padded[:, 1:], weights=weights, document=np.array(document, np.int32))
+
+
+def prompts(
+    tokens: Tokens, *, length: int, max_documents: int | None = None
+) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, "K"]]:
+    """Openings to generate from: the first `length` tokens of each document that has more than that.
+
+    Args:
+      tokens: the documents.
+      length: P.
+      max_documents: stop at so many prompts; None for all.
+
+    Returns:
+      prompts [K, P] and the number of each one's document [K].
+
+    Raises:
+      ValueError: no document is longer than `length`.
+    """
+    _check_sizes(length=length)
+    sizes = np.diff(tokens.offsets)
+    document = np.flatnonzero(sizes > length)[:max_documents].astype(np.int32)
+    if not len(document):
+        raise ValueError(f"no document has more than {length} tokens; the longest has {sizes.max(initial=0)}")
+    return tokens.ids[tokens.offsets[document, None] + np.arange(length)], document
+
+
+def _tokenize(texts: Sequence[str], bpe: tokenizer.Tokenizer) -> Tokens:
+    parts = []
+    for start in range(0, len(texts), _ENCODE_TOGETHER):
+        for ids in bpe.encode_batch(texts[start : start + _ENCODE_TOGETHER]):
+            parts.append(np.array([*ids, bpe.end_of_text], np.int32))
+    sizes = np.array([0, *map(len, parts)], np.int64)
+    return Tokens(ids=np.concatenate(parts), offsets=np.cumsum(sizes))
+
+
+def _rows(tokens, numbers, length):
+    positions = numbers[:, None] * length + np.arange(length + 1)
+    window = tokens.ids[positions]
+    inputs = np.ascontiguousarray(window[:, :-1])
+    labels = np.ascontiguousarray(window[:, 1:])
+    return {"inputs": inputs, "labels": labels, "weights": (inputs != tokens.end_of_text).astype(np.float32)}
+
+
+def _documents(tokens, most):
+    count = tokens.documents if most is None else min(most, tokens.documents)
+    return [tokens.ids[tokens.offsets[k] : tokens.offsets[k + 1]] for k in range(count)]
+
+
+def _check_sizes(**sizes):
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}")

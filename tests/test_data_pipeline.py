@@ -1,0 +1,180 @@
+"""Packing, order, sharding, resuming and evaluation windows."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxdiv import data
+from tests.fixtures_data import sentences
+
+END = 7
+
+
+def tokens_of(*sizes, start=100):
+    """Documents of `sizes` tokens, the end of text included; every other id is different."""
+    ids = np.arange(start, start + sum(sizes), dtype=np.int32)
+    offsets = np.cumsum([0, *sizes]).astype(np.int64)
+    ids[offsets[1:] - 1] = END
+    return data.Tokens(ids=ids, offsets=offsets)
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def stack(batches, name):
+    return np.concatenate([batch[name] for batch in batches])
+
+
+TOKENS = tokens_of(31, 2, 50, 1, 17)  # 101 tokens: 20 windows of 5
+
+
+def batches(**changes):
+    return data.batches(TOKENS, **({"sequence_length": 5, "batch_size": 4, "seed": 0} | changes))
+
+
+def test_every_token_is_a_label_once_an_epoch():
+    epochs = stack(take(batches(), 15), "labels").reshape(3, -1)
+    for labels in epochs:
+        assert collections.Counter(labels.tolist()) == collections.Counter(TOKENS.ids[1:].tolist())
+
+
+def test_batches_that_do_not_divide_an_epoch_lose_nothing():
+    labels = stack(take(batches(batch_size=3), 20), "labels")  # 60 rows: three epochs of 20
+    counts = collections.Counter(labels.ravel().tolist())
+    assert counts == collections.Counter(TOKENS.ids[1:].tolist() * 3)
+
+
+def test_labels_follow_inputs():
+    for batch in take(batches(), 5):
+        assert {name: (x.shape, x.dtype.name) for name, x in batch.items()} == {
+            "inputs": ((4, 5), "int32"),
+            "labels": ((4, 5), "int32"),
+            "weights": ((4, 5), "float32"),
+        }
+        np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["labels"][:, :-1])
+
+
+def test_no_token_is_predicted_across_documents():
+    made = take(batches(), 5)
+    inputs, labels, weights = (stack(made, name) for name in ("inputs", "labels", "weights"))
+    np.testing.assert_array_equal(weights, np.where(inputs == END, 0.0, 1.0))
+    document = np.searchsorted(TOKENS.offsets, np.arange(101), side="right")
+    place = {(int(a), int(b)): i for i, (a, b) in enumerate(itertools.pairwise(TOKENS.ids))}
+    for pair, weight in zip(zip(inputs.flat, labels.flat, strict=True), weights.flat, strict=True):
+        i = place[int(pair[0]), int(pair[1])]
+        assert weight == (document[i] == document[i + 1])
+
+
+def test_each_epoch_and_each_seed_has_its_own_order():
+    orders = {}
+    for seed in range(4):
+        inputs = stack(take(batches(seed=seed), 15), "inputs").reshape(3, -1)
+        orders |= {(seed, epoch): inputs[epoch].tobytes() for epoch in range(3)}
+    assert len(set(orders.values())) == 12
+
+
+def test_a_seed_gives_one_order():
+    assert_same(take(batches(seed=3), 12), take(batches(seed=3), 12))
+
+
+def test_resuming_gives_the_same_batches():
+    whole = take(batches(batch_size=3), 25)
+    iterator = batches(batch_size=3)
+    take(iterator, 11)
+    state = iterator.get_state()
+    again = batches(batch_size=3)
+    again.set_state(state)
+    assert_same(take(again, 14), whole[11:])
+    assert_same(take(iterator, 14), whole[11:])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_global_batch(count):
+    whole = take(batches(), 12)
+    shards = [take(batches(process_index=i, process_count=count), 12) for i in range(count)]
+    joined = [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*shards, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 21}, r"a batch of 21 x 5 needs 106 tokens, got 101; use a smaller"),
+        ({"sequence_length": 0}, r"`sequence_length` must be at least 1, got 0"),
+        ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
+        ({"process_count": 3}, r"`batch_size` must be a multiple of the 3 processes, got 4"),
+        ({"process_count": 2, "process_index": 2}, r"`process_index` must be in \[0, 2\), got 2"),
+    ],
+)
+def test_batches_refuse(changes, message):
+    with pytest.raises(ValueError, match=message):
+        batches(**changes)
+
+
+def test_evaluation_windows_hold_the_first_tokens_of_each_document():
+    windows = data.evaluation_windows(TOKENS, sequence_length=6, end_of_text=END, max_tokens=20)
+    assert windows.inputs.shape == windows.labels.shape == windows.weights.shape
+    for k in range(5):
+        ids = TOKENS.ids[TOKENS.offsets[k] : TOKENS.offsets[k + 1]][:20]
+        mine = windows.document == k
+        kept = windows.weights[mine] == 1
+        np.testing.assert_array_equal(windows.inputs[mine][kept], ids[:-1])
+        np.testing.assert_array_equal(windows.labels[mine][kept], ids[1:])
+    assert set(np.unique(windows.weights)) == {0.0, 1.0}
+    assert (windows.labels[windows.weights == 0] == END).all()
+    assert (windows.inputs[windows.weights == 1] != END).all()
+    np.testing.assert_array_equal(windows.document, [0] * 4 + [1] + [2] * 4 + [4] * 3)
+
+
+def test_evaluation_windows_take_the_first_documents():
+    windows = data.evaluation_windows(TOKENS, sequence_length=100, end_of_text=END, max_documents=2)
+    np.testing.assert_array_equal(windows.document, [0, 1])
+    assert windows.weights.sum(axis=1).tolist() == [30, 1]
+
+
+def test_prompts():
+    prompts, document = data.prompts(TOKENS, length=17, max_documents=5)
+    np.testing.assert_array_equal(document, [0, 2])
+    np.testing.assert_array_equal(prompts, [TOKENS.ids[:17], TOKENS.ids[33:50]])
+    assert (prompts.dtype, document.dtype) == (np.int32, np.int32)
+    assert data.prompts(TOKENS, length=17, max_documents=1)[1].tolist() == [0]
+    with pytest.raises(ValueError, match="no document has more than 50 tokens; the longest has 50"):
+        data.prompts(TOKENS, length=50)
+
+
+def test_tokenize_ends_each_document():
+    texts = tuple(sentences(150))
+    documents = data.Documents(train=texts, validation=texts[:2], test=texts[5:6], counts={}, fingerprint="")
+    bpe = data.Tokenizer.train(texts, 300)
+    tokens = data.tokenize(documents, bpe)
+    assert {split: made.documents for split, made in tokens.items()} == {"train": 150, "validation": 2, "test": 1}
+    train = tokens["train"]
+    assert train.end_of_text == bpe.end_of_text
+    for k, text in enumerate(texts):
+        ids = train.ids[train.offsets[k] : train.offsets[k + 1]]
+        assert ids.tolist() == [*bpe.encode(text), bpe.end_of_text]
+
+
+def test_tokens_survive_a_file(tmp_path):
+    path = tmp_path / "train.npz"
+    TOKENS.save(path)
+    again = data.Tokens.load(path)
+    np.testing.assert_array_equal(again.ids, TOKENS.ids)
+    np.testing.assert_array_equal(again.offsets, TOKENS.offsets)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"can't read tokens from .*train\.npz"):
+        data.Tokens.load(path)
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])

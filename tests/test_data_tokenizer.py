@@ -1,0 +1,87 @@
+"""Byte-level BPE: lossless, deterministic, safe on disk."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdiv.data import Tokenizer
+from tests.fixtures_data import sentences
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return Tokenizer.train(sentences(50), 300)
+
+
+@given(TEXT)
+def test_every_text_decodes_to_itself(bpe, text):
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert bpe.byte_lengths[ids].sum() == len(text.encode())
+    assert bpe.end_of_text not in ids
+
+
+def test_the_end_of_text_in_a_document_is_text(bpe):
+    text = "a <|endoftext|> b"
+    assert bpe.end_of_text not in bpe.encode(text)
+    assert bpe.end_of_text not in bpe.encode_batch([text])[0]
+    assert bpe.decode(bpe.encode(text)) == text
+
+
+def test_vocabulary(bpe):
+    assert bpe.vocab_size == 300 == len(bpe.byte_lengths)
+    assert 0 <= bpe.end_of_text < 300
+    assert bpe.byte_lengths[bpe.end_of_text] == 0
+    assert (bpe.byte_lengths == 0).sum() == 1
+    assert bpe.decode([bpe.end_of_text, *bpe.encode("fox")]) == "fox"
+
+
+def test_merges_shorten_the_text(bpe):
+    text = sentences(9)[8]
+    assert len(bpe.encode(text)) < len(text) / 2
+    assert bpe.encode_batch([text, ""]) == [bpe.encode(text), []]
+
+
+def test_a_small_corpus_gives_a_smaller_vocabulary():
+    bpe = Tokenizer.train(["ab"], 300)
+    assert bpe.vocab_size == 258
+
+
+def test_training_is_deterministic(bpe):
+    assert Tokenizer.train(iter(sentences(50)), 300).fingerprint == bpe.fingerprint
+    assert Tokenizer.train(sentences(50), 301).fingerprint != bpe.fingerprint
+
+
+def test_save_and_load(bpe, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    bpe.save(path)
+    again = Tokenizer.load(path)
+    text = "def f():\r\n\treturn '<|endoftext|>é'"
+    assert again.fingerprint == bpe.fingerprint
+    assert again.encode(text) == bpe.encode(text)
+    assert again.decode(again.encode(text)) == text
+    assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"\xff", b'{"version": "1.0"', b'{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}'],
+)
+def test_a_bad_file_is_named(tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json") as caught:
+        Tokenizer.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.json"):
+        Tokenizer.load(tmp_path / "none.json")
+
+
+def test_a_vocabulary_below_the_bytes_is_refused():
+    with pytest.raises(ValueError, match=r"`vocab_size` must be at least 257 .*, got 256"):
+        Tokenizer.train(["a"], 256)

@@ -11,6 +11,7 @@ TRAIN = [
     "flax>=0.12.8; python_version < '3.12'",
     "flax>=0.12.12; python_version >= '3.12'",
     "grain>=0.2.18",
+    "importlib_resources>=6.5",  # TFDS imports it without declaring it
     "jaxtyping>=0.3.11",
     "matplotlib>=3.11",
     "ml_collections>=1.1",

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -149,6 +149,13 @@ def evaluation_windows(
         padded[row, : len(part)] = part
         weights[row, : len(part) - 1] = 1.0
     return Windows(inputs=padded[:, :-1], labels=padded[:, 1:], weights=weights, document=np.array(document, np.int32))
+
+
+def blocks(arrays: Sequence[np.ndarray], rows: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Cuts arrays along their first axis, all alike, into blocks of `rows`; the last is filled up with zeros."""
+    for start in range(0, len(arrays[0]), rows):
+        cut = [array[start : start + rows] for array in arrays]
+        yield tuple(np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in cut)
 
 
 def prompts(

@@ -1,0 +1,77 @@
+"""All ten losses, three seeds each, on the Python standard library's own sources.
+
+python -m experiments.distill --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.losses = "ce,ce_argmax,ce_data,kl,rkl,jeffreys,jsd,tv,nla,lk_hybrid"  # what jaxdiv.get takes, by commas
+    config.seeds = 3  # students a loss; student i draws its initial values from seed + i
+    config.seed = 0  # also shuffles the data and draws the teacher
+    config.temperature = 1.0  # of distillation, on both sides
+    config.dtype = "float32"  # of activations (or bfloat16); parameters stay float32
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "python_stdlib"  # or the name of a prepared TFDS data set
+    config.data.feature = "text"  # the TFDS feature to read
+    config.data.directory = ""  # TFDS folder; empty: the work folder for python_stdlib, else TFDS's own
+    config.data.files = ""  # a glob of text files, read in place of `source`
+    config.data.vocabulary = 1024  # of the byte-level BPE tokenizer
+    config.data.sequence_length = 96
+
+    config.teacher = ml_collections.ConfigDict()
+    config.teacher.checkpoint = ""  # work folder of a run whose teacher and tokenizer to take
+    config.teacher.depth = 4
+    config.teacher.width = 192
+    config.teacher.heads = 6
+    config.teacher.kv_heads = 2
+    config.teacher.mlp_width = 512
+    config.teacher.rope_base = 10000.0
+    config.teacher.steps = 700
+    config.teacher.batch_size = 24
+    config.teacher.optimizer = _optimizer(learning_rate=4e-3)
+
+    config.student = ml_collections.ConfigDict()
+    config.student.kind = "kangaroo"  # or decoder, an independent small model
+    config.student.exit_layer = 2  # kangaroo: reads the teacher's hidden state after this many layers
+    config.student.heads = 6
+    config.student.kv_heads = 2
+    config.student.depth = 1  # decoder only, as are the next two
+    config.student.width = 96
+    config.student.mlp_width = 256
+    config.student.steps = 200
+    config.student.batch_size = 12
+    config.student.optimizer = _optimizer(learning_rate=3e-3)
+
+    config.evaluation = ml_collections.ConfigDict()
+    config.evaluation.temperatures = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
+    config.evaluation.contexts = "corpus,generated,generated_greedy"
+    config.evaluation.documents = 64  # held-out documents, at most
+    config.evaluation.document_tokens = 288  # of each, at most (2,048 is the limit)
+    config.evaluation.prompt_tokens = 32  # of a document, before the teacher's own text
+    config.evaluation.generated_tokens = 256
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every = 50  # steps between saves
+    config.checkpoint.keep = 2  # newest steps kept
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every = 20  # steps between measurements of acceptance on a validation batch
+    return config
+
+
+def _optimizer(learning_rate):
+    optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # or sgd
+    optimizer.learning_rate = learning_rate
+    optimizer.warmup_steps = 20
+    optimizer.final_fraction = 0.1  # of the learning rate, where the cosine ends
+    optimizer.weight_decay = 0.01
+    optimizer.beta1 = 0.9  # SGD's momentum too
+    optimizer.beta2 = 0.95
+    optimizer.epsilon = 1e-8
+    optimizer.clip_norm = 1.0  # 0 for no clipping
+    return optimizer

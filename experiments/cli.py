@@ -1,0 +1,106 @@
+"""What every binary shares: flags that fail in one line, quiet logs, exit codes."""
+
+import os
+import pathlib
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
+BAD_INPUT = 2
+
+
+def define_config() -> flags.FlagHolder:
+    """Declares --config=FILE.py, whose keys can be overridden by --config.KEY=VALUE."""
+    return config_flags.DEFINE_config_file("config", None, "An ml_collections config, such as configs/quickstart.py.")
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs an absl main; bad input becomes one line on standard error and exit code 2."""
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _guarded(main, argv):
+    logging.set_verbosity(logging.ERROR)
+    if len(argv) > 1:
+        _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+    keep_compilations()
+    try:
+        code = main(argv)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from what was saved", code=128 + signal.SIGINT)
+    except (ValueError, OSError) as error:
+        if TRACEBACK.value:
+            raise
+        _fail(error)
+    sys.exit(code)
+
+
+def keep_compilations() -> None:
+    """Turns JAX's persistent compilation cache on, unless the user already chose a folder."""
+    if not jax.config.jax_compilation_cache_dir:
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "jaxdiv" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def loaded(config: flags.FlagHolder) -> ConfigDict:
+    """The config of a binary that can't do without one."""
+    if config.value is None:
+        raise ValueError("give a config, such as --config=configs/quickstart.py")
+    return config.value
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _parse(argv):
+    try:
+        _check_config_file(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(str(error).replace("invalid literal for int() with base 10:", "must be a whole number, got"))
+    except (AttributeError, KeyError) as error:
+        _fail(_unknown_key(argv, error))
+    except Exception as error:  # a config file is a program: whatever it raises is about that file
+        if "--traceback" in argv:
+            raise
+        _fail(f"the config can't be read: {type(error).__name__}: {error}")
+
+
+def _check_config_file(argv):
+    for given in _values(argv, "--config"):
+        path = pathlib.Path(given.split(":")[0])
+        if not path.is_file():
+            near = sorted(str(found) for found in pathlib.Path("configs").glob("*.py"))
+            raise flags.Error(f"--config={given}: there is no such file; known: {', '.join(near) or 'none'}")
+
+
+def _values(argv, name):
+    for i, argument in enumerate(argv):
+        if argument.startswith(name + "="):
+            yield argument.removeprefix(name + "=")
+        elif argument == name and i + 1 < len(argv):
+            yield argv[i + 1]
+
+
+def _unknown_key(argv, error):
+    key = re.search(r"'([^']+)'", str(error).replace("\\", ""))
+    name = key.group(1) if key else str(error)
+    written = next((a for a in argv if a.startswith("--config.") and name in re.split(r"[.=]", a)), f"--config.{name}")
+    near = re.search(r'Did you mean "([^"]+)"', str(error))
+    mend = f"did you mean `{near.group(1)}`?" if near else "the config file lists the keys"
+    return f"{written}: there is no config key `{name}`; {mend}"
+
+
+def _fail(message, code=BAD_INPUT):
+    say("error: " + " ".join(str(message).split()))
+    sys.exit(code)

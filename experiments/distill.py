@@ -1,0 +1,75 @@
+"""Trains a teacher, distils students under every loss side by side, and compares their acceptance.
+
+  python -m experiments.distill --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any key of the config file can be overridden, nested ones with dots; the file lists the keys and says what
+each means:
+
+  --config.losses='ce,jsd(beta=0.3),0.5*kl+0.5*tv' --config.seeds=5 --config.teacher.steps=1000
+
+The same command goes on where an earlier one stopped.
+"""
+
+import shlex
+import sys
+
+from absl import flags
+
+from experiments import cli, measuring
+from jaxdiv.training import config as run_config
+from jaxdiv.training import corpus, loop, students, teacher
+from jaxdiv.training.workdir import ConfigDiffers, Workdir
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
+
+# What may change while the teacher, its data and its tokenizer stay the same.
+_AFTER_TEACHER = (
+    "config.losses",
+    "config.seed",
+    "config.temperature",
+    "config.student",
+    "config.evaluation",
+    "config.log",
+)
+
+
+def main(_):
+    config = cli.loaded(CONFIG).to_dict()
+    run_config.check(config)
+    teacher.check_donor(config)
+    workdir = Workdir(WORKDIR.value)
+    try:
+        workdir.claim(config)
+    except ConfigDiffers as error:
+        raise ValueError(f"{error}. {_mend(error.keys, workdir)}") from None
+    try:
+        data = corpus.prepare(config, workdir)
+        guide = teacher.prepare(config, workdir, data)
+        students.train(config, workdir, data, guide)
+    except loop.Stopped as stopped:
+        cli.say(f"{stopped}; the same command goes on from there")
+        return 128 + stopped.signum
+    measuring.measure_and_report([workdir], output=workdir.root)
+    cli.say(
+        f"\nEverything lies in {workdir.root}: open {workdir.report}. Measure again with other temperatures by "
+        f"python -m experiments.acceptance --workdir={workdir.root} --temperatures=0.7,1.5",
+    )
+    return 0
+
+
+def _mend(keys, workdir):
+    """The command that asks for the same in a folder of its own, with the old teacher where it can serve."""
+    path = workdir.root
+    number = 2
+    while (fresh := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    kept = [a for a in sys.argv[1:] if not a.startswith(("--workdir", "--config.teacher.checkpoint"))]
+    command = ["python", "-m", "experiments.distill", *kept, f"--workdir={fresh}"]
+    if all(key.startswith(_AFTER_TEACHER) for key in keys):
+        command.append(f"--config.teacher.checkpoint={path}")
+    return f"Give it a folder of its own: {shlex.join(command)}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

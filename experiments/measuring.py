@@ -1,0 +1,66 @@
+"""What `distill`, `acceptance` and `report` share: measure runs, write the results, make the report."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+
+from jaxdiv.reporting import html, pictures, results, table
+from jaxdiv.training import config as run_config
+from jaxdiv.training import estimates, evaluation, metrics, students
+from jaxdiv.training.workdir import Workdir
+
+
+def measure_and_report(
+    runs: Sequence[Workdir],
+    *,
+    output: pathlib.Path,
+    contexts: Sequence[str] = (),
+    temperatures: Sequence[float] = (),
+) -> None:
+    """Measures `runs`, pooled, and writes results.csv, pictures and report.html to `output`.
+
+    Contexts and temperatures are those of each run's config where none are given.
+    """
+    measured = []
+    for run in runs:
+        settings = run.config()["evaluation"]
+        names = contexts or run_config.contexts(settings["contexts"])
+        measured.append(
+            evaluation.measure(run, names=names, temperatures=temperatures or tuple(settings["temperatures"]))
+        )
+    frame = results.table(estimates.rows(measured))
+    output.mkdir(parents=True, exist_ok=True)
+    results.write_csv(frame, output / "results.csv")
+    report(runs, frame, output=output)
+
+
+def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path) -> None:
+    """Prints the table of `frame` and writes the pictures and report.html to `output`."""
+    curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
+    pictures.write(output, frame=frame, curves=curves)
+    html.write_report(
+        output / "report.html",
+        frame=frame,
+        curves=curves,
+        config_text="\n".join(json.dumps(run.config(), indent=2) for run in runs),
+        facts=_facts(runs),
+    )
+    console = Console()
+    # A table needs its columns even where output is piped to a narrower default.
+    (console if console.is_terminal else Console(width=110)).print(table.rich_table(frame))
+
+
+def _curves(run):
+    config = run.config()
+    return metrics.read_curves(run.curves, "student", students.seeds(config))
+
+
+def _facts(runs):
+    facts = {}
+    for run in runs:
+        prefix = f"{run.root}: " if len(runs) > 1 else ""
+        facts |= {prefix + name: str(value) for name, value in run.facts().items()}
+    return facts

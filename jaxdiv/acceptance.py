@@ -1,0 +1,207 @@
+"""How often a target accepts a draft's tokens, by named rule, and the tokens a target call that follow.
+
+The rules differ and so do their rankings of drafts: `sampling` (rejection sampling of sampled drafts), `greedy_draft`
+(the draft's likeliest token, verified by sampling the target), `greedy_match` (both greedy), `exact_match` (two samples
+that must be equal). The first four functions give a position's chance over all next tokens; those ending in `_given`
+give it for the token that the target did output, which is what decoding along a text needs. The draft is the student
+and the target the teacher, q and p below.
+
+Tokens a target call: a lossless decoder's output is a text of the target. Given that text, drafts are accepted
+independently, so the positions where rounds of gamma drafts begin are a renewal process on it, and the expected number
+of target calls is a sum, free of decoding's noise.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv import warps
+
+
+def sampling(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Acceptance of sampled drafts by rejection sampling: sum of min(p, q).
+
+    Args:
+      student_logits: [..., V], the draft's.
+      teacher_logits: [..., V], the target's.
+      temperature: of both sides; 0 is greedy.
+
+    Returns:
+      [...], in [0, 1] up to rounding (2e-7); 1 minus the total variation. At temperature 0 it is `greedy_match`.
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
+    """
+    return jnp.sum(jnp.minimum(*_both(student_logits, teacher_logits, temperature)), axis=-1)
+
+
+def greedy_draft(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Acceptance of greedy drafts by a sampling target: p(argmax q); shapes and range as `sampling`."""
+    return _at(warps.probabilities(teacher_logits, temperature=temperature), jnp.argmax(student_logits, axis=-1))
+
+
+def greedy_match(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+    """Acceptance of greedy drafts by a greedy target: 1 where argmax p = argmax q, else 0; shapes as `sampling`."""
+    return _float(jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
+
+
+def exact_match(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Acceptance where the target's sample must equal the draft's: sum of p q; shapes and range as `sampling`."""
+    student, teacher = _both(student_logits, teacher_logits, temperature)
+    return jnp.sum(student * teacher, axis=-1)
+
+
+def by_temperature(
+    student_logits: jax.Array, teacher_logits: jax.Array, temperatures: Sequence[float]
+) -> dict[str, jax.Array]:
+    """`sampling` and `greedy_draft` at T temperatures at once.
+
+    Under `jax.vmap` over students, with the teacher's logits unmapped, the teacher's side is computed once for all.
+
+    Returns:
+      `acceptance` [T, ...] and `acceptance_greedy_draft` [T, ...]. At temperature 0 both are `greedy_match`.
+    """
+    draft = jnp.argmax(student_logits, axis=-1)
+    sampled, greedy = [], []
+    for temperature in temperatures:
+        student, teacher = _both(student_logits, teacher_logits, temperature)
+        sampled.append(jnp.sum(jnp.minimum(student, teacher), axis=-1))
+        greedy.append(_at(teacher, draft))
+    return {"acceptance": jnp.stack(sampled), "acceptance_greedy_draft": jnp.stack(greedy)}
+
+
+def sampling_given(
+    student_logits: jax.Array, teacher_logits: jax.Array, tokens: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
+    """Chance that the token x which the target output was an accepted draft: min(1, q(x) / p(x)).
+
+    Its mean over x ~ p is `sampling`.
+
+    Args:
+      student_logits: [..., V], the draft's.
+      teacher_logits: [..., V], the target's.
+      tokens: [...] integers, drawn from the target at the same temperature.
+      temperature: of both sides; 0 is greedy.
+
+    Returns:
+      [...], in [0, 1].
+    """
+    warps.check_temperature(temperature)
+    if temperature == 0:
+        return greedy_given(student_logits, tokens)
+    surplus = _log_probability(student_logits, tokens, temperature) - _log_probability(
+        teacher_logits, tokens, temperature
+    )
+    return jnp.exp(jnp.minimum(surplus, 0.0))
+
+
+def greedy_given(student_logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Chance that the token x which the target output was an accepted greedy draft: 1 where x = argmax q, else 0.
+
+    Holds for a sampling and for a greedy target. `student_logits` [..., V], `tokens` [...]; returns [...].
+    """
+    return _float(jnp.argmax(student_logits, axis=-1) == tokens)
+
+
+def renewal(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
+    """Chance that a round (one target call: gamma drafts, then the target's own token) begins at each position.
+
+    A position is at offset 0 to gamma of its round. From an offset below gamma the round goes on if the draft is
+    accepted, else the next round begins; after offset gamma, the target's own token, it always does.
+
+    Args:
+      accept: [..., n], chance of acceptance given the text: `sampling_given` or `greedy_given`.
+      valid: [...] integers, tokens of each text; what lies behind is ignored, whatever it holds.
+      gamma: drafts a round, at least 1.
+
+    Returns:
+      [..., n], in [0, 1]; 1 at the first position, 0 behind the text.
+
+    Raises:
+      ValueError: gamma is below 1.
+    """
+    if gamma < 1:
+        raise ValueError(f"`gamma` must be at least 1, got {gamma}.")
+    inside = jnp.arange(accept.shape[-1]) < jnp.asarray(valid)[..., None]
+
+    def advance(at_offset, chance):
+        drafted = at_offset[:-1] * chance[None]
+        begins = jnp.sum(at_offset[:-1] * (1 - chance)[None], axis=0) + at_offset[-1]
+        return jnp.concatenate([begins[None], drafted]), at_offset[0]
+
+    chances = jnp.moveaxis(jnp.where(inside, accept, 0), -1, 0)
+    first = jnp.zeros((gamma + 1, *chances.shape[1:]), chances.dtype).at[0].set(1)
+    _, begins = jax.lax.scan(advance, first, chances)
+    return jnp.where(inside, jnp.moveaxis(begins, 0, -1), 0)
+
+
+def calls(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
+    """Expected number of target calls that begin inside each text, [...]; arguments as `renewal`.
+
+    Tokens a target call is the texts' pooled `valid` by their pooled `calls`, never a mean of ratios. The prompt's own
+    pass is no call.
+    """
+    return jnp.sum(renewal(accept, valid, gamma=gamma), axis=-1)
+
+
+def accepted_at(accept: jax.Array, valid: jax.Array, *, gamma: int) -> tuple[jax.Array, jax.Array]:
+    """Acceptance by position in the draft, as decoding would count it; arguments as `renewal`.
+
+    Only rounds whose gamma drafts all lie inside the text count.
+
+    Returns:
+      accepted: [..., gamma], expected number of rounds that accepted the draft at this position and all before it.
+      rounds: [..., gamma], expected number of rounds, the same for every position.
+    """
+    valid = jnp.asarray(valid)[..., None]
+    positions = jnp.arange(accept.shape[-1])
+    begins = jnp.where(positions + gamma <= valid, renewal(accept, valid[..., 0], gamma=gamma), 0)
+    accept = jnp.where(positions < valid, accept, 0)
+    accepted, alive = [], begins
+    for offset in range(gamma):
+        alive = alive * _ahead(accept, offset)
+        accepted.append(jnp.sum(alive, axis=-1))
+    rounds = jnp.sum(begins, axis=-1, keepdims=True)
+    accepted = jnp.stack(accepted, axis=-1)
+    return accepted, jnp.broadcast_to(rounds, accepted.shape)
+
+
+def tokens_per_call_iid(alpha: jax.Array | float, gamma: int) -> jax.Array | float:
+    """Tokens a target call if every draft were accepted alike: (1 - alpha^(gamma + 1)) / (1 - alpha).
+
+    For comparison only: real acceptance varies from position to position. 1 at alpha = 0, gamma + 1 at alpha = 1.
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192), equation 1.
+    """
+    total = 1.0
+    for _ in range(gamma):
+        total = 1.0 + alpha * total
+    return total
+
+
+def _both(student_logits, teacher_logits, temperature):
+    return (
+        warps.probabilities(student_logits, temperature=temperature),
+        warps.probabilities(teacher_logits, temperature=temperature),
+    )
+
+
+def _at(values, index):
+    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+
+
+def _ahead(values, offset):
+    """values[..., i + offset] at i, 0 beyond the end."""
+    rest = values[..., offset:]
+    missing = values.shape[-1] - rest.shape[-1]
+    return jnp.pad(rest, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
+
+
+def _log_probability(logits, tokens, temperature):
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+    return _at(scaled, tokens) - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def _float(condition):
+    return condition.astype(jnp.float32)

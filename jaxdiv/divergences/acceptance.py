@@ -1,0 +1,105 @@
+"""Losses of the chance that rejection sampling accepts a draft, Σ min(p, q) = 1 - TV."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv.divergences import terms
+from jaxdiv.divergences.engine import divergence
+from jaxdiv.divergences.inputs import prepare
+from jaxdiv.divergences.rows import compare, log_probabilities, total
+
+RATE = 3.0
+
+
+def negative_log_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """-log Σ min(p, q), nats a row; its gradient is that of total variation over the acceptance.
+
+    Arguments and errors as in `forward_kl`. Finite as long as one class has both probabilities, however small.
+
+    Returns:
+      [...] in [0, inf]; inf where no class is common, with a gradient of 0.
+
+    Source: LK losses, arXiv 2602.23881, L_LK^α.
+    """
+    student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
+    return _negative_log_acceptance(student, teacher)
+
+
+@jax.custom_jvp
+def _negative_log_acceptance(student, teacher):
+    rows = compare(student, teacher)
+    return _value(rows, _common(student, teacher))
+
+
+def _value(rows, common):
+    variation = total(terms.TOTAL_VARIATION.value(rows))
+    # One form alone fails: the first is infinite where little is common, the second loses all digits near equality.
+    close = -jnp.log1p(-jnp.minimum(variation, 0.5))
+    return jnp.where(variation < 0.5, close, -common)[..., 0]
+
+
+def _common(student, teacher):
+    """log Σ min(p, q), [..., 1]."""
+    return jax.nn.logsumexp(
+        jnp.minimum(log_probabilities(student), log_probabilities(teacher)), axis=-1, keepdims=True
+    )
+
+
+@_negative_log_acceptance.defjvp
+def _negative_log_acceptance_jvp(primals, tangents):
+    value = _negative_log_acceptance(*primals)
+    return value, jnp.sum(_gradient(*primals) * tangents[0], axis=-1)
+
+
+@jax.custom_jvp
+def _gradient(student, teacher):
+    rows = compare(student, teacher)
+    share = _share(student, teacher, rows)
+    return rows.q * total(share) - share
+
+
+def _share(student, teacher, rows):
+    """Each class's part of the acceptance that follows the student: min(p, q)/Σmin(p, q) where q < p."""
+    follows = 0.5 - 0.5 * jnp.sign(rows.r)
+    common = jnp.maximum(_common(student, teacher), jnp.finfo(student.dtype).min)
+    return follows * jnp.exp(jnp.minimum(log_probabilities(student) - common, 0))
+
+
+@_gradient.defjvp
+def _gradient_jvp(primals, tangents):
+    rows = compare(*primals)
+    share = _share(*primals, rows)
+    moved = tangents[0] - total(rows.q * tangents[0])
+    mean = total(share * moved)
+    product = rows.q * (moved * total(share) + mean - mean * total(share)) - share * (moved - mean)
+    return _gradient(*primals), product
+
+
+def lk_hybrid(student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None) -> jax.Array:
+    """λ·KL(teacher ‖ student) + (1-λ)·TV with λ = exp(-rate·acceptance), the acceptance taken as a constant.
+
+    λ is each row's own. Other arguments and errors as in `forward_kl`.
+
+    Args:
+      rate: how fast λ falls with the acceptance, >= 0.
+
+    Returns:
+      [...] in [0, inf].
+
+    Raises:
+      ValueError: if `rate` is negative or not finite.
+
+    Source: LK losses, arXiv 2602.23881, L_LK^λ with η = 3.
+    """
+    kl, variation = lk_hybrid_parts(student_logits, teacher_logits, rate=rate, axis=axis, where=where)
+    return kl + variation
+
+
+def lk_hybrid_parts(student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None):
+    """The two parts of `lk_hybrid`, λ·KL and (1-λ)·TV: a distillation temperature scales each by its own factor."""
+    if not 0 <= rate < float("inf"):
+        raise ValueError(f"`rate` must be in [0, inf), got {rate}.")
+    student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
+    variation = divergence(terms.TOTAL_VARIATION, student, teacher)
+    weight = jnp.exp(-rate * (1 - jax.lax.stop_gradient(variation)))
+    return weight * divergence(terms.FORWARD_KL, student, teacher), (1 - weight) * variation

@@ -1,0 +1,38 @@
+"""From a term to a divergence: value, gradient and Hessian product by the student's logits, all in closed form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv.divergences.rows import compare, total
+from jaxdiv.divergences.terms import Term
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def divergence(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Σφ over the last axis of prepared logits [..., V] -> [...]; the teacher is a constant."""
+    return total(term.value(compare(student, teacher)))[..., 0]
+
+
+@divergence.defjvp
+def _divergence_jvp(term, primals, tangents):
+    slope = gradient(term, *primals)
+    return divergence(term, *primals), jnp.sum(slope * tangents[0], axis=-1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def gradient(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """dD/dz_s = φ_b - q·Σφ_b, [..., V]."""
+    rows = compare(student, teacher)
+    slope = term.slope(rows)
+    return slope - rows.q * total(slope)
+
+
+@gradient.defjvp
+def _gradient_jvp(term, primals, tangents):
+    rows = compare(*primals)
+    moved = tangents[0] - total(rows.q * tangents[0])  # of log q
+    bent = term.curvature(rows) * moved
+    product = bent - rows.q * (total(bent) + moved * total(term.slope(rows)))
+    return gradient(term, *primals), product

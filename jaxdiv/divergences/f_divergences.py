@@ -1,0 +1,89 @@
+"""The f-divergences, each Σφ over the classes with φ from terms.py. All take the student first."""
+
+import jax
+
+from jaxdiv.divergences import terms
+from jaxdiv.divergences.engine import divergence
+from jaxdiv.divergences.inputs import prepare
+
+
+def forward_kl(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """KL(teacher ‖ student) = Σ p·log(p/q), nats a row.
+
+    A class that the teacher lacks (-inf) counts 0; one that only the student lacks makes it infinite.
+
+    Args:
+      student_logits: [..., V], any float type; computed in float32 at least.
+      teacher_logits: [..., V], a constant.
+      axis: the classes.
+      where: classes that exist, broadcast to the logits; the others are as if absent on both sides.
+
+    Returns:
+      [...] in [0, inf].
+
+    Raises:
+      ValueError: if the logits do not have the same classes.
+
+    Source: Kullback and Leibler (1951); Hinton et al., arXiv 1503.02531, section 2.
+
+    >>> round(float(forward_kl(jax.numpy.array([0.0, 0.0]), jax.numpy.log(jax.numpy.array([0.75, 0.25])))), 6)
+    0.130812
+    """
+    return _between(terms.FORWARD_KL, student_logits, teacher_logits, axis, where)
+
+
+def reverse_kl(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """KL(student ‖ teacher) = Σ q·log(q/p), nats a row, [...] in [0, inf]; arguments as in `forward_kl`.
+
+    Infinite where the student has mass on a class that the teacher lacks.
+
+    Source: MiniLLM, arXiv 2306.08543, equation 1.
+    """
+    return _between(terms.REVERSE_KL, student_logits, teacher_logits, axis, where)
+
+
+def jeffreys(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """KL(teacher ‖ student) + KL(student ‖ teacher) = Σ (q-p)·log(q/p), nats a row, [...] in [0, inf].
+
+    Symmetric; infinite where one side lacks a class of the other. Arguments as in `forward_kl`.
+
+    Source: Jeffreys (1946), An invariant form for the prior probability in estimation problems.
+    """
+    return _between(terms.JEFFREYS, student_logits, teacher_logits, axis, where)
+
+
+def jensen_shannon(student_logits, teacher_logits, *, beta: float = 0.5, axis: int = -1, where=None) -> jax.Array:
+    """β·KL(teacher ‖ M) + (1-β)·KL(student ‖ M) with M = β·teacher + (1-β)·student, nats a row.
+
+    Other arguments as in `forward_kl`. Symmetric at β = ½. Divided by β it tends to forward KL as β tends to 0, and
+    divided by 1-β to reverse KL as β tends to 1.
+
+    Args:
+      beta: the teacher's weight, in (0, 1).
+
+    Returns:
+      [...] in [0, H(β)], H(½) = log 2.
+
+    Raises:
+      ValueError: if `beta` is not in (0, 1).
+
+    Source: Lin (1991), equation 4.1; as a distillation loss Agarwal et al., arXiv 2306.13649, equation 1.
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"`beta` must be in (0, 1), got {beta}; the limits are kl (0) and rkl (1).")
+    return _between(terms.jensen_shannon(float(beta)), student_logits, teacher_logits, axis, where)
+
+
+def total_variation(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """½·Σ|q-p| = 1 - Σ min(p, q), [...] in [0, 1]: the chance that a sampled draft is rejected.
+
+    Symmetric. Where p = q the subgradient 0 is taken. Arguments as in `forward_kl`.
+
+    Source: Leviathan et al., arXiv 2211.17192, definition 3.2 and theorem 3.5.
+    """
+    return _between(terms.TOTAL_VARIATION, student_logits, teacher_logits, axis, where)
+
+
+def _between(term, student_logits, teacher_logits, axis, where):
+    student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
+    return divergence(term, student, teacher)

@@ -1,0 +1,39 @@
+"""What the caller hands over, brought to one form: classes last, float32 at least, absent classes -inf."""
+
+import jax
+import jax.numpy as jnp
+
+
+def prepare(student_logits, teacher_logits, *, axis: int, where) -> tuple[jax.Array, jax.Array]:
+    """Student and (constant) teacher logits [..., V] of one shape and type.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    student_logits, teacher_logits = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
+    if student_logits.ndim == 0 or teacher_logits.ndim == 0:
+        raise ValueError("logits need an axis of classes, got a scalar.")
+    if student_logits.shape[axis] != teacher_logits.shape[axis]:
+        raise ValueError(
+            f"student and teacher must have the same classes, got {student_logits.shape[axis]} and "
+            f"{teacher_logits.shape[axis]} on axis {axis}; cut both to the common vocabulary."
+        )
+    dtype = jnp.promote_types(jnp.promote_types(student_logits.dtype, teacher_logits.dtype), jnp.float32)
+    student = classes_last(student_logits, dtype=dtype, axis=axis, where=where)
+    teacher = classes_last(jax.lax.stop_gradient(teacher_logits), dtype=dtype, axis=axis, where=where)
+    shape = jnp.broadcast_shapes(student.shape, teacher.shape)
+    return _spread(student, shape), _spread(teacher, shape)
+
+
+def classes_last(logits, *, dtype, axis: int, where) -> jax.Array:
+    """Logits [..., V] of `dtype`, -inf where `where` is False."""
+    logits = jnp.asarray(logits).astype(dtype)
+    if where is not None:
+        where = jnp.asarray(where, dtype=bool)
+        shape = jnp.broadcast_shapes(logits.shape, where.shape)
+        logits = jnp.where(_spread(where, shape), _spread(logits, shape), -jnp.inf)
+    return jnp.moveaxis(logits, axis, -1)
+
+
+def _spread(array, shape):
+    return array if array.shape == shape else jnp.broadcast_to(array, shape)

@@ -1,0 +1,168 @@
+"""Losses from text: a name, a name with parameters, or a weighted sum of them."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv.divergences.registry import ENTRIES, Entry, canonical
+
+_NUMBER = r"\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
+_PART = re.compile(rf"(?:(?P<weight>[+-]?(?:{_NUMBER}))\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<inside>[^()]*)\))?")
+_PARAMETER = re.compile(rf"(?P<key>[A-Za-z_]\w*)\s*=\s*(?P<value>[+-]?(?:{_NUMBER}|inf|nan))")
+
+
+@dataclass(frozen=True)
+class Part:
+    """weight * name(**parameters), with the full name and parameters as sorted pairs."""
+
+    weight: float
+    name: str
+    parameters: tuple[tuple[str, float], ...]
+
+    @property
+    def entry(self) -> Entry:
+        return ENTRIES[self.name]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A weighted sum of divergences; hashable, made by `get`.
+
+    Attributes:
+      text: as it was written.
+      parts: what is summed.
+    """
+
+    text: str
+    parts: tuple[Part, ...]
+
+    @property
+    def needs_labels(self) -> bool:
+        return any(part.entry.target == "labels" for part in self.parts)
+
+    def __call__(
+        self, student_logits, teacher_logits, *, labels=None, temperature: float = 1.0, axis: int = -1, where=None
+    ) -> jax.Array:
+        """One value a row.
+
+        Args:
+          student_logits: [..., V].
+          teacher_logits: [..., V], a constant.
+          labels: [...] integers, for losses that need them.
+          temperature: T > 0 divides both sides' logits; the factor T² (T where the gradient would grow otherwise)
+            keeps the gradient's size. Terms on labels stay at T = 1.
+          axis: the classes.
+          where: classes that exist, broadcast to the logits.
+
+        Returns:
+          [...], float32 at least.
+
+        Raises:
+          ValueError: if labels are missing or the temperature is not above 0.
+        """
+        if self.needs_labels and labels is None:
+            raise ValueError(f"`{self.text}` needs `labels`, got None.")
+        if not isinstance(temperature, jax.core.Tracer) and not (0 < temperature < math.inf):
+            raise ValueError(f"`temperature` must be in (0, inf), got {temperature}.")
+        heated = [_heat(logits, temperature) for logits in (student_logits, teacher_logits)]
+        values = (
+            _of_labels(part, student_logits, labels, axis, where)
+            if part.entry.target == "labels"
+            else _of_logits(part, *heated, temperature, axis, where)
+            for part in self.parts
+        )
+        return sum(part.weight * value for part, value in zip(self.parts, values, strict=True))
+
+
+def _heat(logits, temperature):
+    logits = jnp.asarray(logits)
+    if isinstance(temperature, (int, float)) and temperature == 1:
+        return logits
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+
+
+def _of_labels(part, student_logits, labels, axis, where):
+    return part.entry.function(student_logits, labels, axis=axis, where=where, **dict(part.parameters))
+
+
+def _of_logits(part, student_logits, teacher_logits, temperature, axis, where):
+    entry = part.entry
+    function, powers = entry.parts or (entry.function, (entry.temperature_power,))
+    values = function(student_logits, teacher_logits, axis=axis, where=where, **dict(part.parameters))
+    values = values if entry.parts else (values,)
+    return sum(value * temperature**power for value, power in zip(values, powers, strict=True))
+
+
+def get(text: str) -> Loss:
+    """The loss that `text` names, such as `kl`, `jsd(beta=0.3)` or `0.7*kl + 0.3*tv`.
+
+    Raises:
+      ValueError: if the text is no such sum, a name or parameter is unknown, or a number is out of its range.
+    """
+    stripped = text.strip()
+    if not stripped:
+        raise ValueError("a loss must have a name, got empty text.")
+    return Loss(text=stripped, parts=tuple(_parts(stripped)))
+
+
+def _parts(text):
+    at = 0
+    while True:
+        match = _PART.match(text, at)
+        if not match:
+            raise ValueError(f"can't read `{text}` at `{text[at:]}`; write a sum such as 0.7*kl + 0.3*jsd(beta=0.3).")
+        yield _part(match, text)
+        plus = re.compile(r"\s*\+\s*").match(text, match.end())
+        if not plus:
+            break
+        at = plus.end()
+    if match.end() < len(text):
+        raise ValueError(
+            f"can't read `{text}` at `{text[match.end() :].strip()}`; write a sum such as 0.7*kl + 0.3*jsd(beta=0.3)."
+        )
+
+
+def _part(match, text):
+    weight = float(match["weight"] or 1)
+    if not 0 < weight < math.inf:
+        raise ValueError(f"a weight must be above 0 and finite, got {match['weight']} in `{text}`.")
+    name = canonical(match["name"])
+    return Part(weight=weight, name=name, parameters=_parameters(match["inside"], match["name"], ENTRIES[name]))
+
+
+def _parameters(inside, name, entry):
+    if inside is None:
+        return ()
+    given = {}
+    for piece in inside.split(","):
+        match = _PARAMETER.fullmatch(piece.strip())
+        if not match:
+            raise ValueError(f"can't read `{piece.strip()}` in `{name}({inside})`; write {name}(parameter=number).")
+        key, value = match["key"], float(match["value"])
+        if key not in entry.parameters:
+            known = ", ".join(entry.parameters) or "none"
+            raise ValueError(f"`{name}` has no parameter `{key}`; known: {known}.")
+        if key in given:
+            raise ValueError(f"`{key}` stands twice in `{name}({inside})`.")
+        if not entry.parameters[key].allows(value):
+            raise ValueError(f"`{key}` of `{name}` must be in {entry.parameters[key].interval}, got {match['value']}.")
+        given[key] = value
+    return tuple(sorted(given.items()))
+
+
+def split(text: str) -> tuple[str, ...]:
+    """A list of losses by commas outside parentheses, stripped: `ce,jsd(beta=0.3)` -> ("ce", "jsd(beta=0.3)").
+
+    Raises:
+      ValueError: if a loss is empty or stands twice.
+    """
+    losses = tuple(piece.strip() for piece in re.split(r",(?![^()]*\))", text))
+    if not all(losses):
+        raise ValueError(f"a list of losses must have a name between commas, got `{text}`.")
+    repeated = next((loss for i, loss in enumerate(losses) if loss in losses[:i]), None)
+    if repeated:
+        raise ValueError(f"a list of losses must name each once, got `{repeated}` twice.")
+    return losses

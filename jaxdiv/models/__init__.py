@@ -1,0 +1,18 @@
+"""Flax NNX models: the decoder, the draft models that learn from it, plain generation."""
+
+from jaxdiv.models.builders import build_student, build_teacher
+from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput
+from jaxdiv.models.generation import generate
+from jaxdiv.models.students import DecoderStudent, KangarooAdapter, Student
+
+__all__ = [
+    "Cache",
+    "Decoder",
+    "DecoderStudent",
+    "KangarooAdapter",
+    "Student",
+    "TeacherOutput",
+    "build_student",
+    "build_teacher",
+    "generate",
+]

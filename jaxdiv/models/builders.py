@@ -1,0 +1,68 @@
+"""Models from a run's config."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.students import DecoderStudent, KangarooAdapter, Student
+
+Config = Mapping | ConfigDict
+
+
+def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
+    """The decoder of `config`: depth, width, heads, kv_heads, mlp_width, rope_base and dtype."""
+    return _decoder(config, config, vocab_size, rngs)
+
+
+def build_student(config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs) -> Student:
+    """The student of `config` for a teacher of `teacher_config`, whose dtype and rope_base it takes.
+
+    `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer) or `decoder` (depth, width, heads, kv_heads,
+    mlp_width).
+
+    Raises:
+      ValueError: unknown kind, an exit layer beyond the teacher's depth, or heads that don't fit the width.
+    """
+    kind = config["kind"]
+    if kind not in _KINDS:
+        raise ValueError(f"`kind` must be one of {', '.join(_KINDS)}, got {kind!r}")
+    return _KINDS[kind](config, teacher_config, vocab_size, rngs)
+
+
+def _kangaroo(config, teacher_config, vocab_size, rngs):
+    exit_layer, depth = config["exit_layer"], teacher_config["depth"]
+    if not 1 <= exit_layer <= depth:
+        raise ValueError(f"`exit_layer` must be in 1..{depth}, the teacher's depth, got {exit_layer}")
+    return KangarooAdapter(
+        width=teacher_config["width"],
+        heads=config["heads"],
+        kv_heads=config["kv_heads"],
+        exit_layer=exit_layer,
+        rope_base=teacher_config["rope_base"],
+        dtype=jnp.dtype(teacher_config["dtype"]),
+        rngs=rngs,
+    )
+
+
+def _independent(config, teacher_config, vocab_size, rngs):
+    return DecoderStudent(_decoder(config, teacher_config, vocab_size, rngs))
+
+
+_KINDS = {"kangaroo": _kangaroo, "decoder": _independent}
+
+
+def _decoder(config, numerics, vocab_size, rngs):
+    return Decoder(
+        vocab_size=vocab_size,
+        depth=config["depth"],
+        width=config["width"],
+        heads=config["heads"],
+        kv_heads=config["kv_heads"],
+        mlp_width=config["mlp_width"],
+        rope_base=numerics["rope_base"],
+        dtype=jnp.dtype(numerics["dtype"]),
+        rngs=rngs,
+    )

@@ -1,0 +1,72 @@
+"""Plain generation with a cache: the teacher's own text, and what speculative decoding is compared with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from jaxdiv.models.decoder import Decoder
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Int[Array | np.ndarray, "B P"],
+    *,
+    length: int,
+    temperature: float,
+    key: Array,
+) -> Int[Array, "B total"]:
+    """Continues each prompt by `length` tokens, in one jit.
+
+    Args:
+      decoder: the model.
+      prompts: [B, P], P >= 1, all of the same length.
+      length: tokens to add, at least 1; nothing stops earlier.
+      temperature: of sampling; 0 takes the likeliest token (the first of equals).
+      key: PRNG key. A row's tokens depend on the key and the row's number, not on the other rows.
+
+    Returns:
+      [B, P + length] int32, the prompts included.
+
+    Raises:
+      ValueError: an empty prompt, `length` below 1, or a temperature that is negative or not finite.
+    """
+    if prompts.shape[1] < 1 or length < 1:
+        raise ValueError(f"prompts and `length` must be at least 1 token, got {prompts.shape[1]} and {length}")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"`temperature` must be finite and at least 0, got {temperature}")
+    graphdef, params = nnx.split(decoder)
+    return _generate(graphdef, params, jnp.asarray(prompts, jnp.int32), float(temperature), key, length=length)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="length")
+def _generate(graphdef, params, prompts, temperature, key, *, length):
+    decoder = nnx.merge(graphdef, params).unrolled()
+    batch, start = prompts.shape
+    keys = jax.random.split(key, batch)
+
+    def next_token(tokens, positions, cache):
+        hidden, cache = decoder.run_layers(decoder.embed(tokens), 0, decoder.depth, positions=positions, cache=cache)
+        logits = decoder.logits(hidden[:, -1:])[:, 0]
+        return jax.vmap(_draw, in_axes=(0, 0, 0, None))(keys, positions[:, -1], logits, temperature), cache
+
+    def step(carry, position):
+        token, cache = carry
+        positions = jnp.broadcast_to(position, (batch, 1))
+        token, cache = next_token(token[:, None], positions, cache)
+        return (token, cache), token
+
+    positions = jnp.broadcast_to(jnp.arange(start)[None], prompts.shape)
+    first, cache = next_token(prompts, positions, decoder.init_cache(batch, start + length - 1))
+    _, rest = jax.lax.scan(step, (first, cache), start + jnp.arange(length - 1))
+    return jnp.concatenate([prompts, first[:, None], rest.T], axis=1)
+
+
+def _draw(key, position, logits, temperature):
+    greedy = temperature == 0
+    scaled = logits / jnp.where(greedy, 1.0, temperature)
+    noise = jax.random.gumbel(jax.random.fold_in(key, position), logits.shape, jnp.float32)
+    return jnp.argmax(jnp.where(greedy, logits, scaled + noise), axis=-1).astype(jnp.int32)

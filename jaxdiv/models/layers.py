@@ -1,0 +1,159 @@
+"""The parts of a Llama-style layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+Activations = Float[Array, "B L D"]
+
+
+class LayerCache(NamedTuple):
+    """One layer's keys and values; slot t of the third axis belongs to the token at position t."""
+
+    keys: Float[Array, "B G T H"]
+    values: Float[Array, "B G T H"]
+
+
+class Layout(NamedTuple):
+    """Where the tokens of one pass stand, which is the same for all its layers (b is B or 1)."""
+
+    positions: Int[Array, "b L"]
+    cos: Float[Array, "b 1 L H"]
+    sin: Float[Array, "b 1 L H"]
+    visible: Bool[Array, "b 1 1 L T"]
+
+
+def layout(
+    positions: Int[Array | np.ndarray, "b L"], *, head_width: int, rope_base: float, slots: int | None
+) -> Layout:
+    """Rotations and causal mask of tokens at `positions`.
+
+    Args:
+      positions: [b, L], the position of each token in its own sequence.
+      head_width: even.
+      rope_base: base of the geometric series of wavelengths (RoFormer, arXiv 2104.09864, section 3.2.2).
+      slots: length of the cache, whose slot t is seen from position t on; None without a cache, where a token
+        sees itself and the tokens before it in the pass.
+    """
+    positions = jnp.asarray(positions)
+    frequencies = rope_base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    angles = positions.astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    length = positions.shape[1]
+    if slots is None:
+        visible = jnp.tri(length, dtype=bool)[None]
+    else:
+        visible = jnp.arange(slots)[None, None, :] <= positions[:, :, None]
+    return Layout(
+        positions=positions,
+        cos=jnp.concatenate([cos, cos], axis=-1),
+        sin=jnp.concatenate([-sin, sin], axis=-1),
+        visible=visible[:, None, None],
+    )
+
+
+def rotate(
+    x: Float[Array, "B N L H"], cos: Float[Array, "b 1 L H"], sin: Float[Array, "b 1 L H"]
+) -> Float[Array, "B N L H"]:
+    """Rotary positions: components i and i + H/2 of a head form the plane that angle i turns."""
+    y = x.astype(jnp.float32)
+    return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "B N L H"],
+    keys: Float[Array, "B G T H"],
+    values: Float[Array, "B G T H"],
+    visible: Bool[Array, "b 1 1 L T"],
+) -> Float[Array, "B N L H"]:
+    """Scaled dot-product attention; query head n reads key head n // (N/G). The softmax is in float32."""
+    B, N, L, H = query.shape
+    _, G, T, _ = keys.shape
+    grouped = (query * H**-0.5).reshape(B, G, N // G * L, H)
+    scores = jnp.einsum("bgmh,bgth->bgmt", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible, scores.reshape(B, G, N // G, L, T), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1)
+    weights = weights.astype(values.dtype).reshape(B, G, N // G * L, T)
+    return jnp.einsum("bgmt,bgth->bgmh", weights, values).reshape(B, N, L, H)
+
+
+def rms_norm(width: int, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+def linear(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention (arXiv 2305.13245) with rotary positions; one GEMM makes q, k and v."""
+
+    def __init__(self, *, width: int, heads: int, kv_heads: int, dtype, rngs: nnx.Rngs):
+        check_heads(width, heads, kv_heads)
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, width // heads
+        self.qkv = linear(width, (heads + 2 * kv_heads) * self.head_width, dtype, rngs)
+        self.out = linear(width, width, dtype, rngs)
+
+    def __call__(
+        self, x: Activations, layout: Layout, cache: LayerCache | None = None
+    ) -> tuple[Activations, LayerCache | None]:
+        B, L, D = x.shape
+        qkv = self.qkv(x).reshape(B, L, -1, self.head_width).swapaxes(1, 2)
+        turned, values = jnp.split(qkv, [self.heads + self.kv_heads], axis=1)
+        query, keys = jnp.split(rotate(turned, layout.cos, layout.sin), [self.heads], axis=1)
+        if cache is not None:
+            cache = _write(cache, keys, values, layout.positions)
+            keys, values = cache
+        mixed = attend(query, keys, values, layout.visible)
+        return self.out(mixed.swapaxes(1, 2).reshape(B, L, D)), cache
+
+
+def _write(cache, keys, values, positions):
+    """Puts the tokens' keys and values [B, G, L, H] in the slots of their positions."""
+    rows = jnp.arange(keys.shape[0])[:, None]
+
+    def put(slots, new):
+        return slots.at[rows, :, positions].set(new.swapaxes(1, 2))
+
+    return LayerCache(put(cache.keys, keys), put(cache.values, values))
+
+
+def check_heads(width: int, heads: int, kv_heads: int) -> None:
+    """Raises ValueError if the heads can't share the width, or the query heads the key heads."""
+    if heads < 1 or width % heads or (width // heads) % 2:
+        raise ValueError(f"`heads` must divide the width {width} into even parts, got {heads}")
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"`kv_heads` must divide `heads` = {heads}, got {kv_heads}")
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202, equation 6); one GEMM makes gate and up."""
+
+    def __init__(self, *, width: int, mlp_width: int, dtype, rngs: nnx.Rngs):
+        self.gate_up = linear(width, 2 * mlp_width, dtype, rngs)
+        self.down = linear(mlp_width, width, dtype, rngs)
+
+    def __call__(self, x: Activations) -> Activations:
+        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
+        return self.down(nnx.silu(gate) * up)
+
+
+class Block(nnx.Module):
+    """One pre-norm layer of the decoder."""
+
+    def __init__(self, *, width: int, heads: int, kv_heads: int, mlp_width: int, dtype, rngs: nnx.Rngs):
+        self.attention_norm = rms_norm(width, dtype, rngs)
+        self.attention = Attention(width=width, heads=heads, kv_heads=kv_heads, dtype=dtype, rngs=rngs)
+        self.mlp_norm = rms_norm(width, dtype, rngs)
+        self.mlp = SwiGLU(width=width, mlp_width=mlp_width, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, hidden: Activations, layout: Layout, cache: LayerCache | None = None
+    ) -> tuple[Activations, LayerCache | None]:
+        mixed, cache = self.attention(self.attention_norm(hidden), layout, cache)
+        hidden = hidden + mixed
+        return hidden + self.mlp(self.mlp_norm(hidden)), cache

@@ -1,0 +1,1 @@
+"""What a run found: the results table, pictures and report.html."""

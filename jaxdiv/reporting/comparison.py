@@ -1,0 +1,190 @@
+"""Pictures that compare losses: differences to the reference, acceptance over temperature and by position."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxdiv.reporting import results, style, table
+from jaxdiv.reporting.style import Theme
+
+PANELS_A_ROW = 5
+_PANEL_TITLES = {"generated": "Own text at temperature 1", "generated_greedy": "Own text, greedy"}
+
+
+def differences(frame: pd.DataFrame, theme: Theme) -> Figure | None:
+    """Dots with intervals and their numbers, one row a loss; None without a difference to draw."""
+    context = results.contexts(frame)[0]
+    rows, reference = table.summary(frame, context=context), results.reference(frame)
+    if rows["difference"].notna().sum() == 0 or reference is None:
+        return None
+    made = style.figure(
+        1.7 + 0.36 * len(rows),
+        title=f"Which loss gets more drafts accepted than {style.short(reference)}?",
+        subtitle=f"{table.title(frame, context)}. Bars: 95% intervals (Holm); small dots: seeds.",
+        theme=theme,
+    )
+    axes, margin = made.subplots(1, 2, sharey=True, width_ratios=[1.55, 1])
+    _dots(axes, rows, reference, theme)
+    for place, row in enumerate(rows.itertuples()):
+        _numbers(margin, place, row, theme)
+    return made
+
+
+def differences_for_phones(frame: pd.DataFrame, theme: Theme) -> Figure | None:
+    """The same without the numbers."""
+    context = results.contexts(frame)[0]
+    rows, reference = table.summary(frame, context=context), results.reference(frame)
+    if rows["difference"].notna().sum() == 0 or reference is None:
+        return None
+    made = style.figure(
+        1.7 + 0.36 * len(rows),
+        title=f"More accepted than {style.short(reference)}?",
+        subtitle="Bars: 95% intervals (Holm); small dots: seeds.",
+        theme=theme,
+        width=style.PHONE_WIDTH,
+    )
+    _dots(made.add_subplot(), rows, reference, theme)
+    return made
+
+
+def over_temperature(frame: pd.DataFrame, theme: Theme) -> Figure | None:
+    """All losses above, each loss's difference to the reference below; None with fewer than two temperatures."""
+    context = results.contexts(frame)[0]
+    accepted = results.select(frame, measure="acceptance", context=context)
+    temperatures = sorted(accepted["temperature"].unique())
+    if len(temperatures) < 2:
+        return None
+    ranked = table.summary(frame, context=context)
+    compared = [row.loss for row in ranked.itertuples() if not math.isnan(row.difference) and row.verdict != "floor"]
+    rows = math.ceil(len(compared) / PANELS_A_ROW)
+    made = style.figure(
+        4.2 + 1.9 * rows,
+        title="Acceptance over the sampling temperature",
+        subtitle=f"Sampled drafts, {table.describe(context)}. Band: 95% interval.",
+        theme=theme,
+    )
+    grid = made.add_gridspec(1 + rows, PANELS_A_ROW, height_ratios=[3.2, *[1.9] * rows])
+    overview = made.add_subplot(grid[0, :])
+    _lines(overview, accepted, "temperature", ranked, theme, place=_steps(temperatures))
+    _temperature_axis(overview, temperatures)
+    overview.set(ylabel="accepted, %", xlabel="temperature of teacher and student")
+    _panels(made, grid, frame, compared, context, temperatures, theme)
+    return made
+
+
+def by_position(frame: pd.DataFrame, theme: Theme) -> Figure | None:
+    """How far drafts get: one panel for each of the teacher's own texts."""
+    counted = results.select(frame, measure="acceptance_at")
+    shown = [name for name in results.contexts(frame) if name in set(counted["context"])]
+    if not shown:
+        return None
+    deepest = counted["gamma"].max()
+    made = style.figure(
+        4.6,
+        title="How far drafts get",
+        subtitle=f"Rounds of {deepest:g} drafts whose draft at this position is accepted, as decoding counts them.",
+        theme=theme,
+    )
+    panels = made.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, context in zip(panels, shown, strict=True):
+        ranked = table.summary(frame, context=context)
+        _lines(axes, counted[counted["context"].eq(context)], "gamma", ranked, theme)
+        axes.set(title=_PANEL_TITLES.get(context, context), xlabel="position in the draft")
+        axes.set_xticks(sorted(counted["gamma"].unique()))
+    panels[0].set(ylabel="accepted, % of rounds", ylim=(0, None))
+    return made
+
+
+def _dots(axes, rows, reference, theme):
+    for place, row in enumerate(rows.itertuples()):
+        _difference(axes, place, row, theme)
+    axes.axvline(0, color=theme.ink, linewidth=1, zorder=0.9)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"percentage points of acceptance more than {style.short(reference)}")
+    axes.set_yticks(range(len(rows)), [style.short(name) for name in rows["loss"]], fontsize=10.5, color=theme.ink)
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+
+
+def _difference(axes, place, row, theme):
+    if row.verdict == "floor":
+        # Drawn to scale it would leave no room for the rest.
+        axes.text(0.01, place, "◀ off the scale", transform=axes.get_yaxis_transform(), va="center", color=theme.muted)
+        return
+    if row.verdict == "reference":
+        axes.plot(0, place, "D", color=theme.ink, markersize=7)
+        return
+    color = theme.muted
+    if row.verdict != "not shown":
+        color = theme.better if row.difference > 0 else theme.worse
+    filled = color if row.verdict == "real" else theme.paper
+    low, high, middle = (100 * value for value in (row.difference_low, row.difference_high, row.difference))
+    axes.plot([low, high], [place, place], color=color, linewidth=3, solid_capstyle="round")
+    axes.plot(100 * np.array(row.by_seed), np.full(len(row.by_seed), place + 0.3), ".", color=color, markersize=4.5)
+    axes.plot(middle, place, "o", markersize=9, markerfacecolor=filled, markeredgecolor=color, markeredgewidth=2)
+
+
+def _numbers(margin, place, row, theme):
+    """What the table says of a loss, beside its dot."""
+    at = {"transform": margin.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
+    if place == 0:
+        margin.set_axis_off()
+        for x, head, side in ((0.17, "accepted", "right"), (0.62, "difference", "right"), (0.68, "verdict", "left")):
+            margin.text(x, -0.85, head, **at, ha=side, color=theme.muted)
+    margin.text(0.17, place, f"{table.percent(row.acceptance)}%", **at, ha="right")
+    if row.verdict not in ("reference", "floor"):
+        bold = "bold" if row.verdict == "real" else "normal"
+        words = table.points(row.difference, row.difference_low, row.difference_high)
+        margin.text(0.62, place, words, **at, ha="right", fontweight=bold)
+    margin.text(0.68, place, row.verdict.replace(" only", "\nonly"), **at, color=theme.muted)
+
+
+def _lines(axes: Axes, rows, across, ranked, theme, place=lambda x: x):
+    """A line a loss: the best, the reference, the last and the floor by name, the others gray."""
+    ends, named = [], style.named(ranked, theme)
+    for loss in ranked["loss"]:
+        line = rows[rows["loss"].eq(loss)].sort_values(across)
+        if line.empty:
+            continue
+        x, y = place(line[across].to_numpy()), 100 * line["value"].to_numpy()
+        color = named.get(loss)
+        if color is None:
+            axes.plot(x, y, color=theme.quiet, linewidth=1.2, zorder=1.5)
+            continue
+        dashed = "--" if loss == results.UNTRAINED else "-"
+        axes.plot(x, y, dashed, color=color, linewidth=2, marker="o", markersize=4)
+        axes.fill_between(x, 100 * line["low"], 100 * line["high"], color=color, alpha=0.14, linewidth=0)
+        ends.append((x[-1], y[-1], loss, color))
+    style.label_ends(axes, ends)
+
+
+def _panels(made, grid, frame, compared, context, temperatures, theme):
+    first, place = None, _steps(temperatures)
+    for i, loss in enumerate(compared):
+        axes = made.add_subplot(grid[1 + i // PANELS_A_ROW, i % PANELS_A_ROW], sharey=first)
+        first = first or axes
+        line = results.select(frame, measure="difference", loss=loss, context=context).sort_values("temperature")
+        x, y = place(line["temperature"].to_numpy()), 100 * line["value"].to_numpy()
+        axes.axhline(0, color=theme.ink, linewidth=0.8)
+        for above, color in ((True, theme.better), (False, theme.worse)):
+            axes.fill_between(x, 0, y, where=(y > 0) == above, interpolate=True, color=color, alpha=0.22, linewidth=0)
+        axes.errorbar(
+            x, y, 100 * np.array([line["value"] - line["low"], line["high"] - line["value"]]), color=theme.ink
+        )
+        axes.set_title(style.short(loss), fontsize=9.5)
+        _temperature_axis(axes, temperatures, size=7)
+        axes.tick_params(labelleft=i % PANELS_A_ROW == 0)
+        if i % PANELS_A_ROW == 0:
+            axes.set_ylabel(f"points above {style.short(results.reference(frame))}", fontsize=8.5)
+
+
+def _steps(temperatures):
+    """Temperatures in equal steps, as they were chosen; a logarithm has no place for 0."""
+    order = {t: i for i, t in enumerate(temperatures)}
+    return lambda values: np.array([order[value] for value in values], float)
+
+
+def _temperature_axis(axes, temperatures, size=9):
+    axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures], fontsize=size)

@@ -1,0 +1,49 @@
+"""The pictures of a run: differences to the reference, acceptance over temperature and by position, training curves."""
+
+import os
+import pathlib
+
+import matplotlib
+import pandas as pd
+
+from jaxdiv import files
+from jaxdiv.reporting import comparison, style, training_curves
+
+
+def write(folder: str | os.PathLike, *, frame: pd.DataFrame, curves: pd.DataFrame) -> list[pathlib.Path]:
+    """Writes NAME.png into `folder` for each picture that `render` gives, and returns their paths."""
+    paths = []
+    for name, content in render(frame=frame, curves=curves).items():
+        path = pathlib.Path(folder) / f"{name}.png"
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def render(*, frame: pd.DataFrame, curves: pd.DataFrame, theme: style.Theme = style.LIGHT) -> dict[str, bytes]:
+    """Pictures by name, as PNG; one that its data don't suffice for is absent.
+
+    Args:
+      frame: results.
+      curves: columns step, loss, seed, metric (`loss`, `gradient_norm`, `acceptance`), value.
+      theme: `style.LIGHT` or `style.DARK`.
+
+    Returns:
+      Of `differences`, `acceptance_over_temperature`, `acceptance_by_position` and `training_curves`.
+    """
+    with matplotlib.rc_context(style.rc(theme)):
+        drawn = {
+            "differences": comparison.differences(frame, theme),
+            "acceptance_over_temperature": comparison.over_temperature(frame, theme),
+            "acceptance_by_position": comparison.by_position(frame, theme),
+            "training_curves": training_curves.draw(frame, curves, theme),
+        }
+        return {name: style.png(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def render_for_phones(*, frame: pd.DataFrame, theme: style.Theme) -> dict[str, bytes]:
+    """`differences`, narrow enough to be read on a phone."""
+    with matplotlib.rc_context(style.rc(theme)):
+        figure = comparison.differences_for_phones(frame, theme)
+        return {} if figure is None else {"differences": style.png(figure)}

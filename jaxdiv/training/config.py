@@ -1,0 +1,184 @@
+"""What a run's config may hold, checked before any data is read."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jaxdiv
+from jaxdiv.models.layers import check_heads
+
+CONTEXTS = ("corpus", "generated", "generated_greedy")
+MAX_DOCUMENT_TOKENS = 2048
+
+
+class Rule(NamedTuple):
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+def _number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(low, high=math.inf):
+    text = f"a whole number of at least {low}" if high == math.inf else f"a whole number in {low}..{high}"
+    return Rule(text, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high)
+
+
+def _one_of(*names):
+    return Rule("one of " + ", ".join(names), lambda v: v in names)
+
+
+def _temperatures(value):
+    return len(value) > 0 and len(set(value)) == len(value) and all(_number(t) and t > 0 for t in value)
+
+
+POSITIVE = Rule("a finite number above 0", lambda v: _number(v) and v > 0)
+NOT_NEGATIVE = Rule("a finite number of at least 0", lambda v: _number(v) and v >= 0)
+FRACTION = Rule("a number in [0, 1]", lambda v: _number(v) and 0 <= v <= 1)
+DECAY = Rule("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1)
+TEMPERATURES = Rule("different finite numbers above 0, by commas", _temperatures)
+TEXT = Rule("text", lambda v: isinstance(v, str))
+NAME = Rule("text that is not empty", lambda v: isinstance(v, str) and v.strip() != "")
+
+OPTIMIZER = {
+    "name": _one_of("adamw", "sgd"),
+    "learning_rate": POSITIVE,
+    "warmup_steps": _whole(0),
+    "final_fraction": FRACTION,
+    "weight_decay": NOT_NEGATIVE,
+    "beta1": DECAY,
+    "beta2": DECAY,
+    "epsilon": POSITIVE,
+    "clip_norm": NOT_NEGATIVE,
+}
+DECODER = {
+    "depth": _whole(1),
+    "width": _whole(2),
+    "heads": _whole(1),
+    "kv_heads": _whole(1),
+    "mlp_width": _whole(1),
+}
+STAGE = {"steps": _whole(1), "batch_size": _whole(1), "optimizer": OPTIMIZER}
+SCHEMA = {
+    "losses": NAME,
+    "seeds": _whole(1),
+    "seed": _whole(0, 2**31 - 1),
+    "temperature": POSITIVE,
+    "dtype": _one_of("float32", "bfloat16"),
+    "data": {
+        "source": NAME,
+        "feature": NAME,
+        "directory": TEXT,
+        "files": TEXT,
+        "vocabulary": _whole(257),
+        "sequence_length": _whole(2),
+    },
+    "teacher": {"checkpoint": TEXT, "rope_base": POSITIVE, **DECODER, **STAGE},
+    "student": {"kind": _one_of("kangaroo", "decoder"), "exit_layer": _whole(1), **DECODER, **STAGE},
+    "evaluation": {
+        "temperatures": TEMPERATURES,
+        "contexts": Rule(f"some of {','.join(CONTEXTS)}, by commas", lambda v: _contexts_hold(v)),
+        "documents": _whole(2),
+        "document_tokens": _whole(2, MAX_DOCUMENT_TOKENS),
+        "prompt_tokens": _whole(1),
+        "generated_tokens": _whole(9),
+    },
+    "checkpoint": {"every": _whole(1), "keep": _whole(1)},
+    "log": {"every": _whole(1)},
+}
+
+
+def check(config: Mapping) -> None:
+    """Raises ValueError, one line with the key, its value and what is allowed, at the first fault."""
+    for key, rule, value in _pair("config", SCHEMA, config):
+        try:
+            holds = rule.holds(value)
+        except TypeError:
+            holds = False
+        if not holds:
+            raise ValueError(f"`{key}` must be {rule.allowed}, got {value!r}")
+    _check_together(config)
+
+
+def losses(config: Mapping) -> tuple[jaxdiv.Loss, ...]:
+    """The run's losses, in the order of the config. Raises ValueError for an unknown or repeated one."""
+    try:
+        return tuple(jaxdiv.get(text) for text in jaxdiv.split(config["losses"]))
+    except ValueError as error:
+        raise ValueError(f"`config.losses`: {error}") from None
+
+
+def contexts(text: str) -> tuple[str, ...]:
+    """The names in `text`, by commas. Raises ValueError for an unknown one."""
+    names = tuple(part.strip() for part in text.split(","))
+    unknown = [name for name in names if name not in CONTEXTS]
+    if unknown or len(set(names)) < len(names):
+        raise ValueError(f"contexts must be different ones of {', '.join(CONTEXTS)}, got {text!r}")
+    return names
+
+
+def flatten(config: Mapping, prefix: str = "config") -> dict[str, Any]:
+    """Dotted key to leaf."""
+    leaves = {}
+    for key, value in config.items():
+        name = f"{prefix}.{key}"
+        leaves |= flatten(value, name) if isinstance(value, Mapping) or hasattr(value, "items") else {name: value}
+    return leaves
+
+
+def _contexts_hold(text):
+    try:
+        return bool(contexts(text))
+    except (ValueError, AttributeError):
+        return False
+
+
+def _pair(prefix, schema, config):
+    """(dotted key, rule, value) of every leaf; refuses missing and undeclared keys."""
+    if not hasattr(config, "items"):
+        raise ValueError(f"`{prefix}` must hold {', '.join(schema)}, got {config!r}")
+    for key in config:
+        if key not in schema:
+            raise ValueError(f"`{prefix}.{key}` is not a key of a run; known: {', '.join(schema)}")
+    for key, rule in schema.items():
+        if key not in config:
+            raise ValueError(f"`{prefix}.{key}` is missing; see configs/quickstart.py")
+        if isinstance(rule, dict):
+            yield from _pair(f"{prefix}.{key}", rule, config[key])
+        else:
+            yield f"{prefix}.{key}", rule, config[key]
+
+
+def _check_heads(prefix, width, heads, kv_heads):
+    try:
+        check_heads(width, heads, kv_heads)
+    except ValueError as error:
+        raise ValueError(f"{prefix}: {error}") from None
+
+
+def _check_together(config):
+    losses(config)
+    teacher, student, evaluation = config["teacher"], config["student"], config["evaluation"]
+    _check_heads("config.teacher", teacher["width"], teacher["heads"], teacher["kv_heads"])
+    if student["kind"] == "kangaroo":
+        if student["exit_layer"] > teacher["depth"]:
+            raise ValueError(
+                f"`config.student.exit_layer` must be at most `config.teacher.depth` = {teacher['depth']}, "
+                f"got {student['exit_layer']}"
+            )
+        _check_heads("config.student", teacher["width"], student["heads"], student["kv_heads"])
+    else:
+        _check_heads("config.student", student["width"], student["heads"], student["kv_heads"])
+    for name in ("teacher", "student"):
+        stage = config[name]
+        if stage["optimizer"]["warmup_steps"] >= stage["steps"]:
+            raise ValueError(
+                f"`config.{name}.optimizer.warmup_steps` must be below `config.{name}.steps` = {stage['steps']}, "
+                f"got {stage['optimizer']['warmup_steps']}"
+            )
+    if evaluation["prompt_tokens"] >= evaluation["document_tokens"]:
+        raise ValueError(
+            f"`config.evaluation.prompt_tokens` must be below `config.evaluation.document_tokens` = "
+            f"{evaluation['document_tokens']}, got {evaluation['prompt_tokens']}"
+        )

@@ -1,0 +1,80 @@
+"""What acceptance is measured on: held-out documents, and text that the teacher itself wrote after their beginnings."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32, Int32
+
+from jaxdiv import models
+from jaxdiv.data import pipeline
+from jaxdiv.training.config import MAX_DOCUMENT_TOKENS
+from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.state import Model
+
+# The temperature of the teacher's own text; 0 is greedy.
+GENERATED = {"generated": 1.0, "generated_greedy": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Rows of tokens and which of their predictions count.
+
+    Attributes:
+      name: `corpus`, `generated` or `generated_greedy`.
+      inputs, labels: [R, L].
+      weights: [R, L], 1 where the prediction of the label counts.
+      document: [R], which held-out document a row comes from.
+      start: for the teacher's own text, whose rows are whole texts, the first position that predicts it; else None.
+    """
+
+    name: str
+    inputs: Int32[np.ndarray, "R L"]
+    labels: Int32[np.ndarray, "R L"]
+    weights: Float32[np.ndarray, "R L"]
+    document: Int32[np.ndarray, "R"]
+    start: int | None
+
+    @property
+    def temperature(self) -> float | None:
+        """At which the teacher wrote the text; None for the corpus."""
+        return GENERATED.get(self.name)
+
+
+def make(name: str, config: Mapping, corpus: Corpus, teacher: Model) -> Context:
+    """The context `name` from the test documents. Raises ValueError if they are too few or too short."""
+    evaluation = config["evaluation"]
+    if name in GENERATED:
+        return _generated(name, config, corpus, teacher)
+    windows = pipeline.evaluation_windows(
+        corpus.splits["test"],
+        sequence_length=config["data"]["sequence_length"],
+        max_tokens=min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS),
+        max_documents=evaluation["documents"],
+        end_of_text=corpus.tokenizer.end_of_text,
+    )
+    return Context(name, windows.inputs, windows.labels, windows.weights, windows.document, start=None)
+
+
+def _generated(name, config, corpus, teacher):
+    """Each text runs to its end-of-text token, inclusive, or to `generated_tokens`."""
+    evaluation = config["evaluation"]
+    prompts, document = pipeline.prompts(
+        corpus.splits["test"], length=evaluation["prompt_tokens"], max_documents=evaluation["documents"]
+    )
+    texts = models.generate(
+        nnx.merge(teacher.graphdef, teacher.params),
+        prompts,
+        length=evaluation["generated_tokens"],
+        temperature=GENERATED[name],
+        key=jax.random.key(config["seed"]),
+    )
+    texts, start = np.asarray(texts), prompts.shape[1] - 1
+    inputs, labels = texts[:, :-1], texts[:, 1:]
+    ended_before = np.cumsum(labels[:, start:] == corpus.tokenizer.end_of_text, axis=1)
+    ended_before = np.pad(ended_before, ((0, 0), (1, 0)))[:, :-1]
+    weights = np.zeros(labels.shape, np.float32)
+    weights[:, start:] = ended_before == 0
+    return Context(name, inputs, labels, weights, document, start=start)

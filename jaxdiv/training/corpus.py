@@ -1,0 +1,94 @@
+"""The data of a run: read and tokenized once, then loaded from its folder."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
+
+from jaxdiv.data import pipeline, sources
+from jaxdiv.data.corpus import SPLITS
+from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.training import progress
+from jaxdiv.training.workdir import DATA_READY, Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A run's tokenizer and its tokens by split."""
+
+    tokenizer: Tokenizer
+    splits: dict[str, pipeline.Tokens]
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> "Corpus":
+        """What `prepare` put in the run's folder. Raises ValueError if a file is missing or damaged."""
+        splits = {split: pipeline.Tokens.load(_path(workdir, split)) for split in SPLITS}
+        return cls(Tokenizer.load(workdir.tokenizer), splits)
+
+
+def prepare(config: Mapping, workdir: Workdir) -> Corpus:
+    """Reads, splits and tokenizes the documents, or loads what an earlier start of this run saved.
+
+    Raises:
+      ValueError, OSError: the source can't be read, or what was saved is damaged; the message names it.
+    """
+    if DATA_READY not in workdir.facts():
+        _make(config, workdir)
+    return Corpus.load(workdir)
+
+
+def _path(workdir, split):
+    return workdir.tokens / f"{split}.npz"
+
+
+def _make(config, workdir):
+    data, donor = config["data"], config["teacher"]["checkpoint"]
+    own = str(workdir.data) if data["source"] == "python_stdlib" else ""
+    with progress.bar("data", 3, unit="part") as advance:
+        documents = sources.open_documents(
+            source=data["source"],
+            feature=data["feature"],
+            files=data["files"],
+            directory=data["directory"] or own,
+        )
+        advance()
+        if donor:
+            tokenizer = Tokenizer.load(Workdir(donor).tokenizer)
+        else:
+            tokenizer = Tokenizer.train(documents.train, data["vocabulary"])
+        tokenizer.save(workdir.tokenizer)
+        advance()
+        tokens = pipeline.tokenize(documents, tokenizer)
+        for split in SPLITS:
+            tokens[split].save(_path(workdir, split))
+        advance()
+    workdir.add_facts(
+        {
+            "data fingerprint": documents.fingerprint,
+            **documents.counts,
+            **{f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS},
+            DATA_READY: tokenizer.fingerprint,
+        }
+    )
+
+
+def batches(config: Mapping, stage: str, corpus: Corpus) -> Iterator:
+    """The stage's training batches, without end; the order is the seed's."""
+    return pipeline.batches(
+        corpus.splits["train"],
+        sequence_length=config["data"]["sequence_length"],
+        batch_size=config[stage]["batch_size"],
+        seed=config["seed"],
+    )
+
+
+def validation_batch(config: Mapping, corpus: Corpus) -> dict:
+    """The beginnings of as many validation documents as a student's batch has rows."""
+    windows = pipeline.evaluation_windows(
+        corpus.splits["validation"],
+        sequence_length=config["data"]["sequence_length"],
+        max_tokens=config["data"]["sequence_length"],
+        max_documents=config["student"]["batch_size"],
+        end_of_text=corpus.tokenizer.end_of_text,
+    )
+    return {name: jnp.asarray(getattr(windows, name)) for name in ("inputs", "labels", "weights")}

@@ -1,0 +1,161 @@
+"""Acceptance of a run's students, measured from their checkpoints: sums over each document's tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiv import acceptance
+from jaxdiv.data import pipeline
+from jaxdiv.training import config as run_config
+from jaxdiv.training import contexts, progress, students, teacher
+from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.step import for_each_seed
+from jaxdiv.training.workdir import Workdir
+
+UNTRAINED = "untrained"
+MAX_GAMMA = 8
+_TOKENS_AT_ONCE = 2304
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A measure at a context and temperature, with `gamma`, drafted tokens or position in a draft, where it has one."""
+
+    context: str
+    measure: str
+    temperature: float
+    gamma: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """A measure is sum(numerator) / sum(denominator) over documents.
+
+    Attributes:
+      numerator, denominator: [S, K], students by documents.
+      tokens: [K], the tokens behind them.
+    """
+
+    numerator: np.ndarray
+    denominator: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One run. `losses`: loss to the seeds of its living students; `sums`: (loss, key) to what they sum to."""
+
+    losses: dict[str, list[int]]
+    sums: dict[tuple[str, Key], Sums]
+
+
+def measure(workdir: Workdir, *, names: Sequence[str], temperatures: Sequence[float]) -> Measured:
+    """Measures a finished run's students, restored from disk, and the untrained ones, on the contexts `names`."""
+    config = workdir.config()
+    corpus = Corpus.load(workdir)
+    guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
+    groups = list(_groups(config, workdir, corpus))
+    sums = {}
+    for name in names:
+        context = contexts.make(name, config, corpus, guide)
+        rows = _by_row(config, guide, groups, context, tuple(temperatures))
+        for loss, measured in rows.items():
+            by_document = {key: _by_document(context, value) for key, value in measured.items()}
+            sums |= {(loss, key): value for key, value in _sums(context, by_document, temperatures)}
+    return Measured({loss: seeds for loss, _, seeds in groups}, sums)
+
+
+def _groups(config, workdir, corpus):
+    """(loss, its living students, their seeds) in the config's order, then the untrained."""
+    vocab_size, seeds = corpus.tokenizer.vocab_size, students.seeds(config)
+    for loss in run_config.losses(config):
+        model, alive = students.restore(config, workdir, vocab_size, loss.text)
+        living = np.flatnonzero(alive)
+        params = jax.tree.map(lambda x, living=living: x[living], model.params)
+        yield loss.text, model.with_params(params), [seeds[i] for i in living]
+    yield UNTRAINED, students.untrained(config, vocab_size), seeds
+
+
+def _by_row(config, guide, groups, context, temperatures):
+    """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
+    count = max(1, _TOKENS_AT_ONCE // context.inputs.shape[1])
+    student, teach = groups[-1][1], jax.jit(students.teach(config, guide))
+
+    @jax.jit
+    def part_of(params, shared, labels, weights, inputs):
+        def one(params):
+            logits = student.with_params(params)(inputs, shared)
+            return _measures(logits, shared.logits, labels, weights, context, temperatures)
+
+        return for_each_seed(one, params)
+
+    parts = {loss: [] for loss, _, seeds in groups if seeds}
+    blocks = list(pipeline.blocks((context.inputs, context.labels, context.weights), count))
+    with progress.bar(context.name, len(blocks), unit="batch", tokens=count * context.inputs.shape[1]) as advance:
+        for inputs, labels, weights in blocks:
+            shared = teach(guide.params, inputs)
+            for loss, model, seeds in groups:
+                if seeds:
+                    made = part_of(model.params, shared, labels, weights, inputs)
+                    parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), made))
+            advance()
+    rows = len(context.inputs)
+    return {
+        loss: {name: np.concatenate([part[name] for part in made], axis=1)[:, :rows] for name in made[0]}
+        for loss, made in parts.items()
+    }
+
+
+def _measures(student_logits, teacher_logits, labels, weights, context, temperatures):
+    """Each measure's sum over the tokens of a row: [R] or, by temperature or gamma, [R, n]."""
+    sampled = acceptance.by_temperature(student_logits, teacher_logits, temperatures)
+    match = acceptance.greedy_match(student_logits, teacher_logits)
+    found = {name: jnp.einsum("trl,rl->rt", chance, weights) for name, chance in sampled.items()}
+    found["greedy_match"] = (match * weights).sum(-1)
+    if context.start is None:
+        return found
+    own = slice(context.start, None)
+    labels, weights, valid = labels[:, own], weights[:, own], weights[:, own].sum(-1).astype(jnp.int32)
+    student_logits, teacher_logits = student_logits[:, own], teacher_logits[:, own]
+    temperature = context.temperature
+    given = acceptance.sampling_given(student_logits, teacher_logits, labels, temperature=temperature)
+    chance = acceptance.sampling(student_logits, teacher_logits, temperature=temperature)
+    found["at_own_temperature"] = (chance * weights).sum(-1)
+    found["calls"] = _calls(given, valid)
+    found["calls_greedy_draft"] = _calls(acceptance.greedy_given(student_logits, labels), valid)
+    found["accepted_at"], found["rounds"] = acceptance.accepted_at(given, valid, gamma=MAX_GAMMA)
+    return found
+
+
+def _calls(given, valid):
+    return jnp.stack([acceptance.calls(given, valid, gamma=gamma) for gamma in range(1, MAX_GAMMA + 1)], axis=-1)
+
+
+def _by_document(context, values):
+    """Sums of rows [S, R, ...] that come from one document: [S, K, ...]."""
+    documents, index = np.unique(context.document, return_inverse=True)
+    summed = np.zeros((values.shape[0], len(documents), *values.shape[2:]))
+    np.add.at(summed, (slice(None), index), values)
+    return summed
+
+
+def _sums(context, measured, temperatures):
+    """(key, sums) of every measure that the results name."""
+    tokens = _by_document(context, context.weights.sum(-1)[None].astype(np.float64))[0]
+    count = np.broadcast_to(tokens, measured["greedy_match"].shape)
+    for name in ("acceptance", "acceptance_greedy_draft"):
+        for i, temperature in enumerate(temperatures):
+            yield Key(context.name, name, temperature), Sums(measured[name][..., i], count, tokens)
+    yield Key(context.name, "greedy_match", 0.0), Sums(measured["greedy_match"], count, tokens)
+    if context.start is None:
+        return
+    own = context.temperature
+    for gamma in range(1, MAX_GAMMA + 1):
+        for name, calls in (("tau", "calls"), ("tau_greedy_draft", "calls_greedy_draft")):
+            yield Key(context.name, name, own, gamma), Sums(count, measured[calls][..., gamma - 1], tokens)
+        yield Key(context.name, "tau_iid", own, gamma), Sums(measured["at_own_temperature"], count, tokens)
+        accepted, rounds = measured["accepted_at"][..., gamma - 1], measured["rounds"][..., gamma - 1]
+        yield Key(context.name, "acceptance_at", own, gamma), Sums(accepted, rounds, tokens)

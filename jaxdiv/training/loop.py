@@ -1,0 +1,136 @@
+"""The training loop: steps, curves, checkpoints, and an end that loses nothing."""
+
+import os
+import pathlib
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from jaxdiv.training import progress
+from jaxdiv.training.checkpoints import Checkpoints
+from jaxdiv.training.metrics import Curves
+from jaxdiv.training.state import TrainState
+from jaxdiv.training.workdir import Workdir
+
+
+class Stopped(Exception):
+    """A signal ended the loop after `step`, which was saved."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which is saved")
+        self.signum = signum
+
+
+class Interrupt:
+    """Turns the first SIGINT or SIGTERM into `signum`, for the loop to see; the second ends the process."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self):
+        self.signum = None
+        self._before = {signum: signal.signal(signum, self._note) for signum in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum, _frame):
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+        Console(stderr=True).print("finishing this step, then saving; once more to end at once")
+
+
+def run_stage(
+    config: Mapping,
+    workdir: Workdir,
+    *,
+    stage: str,
+    folder: pathlib.Path,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    state: TrainState,
+    batches: Iterator,
+    **fit_arguments: Any,
+) -> TrainState:
+    """Runs `fit` for the config's `stage` between its bar, its curves and its checkpoints in `folder`."""
+    steps, per_step = config[stage]["steps"], config[stage]["batch_size"] * config["data"]["sequence_length"]
+    with Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints:
+        state = _restore(checkpoints, state, batches)
+        done = int(state.step)
+        if done == steps:
+            return state
+        with (
+            Curves(workdir.curves, stage, names, seeds, step=done) as curves,
+            progress.bar(stage, steps, done=done, tokens=per_step) as advance,
+        ):
+            return fit(
+                state,
+                steps=steps,
+                batches=batches,
+                checkpoints=checkpoints,
+                curves=curves,
+                advance=advance,
+                measure_every=config["log"]["every"],
+                **fit_arguments,
+            )
+
+
+def _restore(checkpoints, state, batches):
+    """The newest checkpoint's state, with `batches` where it was left; `state` itself if there is none."""
+    if checkpoints.latest() is None:
+        return state
+    state, position = checkpoints.restore(state)
+    batches.set_state(position["batches"])
+    return state
+
+
+def fit(
+    state: TrainState,
+    *,
+    step: Callable[[TrainState, Any, Mapping], tuple[TrainState, dict]],
+    teacher: Any,
+    batches: Iterator,
+    steps: int,
+    checkpoints: Checkpoints,
+    curves: Curves,
+    advance: Callable[[], None],
+    measure: Callable[[TrainState], dict[str, np.ndarray]],
+    measure_every: int,
+    report_dead: Callable[[int, np.ndarray], None],
+) -> TrainState:
+    """Trains from `state.step` to `steps`.
+
+    Args:
+      step: state, metrics = step(state, teacher, batch).
+      batches: a Grain iterator, at the state's step.
+      advance: called once a step.
+      measure: what is worth measuring beside the step's own metrics, every `measure_every` steps and at the end.
+      report_dead: called with the step and which students [losses, S] are alive, when one is not for the first time.
+
+    Raises:
+      Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
+    """
+    alive = np.stack([np.asarray(group) for group in state.alive])
+    with Interrupt() as interrupt:
+        for number in range(int(state.step) + 1, steps + 1):
+            state, metrics = step(state, teacher, next(batches))
+            metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            now = metrics.pop("alive")
+            if (alive & ~now).any():
+                report_dead(number, now)
+            alive = now
+            if number % measure_every == 0 or number == steps:
+                metrics |= measure(state)
+            curves.write(number, {name: np.where(alive, values, np.nan) for name, values in metrics.items()})
+            advance()
+            if number % checkpoints.every == 0 or number == steps or interrupt.signum is not None:
+                checkpoints.save(number, state, {"batches": batches.get_state()})
+            if interrupt.signum is not None and number < steps:
+                checkpoints.close()
+                raise Stopped(interrupt.signum, number)
+    return state

@@ -1,0 +1,40 @@
+"""One progress bar a stage, on standard error."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _Rates(ProgressColumn):
+    def render(self, task):
+        speed = task.finished_speed or task.speed
+        if speed is None:
+            return Text("")
+        tokens = task.fields["tokens"]
+        rate = f"{speed:.2f} {task.fields['unit']}s/s"
+        return Text(rate + (f"  {speed * tokens:,.0f} tokens/s" if tokens else ""))
+
+
+@contextlib.contextmanager
+def bar(name: str, total: int, *, done: int = 0, unit: str = "step", tokens: int = 0) -> Iterator[Callable[[], None]]:
+    """Yields a function that advances the bar by one; `tokens` is what one unit holds, for the rate."""
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Rates(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=total, completed=done, tokens=tokens, unit=unit)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,76 @@
+"""The state of a population: every loss's students, their seeds stacked on the first axis."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+Build = Callable[[nnx.Rngs], nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A module taken apart. `params` may carry a first axis of students, for `jax.vmap`, or be shapes alone."""
+
+    graphdef: Any
+    params: Any
+
+    def __call__(self, *args, **kwargs):
+        return nnx.merge(self.graphdef, self.params)(*args, **kwargs)
+
+    def with_params(self, params: Any) -> "Model":
+        return Model(self.graphdef, params)
+
+    def student(self, index: int) -> "Model":
+        """The one at `index` of the first axis."""
+        return self.with_params(jax.tree.map(lambda x: x[index], self.params))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """One entry a loss, in the config's order; every array of an entry has the seeds S as its first axis.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      params, opt_state: pytrees of arrays [S, ...].
+      alive: bool [S]; False once a loss or gradient was not finite.
+    """
+
+    step: Any
+    params: tuple[Any, ...]
+    opt_state: tuple[Any, ...]
+    alive: tuple[Any, ...]
+
+
+def population(build: Build, seeds: Sequence[int]) -> Model:
+    """Parameters [S, ...]; student i draws its initial values from `seeds[i]` alone."""
+
+    @jax.jit
+    @jax.vmap
+    def init(key):
+        return nnx.split(build(nnx.Rngs(key)))[1]
+
+    return population_shapes(build, len(seeds)).with_params(init(jnp.stack([jax.random.key(s) for s in seeds])))
+
+
+def population_shapes(build: Build, seeds: int) -> Model:
+    """As `population`, with ShapeDtypeStructs for parameters: a target to restore to."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    return Model(graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), shapes))
+
+
+def initial_state(students: Model, optimizer: optax.GradientTransformation, *, losses: int) -> TrainState:
+    """A state in which every loss starts from the same students."""
+    seeds = jax.tree.leaves(students.params)[0].shape[0]
+    copies = tuple(jax.tree.map(jnp.copy, students.params) for _ in range(losses))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=copies,
+        opt_state=tuple(jax.vmap(optimizer.init)(copy) for copy in copies),
+        alive=tuple(jnp.ones(seeds, bool) for _ in range(losses)),
+    )

@@ -1,0 +1,129 @@
+"""The students: every loss and seed trained side by side on one teacher pass, and restored one by one."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from jaxdiv import acceptance, models, reductions
+from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.training import config as run_config
+from jaxdiv.training import corpus as run_corpus
+from jaxdiv.training import loop
+from jaxdiv.training.checkpoints import Checkpoints
+from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.state import Model, initial_state, population, population_shapes
+from jaxdiv.training.step import for_each_seed, make_optimizer, make_step
+from jaxdiv.training.workdir import Workdir
+
+
+def seeds(config: Mapping) -> list[int]:
+    """The seeds of the initial values of each loss's students."""
+    return [config["seed"] + i for i in range(config["seeds"])]
+
+
+def teach(config: Mapping, teacher: Model) -> Callable:
+    """(teacher's parameters, inputs [B, L]) -> the TeacherOutput that this config's students read."""
+    exit_layer = config["student"]["exit_layer"] if config["student"]["kind"] == "kangaroo" else None
+    return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
+
+
+def untrained(config: Mapping, vocab_size: int) -> Model:
+    """The students as they are before their first step."""
+    return population(_build(config, vocab_size), seeds(config))
+
+
+def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> None:
+    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then."""
+    losses = run_config.losses(config)
+    students = untrained(config, corpus.tokenizer.vocab_size)
+    optimizer = make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
+    pass_of = teach(config, teacher)
+
+    def forward(params, inputs, shared):
+        return students.with_params(params)(inputs, shared)
+
+    held_out = run_corpus.validation_batch(config, corpus)
+
+    @jax.jit
+    def held_out_acceptance(groups, teacher_params):
+        shared = pass_of(teacher_params, held_out["inputs"])
+
+        def one(params):
+            chance = acceptance.sampling(forward(params, held_out["inputs"], shared), shared.logits)
+            return reductions.token_mean(chance, held_out["weights"])
+
+        return jnp.stack([for_each_seed(one, group) for group in groups])
+
+    def report_dead(number, alive):
+        dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
+        Console(stderr=True).print(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
+
+    loop.run_stage(
+        config,
+        workdir,
+        stage="student",
+        folder=workdir.students,
+        names=tuple(loss.text for loss in losses),
+        seeds=seeds(config),
+        state=initial_state(students, optimizer, losses=len(losses)),
+        step=make_step(
+            teach=pass_of,
+            forward=forward,
+            objectives=[_objective(loss, config["temperature"]) for loss in losses],
+            optimizer=optimizer,
+        ),
+        teacher=teacher.params,
+        batches=run_corpus.batches(config, "student", corpus),
+        measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params))},
+        report_dead=report_dead,
+    )
+
+
+def restore(config: Mapping, workdir: Workdir, vocab_size: int, loss: str) -> tuple[Model, np.ndarray]:
+    """(the students of one loss, stacked on their seeds; which of them are alive, bool [S]); reads no other loss's.
+
+    Raises:
+      ValueError: the run has no such loss.
+      FileNotFoundError: nothing was saved.
+    """
+    names = [known.text for known in run_config.losses(config)]
+    if loss not in names:
+        raise ValueError(f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}")
+    index, shapes = names.index(loss), population_shapes(_build(config, vocab_size), config["seeds"])
+    target = {
+        "params": {index: shapes.params},
+        "alive": {index: jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)},
+    }
+    with Checkpoints(workdir.students) as checkpoints:
+        restored, _ = checkpoints.restore(target)
+    return shapes.with_params(restored["params"][index]), np.asarray(restored["alive"][index])
+
+
+def restore_one(path: str, loss: str, seed: int) -> Model:
+    """One student of a finished run, by its loss as the config has it and its seed.
+
+    Raises:
+      ValueError: the run has no such student, or it turned non-finite in training.
+      FileNotFoundError: `path` is no run's folder, or nothing was saved.
+    """
+    workdir = Workdir(path)
+    config = workdir.config()
+    if seed not in seeds(config):
+        raise ValueError(f"{path} has no seed {seed}; it has {', '.join(map(str, seeds(config)))}")
+    students, alive = restore(config, workdir, Tokenizer.load(workdir.tokenizer).vocab_size, loss)
+    index = seeds(config).index(seed)
+    if not alive[index]:
+        raise ValueError(f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training")
+    return students.student(index)
+
+
+def _objective(loss, temperature):
+    return lambda logits, shared, batch: loss(logits, shared.logits, labels=batch["labels"], temperature=temperature)
+
+
+def _build(config, vocab_size):
+    teacher = {**config["teacher"], "dtype": config["dtype"]}
+    return lambda rngs: models.build_student(config["student"], teacher, vocab_size, rngs)

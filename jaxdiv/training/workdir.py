@@ -1,0 +1,114 @@
+"""The folder of a run: one config, and all that decides or records its result."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdiv import files
+from jaxdiv.training import config as run_config
+
+PACKAGES = ("jaxdiv", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+# The fact that is written once the data lies in the folder; before it, no work is lost by another config.
+DATA_READY = "tokenizer fingerprint"
+
+
+class ConfigDiffers(ValueError):
+    """The folder holds a run of another config; `keys` are the dotted keys that differ."""
+
+    def __init__(self, message: str, keys: tuple[str, ...]):
+        super().__init__(message)
+        self.keys = keys
+
+
+class Workdir:
+    """Paths of a run's folder, its config and its facts."""
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = pathlib.Path(root)
+        self.tokenizer = self.root / "tokenizer.json"
+        self.data = self.root / "data"
+        self.tokens = self.root / "tokens"
+        self.teacher = self.root / "teacher"
+        self.students = self.root / "students"
+        self.curves = self.root / "curves"
+        self.results = self.root / "results.csv"
+        self.report = self.root / "report.html"
+        self._config = self.root / "config.json"
+        self._facts = self.root / "facts.json"
+
+    def config(self) -> dict[str, Any]:
+        """The run's config as plain values. Raises FileNotFoundError if this is no run's folder."""
+        if not self._config.is_file():
+            raise FileNotFoundError(f"{self.root} is not the folder of a run: it has no config.json")
+        config = files.read_json(self._config)
+        run_config.check(config)
+        return config
+
+    def claim(self, config: Mapping) -> None:
+        """Makes the folder, or goes on in one of the same config.
+
+        A folder in which the data was never made ready, as after a mistyped path, takes the new config.
+
+        Raises:
+          ConfigDiffers: it is a run of another config.
+          OSError: it can't be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise OSError(f"work folder {self.root} can't be written to: {error.strerror or error}") from None
+        if self._config.exists() and self.facts().get(DATA_READY):
+            _refuse_another(self.root, self.config(), config)
+        else:
+            files.write_json(self._config, dict(config))
+        self.add_facts(_surroundings())
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the run beside its config: versions, git revision, fingerprints, counts."""
+        return files.read_json(self._facts) if self._facts.exists() else {}
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Adds facts; what stands there already stays, as the run began with it."""
+        known = self.facts()
+        if not facts.keys() <= known.keys():
+            files.write_json(self._facts, {**facts, **known})
+
+
+def _refuse_another(root, old, new):
+    before, now = run_config.flatten(old), run_config.flatten(new)
+    # JSON has no tuples.
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in now.items()}
+    differing = tuple(sorted(key for key in before.keys() | plain.keys() if before.get(key) != plain.get(key)))
+    if differing:
+        listed = "; ".join(f"{key} is {before.get(key)!r} there, {plain.get(key)!r} here" for key in differing)
+        raise ConfigDiffers(f"{root} holds a run of another config: {listed}", differing)
+
+
+def _surroundings():
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    return {"python": platform.python_version(), "platform": platform.platform(), **versions, **_revision()}
+
+
+def _installed(name):
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _revision():
+    here = pathlib.Path(__file__).parent
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git revision": found.stdout.strip()}

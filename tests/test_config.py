@@ -1,0 +1,70 @@
+"""Configs: what is refused, and how it is said."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from configs import quickstart, smoke
+from jaxdiv.training import config as run_config
+
+CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def changed(key, value):
+    config = smoke.get_config()
+    config.update_from_flattened_dict({key: value})
+    return config.to_dict()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_passes_its_own_check(name):
+    run_config.check(importlib.import_module(f"configs.{name}").get_config().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("losses", "ce,klx", r"`config.losses`: unknown loss `klx`; did you mean `kl`\?"),
+        ("losses", "ce,ce", "`config.losses`"),
+        ("losses", " ", "`config.losses` must be text that is not empty"),
+        ("seeds", 0, "`config.seeds` must be a whole number of at least 1, got 0"),
+        ("seed", -1, "`config.seed`"),
+        ("temperature", float("nan"), "`config.temperature` must be a finite number above 0, got nan"),
+        ("dtype", "float16", "`config.dtype` must be one of float32, bfloat16, got 'float16'"),
+        ("data.vocabulary", 256, "`config.data.vocabulary`"),
+        ("teacher.optimizer.learning_rate", float("nan"), "`config.teacher.optimizer.learning_rate`"),
+        ("teacher.optimizer.beta2", 1.0, "`config.teacher.optimizer.beta2`"),
+        ("teacher.optimizer.warmup_steps", 20, "must be below `config.teacher.steps` = 20, got 20"),
+        ("teacher.heads", 3, "config.teacher: `heads` must divide the width 32"),
+        ("student.exit_layer", 3, "must be at most `config.teacher.depth` = 2, got 3"),
+        ("student.kind", "medusa", "`config.student.kind` must be one of kangaroo, decoder"),
+        ("evaluation.temperatures", (0.0,), "`config.evaluation.temperatures`"),
+        ("evaluation.temperatures", (1.0, 1.0), "`config.evaluation.temperatures`"),
+        ("evaluation.contexts", "corpus,dreams", "`config.evaluation.contexts`"),
+        ("evaluation.document_tokens", 4096, "in 2..2048, got 4096"),
+        ("evaluation.prompt_tokens", 64, "must be below `config.evaluation.document_tokens` = 64"),
+    ],
+)
+def test_wrong_values_are_named_in_one_line(key, value, told):
+    with pytest.raises(ValueError, match=told) as error:
+        run_config.check(changed(key, value))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_undeclared_keys_are_refused():
+    config = quickstart.get_config().to_dict()
+    config["teacher"]["dropout"] = 0.1
+    with pytest.raises(ValueError, match=r"`config.teacher.dropout` is not a key"):
+        run_config.check(config)
+    del config["teacher"]["dropout"], config["log"]["every"]
+    with pytest.raises(ValueError, match=r"`config.log.every` is missing"):
+        run_config.check(config)
+
+
+def test_the_schema_declares_what_the_configs_hold():
+    def leaves(schema, prefix="config"):
+        for key, rule in schema.items():
+            yield from leaves(rule, f"{prefix}.{key}") if isinstance(rule, dict) else [f"{prefix}.{key}"]
+
+    assert sorted(leaves(run_config.SCHEMA)) == sorted(run_config.flatten(quickstart.get_config().to_dict()))

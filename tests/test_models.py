@@ -1,0 +1,339 @@
+"""The decoder and the students against an independent forward pass in float64, and the properties they promise."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdiv import models
+from jaxdiv.models import layers
+
+V, B, L = 40, 3, 10
+TEACHER = {"depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "rope_base": 500.0}
+TEACHER["dtype"] = "float32"
+STUDENTS = {
+    "kangaroo": {"kind": "kangaroo", "heads": 4, "kv_heads": 1, "exit_layer": 2},
+    "decoder": {"kind": "decoder", "depth": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 24},
+}
+
+
+def _moved(build, seed):
+    """A model with every parameter moved, the gains of norms too, so that none of them is without effect."""
+
+    @jax.jit
+    def init():
+        leaves, tree = jax.tree.flatten(nnx.split(build())[1])
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        moved = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(tree, moved)
+
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(build)), init())
+
+
+@functools.cache
+def make_teacher(kv_heads=2):
+    return _moved(lambda: models.build_teacher({**TEACHER, "kv_heads": kv_heads}, V, nnx.Rngs(0)), seed=0)
+
+
+@functools.cache
+def make_student(kind):
+    return _moved(lambda: models.build_student(STUDENTS[kind], TEACHER, V, nnx.Rngs(1)), seed=1)
+
+
+@functools.partial(nnx.jit, static_argnums=2)
+def run(model, tokens, exit_layer=None):
+    return model(tokens, exit_layer=exit_layer)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return make_teacher()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(3), (B, L), 0, V)
+
+
+@pytest.fixture(scope="module")
+def output(teacher, tokens):
+    return run(teacher, tokens, 2)
+
+
+# An independent forward pass: NumPy, float64, one sequence and one head at a time, rotations as complex numbers.
+
+
+def reference_norm(x, scale):
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * scale
+
+
+def reference_rotate(x, base):
+    half = x.shape[-1] // 2
+    angles = np.outer(np.arange(len(x)), base ** (-np.arange(half) / half))
+    z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def reference_attention(x, qkv, out, heads, kv_heads, base):
+    H = x.shape[-1] // heads
+    columns = np.split(x @ qkv, heads + 2 * kv_heads, axis=-1)
+    result = []
+    for n in range(heads):
+        group = heads + n * kv_heads // heads
+        q, k = reference_rotate(columns[n], base), reference_rotate(columns[group], base)
+        scores = np.exp(q @ k.T / np.sqrt(H)) * np.tri(len(x))
+        result.append(scores / scores.sum(-1, keepdims=True) @ columns[group + kv_heads])
+    return np.concatenate(result, axis=-1) @ out
+
+
+def reference_block(x, p, heads, kv_heads, base):
+    attention = p["attention"]
+    normed = reference_norm(x, p["attention_norm"]["scale"])
+    x = x + reference_attention(normed, attention["qkv"]["kernel"], attention["out"]["kernel"], heads, kv_heads, base)
+    gate, up = np.split(reference_norm(x, p["mlp_norm"]["scale"]) @ p["mlp"]["gate_up"]["kernel"], 2, axis=-1)
+    return x + (gate / (1 + np.exp(-gate)) * up) @ p["mlp"]["down"]["kernel"]
+
+
+def reference_decoder(params, tokens, *, depth, heads, kv_heads, base):
+    """The hidden states after 0..depth layers, then the logits, of one sequence."""
+    states = [params["embedding"][tokens]]
+    for i in range(depth):
+        layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
+        states.append(reference_block(states[-1], layer, heads, kv_heads, base))
+    return states, reference_norm(states[-1], params["norm"]["scale"]) @ params["head"]
+
+
+def in_float64(model):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(nnx.split(model)[1]))
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_decoder_equals_the_reference(tokens, kv_heads):
+    decoder = make_teacher(kv_heads=kv_heads)
+    got = run(decoder, tokens, 2)
+    for row in range(B):
+        states, logits = reference_decoder(
+            in_float64(decoder), np.asarray(tokens[row]), depth=3, heads=4, kv_heads=kv_heads, base=500.0
+        )
+        assert_close(got.logits[row], logits)
+        assert_close(got.hidden[row], states[2])
+
+
+def test_kangaroo_equals_the_reference(output, tokens):
+    student = make_student("kangaroo")
+    got, params = student(tokens, output), in_float64(student)
+    for row in range(B):
+        x = np.asarray(output.hidden[row], np.float64)
+        normed = reference_norm(x, params["attention_norm"]["scale"])
+        kernels = params["attention"]["qkv"]["kernel"], params["attention"]["out"]["kernel"]
+        x = x + reference_attention(normed, *kernels, heads=4, kv_heads=1, base=500.0)
+        assert_close(got[row], reference_norm(x, params["norm"]["scale"]) @ np.asarray(output.head, np.float64))
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_later_token_never_changes_earlier_logits(teacher, tokens, kind):
+    student = make_student(kind)
+
+    @jax.jit
+    def logits_of(x):
+        out = teacher(x, exit_layer=2)
+        return out.logits, student(x, out)
+
+    # Row t differs from row L in token t alone.
+    rows = jnp.repeat(tokens[:1], L + 1, axis=0)
+    rows = rows.at[jnp.arange(L), jnp.arange(L)].add(1) % V
+    for logits in logits_of(rows):
+        same = np.asarray((logits[:L] == logits[L:]).all(-1))
+        np.testing.assert_array_equal(same, np.tri(L, k=-1, dtype=bool))
+
+
+def test_rotation_depends_on_relative_position_alone():
+    H = 8
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, H))
+
+    def score(m, n):
+        turned = [
+            layers.rotate(x, where.cos, where.sin)
+            for x, position in ((q, m), (k, n))
+            for where in [layers.layout(jnp.array([[position]]), head_width=H, rope_base=100.0, slots=None)]
+        ]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    for m, n in [(0, 0), (7, 2), (2, 7), (30, 1)]:
+        assert score(m, n) == pytest.approx(score(m + 11, n + 11), rel=1e-4)
+    assert score(4, 4) == pytest.approx(float(jnp.sum(q * k)), rel=1e-5)
+    assert abs(score(7, 2) - score(2, 7)) > 1e-2
+
+
+def test_shifted_positions_leave_the_decoder_unchanged(teacher, tokens):
+    @jax.jit
+    def hidden_at(positions):
+        return teacher.run_layers(teacher.embed(tokens), 0, 3, positions=positions)[0]
+
+    at_zero, shifts = hidden_at(jnp.arange(L)[None]), jnp.array([[0], [5], [90]])
+    assert_close(hidden_at(jnp.arange(L)[None] + shifts), at_zero, 1e-4)
+    stretched = hidden_at(2 * jnp.arange(L)[None])
+    assert float(jnp.abs(stretched - at_zero).max()) > 1e-2
+
+
+def test_grouped_heads_equal_repeated_heads():
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (B, n, L, 8)) for key, n in zip(keys, (6, 2, 2), strict=True))
+    visible = jnp.tri(L, dtype=bool)[None, None, None]
+    repeated = layers.attend(q, jnp.repeat(k, 3, axis=1), jnp.repeat(v, 3, axis=1), visible)
+    assert_close(layers.attend(q, k, v, visible), repeated, 1e-6)
+
+
+def test_stacked_layers_equal_unrolled_ones(teacher, tokens):
+    def squares(model):
+        return jnp.mean(model(tokens).logits ** 2)
+
+    unrolled = teacher.unrolled()
+    value, gradient = nnx.jit(nnx.value_and_grad(squares))(teacher)
+    other, other_gradient = nnx.jit(nnx.value_and_grad(squares))(unrolled)
+    assert float(value) == pytest.approx(float(other), rel=1e-6)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[other_gradient["layers"][i] for i in range(3)])
+    jax.tree.map(assert_close, nnx.to_pure_dict(gradient["layers"]), nnx.to_pure_dict(stacked))
+    assert_close(gradient["embedding"][...], other_gradient["embedding"][...])
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_cached_equals_uncached_after_rolling_each_sequence_back(teacher, tokens, stacked):
+    decoder = teacher if stacked else teacher.unrolled()
+
+    @jax.jit
+    def advance(tokens, positions, cache):
+        # In two parts, as early-exit decoding runs it.
+        hidden, cache = decoder.run_layers(decoder.embed(tokens), 0, 2, positions=positions, cache=cache)
+        hidden, cache = decoder.run_layers(hidden, 2, 3, positions=positions, cache=cache)
+        return decoder.logits(hidden), cache
+
+    steps = jnp.arange(3)[None]
+    logits, cache = advance(tokens[:, :7], jnp.broadcast_to(jnp.arange(7)[None], (B, 7)), decoder.init_cache(B, L + 3))
+    assert_close(logits, run(decoder, tokens).logits[:, :7])
+
+    kept = jnp.array([7, 2, 5])
+    new = (tokens[:, 7:10] + 1) % V
+    logits, cache = advance(new, kept[:, None] + steps, cache)
+    # Right of each sequence's end stands padding, which nothing before it sees.
+    text = jax.vmap(lambda row, n, tail: jax.lax.dynamic_update_slice(row, tail, (n,)))(tokens, kept, new)
+    whole = run(decoder, text).logits
+    _, fresh = decoder.run_layers(decoder.embed(text), 0, 3, cache=decoder.init_cache(B, L))
+    for row, n in enumerate(kept.tolist()):
+        assert_close(logits[row], whole[row, n : n + 3])
+        for entry, built in zip(cache, fresh, strict=True):
+            assert_close(entry.keys[row, :, : n + 3], built.keys[row, :, : n + 3])
+            assert_close(entry.values[row, :, : n + 3], built.values[row, :, : n + 3])
+
+
+def test_exit_hidden_equals_run_layers(teacher, tokens, output):
+    for stop in (1, 2, 3):
+        hidden, cache = teacher.run_layers(teacher.embed(tokens), 0, stop)
+        assert cache is None
+        assert_close(run(teacher, tokens, stop).hidden, hidden, 1e-6)
+    assert_close(teacher.logits(hidden), output.logits, 1e-6)
+    plain = run(teacher, tokens)
+    assert_close(plain.logits, output.logits, 1e-6)
+    assert plain.hidden is None
+    np.testing.assert_array_equal(output.head, teacher.head[...])
+
+
+def test_kangaroo_reads_only_the_hidden_state_and_leaves_the_teacher_alone(output, tokens):
+    student = make_student("kangaroo")
+    bare = models.TeacherOutput(logits=None, hidden=output.hidden, head=output.head)
+    np.testing.assert_array_equal(student(tokens, output), student(0 * tokens, bare))
+
+    gradient = jax.grad(lambda teacher: jnp.sum(student(tokens, teacher) ** 2))(output)
+    assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(gradient))
+    own = nnx.grad(lambda s: jnp.sum(s(tokens, output) ** 2))(student)
+    assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(own))
+
+    with pytest.raises(ValueError, match="exit_layer=2"):
+        student(tokens, models.TeacherOutput(logits=output.logits, hidden=None, head=output.head))
+
+
+def test_an_independent_student_ignores_the_teacher(output, tokens):
+    student = make_student("decoder")
+    nothing = models.TeacherOutput(logits=None, hidden=None, head=None)
+    np.testing.assert_array_equal(student(tokens, output), student(tokens, nothing))
+    assert_close(student(tokens, nothing), run(student.decoder, tokens).logits, 1e-6)
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_logits_are_features_times_head(output, tokens, kind):
+    student = make_student(kind)
+    features, head = student.features(tokens, output), student.head(output)
+    assert_close(student(tokens, output), np.einsum("bld,dv->blv", features, head))
+    assert student.exit_layer == STUDENTS[kind].get("exit_layer")
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_vmap_over_seeds_equals_one_by_one(output, tokens, kind):
+    def init(key):
+        return nnx.split(models.build_student(STUDENTS[kind], TEACHER, V, nnx.Rngs(key)))[1]
+
+    graphdef = nnx.graphdef(make_student(kind))
+    params = jax.jit(jax.vmap(init))(jnp.stack([jax.random.key(seed) for seed in range(3)]))
+
+    def objective(params):
+        return jnp.mean(nnx.merge(graphdef, params)(tokens, output) ** 2)
+
+    one, single = jax.jit(jax.value_and_grad(objective)), jax.jit(init)
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(objective)))(params)
+    for seed in range(3):
+        alone = jax.tree.map(lambda x, seed=seed: x[seed], params)
+        jax.tree.map(np.testing.assert_array_equal, alone, single(jax.random.key(seed)))
+        value, gradient = one(alone)
+        assert float(value) == pytest.approx(float(values[seed]), rel=1e-6)
+        jax.tree.map(lambda a, b, seed=seed: assert_close(a[seed], b), gradients, gradient)
+    assert len(set(values.tolist())) == 3
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_bfloat16_computes_on_float32_parameters(tokens, kind):
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(dtype):
+        config = ml_collections.ConfigDict({**TEACHER, "dtype": dtype})
+        teacher = models.build_teacher(config, V, nnx.Rngs(0))
+        student = models.build_student(ml_collections.ConfigDict(STUDENTS[kind]), config, V, nnx.Rngs(1))
+        output = teacher(tokens, exit_layer=2)
+        gradient = nnx.grad(lambda s: jnp.mean(s(tokens, output) ** 2))(student)
+        kept = nnx.split(teacher)[1], nnx.split(student)[1], gradient
+        return output, student.features(tokens, output), student(tokens, output), kept
+
+    output, features, logits, kept = everything("bfloat16")
+    full, _, full_logits, _ = everything("float32")
+    assert output.hidden.dtype == features.dtype == jnp.bfloat16
+    assert output.logits.dtype == logits.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.dtype(jnp.float32)}
+    assert_close(output.logits, full.logits, 5e-2)
+    assert_close(logits, full_logits, 5e-2)
+    assert not np.array_equal(output.logits, full.logits)
+
+
+def test_bad_shapes_are_refused_with_the_mend(teacher, tokens):
+    for heads in (0, 5, 32):
+        with pytest.raises(ValueError, match=rf"`heads` must divide the width 32 into even parts, got {heads}"):
+            models.build_teacher({**TEACHER, "heads": heads}, V, nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"`kv_heads` must divide `heads` = 4, got 3"):
+        models.build_teacher({**TEACHER, "kv_heads": 3}, V, nnx.Rngs(0))
+    for exit_layer in (0, 4):
+        with pytest.raises(ValueError, match=rf"`exit_layer` must be in 1\.\.3.* got {exit_layer}"):
+            teacher(tokens, exit_layer=exit_layer)
+        config = {**STUDENTS["kangaroo"], "exit_layer": exit_layer}
+        with pytest.raises(ValueError, match=rf"`exit_layer` must be in 1\.\.3.* got {exit_layer}"):
+            models.build_student(config, TEACHER, V, nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"in order in 0\.\.3, got 2 and 1"):
+        teacher.run_layers(teacher.embed(tokens), 2, 1)
+    with pytest.raises(ValueError, match=r"`kind` must be one of kangaroo, decoder, got 'medusa'"):
+        models.build_student({"kind": "medusa"}, TEACHER, V, nnx.Rngs(0))

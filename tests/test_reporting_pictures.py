@@ -1,0 +1,83 @@
+"""Pictures are drawn from what there is, show what they claim, and leave matplotlib as they found it."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from jaxdiv.reporting import comparison, pictures, style
+from tests import reporting_cases as cases
+
+NAMES = ["differences", "acceptance_over_temperature", "acceptance_by_position", "training_curves"]
+FEW = ("ce", "tv", "untrained")
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png) if isinstance(png, bytes) else png).convert("RGB")) / 255
+
+
+def share(image, color):
+    return np.mean(np.all(np.abs(image - to_rgb(color)) < 0.02, axis=-1))
+
+
+def test_all_pictures_are_written_and_nothing_else(tmp_path):
+    before = dict(matplotlib.rcParams)
+    paths = pictures.write(tmp_path, frame=cases.frame(), curves=cases.curves(steps=100))
+    assert [path.name for path in paths] == [f"{name}.png" for name in NAMES]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
+    assert dict(matplotlib.rcParams) == before
+    for path in paths:
+        image = pixels(path)
+        assert image.shape[1] == 1440
+        assert share(image, style.LIGHT.paper) > 0.6
+        assert share(image, style.LIGHT.better) > 0.001
+
+
+def test_colors_tell_better_from_worse():
+    theme = style.DARK
+    better = pixels(
+        pictures.render(frame=cases.frame(losses=FEW), curves=cases.curves(losses=()), theme=theme)["differences"]
+    )
+    worse = pixels(pictures.render_for_phones(frame=cases.frame(losses=("ce", "ce_data")), theme=theme)["differences"])
+    assert share(better, theme.paper) > 0.6
+    assert share(better, theme.better) > 0 == share(better, theme.worse)
+    assert share(worse, theme.worse) > 0 == share(worse, theme.better)
+
+
+def test_dots_stand_where_the_differences_are():
+    frame = cases.frame(losses=FEW)
+    with matplotlib.rc_context(style.rc(style.LIGHT)):
+        axes = comparison.differences(frame, style.LIGHT).axes[0]
+    wanted = frame.query("measure == 'difference' and context == 'corpus' and temperature == 1.0")
+    pooled, seeds = wanted[wanted["seed"].eq("all")], wanted[wanted["seed"].ne("all")]
+    drawn = [list(line.get_xdata()) for line in axes.lines]
+    assert [100 * pooled["value"].item()] in drawn
+    assert [100 * pooled["low"].item(), 100 * pooled["high"].item()] in drawn
+    assert list(100 * seeds["value"]) in drawn
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps", "expected"),
+    [(("tv",), 0, NAMES[1:3]), (("untrained",), 0, NAMES[1:3]), (("kl", "tv"), 10, NAMES)],
+)
+def test_what_can_not_be_drawn_is_absent(losses, steps, expected):
+    curves = cases.curves(losses=losses, steps=steps, seeds=1)
+    assert list(pictures.render(frame=cases.frame(losses=losses, seeds=1), curves=curves)) == expected
+
+
+def test_one_temperature_no_positions_and_odd_names():
+    frame = cases.frame(losses=FEW, rename={"ce": "$x_$", "tv": "<script>alert(1)</script>" * 3})
+    frame = frame[frame["temperature"].eq(1.0) & frame["measure"].ne("acceptance_at")]
+    assert list(pictures.render(frame=frame, curves=cases.curves(losses=()))) == ["differences"]
+
+
+def test_labels_are_moved_apart_and_keep_their_order():
+    values = np.array([3.0, 0.0, 0.1, 0.05, 9.0])
+    moved = style.apart(values, 1.0)
+    assert np.all(np.argsort(moved) == np.argsort(values))
+    assert np.all(np.diff(np.sort(moved)) >= 1 - 1e-3)
+    assert moved[4] == 9.0
+    np.testing.assert_allclose(style.apart(values, 0.01), values)

@@ -30,7 +30,7 @@ def get_config():
     config.teacher.kv_heads = 2
     config.teacher.mlp_width = 512
     config.teacher.rope_base = 10000.0
-    config.teacher.steps = 700
+    config.teacher.steps = 500
     config.teacher.batch_size = 24
     config.teacher.optimizer = _optimizer(learning_rate=4e-3)
 
@@ -42,9 +42,9 @@ def get_config():
     config.student.depth = 1  # decoder only, as are the next two
     config.student.width = 96
     config.student.mlp_width = 256
-    config.student.steps = 200
+    config.student.steps = 250
     config.student.batch_size = 12
-    config.student.optimizer = _optimizer(learning_rate=3e-3)
+    config.student.optimizer = _optimizer(learning_rate=8e-3)
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.temperatures = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)

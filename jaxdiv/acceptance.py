@@ -111,7 +111,7 @@ def renewal(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
 
     Args:
       accept: [..., n], chance of acceptance given the text: `sampling_given` or `greedy_given`.
-      valid: [...] integers, tokens of each text; what lies behind is ignored, whatever it holds.
+      valid: integers, tokens of each text, [...] or what broadcasts to it; what lies behind is ignored, even NaN.
       gamma: drafts a round, at least 1.
 
     Returns:
@@ -122,7 +122,7 @@ def renewal(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
     """
     if gamma < 1:
         raise ValueError(f"`gamma` must be at least 1, got {gamma}.")
-    inside = jnp.arange(accept.shape[-1]) < jnp.asarray(valid)[..., None]
+    inside = _left(accept, valid) > 0
 
     def advance(at_offset, chance):
         drafted = at_offset[:-1] * chance[None]
@@ -153,10 +153,9 @@ def accepted_at(accept: jax.Array, valid: jax.Array, *, gamma: int) -> tuple[jax
       accepted: [..., gamma], expected number of rounds that accepted the draft at this position and all before it.
       rounds: [..., gamma], expected number of rounds, the same for every position.
     """
-    valid = jnp.asarray(valid)[..., None]
-    positions = jnp.arange(accept.shape[-1])
-    begins = jnp.where(positions + gamma <= valid, renewal(accept, valid[..., 0], gamma=gamma), 0)
-    accept = jnp.where(positions < valid, accept, 0)
+    left = _left(accept, valid)
+    begins = jnp.where(left >= gamma, renewal(accept, valid, gamma=gamma), 0)
+    accept = jnp.where(left > 0, accept, 0)
     accepted, alive = [], begins
     for offset in range(gamma):
         alive = alive * _ahead(accept, offset)
@@ -188,6 +187,12 @@ def _both(student_logits, teacher_logits, temperature):
 
 def _at(values, index):
     return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+
+
+def _left(accept, valid):
+    """Tokens of the text from each position on, [..., n]; 0 and less behind it."""
+    positions = jax.lax.broadcasted_iota(jnp.int32, accept.shape, accept.ndim - 1)
+    return jnp.broadcast_to(valid, accept.shape[:-1])[..., None] - positions
 
 
 def _ahead(values, offset):

@@ -21,32 +21,38 @@ STUDENTS = {
 }
 
 
-def _moved(build, seed):
-    """A model with every parameter moved, the gains of norms too, so that none of them is without effect."""
+def drawn(build, seed):
+    """A model with every parameter drawn anew by NumPy, the gains of norms too, so that none is without effect."""
+    random = np.random.default_rng(seed)
 
-    @jax.jit
-    def init():
-        leaves, tree = jax.tree.flatten(nnx.split(build())[1])
-        keys = jax.random.split(jax.random.key(seed), len(leaves))
-        moved = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-        return jax.tree.unflatten(tree, moved)
+    def draw(path, x):
+        noise = random.normal(size=x.shape)
+        moved = 1 + 0.2 * noise if "scale" in jax.tree_util.keystr(path) else noise * x.shape[-2] ** -0.5
+        return jnp.asarray(moved, x.dtype)
 
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(build)), init())
-
-
-@functools.cache
-def make_teacher(kv_heads=2):
-    return _moved(lambda: models.build_teacher({**TEACHER, "kv_heads": kv_heads}, V, nnx.Rngs(0)), seed=0)
+    graphdef, params = nnx.split(nnx.eval_shape(build))
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(draw, params))
 
 
 @functools.cache
-def make_student(kind):
-    return _moved(lambda: models.build_student(STUDENTS[kind], TEACHER, V, nnx.Rngs(1)), seed=1)
+def make_teacher(kv_heads=2, dtype="float32"):
+    config = ml_collections.ConfigDict({**TEACHER, "kv_heads": kv_heads, "dtype": dtype})
+    return drawn(lambda: models.build_teacher(config, V, nnx.Rngs(0)), seed=0)
+
+
+@functools.cache
+def make_student(kind, seed=1, dtype="float32"):
+    return drawn(lambda: models.build_student(STUDENTS[kind], {**TEACHER, "dtype": dtype}, V, nnx.Rngs(1)), seed)
 
 
 @functools.partial(nnx.jit, static_argnums=2)
 def run(model, tokens, exit_layer=None):
     return model(tokens, exit_layer=exit_layer)
+
+
+@nnx.jit
+def draft(student, tokens, output):
+    return student(tokens, output)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +137,7 @@ def test_decoder_equals_the_reference(tokens, kv_heads):
 
 def test_kangaroo_equals_the_reference(output, tokens):
     student = make_student("kangaroo")
-    got, params = student(tokens, output), in_float64(student)
+    got, params = draft(student, tokens, output), in_float64(student)
     for row in range(B):
         x = np.asarray(output.hidden[row], np.float64)
         normed = reference_norm(x, params["attention_norm"]["scale"])
@@ -251,11 +257,11 @@ def test_exit_hidden_equals_run_layers(teacher, tokens, output):
 def test_kangaroo_reads_only_the_hidden_state_and_leaves_the_teacher_alone(output, tokens):
     student = make_student("kangaroo")
     bare = models.TeacherOutput(logits=None, hidden=output.hidden, head=output.head)
-    np.testing.assert_array_equal(student(tokens, output), student(0 * tokens, bare))
+    np.testing.assert_array_equal(draft(student, tokens, output), draft(student, 0 * tokens, bare))
 
-    gradient = jax.grad(lambda teacher: jnp.sum(student(tokens, teacher) ** 2))(output)
+    gradient = jax.jit(jax.grad(lambda teacher: jnp.sum(student(tokens, teacher) ** 2)))(output)
     assert all(float(jnp.abs(x).max()) == 0 for x in jax.tree.leaves(gradient))
-    own = nnx.grad(lambda s: jnp.sum(s(tokens, output) ** 2))(student)
+    own = nnx.jit(nnx.grad(lambda s: jnp.sum(s(tokens, output) ** 2)))(student)
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(own))
 
     with pytest.raises(ValueError, match="exit_layer=2"):
@@ -265,35 +271,32 @@ def test_kangaroo_reads_only_the_hidden_state_and_leaves_the_teacher_alone(outpu
 def test_an_independent_student_ignores_the_teacher(output, tokens):
     student = make_student("decoder")
     nothing = models.TeacherOutput(logits=None, hidden=None, head=None)
-    np.testing.assert_array_equal(student(tokens, output), student(tokens, nothing))
-    assert_close(student(tokens, nothing), run(student.decoder, tokens).logits, 1e-6)
+    alone = draft(student, tokens, nothing)
+    np.testing.assert_array_equal(draft(student, tokens, output), alone)
+    assert_close(alone, run(student.decoder, tokens).logits, 1e-6)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_logits_are_features_times_head(output, tokens, kind):
     student = make_student(kind)
     features, head = student.features(tokens, output), student.head(output)
-    assert_close(student(tokens, output), np.einsum("bld,dv->blv", features, head))
+    assert_close(draft(student, tokens, output), np.einsum("bld,dv->blv", features, head))
     assert student.exit_layer == STUDENTS[kind].get("exit_layer")
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_vmap_over_seeds_equals_one_by_one(output, tokens, kind):
-    def init(key):
-        return nnx.split(models.build_student(STUDENTS[kind], TEACHER, V, nnx.Rngs(key)))[1]
-
-    graphdef = nnx.graphdef(make_student(kind))
-    params = jax.jit(jax.vmap(init))(jnp.stack([jax.random.key(seed) for seed in range(3)]))
+    graphdef, _ = nnx.split(make_student(kind))
+    each = [nnx.split(make_student(kind, seed))[1] for seed in range(3)]
+    params = jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     def objective(params):
         return jnp.mean(nnx.merge(graphdef, params)(tokens, output) ** 2)
 
-    one, single = jax.jit(jax.value_and_grad(objective)), jax.jit(init)
+    one = jax.jit(jax.value_and_grad(objective))
     values, gradients = jax.jit(jax.vmap(jax.value_and_grad(objective)))(params)
     for seed in range(3):
-        alone = jax.tree.map(lambda x, seed=seed: x[seed], params)
-        jax.tree.map(np.testing.assert_array_equal, alone, single(jax.random.key(seed)))
-        value, gradient = one(alone)
+        value, gradient = one(each[seed])
         assert float(value) == pytest.approx(float(values[seed]), rel=1e-6)
         jax.tree.map(lambda a, b, seed=seed: assert_close(a[seed], b), gradients, gradient)
     assert len(set(values.tolist())) == 3
@@ -301,24 +304,44 @@ def test_vmap_over_seeds_equals_one_by_one(output, tokens, kind):
 
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_bfloat16_computes_on_float32_parameters(tokens, kind):
-    @functools.partial(jax.jit, static_argnums=0)
-    def everything(dtype):
-        config = ml_collections.ConfigDict({**TEACHER, "dtype": dtype})
-        teacher = models.build_teacher(config, V, nnx.Rngs(0))
-        student = models.build_student(ml_collections.ConfigDict(STUDENTS[kind]), config, V, nnx.Rngs(1))
-        output = teacher(tokens, exit_layer=2)
-        gradient = nnx.grad(lambda s: jnp.mean(s(tokens, output) ** 2))(student)
-        kept = nnx.split(teacher)[1], nnx.split(student)[1], gradient
-        return output, student.features(tokens, output), student(tokens, output), kept
+    student = make_student(kind, dtype="bfloat16")
 
-    output, features, logits, kept = everything("bfloat16")
-    full, _, full_logits, _ = everything("float32")
+    graphdef, params = nnx.split(student)
+
+    @jax.jit
+    def everything(params, output):
+        student = nnx.merge(graphdef, params)
+        gradient = jax.grad(lambda p: jnp.mean(nnx.merge(graphdef, p)(tokens, output) ** 2))(params)
+        return student.features(tokens, output), student(tokens, output), gradient
+
+    output = run(make_teacher(dtype="bfloat16"), tokens, 2)
+    features, logits, gradient = everything(params, output)
+    full = run(make_teacher(), tokens, 2)
+    full_logits = draft(make_student(kind), tokens, full)
     assert output.hidden.dtype == features.dtype == jnp.bfloat16
     assert output.logits.dtype == logits.dtype == jnp.float32
-    assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.dtype(jnp.float32)}
+    assert {x.dtype for x in jax.tree.leaves((output.head, gradient))} == {jnp.dtype(jnp.float32)}
     assert_close(output.logits, full.logits, 5e-2)
     assert_close(logits, full_logits, 5e-2)
     assert not np.array_equal(output.logits, full.logits)
+
+
+@pytest.mark.parametrize("kind", ["teacher", *STUDENTS])
+def test_initial_parameters_are_float32_and_keep_the_scale_of_activations(kind):
+    def build():
+        config = {**TEACHER, "dtype": "bfloat16"}
+        if kind == "teacher":
+            return models.build_teacher(config, V, nnx.Rngs(0))
+        return models.build_student(STUDENTS[kind], config, V, nnx.Rngs(0))
+
+    for path, x in jax.tree_util.tree_leaves_with_path(nnx.split(nnx.jit(build)())[1]):
+        name = jax.tree_util.keystr(path)
+        assert x.dtype == jnp.float32
+        if "scale" in name:
+            np.testing.assert_array_equal(x, 1)
+        else:
+            inputs = x.shape[-1] if "embedding" in name else x.shape[-2]
+            assert float(x.std() * inputs**0.5) == pytest.approx(1, rel=0.15), name
 
 
 def test_bad_shapes_are_refused_with_the_mend(teacher, tokens):

@@ -23,7 +23,9 @@ def share(image, color):
     return np.mean(np.all(np.abs(image - to_rgb(color)) < 0.02, axis=-1))
 
 
-def test_all_pictures_are_written_and_nothing_else(tmp_path):
+def test_all_pictures_are_written_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 31)
     before = dict(matplotlib.rcParams)
     paths = pictures.write(tmp_path, frame=cases.frame(), curves=cases.curves(steps=100))
     assert [path.name for path in paths] == [f"{name}.png" for name in NAMES]

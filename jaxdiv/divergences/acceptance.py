@@ -9,6 +9,7 @@ from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.rows import compare, log_probabilities, total
 
 RATE = 3.0
+_LEAST = -60.0  # log acceptance below which probabilities may underflow
 
 
 def negative_log_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
@@ -40,9 +41,7 @@ def _value(rows, common):
 
 def _common(student, teacher):
     """log Σ min(p, q), [..., 1]."""
-    return jax.nn.logsumexp(
-        jnp.minimum(log_probabilities(student), log_probabilities(teacher)), axis=-1, keepdims=True
-    )
+    return jax.nn.logsumexp(jnp.minimum(log_probabilities(student), log_probabilities(teacher)), axis=-1, keepdims=True)
 
 
 @_negative_log_acceptance.defjvp
@@ -53,22 +52,24 @@ def _negative_log_acceptance_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _gradient(student, teacher):
+    """The share of each class that follows the student, less q times their sum, negated."""
     rows = compare(student, teacher)
-    share = _share(student, teacher, rows)
-    return rows.q * total(share) - share
+    common = _common(student, teacher)
+    close = terms.TOTAL_VARIATION.slope(rows) / jnp.exp(jnp.maximum(common, _LEAST))
+    share = _share(student, rows, common)
+    return jnp.where(common > _LEAST, close, rows.q * total(share) - share)
 
 
-def _share(student, teacher, rows):
-    """Each class's part of the acceptance that follows the student: min(p, q)/Σmin(p, q) where q < p."""
-    follows = 0.5 - 0.5 * jnp.sign(rows.r)
-    common = jnp.maximum(_common(student, teacher), jnp.finfo(student.dtype).min)
-    return follows * jnp.exp(jnp.minimum(log_probabilities(student) - common, 0))
+def _share(student, rows, common):
+    """min(p, q)/Σmin(p, q) where q < p, the classes whose acceptance follows the student; half of it where q = p."""
+    common = jnp.maximum(common, jnp.finfo(student.dtype).min)
+    return (0.5 - 0.5 * jnp.sign(rows.r)) * jnp.exp(jnp.minimum(log_probabilities(student) - common, 0))
 
 
 @_gradient.defjvp
 def _gradient_jvp(primals, tangents):
     rows = compare(*primals)
-    share = _share(*primals, rows)
+    share = _share(primals[0], rows, _common(*primals))
     moved = tangents[0] - total(rows.q * tangents[0])
     mean = total(share * moved)
     product = rows.q * (moved * total(share) + mean - mean * total(share)) - share * (moved - mean)

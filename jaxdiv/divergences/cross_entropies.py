@@ -26,10 +26,10 @@ def cross_entropy_argmax(student_logits, teacher_logits, *, axis: int = -1, wher
 
     Arguments and errors as in `forward_kl`; [...] in [0, inf].
 
-    Source: sequence-free hard-label distillation, Hinton et al., arXiv 1503.02531, section 2.
+    Source: the hard-label limit of Hinton et al., arXiv 1503.02531, section 2.
     """
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
-    return _hard(student, jnp.argmax(teacher, axis=-1))
+    return _hard(student, _first_largest(teacher))
 
 
 def cross_entropy_data(student_logits, labels, *, axis: int = -1, where=None) -> jax.Array:
@@ -60,17 +60,22 @@ def cross_entropy_data(student_logits, labels, *, axis: int = -1, where=None) ->
 
 
 def _softmax(logits):
-    """Logits less the largest, and probabilities."""
-    shifted = logits - top(logits)
-    exp = jnp.exp(shifted)
-    return shifted, exp / jnp.maximum(total(exp), 1)
+    exp = jnp.exp(logits - top(logits))
+    return exp / jnp.maximum(total(exp), 1)
+
+
+def _log_sum(exp):
+    """log Σexp, [..., 1], of numbers whose largest is 1, with all digits where that one is nearly alone."""
+    rest = total(jnp.where(exp < 1, exp, 0))
+    ones = jnp.round(total(exp) - rest)
+    return jnp.log1p(rest + jnp.maximum(ones - 1, 0))
 
 
 def cross_entropy_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """-p·log q of prepared logits, [..., V]; 0 for a class that the teacher lacks."""
-    shifted, _ = _softmax(student)
-    surprise = jnp.log(jnp.maximum(total(jnp.exp(shifted)), 1)) - shifted
-    _, p = _softmax(teacher)
+    shifted = student - top(student)
+    surprise = _log_sum(jnp.exp(shifted)) - shifted
+    p = _softmax(teacher)
     return jnp.where(jnp.isneginf(teacher), 0, jnp.maximum(p, jnp.finfo(p.dtype).tiny) * surprise)
 
 
@@ -87,7 +92,7 @@ def _soft_jvp(primals, tangents):
 @jax.custom_jvp
 def cross_entropy_gradient(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """q - p of prepared logits, [..., V]."""
-    return _softmax(student)[1] - _softmax(teacher)[1]
+    return _softmax(student) - _softmax(teacher)
 
 
 @cross_entropy_gradient.defjvp
@@ -97,14 +102,24 @@ def _cross_entropy_gradient_jvp(primals, tangents):
 
 def _fisher(student, tangent):
     """(diag(q) - qqᵀ)·tangent: the Hessian product of every cross-entropy."""
-    _, q = _softmax(student)
+    q = _softmax(student)
     return q * (tangent - total(q * tangent))
+
+
+def _first_largest(logits):
+    """jnp.argmax, which is slow on CPU, as two plain reductions; V where a logit is NaN."""
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits == largest, _classes(logits), logits.shape[-1]), axis=-1)
+
+
+def _classes(logits):
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
 
 @jax.custom_jvp
 def _hard(student, labels):
     exp, chosen = _exp_and_chosen(student, labels)
-    ahead = jnp.sum(jnp.where(chosen, student, 0), axis=-1, keepdims=True, where=chosen) - top(student)
+    ahead = total(jnp.where(chosen, student, 0)) - top(student)
     rest = total(jnp.where(chosen, 0, exp))
     # log1p keeps the digits of a label that is nearly certain.
     value = jnp.where(ahead == 0, jnp.log1p(rest), jnp.log(jnp.maximum(rest + jnp.exp(ahead), 1)) - ahead)
@@ -113,7 +128,7 @@ def _hard(student, labels):
 
 
 def _exp_and_chosen(student, labels):
-    chosen = jax.lax.broadcasted_iota(labels.dtype, student.shape, student.ndim - 1) == labels[..., None]
+    chosen = _classes(student) == labels[..., None]
     return jnp.exp(student - top(student)), chosen
 
 

@@ -37,12 +37,17 @@ def _softmaxes(student, teacher):
     exp_s, exp_t = jnp.exp(student - top_s), jnp.exp(teacher - top_t)
     # The top class counts 1, so that a smaller sum means a row without classes.
     sum_s, sum_t = jnp.maximum(total(exp_s), 1), jnp.maximum(total(exp_t), 1)
-    # Logits that differ little are subtracted as they are, which is exact; logits far apart lose their shift first.
-    apart = jnp.abs(top_s - top_t) > 1
-    gap = (student - jnp.where(apart, top_s, 0)) - (teacher - jnp.where(apart, top_t, 0))
-    gap = jnp.where(jnp.isnan(gap), 0, gap)  # -inf on both sides
-    gap = gap - (jnp.where(apart, 0, top_s - top_t) + (jnp.log(sum_s) - jnp.log(sum_t)))
-    return exp_t / sum_t, exp_s / sum_s, gap
+    shift = (top_s - top_t) + (jnp.log(sum_s) - jnp.log(sum_t))
+    gap, lost = _difference(student, teacher)
+    return exp_t / sum_t, exp_s / sum_s, (gap - shift) + lost
+
+
+def _difference(a, b):
+    """a - b as it rounds and what the rounding lost (Knuth's two-sum); (0, 0) for -inf on both sides."""
+    gap = a - b
+    back = gap - a
+    lost = (a - (gap - back)) - (b + back)
+    return jnp.where(jnp.isnan(gap), 0, gap), jnp.where(jnp.isfinite(lost), lost, 0)
 
 
 def _excess(p, q, r):

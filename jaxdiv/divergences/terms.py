@@ -1,6 +1,6 @@
 """Each f-divergence as its term φ(log p, log q): value, first and second derivative by log q.
 
-Every term is in the gauge that design needs: a multiple of q - p has been added so that it is >= 0 and, the kink of
+Every term is gauge-fixed: a multiple of q - p has been added so that it is >= 0 and, the kink of
 total variation aside, flat where student and teacher agree. r = log(q/p).
 """
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiv.divergences.rows import HUGE, Rows, expm1_series, near_or_far, polynomial
+from jaxdiv.divergences.rows import HUGE, Rows, expm1_series, near_or_far, polynomial, total
 
 Elementwise = Callable[[Rows], jax.Array]
 
@@ -34,32 +34,36 @@ def _bounded(r):
     return jnp.clip(r, -HUGE, HUGE)
 
 
-def _forward_kl(rows):
-    p, q, r, _ = rows
-    far = q - p - jnp.maximum(p, _tiny(r)) * jnp.minimum(r, HUGE)
-    return near_or_far(r, p * polynomial(_KL, r), far)
-
-
-def _reverse_kl(rows):
-    p, q, r, _ = rows
-    far = p - q + jnp.maximum(q, _tiny(r)) * jnp.maximum(r, -HUGE)
-    return near_or_far(r, p * polynomial(_REVERSE, r), far)
+def _kl(p, q, r):
+    """p(eʳ-1-r); away from 0 through the larger of p and q, so that nothing overflows and one rounding counts."""
+    small = jnp.exp(-jnp.abs(r))
+    above = q * (1 - small * (1 + jnp.minimum(r, HUGE)))
+    below = jnp.maximum(p, _tiny(r)) * (small - 1 - r)
+    return near_or_far(r, p * polynomial(_KL, r), jnp.where(r > 0, above, below))
 
 
 def _jeffreys(rows):
     return jnp.maximum(jnp.abs(rows.excess), _tiny(rows.r)) * jnp.abs(rows.r)
 
 
-def _half_sign(rows):
-    return 0.5 * rows.q * jnp.sign(rows.r)
+def _total_variation(rows):
+    return jnp.abs(0.5 * rows.excess)
+
+
+def _balanced_sign(rows):
+    """½q·sign(r) less the multiple of q that makes it sum to 0: a class of probability near 1 keeps its digits."""
+    up = 0.5 + 0.5 * jnp.sign(rows.r)
+    down = 1 - up
+    return rows.q * (up * total(rows.q * down) - down * total(rows.q * up))
 
 
 _KL = (0.0, 0.0, *expm1_series()[2:])
-_REVERSE = tuple(max(k - 1, 0) / math.factorial(k) for k in range(22))
 
-FORWARD_KL = Term(value=_forward_kl, slope=lambda rows: rows.excess, curvature=lambda rows: rows.q)
+FORWARD_KL = Term(
+    value=lambda rows: _kl(rows.p, rows.q, rows.r), slope=lambda rows: rows.excess, curvature=lambda rows: rows.q
+)
 REVERSE_KL = Term(
-    value=_reverse_kl,
+    value=lambda rows: _kl(rows.q, rows.p, -rows.r),
     slope=lambda rows: rows.q * _bounded(rows.r),
     curvature=lambda rows: rows.q * (1 + _bounded(rows.r)),
 )
@@ -68,29 +72,33 @@ JEFFREYS = Term(
     slope=lambda rows: rows.excess + rows.q * _bounded(rows.r),
     curvature=lambda rows: rows.q * (2 + _bounded(rows.r)),
 )
-TOTAL_VARIATION = Term(value=lambda rows: 0.5 * jnp.abs(rows.excess), slope=_half_sign, curvature=_half_sign)
+TOTAL_VARIATION = Term(value=_total_variation, slope=_balanced_sign, curvature=_balanced_sign)
 
 
 @functools.lru_cache
 def jensen_shannon(beta: float) -> Term:
     """βp·log(p/M) + (1-β)q·log(q/M), M = βp + (1-β)q."""
-    ratio, value_series = _mixture_series(beta)
+    ratio_series, value_series = _mixture_series(beta)
 
-    def logs(rows):
-        """log(M/p) and log(M/q) where |r| >= NEAR, through the smaller of the two ratios."""
-        r = _bounded(rows.r)
-        small = jnp.minimum(rows.p, rows.q) / jnp.maximum(jnp.maximum(rows.p, rows.q), _tiny(r))
-        log = jnp.log1p(-jnp.where(r > 0, beta, 1 - beta) * (1 - small))
-        return log + jnp.maximum(r, 0), log - jnp.minimum(r, 0)
+    def logs(r):
+        """e^-|r|, log(M/p) and log(M/q) where |r| >= NEAR."""
+        small = jnp.exp(-jnp.abs(r))
+        fall = 1 - small
+        rise = fall / jnp.maximum(small, _tiny(r))
+        by_p = jnp.log1p((1 - beta) * jnp.where(r > 0, rise, -fall))
+        by_q = jnp.log1p(beta * jnp.where(r > 0, -fall, rise))
+        return small, by_p, by_q
 
     def value(rows):
-        by_p, by_q = logs(rows)
-        far = -beta * rows.p * by_p - (1 - beta) * rows.q * by_q
-        return near_or_far(rows.r, rows.p * polynomial(value_series, rows.r), far)
+        p, q, r, _ = rows
+        small, by_p, by_q = logs(r)
+        above = q * (beta * small * by_p + (1 - beta) * by_q)
+        below = p * (beta * by_p + (1 - beta) * small * by_q)
+        return near_or_far(r, p * polynomial(value_series, r), -jnp.where(r > 0, above, below))
 
     def slope(rows):
-        far = -logs(rows)[1]
-        return (1 - beta) * rows.q * near_or_far(rows.r, polynomial(ratio, rows.r), far)
+        log = near_or_far(rows.r, polynomial(ratio_series, rows.r), -logs(rows.r)[2])
+        return (1 - beta) * rows.q * log
 
     def curvature(rows):
         mixture = beta * rows.p + (1 - beta) * rows.q

@@ -59,14 +59,15 @@ def over_temperature(frame: pd.DataFrame, theme: Theme) -> Figure | None:
         return None
     ranked = table.summary(frame, context=context)
     compared = [row.loss for row in ranked.itertuples() if not math.isnan(row.difference) and row.verdict != "floor"]
-    rows = math.ceil(len(compared) / PANELS_A_ROW)
+    columns = min(PANELS_A_ROW, len(compared)) or 1
+    rows = math.ceil(len(compared) / columns)
     made = style.figure(
         4.2 + 1.9 * rows,
         title="Acceptance over the sampling temperature",
-        subtitle=f"Sampled drafts, {table.describe(context)}. Band: 95% interval.",
+        subtitle=f"Sampled drafts, {table.describe(context)}. Bands and bars: 95% intervals.",
         theme=theme,
     )
-    grid = made.add_gridspec(1 + rows, PANELS_A_ROW, height_ratios=[3.2, *[1.9] * rows])
+    grid = made.add_gridspec(1 + rows, columns, height_ratios=[3.2, *[1.9] * rows])
     overview = made.add_subplot(grid[0, :])
     _lines(overview, accepted, "temperature", ranked, theme, place=_steps(temperatures))
     _temperature_axis(overview, temperatures)
@@ -111,7 +112,8 @@ def _dots(axes, rows, reference, theme):
 def _difference(axes, place, row, theme):
     if row.verdict == "floor":
         # Drawn to scale it would leave no room for the rest.
-        axes.text(0.01, place, "◀ off the scale", transform=axes.get_yaxis_transform(), va="center", color=theme.muted)
+        words = axes.text(0.01, place, "◀ off the scale", transform=axes.get_yaxis_transform(), va="center")
+        words.set(color=theme.muted, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1})
         return
     if row.verdict == "reference":
         axes.plot(0, place, "D", color=theme.ink, markersize=7)
@@ -163,7 +165,7 @@ def _lines(axes: Axes, rows, across, ranked, theme, place=lambda x: x):
 def _panels(made, grid, frame, compared, context, temperatures, theme):
     first, place = None, _steps(temperatures)
     for i, loss in enumerate(compared):
-        axes = made.add_subplot(grid[1 + i // PANELS_A_ROW, i % PANELS_A_ROW], sharey=first)
+        axes = made.add_subplot(grid[1 + i // grid.ncols, i % grid.ncols], sharey=first)
         first = first or axes
         line = results.select(frame, measure="difference", loss=loss, context=context).sort_values("temperature")
         x, y = place(line["temperature"].to_numpy()), 100 * line["value"].to_numpy()
@@ -173,10 +175,10 @@ def _panels(made, grid, frame, compared, context, temperatures, theme):
         axes.errorbar(
             x, y, 100 * np.array([line["value"] - line["low"], line["high"] - line["value"]]), color=theme.ink
         )
-        axes.set_title(style.short(loss), fontsize=9.5)
-        _temperature_axis(axes, temperatures, size=7)
-        axes.tick_params(labelleft=i % PANELS_A_ROW == 0)
-        if i % PANELS_A_ROW == 0:
+        axes.set_title(style.short(loss, longest=style.PANEL_NAME), fontsize=9.5)
+        _temperature_axis(axes, temperatures, every=2 if grid.ncols > 3 else 1)
+        axes.tick_params(labelleft=i % grid.ncols == 0)
+        if i % grid.ncols == 0:
             axes.set_ylabel(f"points above {style.short(results.reference(frame))}", fontsize=8.5)
 
 
@@ -186,5 +188,6 @@ def _steps(temperatures):
     return lambda values: np.array([order[value] for value in values], float)
 
 
-def _temperature_axis(axes, temperatures, size=9):
-    axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures], fontsize=size)
+def _temperature_axis(axes, temperatures, every=1):
+    labels = [f"{t:g}" if i % every == 0 or t == temperatures[-1] else "" for i, t in enumerate(temperatures)]
+    axes.set_xticks(range(len(temperatures)), labels, fontsize=9 if every == 1 else 7.5)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 DPI = 160
 WIDTH = 9.0
 PHONE_WIDTH = 4.4
-_LONGEST_NAME = 26
+PANEL_NAME = 17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,9 @@ def rc(theme: Theme) -> dict[str, object]:
     lines |= {"axes.grid": True, "axes.grid.axis": "y", "grid.linewidth": 0.7, "axes.axisbelow": True}
     words = {"font.family": ["DejaVu Sans"], "font.size": 10, "axes.titlesize": 10.5, "axes.titlelocation": "left"}
     words |= {"axes.titleweight": "bold", "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9}
-    return {**matplotlib.rcParamsDefault, **colors, **lines, **words, "backend": "agg", "figure.dpi": DPI}
+    # `rc_context` does not put the backend back, and pictures need none.
+    plain_rc = {name: matplotlib.rcParamsDefault[name] for name in matplotlib.rcParamsDefault if name != "backend"}
+    return {**plain_rc, **colors, **lines, **words, "figure.dpi": DPI}
 
 
 def figure(height: float, *, title: str, subtitle: str, theme: Theme, width: float = WIDTH) -> Figure:
@@ -76,9 +78,9 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def short(name: str) -> str:
-    """A loss's name, cut where it would not fit beside a line."""
-    return plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
+def short(name: str, *, longest: int = 26) -> str:
+    """A loss's name, cut where it would not fit."""
+    return plain(name if len(name) <= longest else f"{name[: longest - 1]}…")
 
 
 def apart(values: Sequence[float], gap: float) -> np.ndarray:

@@ -40,7 +40,7 @@ def summary(frame: pd.DataFrame, *, context: str) -> pd.DataFrame:
     temperature = headline_temperature(frame, context)
     ranked = results.select(frame, measure="acceptance", context=context, temperature=temperature)
     ranked = ranked.assign(last=ranked["loss"].eq(results.UNTRAINED))
-    ranked = ranked.sort_values(["last", "value"], ascending=[True, True], kind="stable")
+    ranked = ranked.sort_values(["last", "value"], ascending=[True, False], kind="stable")
     rows = [_row(frame, loss, context, temperature) for loss in ranked["loss"]]
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
 

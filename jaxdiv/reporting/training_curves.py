@@ -38,7 +38,7 @@ def draw(frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme) -> Figure | No
     for i, loss in enumerate(names):
         axes = made.add_subplot(lower[i])
         _panel(axes, own[own["loss"].eq(loss)], theme)
-        axes.set_title(style.short(loss), fontsize=9.5)
+        axes.set_title(style.short(loss, longest=style.PANEL_NAME), fontsize=9.5)
     return made
 
 

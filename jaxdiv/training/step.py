@@ -84,7 +84,7 @@ def make_step(
     def update(student, objective, batch, shared):
         params, opt_state, alive = student
         value, gradient = jax.value_and_grad(token_mean)(params, objective, batch, shared)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         alive = alive & jnp.isfinite(value) & jnp.isfinite(norm)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_opt_state)

@@ -1,0 +1,203 @@
+"""Values and gradients of every loss in the registry against float64 definitions, at the edges and under transforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdiv
+from tests import cases, references
+
+LOSSES = [*jaxdiv.names(), "jsd(beta=0.1)", "lk_hybrid(rate=1)", "0.7*kl + 0.3*tv"]
+SOFT = sorted(references.VALUES)
+RNG = np.random.default_rng(1)
+
+
+def _loss(text, labels):
+    loss = jaxdiv.get(text)
+    return lambda student, teacher: loss(student, teacher, labels=labels if loss.needs_labels else None)
+
+
+def _value_and_gradient(text, student, teacher, labels=None):
+    values, pull = jax.vjp(lambda s: _loss(text, labels)(s, jnp.asarray(teacher)), jnp.asarray(student))
+    return np.asarray(values, np.float64), np.asarray(pull(jnp.ones_like(values))[0], np.float64)
+
+
+def _error(got, expected):
+    return np.linalg.norm(got - expected, axis=-1) / np.maximum(np.linalg.norm(expected, axis=-1), 1e-30)
+
+
+@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize("size", [3, 1001, 32000])
+def test_random_logits_agree_with_the_definition(name, size):
+    rows = max(2, 20000 // size)
+    teacher = RNG.normal(size=(rows, size)).astype(np.float32)
+    student = (teacher + RNG.normal(size=teacher.shape)).astype(np.float32)
+    value, gradient = _value_and_gradient(name, student, teacher)
+    expected = references.VALUES[name](student, teacher)
+    ratio = np.abs(references.log_ratio(student, teacher))
+    assert (np.abs(value - expected) / expected / np.maximum(1, ratio.max(-1))).max() < 2e-6
+    expected = references.gradient(name, student, teacher)
+    if name == "cross_entropy":  # q - p as it stands, right to the precision of a probability
+        np.testing.assert_allclose(gradient, expected, atol=3e-7)
+    else:
+        # At a kink, r = 0, rounding may decide the side.
+        assert _error(gradient, expected)[ratio.min(-1) > 1e-6].max(initial=0) < 4e-6
+        assert _error(gradient, expected).max() < 1e-2
+
+
+@pytest.mark.parametrize("name", [name for name in SOFT if not name.startswith("cross")])
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_digits_survive_where_student_and_teacher_nearly_agree(name, distance):
+    teacher = RNG.normal(size=(2, 131072)).astype(np.float32)
+    student = (teacher + distance * RNG.normal(size=teacher.shape)).astype(np.float32)
+    value, gradient = _value_and_gradient(name, student, teacher)
+    np.testing.assert_allclose(value, references.VALUES[name](student, teacher), rtol=2e-6)
+    assert _error(gradient, references.gradient(name, student, teacher)).max() < 2e-6
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_edges_agree_with_the_definition(name):
+    student, teacher = cases.stacked(cases.FINITE)
+    value, gradient = _value_and_gradient(name, student, teacher)
+    # float64 itself has no digits of values near its own 1e-16.
+    np.testing.assert_allclose(value, references.VALUES[name](student, teacher), rtol=2e-5, atol=1e-13)
+    assert np.isfinite(value).all()
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient.sum(-1) / np.abs(gradient).sum(-1).clip(1e-30), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_missing_classes_are_infinite_only_where_the_definition_is(name):
+    student, teacher = cases.stacked({k: v for k, v in cases.SUPPORT.items() if k != "nothing"})
+    value, _ = _value_and_gradient(name, student, teacher)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = references.VALUES[name](student, teacher)
+    if name == "negative_log_acceptance":
+        expected[list(cases.SUPPORT).index("disjoint")] = np.inf
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("text", LOSSES)
+def test_nothing_is_nan_in_value_gradient_and_hessian_product(text):
+    every = {**cases.FINITE, **cases.SUPPORT}
+    student, teacher = map(jnp.asarray, cases.stacked(every))
+    loss = _loss(text, jnp.asarray(cases.labels(every)))
+    direction = jnp.asarray(RNG.normal(size=student.shape), jnp.float32)
+
+    def gradient(s):
+        return jax.grad(lambda s: loss(s, teacher).sum())(s)
+
+    product = jax.jvp(gradient, (student,), (direction,))
+    for array in (loss(student, teacher), *product):
+        assert not np.isnan(array).any(axis=-1).any()
+
+
+@pytest.mark.parametrize("text", LOSSES)
+def test_jit_vmap_and_both_agree_with_plain(text):
+    student, teacher = map(jnp.asarray, cases.stacked(cases.FINITE))
+    labels = jnp.asarray(cases.labels(cases.FINITE))
+    plain = _loss(text, labels)(student, teacher)
+
+    def row(s, t, label):
+        return _loss(text, label)(s, t)
+
+    for transformed in (jax.jit(row), jax.vmap(row), jax.jit(jax.vmap(row))):
+        np.testing.assert_allclose(transformed(student, teacher, labels), plain, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_hessian_agrees_with_differences_of_the_gradient(name):
+    with jax.enable_x64(True):
+        teacher = RNG.normal(size=8)
+        student = teacher + RNG.normal(size=8)
+        step = 1e-5 * np.eye(8)
+        ahead, behind = (references.gradient(name, student + sign * step, np.tile(teacher, (8, 1))) for sign in (1, -1))
+        function = _loss(name, None)
+        if name == "lk_hybrid":
+            pytest.skip("its weight is held constant in the gradient alone")
+        hessian = jax.hessian(lambda s: function(s, jnp.asarray(teacher)))(jnp.asarray(student))
+    np.testing.assert_allclose(hessian, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("text", "factor"),
+    [("ce", 1), ("kl", 1), ("rkl", 1), ("jeffreys", 2), ("jsd", 0.25), ("jsd(beta=0.3)", 0.21)],
+)
+def test_curvature_at_equality_is_fisher_information(text, factor):
+    with jax.enable_x64(True):
+        logits = jnp.asarray(RNG.normal(size=6))
+        hessian = jax.hessian(lambda s: _loss(text, None)(s, logits))(logits)
+        q = jax.nn.softmax(logits)
+    np.testing.assert_allclose(hessian, factor * (np.diag(q) - np.outer(q, q)), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_float64_stays_float64(name):
+    with jax.enable_x64(True):
+        teacher = RNG.normal(size=(5, 50)) * 2
+        student = teacher + 0.3 * RNG.normal(size=teacher.shape)
+        value, gradient = _value_and_gradient(name, student, teacher)
+    np.testing.assert_allclose(value, references.VALUES[name](student, teacher), rtol=1e-12)
+    assert _error(gradient, references.gradient(name, student, teacher)).max() < 1e-12
+
+
+@pytest.mark.parametrize("text", LOSSES)
+def test_absent_classes_axis_types_and_the_constant_teacher(text):
+    student, teacher = RNG.normal(size=(2, 3, 10)).astype(np.float32)
+    where, labels = np.arange(10) < 7, np.full(3, 4)
+    loss = jaxdiv.get(text)
+    expected = loss(student[:, :7], teacher[:, :7], labels=labels)
+    np.testing.assert_allclose(loss(student, teacher, labels=labels, where=where), expected, rtol=2e-6)
+    by_axis = loss(student.T, teacher.T, labels=labels, axis=0, where=where[:, None])
+    np.testing.assert_allclose(by_axis, expected, rtol=2e-6)
+    low = [jnp.asarray(side, jnp.bfloat16) for side in (student, teacher)]
+    value = loss(*low, labels=labels)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, loss(*(x.astype(jnp.float32) for x in low), labels=labels), rtol=1e-6)
+    assert not jnp.any(jax.grad(lambda t: loss(jnp.asarray(student), t, labels=labels).sum())(jnp.asarray(teacher)))
+
+
+def test_identities():
+    teacher = RNG.normal(size=(50, 40)).astype(np.float32)
+    student = (teacher + 2 * RNG.normal(size=teacher.shape)).astype(np.float32)
+    entropy = jaxdiv.cross_entropy(teacher, teacher)
+    kl, tv = jaxdiv.forward_kl(student, teacher), jaxdiv.total_variation(student, teacher)
+    np.testing.assert_allclose(jaxdiv.cross_entropy(student, teacher) - entropy, kl, rtol=1e-5)
+    np.testing.assert_allclose(jaxdiv.reverse_kl(teacher, student), kl, rtol=2e-6)
+    np.testing.assert_allclose(jnp.exp(-jaxdiv.negative_log_acceptance(student, teacher)), 1 - tv, rtol=2e-6)
+    assert (tv <= jnp.sqrt(kl / 2)).all()
+    skewed = jaxdiv.jensen_shannon(student, teacher, beta=0.3)
+    np.testing.assert_allclose(skewed, jaxdiv.jensen_shannon(teacher, student, beta=0.7), rtol=2e-6)
+    np.testing.assert_allclose(jaxdiv.jensen_shannon(student, teacher, beta=1e-6) / 1e-6, kl, rtol=1e-3)
+    for name in jaxdiv.names():
+        if not name.startswith("cross"):
+            np.testing.assert_array_equal(jaxdiv.get(name)(teacher, teacher), 0)
+
+
+def test_parameters_and_labels_reach_the_value():
+    student, teacher = RNG.normal(size=(2, 6, 12)).astype(np.float32)
+    value = jaxdiv.get("jsd(beta=0.2)")(student, teacher)
+    np.testing.assert_allclose(value, references.jensen_shannon(student, teacher, beta=0.2), rtol=2e-6)
+    value = jaxdiv.get("lk_hybrid(rate=0.5)")(student, teacher)
+    np.testing.assert_allclose(value, references.lk_hybrid(student, teacher, rate=0.5), rtol=2e-6)
+    labels = np.arange(6)
+    np.testing.assert_allclose(
+        jaxdiv.cross_entropy_data(student, labels), references.label_loss(student, labels), rtol=2e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: jaxdiv.forward_kl(np.zeros(3), np.zeros(4)), r"same classes, got 3 and 4"),
+        (lambda: jaxdiv.forward_kl(np.zeros(()), np.zeros(4)), r"got a scalar"),
+        (lambda: jaxdiv.jensen_shannon(np.zeros(3), np.zeros(3), beta=1.0), r"`beta` must be in \(0, 1\), got 1.0"),
+        (lambda: jaxdiv.lk_hybrid(np.zeros(3), np.zeros(3), rate=-1.0), r"`rate` must be in \[0, inf\), got -1.0"),
+        (lambda: jaxdiv.cross_entropy_data(np.zeros((2, 3)), np.zeros(2)), r"`labels` must be integers"),
+        (lambda: jaxdiv.cross_entropy_data(np.zeros((2, 3)), np.zeros(3, int)), r"rows' shape \(2,\), got \(3,\)"),
+    ],
+)
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

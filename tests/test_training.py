@@ -1,0 +1,146 @@
+"""Training: students side by side are the students alone, cross-entropy is KL, and a bad student disturbs nobody."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxdiv
+from configs import smoke
+from jaxdiv import models
+from jaxdiv.training import step as training_step
+from jaxdiv.training.state import initial_state, population
+
+CONFIG = smoke.get_config().to_dict()
+TEACHER = {**CONFIG["teacher"], "dtype": "float32"}
+V, STEPS = 64, 30
+
+
+def loss_objective(text):
+    loss = jaxdiv.get(text)
+    return lambda logits, shared, batch: loss(logits, shared.logits, labels=batch["labels"])
+
+
+def plain_cross_entropy(logits, shared, _):
+    return -jnp.sum(jax.nn.softmax(shared.logits) * jax.nn.log_softmax(logits), axis=-1)
+
+
+def optax_kl(logits, shared, _):
+    return optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(shared.logits))
+
+
+def batches(count):
+    for key in jax.random.split(jax.random.key(3), count):
+        tokens = jax.random.randint(key, (4, 17), 0, V)
+        weights = jnp.ones((4, 16)).at[:, 5].set(0.0)
+        yield {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """(teacher, untrained students of two seeds, a function that trains them under objectives)."""
+    teacher = population(lambda rngs: models.build_teacher(TEACHER, V, rngs), [0]).student(0)
+    # Sharper than at its initial values, where all distributions are nearly flat and every loss the same.
+    teacher = teacher.with_params(jax.tree.map(lambda x: 3 * x, teacher.params))
+    students = population(lambda rngs: models.build_student(CONFIG["student"], TEACHER, V, rngs), [0, 1])
+    optimizer = training_step.make_optimizer({**CONFIG["student"]["optimizer"], "weight_decay": 0.1}, STEPS)
+
+    def train(objectives, *, start=students, steps=STEPS, optimizer=optimizer):
+        state = initial_state(start, optimizer, losses=len(objectives))
+        step = training_step.make_step(
+            teach=lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=1),
+            forward=lambda params, inputs, shared: students.with_params(params)(inputs, shared),
+            objectives=objectives,
+            optimizer=optimizer,
+        )
+        kept = []
+        for batch in batches(steps):
+            state, metrics = step(state, teacher.params, batch)
+            kept.append(metrics)
+        return state, kept
+
+    return teacher, students, train
+
+
+def distance(a, b):
+    """Relative distance of two parameter trees, by norm."""
+    gap = optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
+    return float(gap / optax.tree.norm(b))
+
+
+def test_cross_entropy_and_kl_train_the_same_students_whoever_wrote_them(world):
+    _, students, train = world
+    objectives = [loss_objective("ce"), loss_objective("kl"), plain_cross_entropy, optax_kl, loss_objective("tv")]
+    state, metrics = train(objectives)
+    assert distance(state.params[0], students.params) > 0.05
+    for i in (1, 2, 3):
+        assert distance(state.params[i], state.params[0]) < 1e-5
+    assert distance(state.params[4], state.params[0]) > 0.01
+    # The losses themselves differ by the teacher's entropy, which is the same for both seeds.
+    gaps = np.array([np.asarray(m["loss"][0] - m["loss"][1]) for m in metrics])
+    assert gaps.min() > 0.1
+    np.testing.assert_allclose(gaps[:, 0], gaps[:, 1], rtol=1e-5)
+
+
+def test_students_side_by_side_are_students_alone(world):
+    _, students, train = world
+    together, _ = train([loss_objective("kl"), loss_objective("tv")])
+    for i, text in enumerate(("kl", "tv")):
+        for seed in range(2):
+            one = students.with_params(jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], students.params))
+            alone, _ = train([loss_objective(text)], start=one)
+            both = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], together.params[i])
+            assert distance(both, alone.params[0]) < 1e-5
+
+
+def test_a_student_that_turns_nan_is_frozen_and_disturbs_nobody(world):
+    _, _, train = world
+
+    def poisoned(logits, shared, batch):
+        values = loss_objective("kl")(logits, shared, batch)
+        return jnp.where(jnp.mean(values) < 2.5, jnp.nan, values)
+
+    clean, _ = train([loss_objective("tv"), loss_objective("kl")])
+    state, metrics = train([loss_objective("tv"), poisoned])
+    alive = np.array([np.asarray(m["alive"]) for m in metrics])
+    assert alive[:, 0].all()
+    assert alive[0, 1].all(), "the loss must be sound at first"
+    assert not alive[-1, 1].any()
+    assert (np.diff(alive.astype(int), axis=0) <= 0).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert distance(state.params[0], clean.params[0]) == 0.0
+
+
+def test_the_mean_counts_weighted_tokens_alone(world):
+    teacher, students, _ = world
+    batch = next(iter(batches(1)))
+    shared = teacher(batch["inputs"], exit_layer=1)
+    logits = students.student(0)(batch["inputs"], shared)
+    p, log_q = np.asarray(jax.nn.softmax(shared.logits), np.float64), np.asarray(jax.nn.log_softmax(logits), np.float64)
+    keep = np.asarray(batch["weights"]) > 0
+    expected = (-(p * log_q).sum(-1))[keep].mean()
+    assert keep.mean() < 1
+    _, metrics = world[2]([loss_objective("ce")], steps=1)
+    np.testing.assert_allclose(metrics[0]["loss"][0, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_optimizers_follow_schedule_clipping_and_decay(name):
+    settings = {**CONFIG["student"]["optimizer"], "name": name, "warmup_steps": 2, "clip_norm": 1.0, "beta1": 0.0}
+    params = {"weight": {"kernel": jnp.full(2, 10.0)}, "norm": {"scale": jnp.full(2, 10.0)}}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    optimizer = training_step.make_optimizer({**settings, "weight_decay": 0.1}, steps=10)
+    state, sizes = optimizer.init(params), []
+    for _ in range(10):
+        updates, state = optimizer.update(zero, state, params)
+        assert float(jnp.abs(updates["norm"]["scale"]).max()) == 0.0, "gains of norms are not decayed"
+        sizes.append(-float(updates["weight"]["kernel"][0]))
+    rates = np.array(sizes) / (0.1 * 10.0)
+    cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
+    np.testing.assert_allclose(rates, settings["learning_rate"] * np.r_[0, 0.5, cosine], rtol=1e-5, atol=1e-9)
+    if name == "sgd":
+        optimizer = training_step.make_optimizer({**settings, "weight_decay": 0.0, "warmup_steps": 0}, steps=10)
+        huge = jax.tree.map(lambda x: x + 1e6, zero)
+        updates, _ = optimizer.update(huge, optimizer.init(params), params)
+        np.testing.assert_allclose(optax.tree.norm(updates), settings["learning_rate"], rtol=1e-5)

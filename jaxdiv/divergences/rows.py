@@ -37,9 +37,9 @@ def _softmaxes(student, teacher):
     exp_s, exp_t = jnp.exp(student - top_s), jnp.exp(teacher - top_t)
     # The top class counts 1, so that a smaller sum means a row without classes.
     sum_s, sum_t = jnp.maximum(total(exp_s), 1), jnp.maximum(total(exp_t), 1)
-    shift = (top_s - top_t) + (jnp.log(sum_s) - jnp.log(sum_t))
-    gap, lost = _difference(student, teacher)
-    return exp_t / sum_t, exp_s / sum_s, (gap - shift) + lost
+    (gap, lost), (gap_top, lost_top) = _difference(student, teacher), _difference(top_s, top_t)
+    shift = gap_top + (jnp.log(sum_s) - jnp.log(sum_t))
+    return exp_t / sum_t, exp_s / sum_s, (gap - shift) + (lost - lost_top)
 
 
 def _difference(a, b):

@@ -38,8 +38,8 @@ def _softmaxes(student, teacher):
     # The top class counts 1, so that a smaller sum means a row without classes.
     sum_s, sum_t = jnp.maximum(total(exp_s), 1), jnp.maximum(total(exp_t), 1)
     (gap, lost), (gap_top, lost_top) = _difference(student, teacher), _difference(top_s, top_t)
-    shift = gap_top + (jnp.log(sum_s) - jnp.log(sum_t))
-    return exp_t / sum_t, exp_s / sum_s, (gap - shift) + (lost - lost_top)
+    shift, lost_shift = _difference(gap_top, jnp.log(sum_t) - jnp.log(sum_s))
+    return exp_t / sum_t, exp_s / sum_s, (gap - shift) + (lost - (lost_top + lost_shift))
 
 
 def _difference(a, b):

@@ -76,7 +76,7 @@ TOTAL_VARIATION = Term(value=_total_variation, slope=_balanced_sign, curvature=_
 
 
 @functools.lru_cache
-def jensen_shannon(beta: float) -> Term:
+def jensen_shannon(beta: float = 0.5) -> Term:
     """βp·log(p/M) + (1-β)q·log(q/M), M = βp + (1-β)q."""
     ratio_series, value_series = _mixture_series(beta)
 

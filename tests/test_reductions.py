@@ -1,0 +1,56 @@
+"""Token sums and means: masks, micro-batches, nothing left."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiv import reductions
+
+VALUES = jnp.asarray(np.random.default_rng(3).normal(size=(6, 5)), jnp.float32)
+WEIGHTS = jnp.asarray(np.arange(30).reshape(6, 5) % 3 / 2, jnp.float32)
+
+
+def test_the_mean_is_the_weighted_mean():
+    total, count = reductions.token_sum(VALUES, WEIGHTS)
+    np.testing.assert_allclose(total, np.vdot(VALUES, WEIGHTS), rtol=1e-6)
+    np.testing.assert_allclose(count, np.sum(WEIGHTS), rtol=1e-6)
+    np.testing.assert_allclose(reductions.token_mean(VALUES, WEIGHTS), total / count, rtol=1e-6)
+    gradient = jax.grad(reductions.token_mean)(VALUES, WEIGHTS)
+    np.testing.assert_allclose(gradient, WEIGHTS / count, rtol=1e-6)
+
+
+def test_cut_into_micro_batches_the_sums_add_up():
+    whole = reductions.token_sum(VALUES, WEIGHTS)
+    parts = [reductions.token_sum(VALUES[cut], WEIGHTS[cut]) for cut in (slice(0, 1), slice(1, 6))]
+    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_position_of_weight_0_counts_nothing_whatever_its_value(poison):
+    def mean(scale):
+        return reductions.token_mean(jnp.where(WEIGHTS == 0, poison, VALUES) * scale, WEIGHTS)
+
+    np.testing.assert_allclose(mean(1.0), reductions.token_mean(VALUES, WEIGHTS), rtol=1e-6)
+    poisoned = jnp.where(WEIGHTS == 0, poison, VALUES)
+    gradient = jax.grad(reductions.token_mean)(poisoned, WEIGHTS)
+    np.testing.assert_array_equal(gradient, jax.grad(reductions.token_mean)(VALUES, WEIGHTS))
+
+
+def test_everything_masked_gives_0_and_a_zero_gradient():
+    value, gradient = jax.value_and_grad(reductions.token_mean)(VALUES * jnp.nan, jnp.zeros_like(WEIGHTS))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_accumulation_is_in_float32_and_weights_are_constants():
+    ones = jnp.ones(3000, jnp.bfloat16)
+    total, count = reductions.token_sum(ones, ones)
+    assert (total.dtype, float(total), float(count)) == (jnp.float32, 3000.0, 3000.0)
+    np.testing.assert_array_equal(jax.grad(reductions.token_mean, argnums=1)(VALUES, WEIGHTS), 0)
+    assert reductions.token_mean(VALUES, WEIGHTS != 0).dtype == jnp.float32
+
+
+def test_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"values' shape \(6, 5\), got \(5,\)"):
+        reductions.token_sum(VALUES, WEIGHTS[0])

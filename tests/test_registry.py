@@ -1,0 +1,148 @@
+"""Losses from text: names, sums, parameters, temperatures, refusals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdiv
+from jaxdiv.divergences.registry import ENTRIES
+
+RNG = np.random.default_rng(2)
+STUDENT, TEACHER = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 20, 64)))
+LABELS = jnp.asarray(RNG.integers(64, size=20))
+ALIASES = [
+    ("ce", "cross_entropy"),
+    ("ce_argmax", "cross_entropy_argmax"),
+    ("ce_data", "cross_entropy_data"),
+    ("kl", "forward_kl"),
+    ("rkl", "reverse_kl"),
+    ("jsd", "jensen_shannon"),
+    ("tv", "total_variation"),
+    ("nla", "negative_log_acceptance"),
+]
+
+
+def _value(text, **options):
+    return jaxdiv.get(text)(STUDENT, TEACHER, labels=LABELS, **options)
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES)
+def test_aliases_are_their_functions(alias, name):
+    target = LABELS if name == "cross_entropy_data" else TEACHER
+    np.testing.assert_array_equal(_value(alias), getattr(jaxdiv, name)(STUDENT, target))
+    np.testing.assert_array_equal(_value(alias), _value(name))
+
+
+def test_the_registry_and_the_front_agree():
+    assert jaxdiv.names() == tuple(sorted(ENTRIES))
+    assert jaxdiv.__all__ == sorted(jaxdiv.__all__)
+    for name in jaxdiv.names():
+        assert name in jaxdiv.__all__
+        assert ENTRIES[name].function is getattr(jaxdiv, name)
+        assert jaxdiv.get(name).needs_labels == (name == "cross_entropy_data")
+    assert all(hasattr(jaxdiv, name) for name in jaxdiv.__all__)
+
+
+def test_sums_and_parameters():
+    expected = 0.7 * jaxdiv.forward_kl(STUDENT, TEACHER) + 0.3 * jaxdiv.jensen_shannon(STUDENT, TEACHER, beta=0.2)
+    np.testing.assert_allclose(_value(" 0.7*kl + .3 * jsd( beta = 0.2 ) "), expected, rtol=1e-6)
+    np.testing.assert_allclose(_value("kl+1e-1*ce_data"), _value("kl") + 0.1 * _value("ce_data"), rtol=1e-6)
+    np.testing.assert_allclose(_value("lk_hybrid(rate=0)"), _value("kl"), rtol=1e-6)
+    assert jaxdiv.get("kl + ce_data").needs_labels
+
+
+def test_a_loss_is_frozen_hashable_and_keeps_its_text():
+    loss = jaxdiv.get("  0.7*kl + 0.3*tv ")
+    assert loss.text == "0.7*kl + 0.3*tv"
+    assert {loss: 1}[jaxdiv.get("0.7*kl + 0.3*tv")] == 1
+    assert loss != jaxdiv.get("0.7*kl + 0.4*tv")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loss.text = "kl"
+
+
+@pytest.mark.parametrize("text", [name for name in jaxdiv.names() if name != "cross_entropy_data"])
+def test_the_factor_keeps_the_gradients_size_under_a_temperature(text):
+    norm = {t: jnp.linalg.norm(jax.grad(lambda s, t=t: _of(text, s, t))(STUDENT)) for t in (10.0, 20.0)}
+    np.testing.assert_allclose(norm[20.0] / norm[10.0], 1, atol=0.05)
+
+
+def _of(text, student, temperature):
+    return jaxdiv.get(text)(student, TEACHER, temperature=temperature).sum()
+
+
+@pytest.mark.parametrize(
+    ("text", "power"), [("ce", 2), ("kl", 2), ("jsd", 2), ("tv", 1), ("nla", 1), ("ce_argmax", 1), ("ce_data", 0)]
+)
+def test_the_factor_by_name(text, power):
+    expected = 4.0**power * jaxdiv.get(text)(
+        *((STUDENT, TEACHER) if power == 0 else (STUDENT / 4, TEACHER / 4)), labels=LABELS
+    )
+    np.testing.assert_allclose(_value(text, temperature=4.0), expected, rtol=1e-6)
+
+
+def test_each_part_of_a_sum_has_its_own_factor():
+    options = {"temperature": 3.0}
+    expected = 0.5 * _value("kl", **options) + 2 * _value("tv", **options) + _value("ce_data")
+    np.testing.assert_allclose(_value("0.5*kl + 2*tv + ce_data", **options), expected, rtol=1e-6)
+    kl, tv = (getattr(jaxdiv, name)(STUDENT / 3, TEACHER / 3) for name in ("forward_kl", "total_variation"))
+    weight = jnp.exp(-3 * (1 - tv))
+    np.testing.assert_allclose(_value("lk_hybrid", **options), 9 * weight * kl + 3 * (1 - weight) * tv, rtol=1e-6)
+
+
+def test_a_traced_temperature_gives_the_same():
+    traced = jax.jit(lambda t: jaxdiv.get("kl + tv")(STUDENT, TEACHER, temperature=t))(jnp.float32(2.5))
+    np.testing.assert_allclose(traced, _value("kl + tv", temperature=2.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("klx", r"unknown loss `klx`; did you mean `kl`\? Known: cross_entropy \(ce\)"),
+        ("0.5*kl + jds", r"unknown loss `jds`; did you mean `jsd`\?"),
+        ("zzzzzz", r"unknown loss `zzzzzz`; Known: "),
+        ("", r"must have a name, got empty text"),
+        ("-1*kl", r"weight must be above 0 and finite, got -1 in"),
+        ("0*kl", r"weight must be above 0 and finite, got 0 in"),
+        ("1e999*kl", r"weight must be above 0 and finite, got 1e999 in"),
+        ("nan*kl", r"can't read `nan\*kl` at `\*kl`|unknown loss `nan`"),
+        ("kl tv", r"can't read `kl tv` at `tv`"),
+        ("kl +", r"can't read `kl \+` at ``|at the end"),
+        ("kl - tv", r"can't read `kl - tv` at `- tv`"),
+        ("kl)", r"can't read `kl\)` at `\)`"),
+        ("__import__('os')", r"unknown loss `__import__`|can't read"),
+        ("jsd(beta=2)", r"`beta` of `jsd` must be in \(0, 1\), got 2"),
+        ("jsd(beta=0)", r"`beta` of `jsd` must be in \(0, 1\), got 0"),
+        ("jsd(beta=nan)", r"`beta` of `jsd` must be in \(0, 1\), got nan"),
+        ("lk_hybrid(rate=inf)", r"`rate` of `lk_hybrid` must be in \[0, inf\), got inf"),
+        ("jsd(alpha=.5)", r"`jsd` has no parameter `alpha`; known: beta"),
+        ("kl(beta=.5)", r"`kl` has no parameter `beta`; known: none"),
+        ("jsd(beta=.5, beta=.4)", r"`beta` stands twice"),
+        ("jsd(.5)", r"can't read `.5` in `jsd\(.5\)`; write jsd\(parameter=number\)"),
+        ("jsd()", r"can't read `` in `jsd\(\)`"),
+        ("jsd(beta=.5", r"can't read `jsd\(beta=.5` at `\(beta=.5`"),
+    ],
+)
+def test_what_is_no_loss_is_refused_in_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        jaxdiv.get(text)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_labels_and_wrong_temperatures_are_refused():
+    with pytest.raises(ValueError, match=r"`ce_data` needs `labels`, got None"):
+        jaxdiv.get("ce_data")(STUDENT, TEACHER)
+    for temperature in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"`temperature` must be in \(0, inf\), got"):
+            _value("kl", temperature=temperature)
+
+
+def test_split():
+    text = " ce, jsd(beta=0.3) ,0.5*kl+0.5*tv"
+    assert jaxdiv.split(text) == ("ce", "jsd(beta=0.3)", "0.5*kl+0.5*tv")
+    assert jaxdiv.split("f(a=1,b=2),ce") == ("f(a=1,b=2)", "ce")
+    for wrong, message in [("", "name between commas"), ("ce,,kl", "name between commas"), ("ce, kl,ce", "`ce` twice")]:
+        with pytest.raises(ValueError, match=message):
+            jaxdiv.split(wrong)

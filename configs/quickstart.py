@@ -32,7 +32,7 @@ def get_config():
     config.teacher.rope_base = 10000.0
     config.teacher.steps = 500
     config.teacher.batch_size = 24
-    config.teacher.optimizer = _optimizer(learning_rate=4e-3)
+    config.teacher.optimizer = _optimizer(learning_rate=4e-3, final_fraction=0.1, beta2=0.95)
 
     config.student = ml_collections.ConfigDict()
     config.student.kind = "kangaroo"  # or decoder, an independent small model
@@ -42,13 +42,15 @@ def get_config():
     config.student.depth = 1  # decoder only, as are the next two
     config.student.width = 96
     config.student.mlp_width = 256
-    config.student.steps = 250
+    config.student.steps = 240
     config.student.batch_size = 12
-    config.student.optimizer = _optimizer(learning_rate=8e-3)
+    # Above about 5e-3 training amplifies rounding so that ce and kl, whose gradients are equal, part.
+    config.student.optimizer = _optimizer(learning_rate=3e-3, final_fraction=0.0, beta2=0.999)
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.temperatures = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
     config.evaluation.contexts = "corpus,generated,generated_greedy"
+    config.evaluation.rules = "sampling,greedy_draft,greedy_match"  # and exact_match; sampling ranks the losses
     config.evaluation.documents = 64  # held-out documents, at most
     config.evaluation.document_tokens = 288  # of each, at most (2,048 is the limit)
     config.evaluation.prompt_tokens = 32  # of a document, before the teacher's own text
@@ -63,15 +65,15 @@ def get_config():
     return config
 
 
-def _optimizer(learning_rate):
+def _optimizer(*, learning_rate, final_fraction, beta2):
     optimizer = ml_collections.ConfigDict()
     optimizer.name = "adamw"  # or sgd
     optimizer.learning_rate = learning_rate
     optimizer.warmup_steps = 20
-    optimizer.final_fraction = 0.1  # of the learning rate, where the cosine ends
+    optimizer.final_fraction = final_fraction  # of the learning rate, where the cosine ends
     optimizer.weight_decay = 0.01
     optimizer.beta1 = 0.9  # SGD's momentum too
-    optimizer.beta2 = 0.95
+    optimizer.beta2 = beta2  # short runs under tv and nla, whose gradients are noisy, want it near 1
     optimizer.epsilon = 1e-8
     optimizer.clip_norm = 1.0  # 0 for no clipping
     return optimizer

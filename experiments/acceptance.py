@@ -11,13 +11,17 @@ import pathlib
 from absl import flags
 
 from experiments import cli, measuring
+from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.training import config as run_config
 from jaxdiv.training.workdir import Workdir
 
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
 TEMPERATURES = flags.DEFINE_list("temperatures", None, "Sampling temperatures, by commas; the runs' own if not given.")
 CONTEXTS = flags.DEFINE_string(
-    "contexts", None, "Some of corpus,generated,generated_greedy; the runs' own if not given."
+    "contexts", None, f"Some of {','.join(run_config.CONTEXTS)}; the runs' own if not given."
+)
+RULES = flags.DEFINE_string(
+    "rules", None, f"Some of {','.join(RULE_NAMES)}; sampling is always measured. The runs' own if not given."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Where results go; the run's folder, or for several one beside them.")
 
@@ -32,20 +36,28 @@ def main(_):
     measuring.measure_and_report(
         runs,
         output=output,
-        contexts=run_config.contexts(CONTEXTS.value) if CONTEXTS.value else (),
+        contexts=_given(CONTEXTS, run_config.SOME_CONTEXTS, run_config.contexts),
+        rules=_given(RULES, run_config.SOME_RULES, run_config.rules),
         temperatures=_temperatures(TEMPERATURES.value or ()),
     )
     cli.say(f"\nWritten to {output}: open {output / 'report.html'}")
     return 0
 
 
+def _given(flag, rule, read):
+    if flag.value is None:
+        return ()
+    run_config.check_value(f"--{flag.name}", rule, flag.value)
+    return read(flag.value)
+
+
 def _temperatures(given):
     try:
         temperatures = tuple(float(text) for text in given)
     except ValueError:
-        temperatures = (0.0,)
-    if given and not run_config.TEMPERATURES.holds(temperatures):
-        raise ValueError(f"--temperatures must be {run_config.TEMPERATURES.allowed}, got {','.join(given)}")
+        temperatures = ()
+    if given:
+        run_config.check_value("--temperatures", run_config.TEMPERATURES, temperatures or given)
     return temperatures
 
 

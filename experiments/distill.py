@@ -37,8 +37,8 @@ _AFTER_TEACHER = (
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
     run_config.check(config)
-    teacher.check_donor(config)
     workdir = Workdir(WORKDIR.value)
+    teacher.check_donor(config, workdir)
     try:
         workdir.claim(config)
     except ConfigDiffers as error:

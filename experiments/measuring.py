@@ -18,18 +18,23 @@ def measure_and_report(
     *,
     output: pathlib.Path,
     contexts: Sequence[str] = (),
+    rules: Sequence[str] = (),
     temperatures: Sequence[float] = (),
 ) -> None:
     """Measures `runs`, pooled, and writes results.csv, pictures and report.html to `output`.
 
-    Contexts and temperatures are those of each run's config where none are given.
+    Contexts, rules and temperatures are those of each run's config where none are given.
     """
     measured = []
     for run in runs:
         settings = run.config()["evaluation"]
-        names = contexts or run_config.contexts(settings["contexts"])
         measured.append(
-            evaluation.measure(run, names=names, temperatures=temperatures or tuple(settings["temperatures"]))
+            evaluation.measure(
+                run,
+                names=contexts or run_config.contexts(settings["contexts"]),
+                rules=rules or run_config.rules(settings["rules"]),
+                temperatures=temperatures or tuple(settings["temperatures"]),
+            )
         )
     frame = results.table(estimates.rows(measured))
     output.mkdir(parents=True, exist_ok=True)
@@ -37,8 +42,8 @@ def measure_and_report(
     report(runs, frame, output=output)
 
 
-def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path) -> None:
-    """Prints the table of `frame` and writes the pictures and report.html to `output`."""
+def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path, markdown: bool = False) -> None:
+    """Prints the table of `frame`, if asked as Markdown, and writes the pictures and report.html to `output`."""
     curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
     pictures.write(output, frame=frame, curves=curves)
     html.write_report(
@@ -48,6 +53,9 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path
         config_text="\n".join(json.dumps(run.config(), indent=2) for run in runs),
         facts=_facts(runs),
     )
+    if markdown:
+        print(table.markdown(frame), end="")
+        return
     console = Console()
     # A table needs its columns even where output is piped to a narrower default.
     (console if console.is_terminal else Console(width=110)).print(table.rich_table(frame))
@@ -58,8 +66,12 @@ def _curves(run):
     return metrics.read_curves(run.curves, "student", students.seeds(config))
 
 
+_ONE_RUN = "test documents and initial values; one teacher and one order of the data serve all students"
+_SEVERAL_RUNS = "test documents and runs, each with its own initial values, teacher and order of the data"
+
+
 def _facts(runs):
-    facts = {}
+    facts = {"intervals cover": _SEVERAL_RUNS if len(runs) > 1 else _ONE_RUN}
     for run in runs:
         prefix = f"{run.root}: " if len(runs) > 1 else ""
         facts |= {prefix + name: str(value) for name, value in run.facts().items()}

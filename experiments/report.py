@@ -1,6 +1,6 @@
 """Makes report.html and the pictures of a run anew from its results.csv, and prints the table.
 
-python -m experiments.report --workdir=runs/quickstart
+python -m experiments.report --workdir=runs/quickstart [--markdown]
 """
 
 from absl import flags
@@ -9,6 +9,7 @@ from experiments import cli, measuring
 from jaxdiv.reporting import results
 from jaxdiv.training.workdir import Workdir
 
+MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown, for a README.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder of a finished run.")
 
 
@@ -19,7 +20,7 @@ def main(_):
         raise ValueError(
             f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"
         )
-    measuring.report([run], results.read_csv(run.results), output=run.root)
+    measuring.report([run], results.read_csv(run.results), output=run.root, markdown=MARKDOWN.value)
     cli.say(f"\nOpen {run.report}")
     return 0
 

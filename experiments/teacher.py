@@ -17,8 +17,8 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
     run_config.check(config)
-    teacher.check_donor(config)
     workdir = Workdir(WORKDIR.value)
+    teacher.check_donor(config, workdir)
     workdir.claim(config)
     try:
         teacher.prepare(config, workdir, corpus.prepare(config, workdir))

@@ -11,7 +11,8 @@ independently, so the positions where rounds of gamma drafts begin are a renewal
 of target calls is a sum, free of decoding's noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -51,23 +52,11 @@ def exact_match(student_logits: jax.Array, teacher_logits: jax.Array, *, tempera
     return jnp.sum(student * teacher, axis=-1)
 
 
-def by_temperature(
-    student_logits: jax.Array, teacher_logits: jax.Array, temperatures: Sequence[float]
-) -> dict[str, jax.Array]:
-    """`sampling` and `greedy_draft` at T temperatures at once.
-
-    Under `jax.vmap` over students, with the teacher's logits unmapped, the teacher's side is computed once for all.
-
-    Returns:
-      `acceptance` [T, ...] and `acceptance_greedy_draft` [T, ...]. At temperature 0 both are `greedy_match`.
-    """
-    draft = jnp.argmax(student_logits, axis=-1)
-    sampled, greedy = [], []
-    for temperature in temperatures:
-        student, teacher = _both(student_logits, teacher_logits, temperature)
-        sampled.append(jnp.sum(jnp.minimum(student, teacher), axis=-1))
-        greedy.append(_at(teacher, draft))
-    return {"acceptance": jnp.stack(sampled), "acceptance_greedy_draft": jnp.stack(greedy)}
+# The rules that depend on a temperature; at 0 each is `greedy_match`.
+BY_TEMPERATURE: Mapping[str, Callable] = MappingProxyType(
+    {"sampling": sampling, "greedy_draft": greedy_draft, "exact_match": exact_match}
+)
+RULES = (*BY_TEMPERATURE, greedy_match.__name__)
 
 
 def sampling_given(

@@ -25,6 +25,7 @@ COLUMNS = {
 MEASURES = {
     "acceptance": "Σ min(p, q): the chance that a draft sampled from the student is accepted by rejection sampling.",
     "acceptance_greedy_draft": "p(argmax q): the chance that the teacher samples the student's likeliest token.",
+    "acceptance_exact_match": "Σ p·q: the chance that a sample of the student equals a sample of the teacher.",
     "greedy_match": "How often teacher and student have the same likeliest token.",
     "difference": "Acceptance minus that of the reference, on the same contexts and seeds. The intervals of a table "
     "are widened together, by Holm, so that the chance of even one false finding among its losses stays below 5%.",

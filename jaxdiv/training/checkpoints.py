@@ -14,14 +14,20 @@ STATE, PROGRESS = "state", "progress"
 class Checkpoints:
     """The numbered steps below one folder. A step counts only once it is whole; older ones are kept till then.
 
+    Read only, the folder is left as it is, even a save that another process has under way in it.
+
     A step holds arrays (a pytree, whose numeric or text keys name them) and a small JSON dict, `progress`.
     """
 
-    def __init__(self, folder: pathlib.Path, *, every: int = 1, keep: int | None = None):
+    def __init__(self, folder: pathlib.Path, *, every: int = 1, keep: int | None = None, read_only: bool = False):
         self.folder, self.every = pathlib.Path(folder).absolute(), every
+        if read_only and not self.folder.is_dir():
+            raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
         self._manager = ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only
+            ),
             item_handlers={STATE: ocp.PyTreeCheckpointHandler(), PROGRESS: ocp.JsonCheckpointHandler()},
         )
 
@@ -51,6 +57,15 @@ class Checkpoints:
             ),
         )
 
+    def require(self, step: int | None) -> None:
+        """Raises FileNotFoundError if `step` is not there; it says how far training came."""
+        if self.latest() is None:
+            raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
+        if step not in self._manager.all_steps():
+            raise FileNotFoundError(
+                f"{self.folder} is at step {self.latest()} of {step}; finish it with the command that began it"
+            )
+
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict]:
         """(tree, progress) of `step`, or of the newest.
 
@@ -58,13 +73,12 @@ class Checkpoints:
         of dicts and tuples) and only that part is read.
 
         Raises:
-          FileNotFoundError: no whole step is there.
+          FileNotFoundError: no whole step is there, or not this one.
           ValueError: an array is missing or has another shape or type; it is named.
         """
         self._manager.wait_until_finished()
         step = self.latest() if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
+        self.require(step)
         abstract = jax.tree.map(_abstract, target)
         wanted = _by_name(abstract)
         self._check(step, wanted)

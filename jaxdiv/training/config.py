@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jaxdiv
+from jaxdiv.acceptance import RULES
 from jaxdiv.models.layers import check_heads
 
 CONTEXTS = ("corpus", "generated", "generated_greedy")
@@ -29,16 +30,30 @@ def _one_of(*names):
     return Rule("one of " + ", ".join(names), lambda v: v in names)
 
 
+def _names(text):
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _some_of(known):
+    def holds(text):
+        names = _names(text)
+        return len(set(names)) == len(names) and set(names) <= set(known)
+
+    return Rule(f"different ones of {','.join(known)}, by commas", lambda v: isinstance(v, str) and holds(v))
+
+
 def _temperatures(value):
-    return len(value) > 0 and len(set(value)) == len(value) and all(_number(t) and t > 0 for t in value)
+    return len(value) > 0 and len(set(value)) == len(value) and all(_number(t) and t >= 0 for t in value)
 
 
 POSITIVE = Rule("a finite number above 0", lambda v: _number(v) and v > 0)
 NOT_NEGATIVE = Rule("a finite number of at least 0", lambda v: _number(v) and v >= 0)
 FRACTION = Rule("a number in [0, 1]", lambda v: _number(v) and 0 <= v <= 1)
 DECAY = Rule("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1)
-TEMPERATURES = Rule("different finite numbers above 0, by commas", _temperatures)
+TEMPERATURES = Rule("different finite numbers of at least 0 (greedy), by commas", _temperatures)
 TEXT = Rule("text", lambda v: isinstance(v, str))
+SOME_CONTEXTS = _some_of(CONTEXTS)
+SOME_RULES = _some_of(RULES)
 NAME = Rule("text that is not empty", lambda v: isinstance(v, str) and v.strip() != "")
 
 OPTIMIZER = {
@@ -78,7 +93,8 @@ SCHEMA = {
     "student": {"kind": _one_of("kangaroo", "decoder"), "exit_layer": _whole(1), **DECODER, **STAGE},
     "evaluation": {
         "temperatures": TEMPERATURES,
-        "contexts": Rule(f"some of {','.join(CONTEXTS)}, by commas", lambda v: _contexts_hold(v)),
+        "contexts": SOME_CONTEXTS,
+        "rules": SOME_RULES,
         "documents": _whole(2),
         "document_tokens": _whole(2, MAX_DOCUMENT_TOKENS),
         "prompt_tokens": _whole(1),
@@ -92,13 +108,18 @@ SCHEMA = {
 def check(config: Mapping) -> None:
     """Raises ValueError, one line with the key, its value and what is allowed, at the first fault."""
     for key, rule, value in _pair("config", SCHEMA, config):
-        try:
-            holds = rule.holds(value)
-        except TypeError:
-            holds = False
-        if not holds:
-            raise ValueError(f"`{key}` must be {rule.allowed}, got {value!r}")
+        check_value(f"`{key}`", rule, value)
     _check_together(config)
+
+
+def check_value(name: str, rule: Rule, value: Any) -> None:
+    """Raises ValueError with the name, its value and what is allowed."""
+    try:
+        holds = rule.holds(value)
+    except TypeError:
+        holds = False
+    if not holds:
+        raise ValueError(f"{name} must be {rule.allowed}, got {value!r}")
 
 
 def losses(config: Mapping) -> tuple[jaxdiv.Loss, ...]:
@@ -110,12 +131,13 @@ def losses(config: Mapping) -> tuple[jaxdiv.Loss, ...]:
 
 
 def contexts(text: str) -> tuple[str, ...]:
-    """The names in `text`, by commas. Raises ValueError for an unknown one."""
-    names = tuple(part.strip() for part in text.split(","))
-    unknown = [name for name in names if name not in CONTEXTS]
-    if unknown or len(set(names)) < len(names):
-        raise ValueError(f"contexts must be different ones of {', '.join(CONTEXTS)}, got {text!r}")
-    return names
+    """The names in `text`, by commas."""
+    return _names(text)
+
+
+def rules(text: str) -> tuple[str, ...]:
+    """The names in `text`, by commas; `sampling`, by which losses are ranked, is always one of them."""
+    return ("sampling", *(name for name in _names(text) if name != "sampling"))
 
 
 def flatten(config: Mapping, prefix: str = "config") -> dict[str, Any]:
@@ -125,13 +147,6 @@ def flatten(config: Mapping, prefix: str = "config") -> dict[str, Any]:
         name = f"{prefix}.{key}"
         leaves |= flatten(value, name) if isinstance(value, Mapping) or hasattr(value, "items") else {name: value}
     return leaves
-
-
-def _contexts_hold(text):
-    try:
-        return bool(contexts(text))
-    except (ValueError, AttributeError):
-        return False
 
 
 def _pair(prefix, schema, config):

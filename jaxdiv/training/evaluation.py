@@ -16,8 +16,15 @@ from jaxdiv.training.step import for_each_seed
 from jaxdiv.training.workdir import Workdir
 
 UNTRAINED = "untrained"
+GREEDY_MATCH = "greedy_match"
+_GIVEN = ("given", "greedy_given")  # acceptance of each token of the teacher's own text
+# The results' name of a rule that depends on a temperature.
+_MEASURES = {
+    "sampling": "acceptance",
+    "greedy_draft": "acceptance_greedy_draft",
+    "exact_match": "acceptance_exact_match",
+}
 MAX_GAMMA = 8
-_TOKENS_AT_ONCE = 2304
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +59,18 @@ class Measured:
     sums: dict[tuple[str, Key], Sums]
 
 
-def measure(workdir: Workdir, *, names: Sequence[str], temperatures: Sequence[float]) -> Measured:
-    """Measures a finished run's students, restored from disk, and the untrained ones, on the contexts `names`."""
+def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], temperatures: Sequence[float]) -> Measured:
+    """Measures a finished run's students, restored from disk, and the untrained ones.
+
+    Args:
+      workdir: the run.
+      names: of contexts.
+      rules: of `acceptance.RULES`; tokens a target call are always by `sampling` and `greedy_draft`.
+      temperatures: of sampling.
+
+    Raises:
+      ValueError, FileNotFoundError: the run is not finished, or what it saved is damaged.
+    """
     config = workdir.config()
     corpus = Corpus.load(workdir)
     guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
@@ -61,7 +78,7 @@ def measure(workdir: Workdir, *, names: Sequence[str], temperatures: Sequence[fl
     sums = {}
     for name in names:
         context = contexts.make(name, config, corpus, guide)
-        rows = _by_row(config, guide, groups, context, tuple(temperatures))
+        rows = _by_row(config, guide, groups, context, tuple(rules), tuple(temperatures))
         for loss, measured in rows.items():
             by_document = {key: _by_document(context, value) for key, value in measured.items()}
             sums |= {(loss, key): value for key, value in _sums(context, by_document, temperatures)}
@@ -79,16 +96,16 @@ def _groups(config, workdir, corpus):
     yield UNTRAINED, students.untrained(config, vocab_size), seeds
 
 
-def _by_row(config, guide, groups, context, temperatures):
+def _by_row(config, guide, groups, context, rules, temperatures):
     """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
-    count = max(1, _TOKENS_AT_ONCE // context.inputs.shape[1])
+    count = _rows_at_once(context.inputs.shape[1], config["data"]["vocabulary"])
     student, teach = groups[-1][1], jax.jit(students.teach(config, guide))
 
     @jax.jit
     def part_of(params, shared, labels, weights, inputs):
         def one(params):
             logits = student.with_params(params)(inputs, shared)
-            return _measures(logits, shared.logits, labels, weights, context, temperatures)
+            return _measures(logits, shared.logits, labels, weights, context, rules, temperatures)
 
         return for_each_seed(one, params)
 
@@ -102,36 +119,58 @@ def _by_row(config, guide, groups, context, temperatures):
                     made = part_of(model.params, shared, labels, weights, inputs)
                     parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), made))
             advance()
+    return {loss: _whole(context, made) for loss, made in parts.items()}
+
+
+def _rows_at_once(length, vocab_size):
+    """As many rows as have logits that a CPU's caches hold, or that an accelerator's memory never misses."""
+    size = 2**21 if jax.default_backend() == "cpu" else 2**28
+    return max(1, size // (4 * vocab_size * length))
+
+
+def _whole(context, parts):
+    """The blocks' measures put together [S, R, ...], and what decoding along the teacher's own text would give."""
     rows = len(context.inputs)
-    return {
-        loss: {name: np.concatenate([part[name] for part in made], axis=1)[:, :rows] for name in made[0]}
-        for loss, made in parts.items()
-    }
+    whole = {name: np.concatenate([part[name] for part in parts], axis=1)[:, :rows] for name in parts[0]}
+    if context.start is None:
+        return whole
+    valid = context.weights[:, context.start :].sum(-1).astype(np.int32)
+    given, greedy_given = (jnp.asarray(whole.pop(name), jnp.float32) for name in _GIVEN)
+    made = _along_texts(given, greedy_given, valid)
+    return whole | {name: np.asarray(values, np.float64) for name, values in made.items()}
 
 
-def _measures(student_logits, teacher_logits, labels, weights, context, temperatures):
-    """Each measure's sum over the tokens of a row: [R] or, by temperature or gamma, [R, n]."""
-    sampled = acceptance.by_temperature(student_logits, teacher_logits, temperatures)
-    match = acceptance.greedy_match(student_logits, teacher_logits)
-    found = {name: jnp.einsum("trl,rl->rt", chance, weights) for name, chance in sampled.items()}
-    found["greedy_match"] = (match * weights).sum(-1)
+@jax.jit
+def _along_texts(given, greedy_given, valid):
+    accepted, rounds = acceptance.accepted_at(given, valid, gamma=MAX_GAMMA)
+    calls, calls_greedy_draft = (
+        jnp.stack([acceptance.calls(chance, valid, gamma=gamma) for gamma in range(1, MAX_GAMMA + 1)], axis=-1)
+        for chance in (given, greedy_given)
+    )
+    return {"calls": calls, "calls_greedy_draft": calls_greedy_draft, "accepted_at": accepted, "rounds": rounds}
+
+
+def _measures(student_logits, teacher_logits, labels, weights, context, rules, temperatures):
+    """Each measure's sum over the tokens of a row, [R] or by temperature [R, T]; of own text `_GIVEN`, [R, n]."""
+
+    def summed(chance):
+        return (chance * weights).sum(-1)
+
+    found = {}
+    for rule in rules:
+        if rule == GREEDY_MATCH:
+            found[rule] = summed(acceptance.greedy_match(student_logits, teacher_logits))
+            continue
+        chance_at = acceptance.BY_TEMPERATURE[rule]
+        at = [summed(chance_at(student_logits, teacher_logits, temperature=t)) for t in temperatures]
+        found[_MEASURES[rule]] = jnp.stack(at, axis=-1)
     if context.start is None:
         return found
-    own = slice(context.start, None)
-    labels, weights, valid = labels[:, own], weights[:, own], weights[:, own].sum(-1).astype(jnp.int32)
-    student_logits, teacher_logits = student_logits[:, own], teacher_logits[:, own]
-    temperature = context.temperature
+    own, temperature = slice(context.start, None), context.temperature
+    found["at_own_temperature"] = summed(acceptance.sampling(student_logits, teacher_logits, temperature=temperature))
     given = acceptance.sampling_given(student_logits, teacher_logits, labels, temperature=temperature)
-    chance = acceptance.sampling(student_logits, teacher_logits, temperature=temperature)
-    found["at_own_temperature"] = (chance * weights).sum(-1)
-    found["calls"] = _calls(given, valid)
-    found["calls_greedy_draft"] = _calls(acceptance.greedy_given(student_logits, labels), valid)
-    found["accepted_at"], found["rounds"] = acceptance.accepted_at(given, valid, gamma=MAX_GAMMA)
+    found |= dict(zip(_GIVEN, (given[:, own], acceptance.greedy_given(student_logits, labels)[:, own]), strict=True))
     return found
-
-
-def _calls(given, valid):
-    return jnp.stack([acceptance.calls(given, valid, gamma=gamma) for gamma in range(1, MAX_GAMMA + 1)], axis=-1)
 
 
 def _by_document(context, values):
@@ -145,11 +184,13 @@ def _by_document(context, values):
 def _sums(context, measured, temperatures):
     """(key, sums) of every measure that the results name."""
     tokens = _by_document(context, context.weights.sum(-1)[None].astype(np.float64))[0]
-    count = np.broadcast_to(tokens, measured["greedy_match"].shape)
-    for name in ("acceptance", "acceptance_greedy_draft"):
-        for i, temperature in enumerate(temperatures):
-            yield Key(context.name, name, temperature), Sums(measured[name][..., i], count, tokens)
-    yield Key(context.name, "greedy_match", 0.0), Sums(measured["greedy_match"], count, tokens)
+    count = np.broadcast_to(tokens, measured["acceptance"].shape[:2])
+    for name in _MEASURES.values():
+        if name in measured:
+            for i, temperature in enumerate(temperatures):
+                yield Key(context.name, name, temperature), Sums(measured[name][..., i], count, tokens)
+    if GREEDY_MATCH in measured:
+        yield Key(context.name, GREEDY_MATCH, 0.0), Sums(measured[GREEDY_MATCH], count, tokens)
     if context.start is None:
         return
     own = context.temperature

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+import jaxdiv
 from jaxdiv import acceptance, models, reductions
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
@@ -14,7 +15,7 @@ from jaxdiv.training import corpus as run_corpus
 from jaxdiv.training import loop
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
-from jaxdiv.training.state import Model, initial_state, population, population_shapes
+from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
 from jaxdiv.training.step import for_each_seed, make_optimizer, make_step
 from jaxdiv.training.workdir import Workdir
 
@@ -35,16 +36,37 @@ def untrained(config: Mapping, vocab_size: int) -> Model:
     return population(_build(config, vocab_size), seeds(config))
 
 
+def objective(loss: jaxdiv.Loss, config: Mapping) -> Callable:
+    """The loss at the config's temperature, as `make_step` takes it."""
+    temperature = config["temperature"]
+    return lambda logits, shared, batch: loss(logits, shared.logits, labels=batch["labels"], temperature=temperature)
+
+
+def beginning(config: Mapping, students: Model, teach: Callable) -> tuple[TrainState, Callable]:
+    """The state in which every loss of the config starts from `students`, and its training step.
+
+    Args:
+      config: the run's.
+      students: of `untrained`.
+      teach: the teacher's pass, as `make_step` takes it.
+    """
+    losses, settings = run_config.losses(config), config["student"]
+    optimizer = make_optimizer(settings["optimizer"], settings["steps"])
+    step = make_step(
+        teach=teach,
+        forward=lambda params, inputs, shared: students.with_params(params)(inputs, shared),
+        objectives=[objective(loss, config) for loss in losses],
+        optimizer=optimizer,
+    )
+    return initial_state(students, optimizer, losses=len(losses)), step
+
+
 def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> None:
     """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then."""
     losses = run_config.losses(config)
     students = untrained(config, corpus.tokenizer.vocab_size)
-    optimizer = make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
     pass_of = teach(config, teacher)
-
-    def forward(params, inputs, shared):
-        return students.with_params(params)(inputs, shared)
-
+    state, step = beginning(config, students, pass_of)
     held_out = run_corpus.validation_batch(config, corpus)
 
     @jax.jit
@@ -52,7 +74,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
         shared = pass_of(teacher_params, held_out["inputs"])
 
         def one(params):
-            chance = acceptance.sampling(forward(params, held_out["inputs"], shared), shared.logits)
+            chance = acceptance.sampling(students.with_params(params)(held_out["inputs"], shared), shared.logits)
             return reductions.token_mean(chance, held_out["weights"])
 
         return jnp.stack([for_each_seed(one, group) for group in groups])
@@ -68,13 +90,8 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
         folder=workdir.students,
         names=tuple(loss.text for loss in losses),
         seeds=seeds(config),
-        state=initial_state(students, optimizer, losses=len(losses)),
-        step=make_step(
-            teach=pass_of,
-            forward=forward,
-            objectives=[_objective(loss, config["temperature"]) for loss in losses],
-            optimizer=optimizer,
-        ),
+        state=state,
+        step=step,
         teacher=teacher.params,
         batches=run_corpus.batches(config, "student", corpus),
         measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params))},
@@ -87,7 +104,7 @@ def restore(config: Mapping, workdir: Workdir, vocab_size: int, loss: str) -> tu
 
     Raises:
       ValueError: the run has no such loss.
-      FileNotFoundError: nothing was saved.
+      FileNotFoundError: training did not end.
     """
     names = [known.text for known in run_config.losses(config)]
     if loss not in names:
@@ -97,8 +114,8 @@ def restore(config: Mapping, workdir: Workdir, vocab_size: int, loss: str) -> tu
         "params": {index: shapes.params},
         "alive": {index: jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)},
     }
-    with Checkpoints(workdir.students) as checkpoints:
-        restored, _ = checkpoints.restore(target)
+    with Checkpoints(workdir.students, read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore(target, step=config["student"]["steps"])
     return shapes.with_params(restored["params"][index]), np.asarray(restored["alive"][index])
 
 
@@ -107,7 +124,7 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
 
     Raises:
       ValueError: the run has no such student, or it turned non-finite in training.
-      FileNotFoundError: `path` is no run's folder, or nothing was saved.
+      FileNotFoundError: `path` is no run's folder, or its training did not end.
     """
     workdir = Workdir(path)
     config = workdir.config()
@@ -118,10 +135,6 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     if not alive[index]:
         raise ValueError(f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training")
     return students.student(index)
-
-
-def _objective(loss, temperature):
-    return lambda logits, shared, batch: loss(logits, shared.logits, labels=batch["labels"], temperature=temperature)
 
 
 def _build(config, vocab_size):

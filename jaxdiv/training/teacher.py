@@ -20,10 +20,13 @@ _SHAPE_KEYS = ("depth", "width", "heads", "kv_heads", "mlp_width", "rope_base")
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
 
 
-def check_donor(config: Mapping) -> None:
-    """Raises ValueError if `config.teacher.checkpoint` is no finished teacher of this config's shape."""
+def check_donor(config: Mapping, workdir: Workdir) -> None:
+    """Raises ValueError if `config.teacher.checkpoint` is no finished teacher of this config's shape.
+
+    A folder that holds the teacher already needs no donor any more.
+    """
     path = config["teacher"]["checkpoint"]
-    if not path:
+    if not path or workdir.teacher.exists():
         return
     donor = Workdir(path).config()
     theirs, ours = donor["data"]["vocabulary"], config["data"]["vocabulary"]
@@ -38,14 +41,11 @@ def check_donor(config: Mapping) -> None:
                 f"`config.teacher.{key}` is {config['teacher'][key]}, but the teacher of {path} "
                 f"(`config.teacher.checkpoint`) has {donor['teacher'][key]}"
             )
-    steps = donor["teacher"]["steps"]
-    with Checkpoints(Workdir(path).teacher) as checkpoints:
-        reached = checkpoints.latest() or 0
-    if reached != steps:
-        raise ValueError(
-            f"`config.teacher.checkpoint`: the teacher of {path} is at step {reached} of {steps}; "
-            f"finish it with the command that began it"
-        )
+    try:
+        with Checkpoints(Workdir(path).teacher, read_only=True) as checkpoints:
+            checkpoints.require(_last_step(donor))
+    except FileNotFoundError as error:
+        raise ValueError(f"`config.teacher.checkpoint`: {error}") from None
 
 
 def prepare(config: Mapping, workdir: Workdir, corpus: Corpus) -> Model:
@@ -61,10 +61,10 @@ def prepare(config: Mapping, workdir: Workdir, corpus: Corpus) -> Model:
 
 
 def restore(config: Mapping, workdir: Workdir, vocab_size: int) -> Model:
-    """The teacher from the newest checkpoint of the run's folder."""
+    """The trained teacher from the run's folder. Raises FileNotFoundError if its training did not end."""
     shapes = population_shapes(_build(config, vocab_size), 1)
-    with Checkpoints(workdir.teacher) as checkpoints:
-        restored, _ = checkpoints.restore({"params": (shapes.params,)})
+    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore({"params": (shapes.params,)}, step=_last_step(config))
     return shapes.with_params(restored["params"][0]).student(0)
 
 
@@ -92,6 +92,11 @@ def _build(config, vocab_size):
     return lambda rngs: models.build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs)
 
 
+def _last_step(config):
+    """Of an adopted teacher, which takes no steps here, 0."""
+    return 0 if config["teacher"]["checkpoint"] else config["teacher"]["steps"]
+
+
 def _adopt(config, workdir, corpus):
     """Copies the donor's teacher, so that this folder alone holds all that decides its result."""
     donor = Workdir(config["teacher"]["checkpoint"])
@@ -99,8 +104,7 @@ def _adopt(config, workdir, corpus):
         if checkpoints.latest() is None:
             teacher = restore(donor.config(), donor, corpus.tokenizer.vocab_size)
             stacked = jax.tree.map(lambda x: x[None], teacher.params)
-            steps = donor.config()["teacher"]["steps"]
-            checkpoints.save(steps, {"params": (stacked,)}, {"adopted from": str(donor.root)})
+            checkpoints.save(_last_step(config), {"params": (stacked,)}, {"adopted from": str(donor.root)})
 
 
 def _train(config, workdir, corpus):

@@ -1,0 +1,123 @@
+"""What training N students on one teacher pass costs, against N separate runs and against the ideal.
+
+  python -m experiments.benchmarks.population --config=configs/quickstart.py
+
+A step of a population can't be faster than one teacher pass, T, and N student steps, s: (T + N·s) / (T + s) times a
+run of one student. Teacher and students have the config's sizes and initial values, and read random tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+import jaxdiv
+from experiments import cli
+from experiments.benchmarks import timing
+from jaxdiv import models, reductions
+from jaxdiv.training import config as run_config
+from jaxdiv.training import students
+from jaxdiv.training.state import Model
+
+CONFIG = cli.define_config()
+LOSS = flags.DEFINE_string("loss", "kl", "The loss of every student.")
+SIZES = flags.DEFINE_list("students", ["1", "2", "4", "8", "16"], "Numbers of students, by commas.")
+ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each is timed; the medians count.", lower_bound=1)
+
+
+class Setting:
+    """The config's teacher, its students under one loss, and one batch of random tokens."""
+
+    def __init__(self, config, loss):
+        self._config = {**config, "losses": loss}
+        self._vocab_size = config["data"]["vocabulary"]
+        shapes = {**config["teacher"], "dtype": config["dtype"]}
+        self.teacher = Model(*nnx.split(models.build_teacher(shapes, self._vocab_size, nnx.Rngs(0))))
+        self.teach = jax.jit(students.teach(config, self.teacher))
+        rows, length = config["student"]["batch_size"], config["data"]["sequence_length"]
+        tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, self._vocab_size)
+        self.batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones((rows, length))}
+        self.shared = self.teacher_pass()
+
+    def teacher_pass(self):
+        return self.teach(self.teacher.params, self.batch["inputs"])
+
+    def gradient(self):
+        """A plain jax.grad of one student, the teacher's output given."""
+        student = students.untrained({**self._config, "seeds": 1}, self._vocab_size).student(0)
+        objective = students.objective(jaxdiv.get(self._config["losses"]), self._config)
+
+        @jax.jit
+        def gradient(params, shared, batch):
+            def mean(params):
+                logits = student.with_params(params)(batch["inputs"], shared)
+                return reductions.token_mean(objective(logits, shared, batch), batch["weights"])
+
+            return jax.value_and_grad(mean)(params)
+
+        return lambda: gradient(student.params, self.shared, self.batch)
+
+    def step(self, count, *, taught=False):
+        """A training step of `count` students, with the teacher's pass or, `taught`, given its output.
+
+        Each call goes on from the one before.
+        """
+        config = {**self._config, "seeds": count}
+        group = students.untrained(config, self._vocab_size)
+        state, step = students.beginning(config, group, (lambda shared, _: shared) if taught else self.teach)
+        teacher = self.shared if taught else self.teacher.params
+
+        def call():
+            nonlocal state
+            state, metrics = step(state, teacher, self.batch)
+            return state, metrics
+
+        return call
+
+
+def measure(setting: Setting, sizes: list[int], rounds: int) -> dict[str, float]:
+    """Median seconds of the parts and, by its size, of each population's step."""
+    contestants = {
+        "teacher pass": setting.teacher_pass,
+        "student step": setting.step(1, taught=True),
+        "plain gradient": setting.gradient(),
+    }
+    for count in sorted({1, *sizes}):
+        contestants[count] = setting.step(count)
+    return {name: float(np.median(t)) for name, t in timing.interleaved(contestants, rounds=rounds).items()}
+
+
+def table(seconds: dict, sizes: list[int]) -> Table:
+    """A row a population; times in milliseconds."""
+    teacher, student, one = seconds["teacher pass"], seconds["student step"], seconds[1]
+    made = Table(
+        title=f"Teacher pass T = {1e3 * teacher:.1f} ms, student step s = {1e3 * student:.1f} ms, "
+        f"{student / seconds['plain gradient']:.2f} × a plain jax.grad",
+        caption="ideal = (T + N·s) / (T + s); separate = N runs of one student",
+        caption_justify="left",
+        title_justify="left",
+    )
+    for heading in ("students", "step, ms", "× one run", "ideal ×", "over ideal", "× faster than separate"):
+        made.add_column(heading, justify="right")
+    for count in sizes:
+        ratio, ideal = seconds[count] / one, (teacher + count * student) / (teacher + student)
+        numbers = (f"{ratio:.2f}", f"{ideal:.2f}", f"{ratio / ideal:.2f}", f"{count / ratio:.2f}")
+        made.add_row(str(count), f"{1e3 * seconds[count]:.1f}", *numbers)
+    return made
+
+
+def main(_):
+    config = cli.loaded(CONFIG).to_dict()
+    run_config.check(config)
+    if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):
+        raise ValueError(f"--students must be whole numbers above 0, by commas, got {','.join(SIZES.value)}")
+    sizes = [int(text) for text in SIZES.value]
+    Console(width=110).print(table(measure(Setting(config, LOSS.value), sizes, ROUNDS.value), sizes))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -5,31 +5,33 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = "--config=configs/smoke.py"
 
 
-def command(name: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
-
-
 def start(name: str, *arguments: str) -> subprocess.Popen:
-    """A running binary; its standard output and error are one pipe of text."""
+    """A running binary."""
     return subprocess.Popen(
-        command(name, *arguments),
+        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=_environment(),
+        stderr=subprocess.PIPE,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
     )
+
+
+def end(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    """The binary once it has ended, whatever its exit code."""
+    output, error = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, error)
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
     """A binary that has ended, whatever its exit code."""
-    return subprocess.run(
-        command(name, *arguments), cwd=ROOT, text=True, capture_output=True, env=_environment(), timeout=600
-    )
+    return end(start(name, *arguments))
 
 
 def succeed(name: str, *arguments: str) -> str:
@@ -39,5 +41,22 @@ def succeed(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _environment():
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
+def check_refusal(done: subprocess.CompletedProcess, *told: str) -> None:
+    """Bad input was refused: exit code 2 and one line on standard error that says `told`."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    for words in told:
+        assert words in done.stderr
+
+
+def write_texts(folder: pathlib.Path) -> pathlib.Path:
+    """Files of text, enough for a smoke run."""
+    folder.mkdir()
+    words = ["draft", "target", "token", "accept", "reject", "sample", "teacher", "student", "loss", "kernel"]
+    for i in range(24):
+        draw = np.random.default_rng(i)
+        lines = (" ".join(draw.choice(words, size=12)) for _ in range(40))
+        (folder / f"{i}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder

@@ -1,8 +1,5 @@
 """A loss split into its classes: gauges, and the command that prints the post's table."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 
 import jaxdiv
 from jaxdiv.contributions import contributions
+from tests import runs
 
 RNG = np.random.default_rng(4)
 TEACHER = jnp.asarray(RNG.normal(size=(5, 12)), jnp.float32)
@@ -58,15 +56,9 @@ def test_what_has_no_parts_is_refused_by_name(text, gauge, message):
         contributions(text, STUDENT, TEACHER, gauge=gauge)
 
 
-def _run(*arguments):
-    command = [sys.executable, "-m", "experiments.contributions", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_the_command_prints_the_posts_table_to_its_digits():
-    done = _run("--p=.98,.01,.01", "--q=.979,.02,.001")
-    assert done.returncode == 0, done.stderr
-    rows = [line.replace("│", " ").split() for line in done.stdout.splitlines() if line.startswith("│")]
+    printed = runs.succeed("contributions", "--p=.98,.01,.01", "--q=.979,.02,.001")
+    rows = [line.replace("│", " ").split() for line in printed.splitlines() if line.startswith("│")]
     assert [row[3:] for row in rows[:3]] == [
         ["0.020799", "16.12%", "0.0010006", "3.23%", "-0.001000", "-0.001000"],
         ["0.039120", "30.33%", "-0.0069315", "22.39%", "0.010000", "0.010000"],
@@ -85,9 +77,4 @@ def test_the_command_prints_the_posts_table_to_its_digits():
     ],
 )
 def test_what_is_no_distribution_is_one_line_and_exit_code_2(p, q, message):
-    done = _run(f"--p={p}", f"--q={q}")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    runs.check_refusal(runs.run("contributions", f"--p={p}", f"--q={q}"), message)

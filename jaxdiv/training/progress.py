@@ -35,6 +35,12 @@ def bar(name: str, total: int, *, done: int = 0, unit: str = "step", tokens: int
         _Rates(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=total, completed=done, tokens=tokens, unit=unit)
-        yield lambda: progress.advance(task)
+        try:
+            yield lambda: progress.advance(task)
+        except BaseException:
+            # In a log, where a bar is printed once at its end, the error alone stays.
+            console.quiet = not console.is_terminal
+            raise

@@ -1,0 +1,109 @@
+"""The package as a whole: what it needs, which way its imports go, and that README says what is there."""
+
+import ast
+import doctest
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+import jaxdiv
+from jaxdiv.divergences.registry import ENTRIES
+from tests import runs
+
+README = (runs.ROOT / "README.md").read_text(encoding="utf-8")
+SOURCES = sorted(path for folder in ("jaxdiv", "experiments") for path in (runs.ROOT / folder).rglob("*.py"))
+# A room may import from lower floors alone, and its own modules.
+FLOORS = {
+    5: ["experiments"],
+    4: ["jaxdiv.training", "jaxdiv.reporting"],
+    3: ["jaxdiv.models", "jaxdiv.data"],
+    2: ["jaxdiv.contributions", "jaxdiv.reductions", "jaxdiv.acceptance jaxdiv.warps", "jaxdiv.statistics"],
+    1: ["jaxdiv.divergences", "jaxdiv.files"],
+}
+
+
+def place(module):
+    """(floor, room) of a module or of a name in it; None of what is not the project's."""
+    for floor, rooms in FLOORS.items():
+        for room in rooms:
+            if any(module == part or module.startswith(part + ".") for part in room.split()):
+                return floor, room
+    return None
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(runs.ROOT)))
+def test_imports_go_down(path):
+    module = ".".join(path.relative_to(runs.ROOT).with_suffix("").parts)
+    here = place(module)
+    if here is None:
+        assert module == "jaxdiv.__init__"
+        return
+    for name in imported(path):
+        there = place(name)
+        assert there is None or there == here or there[0] < here[0], f"{module} imports {name}"
+
+
+def test_importing_jaxdiv_needs_jax_alone():
+    code = "import jaxdiv, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, text=True, capture_output=True, check=True)
+    needed_by_extras = {
+        "flax",
+        "optax",
+        "orbax",
+        "grain",
+        "tensorflow_datasets",
+        "absl",
+        "pandas",
+        "matplotlib",
+        "rich",
+    }
+    assert not needed_by_extras & set(done.stdout.split())
+
+
+def test_readmes_example_prints_what_it_says():
+    blocks = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL))
+    parsed = doctest.DocTestParser().get_doctest(blocks, {}, "README.md", "README.md", 0)
+    assert len(parsed.examples) > 4
+    told = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(parsed, out=told.append)
+    assert not told, "".join(told)
+
+
+@pytest.mark.parametrize("name", [n for n in jaxdiv.names() if ">>>" in (ENTRIES[n].function.__doc__ or "")])
+def test_examples_of_docstrings_print_what_they_say(name):
+    function = ENTRIES[name].function
+    told = []
+    for test in doctest.DocTestFinder(recurse=False).find(
+        function, name, globs=dict(vars(sys.modules[function.__module__]))
+    ):
+        doctest.DocTestRunner().run(test, out=told.append)
+    assert not told, "".join(told)
+
+
+def test_readmes_table_lists_the_registry():
+    rows = re.findall(r"^\| `(\w+)(?:\(.*\))?` \| `(\w+)` \| .+ \|$", README, flags=re.MULTILINE)
+    assert {function for _, function in rows} == set(jaxdiv.names())
+    for text, function in rows:
+        assert text in (function, *ENTRIES[function].aliases)
+
+
+def test_readme_names_what_is_there():
+    for module in re.findall(r"python -m ((?:experiments|jaxdiv)[\w.]*)", README):
+        assert importlib.util.find_spec(module), module
+    for name in [*re.findall(r"--config=(\S+\.py)", README), *re.findall(r"`(\w+/[\w/.]+)`", README)]:
+        assert name.startswith("runs/") or (runs.ROOT / name).exists(), name
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (runs.ROOT / link).is_file(), link
+    assert README.count("\n") <= 200

@@ -1,0 +1,66 @@
+"""Bad input to the binaries: one line, exit code 2, nothing begun."""
+
+import pytest
+
+from tests import runs
+
+CASES = {
+    "unknown loss": (["distill", runs.SMOKE, "--config.losses=ce,klx"], ["`config.losses`", "did you mean `kl`?"]),
+    "unknown key": (["distill", runs.SMOKE, "--config.student.step=3"], ["--config.student.step", "`steps`"]),
+    "unknown group": (["distill", runs.SMOKE, "--config.studnet.steps=3"], ["`studnet`", "`student`"]),
+    "no number": (["distill", runs.SMOKE, "--config.seeds=three"], ["config.seeds", "must be a whole number", "three"]),
+    "float for a count": (["distill", runs.SMOKE, "--config.seeds=1e3"], ["config.seeds", "must be a whole number"]),
+    "not a number": (
+        ["distill", runs.SMOKE, "--config.teacher.optimizer.learning_rate=nan"],
+        ["`config.teacher.optimizer.learning_rate`", "got nan"],
+    ),
+    "exit layer": (
+        ["distill", runs.SMOKE, "--config.student.exit_layer=3"],
+        ["`config.student.exit_layer`", "`config.teacher.depth` = 2, got 3"],
+    ),
+    "no files": (["distill", runs.SMOKE, "--config.data.files=/nowhere/*.txt"], ["matches no file", "/nowhere/*.txt"]),
+    "no data set": (["distill", runs.SMOKE, "--config.data.source=python_stdlb"], ["did you mean `python_stdlib`?"]),
+    "no config": (["distill"], ["give a config, such as --config=configs/quickstart.py"]),
+    "no config file": (["distill", "--config=configs/quikstart.py"], ["no such file", "configs/quickstart.py"]),
+    "unknown flag": (["distill", runs.SMOKE, "--workdri=x"], ["workdri", "workdir"]),
+    "stray argument": (["distill", runs.SMOKE, "losses=ce"], ["unexpected argument 'losses=ce'"]),
+    "no donor": (
+        ["distill", runs.SMOKE, "--config.teacher.checkpoint=/nowhere"],
+        ["/nowhere is not the folder of a run"],
+    ),
+    "teacher alone": (["teacher", runs.SMOKE, "--config.teacher.depth=0"], ["`config.teacher.depth`", "at least 1"]),
+    "no run": (["acceptance", "--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
+    "no runs": (["acceptance"], ["--workdir=runs/quickstart"]),
+    "no report": (["report", "--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
+    "benchmark": (["benchmarks.population", runs.SMOKE, "--students=1,x"], ["--students", "got 1,x"]),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Every case's ended process and its work folder; two at a time, as most of it is importing."""
+    folder, waiting, ended = tmp_path_factory.mktemp("refused"), list(CASES), {}
+    while waiting:
+        now, waiting = waiting[:2], waiting[2:]
+        begun = {case: runs.start(*_flags(case, folder)) for case in now}
+        ended |= {case: runs.end(process) for case, process in begun.items()}
+    return folder, ended
+
+
+def _flags(case, folder):
+    (name, *given), _ = CASES[case]
+    takes_folder = name in ("distill", "teacher")
+    return [name, *given, *([f"--workdir={folder / case}"] if takes_folder else [])]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line(refusals, case):
+    folder, ended = refusals
+    runs.check_refusal(ended[case], *CASES[case][1])
+    assert not (folder / case / "teacher").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = runs.run("distill", runs.SMOKE, f"--workdir={tmp_path / 'file' / 'run'}")
+    runs.check_refusal(done, f"work folder {tmp_path / 'file' / 'run'} can't be written to")

@@ -1,0 +1,220 @@
+"""The main job as a user runs it, in the smoke size: what it writes, what runs on it afterwards, and its variants."""
+
+import csv
+import hashlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxdiv
+from jaxdiv import acceptance, reductions
+from jaxdiv.reporting import results
+from jaxdiv.training import corpus as run_corpus
+from jaxdiv.training import students, teacher
+from jaxdiv.training.workdir import Workdir
+from tests import runs
+from tests.fixtures_data import write_tfds
+
+WRITTEN = ("results.csv", "report.html", "differences.png", "acceptance_over_temperature.png", "training_curves.png")
+CONTEXTS = ("corpus", "generated", "generated_greedy")
+MEASURES = {"acceptance", "acceptance_greedy_draft", "greedy_match", "difference"}
+OF_OWN_TEXT = {"tau", "tau_greedy_draft", "tau_iid", "acceptance_at"}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return runs.write_texts(tmp_path_factory.mktemp("data") / "texts")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run and what it printed."""
+    folder = tmp_path_factory.mktemp("smoke") / "run"
+    return folder, runs.succeed("distill", runs.SMOKE, f"--workdir={folder}")
+
+
+def read(folder):
+    with open(folder / "results.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_whole(folder, *, losses=("ce", "kl", "tv"), seeds=("0", "1", "all"), contexts=CONTEXTS):
+    """Every row that the config asks for is there, once, with a value its measure can have."""
+    rows = read(folder)
+    assert tuple(rows[0]) == results.COLUMNS
+    assert len({tuple(row.values())[:6] for row in rows}) == len(rows)
+    for key in itertools.product((*losses, "untrained"), seeds, contexts):
+        found = {row["measure"] for row in rows if (row["loss"], row["seed"], row["context"]) == key}
+        expected = MEASURES | (OF_OWN_TEXT if key[2] != "corpus" else set())
+        assert found == expected - ({"difference"} if key[0] == losses[0] else set())
+    for row in rows:
+        value, least = float(row["value"]), 1.0 if row["measure"].startswith("tau") else 0.0
+        assert int(row["n"]) > 0
+        if row["measure"] == "difference":
+            assert -1 <= value <= 1
+        else:
+            assert least <= value <= (9.0 if least else 1.0)
+
+
+def test_a_run_writes_everything_and_prints_its_table(finished):
+    folder, printed = finished
+    check_whole(folder)
+    assert all((folder / name).stat().st_size > 0 for name in WRITTEN)
+    for name in ("ce", "kl", "tv", "untrained", "reference", "floor", "these students only"):
+        assert name in printed
+    facts = Workdir(folder).facts()
+    assert {"python", "jax", "data fingerprint", "tokenizer fingerprint", teacher.QUALITY} <= facts.keys()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "one order of the data serve all students" in page
+
+
+def test_a_second_run_measures_the_same_again(finished):
+    folder, printed = finished
+    before = {name: _digest(folder / name) for name in WRITTEN}
+    assert runs.succeed("distill", runs.SMOKE, f"--workdir={folder}") == printed
+    assert {name: _digest(folder / name) for name in WRITTEN} == before
+
+
+def _digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_cross_entropy_and_kl_give_the_same_students_from_disk(finished):
+    rows = read(finished[0])
+    value = {loss: _values(rows, loss) for loss in ("ce", "kl", "tv")}
+    assert value["ce"].keys() == value["kl"].keys()
+    for (measure, *_), pair in _together(value["ce"], value["kl"]).items():
+        np.testing.assert_allclose(*pair, rtol=0, atol=1e-3 if measure == "greedy_match" else 1e-6)
+    assert max(abs(a - b) for a, b in _together(value["ce"], value["tv"]).values()) > 1e-4
+
+
+def _values(rows, loss):
+    keys = ("measure", "seed", "context", "temperature")
+    return {
+        tuple(row[key] for key in keys): float(row["value"])
+        for row in rows
+        if row["loss"] == loss and row["measure"] in ("acceptance", "greedy_match")
+    }
+
+
+def _together(a, b):
+    return {key: (a[key], b[key]) for key in a}
+
+
+def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
+    run = Workdir(finished[0])
+    config, data = run.config(), run_corpus.Corpus.load(run)
+    guide = teacher.restore(config, run, data.tokenizer.vocab_size)
+    batch = run_corpus.validation_batch(config, data)
+    shared = students.teach(config, guide)(guide.params, batch["inputs"])
+    student = students.restore_one(str(run.root), loss="ce", seed=1)
+
+    def gradient(text):
+        def mean(params):
+            values = jaxdiv.get(text)(student.with_params(params)(batch["inputs"], shared), shared.logits)
+            return reductions.token_mean(values, batch["weights"])
+
+        return jax.grad(mean)(student.params)
+
+    ce, kl = gradient("ce"), gradient("kl")
+    assert float(optax.tree.norm(ce)) > 1e-3
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, ce, kl)) / optax.tree.norm(ce)) < 1e-6
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, ce, gradient("tv"))) / optax.tree.norm(ce)) > 0.1
+
+
+def test_a_student_restored_alone_is_the_one_that_was_measured(finished):
+    run = Workdir(finished[0])
+    config, data = run.config(), run_corpus.Corpus.load(run)
+    guide = teacher.restore(config, run, data.tokenizer.vocab_size)
+    tokens, length = data.splits["test"], config["data"]["sequence_length"]
+    chances, counts = 0.0, 0
+    student = students.restore_one(str(run.root), loss="tv", seed=1)
+
+    @jax.jit
+    def chance(inputs):
+        shared = students.teach(config, guide)(guide.params, inputs)
+        return acceptance.sampling(student(inputs, shared), shared.logits)
+
+    for k in range(min(tokens.documents, config["evaluation"]["documents"])):
+        ids = tokens.ids[tokens.offsets[k] : tokens.offsets[k + 1]][: config["evaluation"]["document_tokens"]]
+        for start in range(0, len(ids) - 1, length):
+            inputs = ids[start : min(start + length, len(ids) - 1)]
+            padded = np.pad(inputs, (0, length - len(inputs)))[None]
+            chances += float(chance(padded)[0, : len(inputs)].sum())
+            counts += len(inputs)
+    measured = {(k[0], k[1], k[2], float(k[3])): v for k, v in _values(read(run.root), "tv").items()}
+    np.testing.assert_allclose(measured["acceptance", "1", "corpus", 1.0], chances / counts, rtol=1e-5)
+
+
+def test_runs_are_measured_again_by_other_rules_temperatures_and_contexts(finished, tmp_path):
+    runs.succeed(
+        "acceptance",
+        f"--workdir={finished[0]}",
+        f"--output={tmp_path}",
+        "--temperatures=0,0.7",
+        "--rules=exact_match,greedy_match",
+        "--contexts=generated",
+    )
+    rows = [row for row in read(tmp_path) if row["measure"] not in OF_OWN_TEXT]
+    assert {row["context"] for row in rows} == {"generated"}
+    assert {row["measure"] for row in rows} == {
+        "acceptance", "acceptance_exact_match", "greedy_match", "difference",
+    }  # fmt: skip
+    at = {
+        (r["measure"], float(r["temperature"])): float(r["value"])
+        for r in rows
+        if (r["loss"], r["seed"]) == ("tv", "0")
+    }
+    assert {temperature for measure, temperature in at if measure == "acceptance"} == {0.0, 0.7}
+    assert at["acceptance", 0.0] == at["acceptance_exact_match", 0.0] == at["greedy_match", 0.0]
+    assert at["acceptance_exact_match", 0.7] < at["acceptance", 0.7]
+
+
+def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finished, tmp_path):
+    folder = finished[0]
+    other = ["--config.losses=ce,0.5*kl+0.5*tv", "--config.seed=7"]
+    refused = runs.run("distill", runs.SMOKE, f"--workdir={folder}", *other)
+    runs.check_refusal(refused, "config.losses is 'ce,kl,tv' there, 'ce,0.5*kl+0.5*tv' here")
+    command = refused.stderr.split("Give it a folder of its own: ")[1]
+    assert f"--config.teacher.checkpoint={folder}" in command
+    assert f"--workdir={folder}-2" in command
+    runs.succeed("distill", runs.SMOKE, f"--workdir={folder}-2", f"--config.teacher.checkpoint={folder}", *other)
+    mine, theirs = (teacher.restore(Workdir(p).config(), Workdir(p), _size(p)).params for p in (folder, f"{folder}-2"))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True))
+    runs.succeed("acceptance", f"--workdir={folder},{folder}-2", f"--output={tmp_path}")
+    rows = [row for row in read(tmp_path) if row["loss"] == "ce" and row["measure"] == "acceptance"]
+    assert {row["seed"] for row in rows} == {"0", "1", "7", "8", "all"}
+    page = Workdir(f"{folder}-2").report
+    before = page.read_bytes()
+    page.unlink()
+    runs.succeed("report", f"--workdir={folder}-2")
+    assert page.read_bytes() == before
+
+
+def _size(folder):
+    return run_corpus.Corpus.load(Workdir(folder)).tokenizer.vocab_size
+
+
+SHORT = [runs.SMOKE, "--config.losses=kl,tv", "--config.seeds=1", "--config.evaluation.contexts=generated"]
+
+
+def check_short(folder):
+    check_whole(folder, losses=("kl", "tv"), seeds=("0", "all"), contexts=("generated",))
+
+
+@pytest.mark.parametrize("variant", ["--config.student.kind=decoder", "--config.dtype=bfloat16"])
+def test_smoke_with_another_student_or_type(variant, texts, tmp_path):
+    runs.succeed("distill", *SHORT, f"--workdir={tmp_path}", f"--config.data.files={texts}/*.txt", variant)
+    check_short(tmp_path)
+
+
+def test_smoke_with_a_tfds_data_set(texts, tmp_path):
+    splits = {"train": [path.read_text(encoding="utf-8") for path in sorted(texts.glob("*.txt"))]}
+    write_tfds(tmp_path / "tfds", splits, name="notes", feature="body")
+    flags = ["--config.data.source=notes", "--config.data.feature=body", f"--config.data.directory={tmp_path}/tfds"]
+    runs.succeed("distill", *SHORT, f"--workdir={tmp_path}/run", *flags)
+    check_short(tmp_path / "run")

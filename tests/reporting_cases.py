@@ -74,9 +74,8 @@ def _acceptances(by_seed, *, context, temperature, n):
     where = {"context": context, "temperature": temperature, "n": n}
     rows = _rows("acceptance", by_seed, **where)
     rows += _rows("acceptance_greedy_draft", {k: v - 0.04 for k, v in by_seed.items()}, **where)
-    trained = [loss for loss in by_seed if loss != "untrained"]
     base = by_seed["ce" if "ce" in by_seed else next(iter(by_seed))]
-    differences = {k: v - base for k, v in by_seed.items() if k in trained and v is not base}
+    differences = {k: v - base for k, v in by_seed.items() if v is not base}
     return rows + _rows("difference", differences, half=0.0021, **where)
 
 

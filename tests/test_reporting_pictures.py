@@ -49,11 +49,23 @@ def test_colors_tell_better_from_worse():
     assert share(worse, theme.worse) > 0 == share(worse, theme.better)
 
 
+def test_what_is_far_beyond_the_rest_leaves_them_room():
+    frame = cases.frame()
+    far = frame["measure"].eq("difference") & frame["loss"].eq("rkl")
+    frame.loc[far, ["value", "low", "high"]] += 0.4
+    with matplotlib.rc_context(style.rc(style.LIGHT)):
+        axes = comparison.differences(frame, style.LIGHT).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    off = {names[round(text.get_position()[1])]: text.get_text() for text in axes.texts}
+    assert off == {"rkl": "off the scale ▶", "untrained": "◀ off the scale"}
+    assert max(np.abs(axes.get_xlim())) < 10
+
+
 def test_dots_stand_where_the_differences_are():
     frame = cases.frame(losses=FEW)
     with matplotlib.rc_context(style.rc(style.LIGHT)):
         axes = comparison.differences(frame, style.LIGHT).axes[0]
-    wanted = frame.query("measure == 'difference' and context == 'corpus' and temperature == 1.0")
+    wanted = frame.query("loss == 'tv' and measure == 'difference' and context == 'corpus' and temperature == 1.0")
     pooled, seeds = wanted[wanted["seed"].eq("all")], wanted[wanted["seed"].ne("all")]
     drawn = [list(line.get_xdata()) for line in axes.lines]
     assert [100 * pooled["value"].item()] in drawn

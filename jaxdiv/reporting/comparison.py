@@ -11,6 +11,7 @@ from jaxdiv.reporting import results, style, table
 from jaxdiv.reporting.style import Theme
 
 PANELS_A_ROW = 5
+_FAR = 5  # so many times the middle one's size, a difference would leave no room for the rest
 _PANEL_TITLES = {"generated": "Own text at temperature 1", "generated_greedy": "Own text, greedy"}
 
 
@@ -100,8 +101,9 @@ def by_position(frame: pd.DataFrame, theme: Theme) -> Figure | None:
 
 
 def _dots(axes, rows, reference, theme):
+    reach = _reach(_size(row) for row in rows.itertuples() if row.verdict != "floor")
     for place, row in enumerate(rows.itertuples()):
-        _difference(axes, place, row, theme)
+        _difference(axes, place, row, reach, theme)
     axes.axvline(0, color=theme.ink, linewidth=1, zorder=0.9)
     axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"percentage points of acceptance more than {style.short(reference)}")
     axes.set_yticks(range(len(rows)), [style.short(name) for name in rows["loss"]], fontsize=10.5, color=theme.ink)
@@ -109,18 +111,40 @@ def _dots(axes, rows, reference, theme):
     axes.grid(False, axis="y")
 
 
-def _difference(axes, place, row, theme):
-    if row.verdict == "floor":
-        # Drawn to scale it would leave no room for the rest.
-        words = axes.text(0.01, place, "◀ off the scale", transform=axes.get_yaxis_transform(), va="center")
-        words.set(color=theme.muted, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1})
-        return
+def _size(row):
+    """Of a difference with its interval; NaN where there is none."""
+    return np.max(np.abs([row.difference, row.difference_low, row.difference_high]))
+
+
+def _reach(sizes):
+    """The largest of `sizes` that is not far beyond the rest."""
+    sizes = sorted(size for size in sizes if math.isfinite(size) and size > results.ROUNDING)
+    return max((size for size in sizes if size <= _FAR * sizes[(len(sizes) - 1) // 2]), default=math.inf)
+
+
+def _off_the_scale(axes, place, row, color, theme):
+    left = row.difference < 0
+    words = axes.text(
+        0.01 if left else 0.99,
+        place,
+        "◀ off the scale" if left else "off the scale ▶",
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        ha="left" if left else "right",
+    )
+    words.set(color=color, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1})
+
+
+def _difference(axes, place, row, reach, theme):
     if row.verdict == "reference":
         axes.plot(0, place, "D", color=theme.ink, markersize=7)
         return
     color = theme.muted
-    if row.verdict != "not shown":
+    if row.verdict not in ("not shown", "floor"):
         color = theme.better if row.difference > 0 else theme.worse
+    if _size(row) > reach:
+        _off_the_scale(axes, place, row, color, theme)
+        return
     filled = color if row.verdict == "real" else theme.paper
     low, high, middle = (100 * value for value in (row.difference_low, row.difference_high, row.difference))
     axes.plot([low, high], [place, place], color=color, linewidth=3, solid_capstyle="round")
@@ -163,11 +187,17 @@ def _lines(axes: Axes, rows, across, ranked, theme, place=lambda x: x):
 
 
 def _panels(made, grid, frame, compared, context, temperatures, theme):
-    first, place = None, _steps(temperatures)
-    for i, loss in enumerate(compared):
-        axes = made.add_subplot(grid[1 + i // grid.ncols, i % grid.ncols], sharey=first)
-        first = first or axes
-        line = results.select(frame, measure="difference", loss=loss, context=context).sort_values("temperature")
+    """Those of like size share a scale; one far beyond the rest has its own, with colored numbers."""
+    lines = {
+        loss: results.select(frame, measure="difference", loss=loss, context=context).sort_values("temperature")
+        for loss in compared
+    }
+    sizes = {loss: line[["low", "high"]].abs().to_numpy().max() for loss, line in lines.items()}
+    reach, shared, place = _reach(sizes.values()), None, _steps(temperatures)
+    for i, (loss, line) in enumerate(lines.items()):
+        own = sizes[loss] > reach
+        axes = made.add_subplot(grid[1 + i // grid.ncols, i % grid.ncols], sharey=None if own else shared)
+        shared = shared if own else axes
         x, y = place(line["temperature"].to_numpy()), 100 * line["value"].to_numpy()
         axes.axhline(0, color=theme.ink, linewidth=0.8)
         for above, color in ((True, theme.better), (False, theme.worse)):
@@ -177,7 +207,9 @@ def _panels(made, grid, frame, compared, context, temperatures, theme):
         )
         axes.set_title(style.short(loss, longest=style.PANEL_NAME), fontsize=9.5)
         _temperature_axis(axes, temperatures, every=2 if grid.ncols > 3 else 1)
-        axes.tick_params(labelleft=i % grid.ncols == 0)
+        axes.tick_params(labelleft=own or i % grid.ncols == 0)
+        if own:
+            axes.tick_params(axis="y", labelsize=7.5, labelcolor=theme.worse)
         if i % grid.ncols == 0:
             axes.set_ylabel(f"points above {style.short(results.reference(frame))}", fontsize=8.5)
 

@@ -1,6 +1,6 @@
-"""Measures finished runs again, from their checkpoints alone: other temperatures or contexts, several runs pooled.
+"""Measures finished runs again from their checkpoints: other temperatures, rules or contexts; several runs pooled.
 
-  python -m experiments.acceptance --workdir=runs/quickstart --temperatures=0.7,1,1.5 --contexts=generated
+  python -m experiments.acceptance --workdir=runs/quickstart --temperatures=0,0.7 --rules=exact_match --output=runs/b
   python -m experiments.acceptance --workdir=runs/seed0,runs/seed1
 
 One run's results.csv and report.html are written anew; several runs' go to a folder of their own.
@@ -13,7 +13,7 @@ from absl import flags
 from experiments import cli, measuring
 from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.training import config as run_config
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.training.workdir import DATA_READY, Workdir
 
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
 TEMPERATURES = flags.DEFINE_list("temperatures", None, "Sampling temperatures, by commas; the runs' own if not given.")
@@ -25,13 +25,25 @@ RULES = flags.DEFINE_string(
 )
 OUTPUT = flags.DEFINE_string("output", None, "Where results go; the run's folder, or for several one beside them.")
 
+# What runs that are pooled need not share.
+_MAY_DIFFER = (
+    "config.losses",
+    "config.seed",
+    "config.data.directory",
+    "config.teacher.checkpoint",
+    "config.evaluation.contexts",
+    "config.evaluation.rules",
+    "config.evaluation.temperatures",
+    "config.checkpoint",
+    "config.log",
+)
+
 
 def main(_):
     if not WORKDIR.value:
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     runs = [Workdir(path) for path in WORKDIR.value]
-    for run in runs:
-        run.config()
+    _check_alike(runs)
     output = pathlib.Path(OUTPUT.value) if OUTPUT.value else _folder(runs)
     measuring.measure_and_report(
         runs,
@@ -42,6 +54,25 @@ def main(_):
     )
     cli.say(f"\nWritten to {output}: open {output / 'report.html'}")
     return 0
+
+
+def _check_alike(runs):
+    """Runs that are pooled under the names of their losses differ in nothing else that makes a student."""
+    first = runs[0]
+    for i, run in enumerate(runs):
+        if run.root.resolve() in [other.root.resolve() for other in runs[:i]]:
+            raise ValueError(f"--workdir names {run.root} twice")
+        differing = run_config.differences(first.config(), run.config())
+        wrong = [key for key in differing if not key.startswith(_MAY_DIFFER)]
+        if wrong:
+            there, here = differing[wrong[0]]
+            raise ValueError(
+                f"{first.root} and {run.root} can't be pooled: {wrong[0]} is {there!r} and {here!r}; "
+                f"measure each by itself"
+            )
+        for fact in ("data fingerprint", DATA_READY):
+            if first.facts().get(fact) != run.facts().get(fact):
+                raise ValueError(f"{first.root} and {run.root} can't be pooled: each has another {fact}")
 
 
 def _given(flag, rule, read):

@@ -188,6 +188,8 @@ def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finishe
     runs.succeed("acceptance", f"--workdir={folder},{folder}-2", f"--output={tmp_path}")
     rows = [row for row in read(tmp_path) if row["loss"] == "ce" and row["measure"] == "acceptance"]
     assert {row["seed"] for row in rows} == {"0", "1", "7", "8", "all"}
+    refused = runs.run("acceptance", f"--workdir={folder},{folder}-2,{folder}")
+    runs.check_refusal(refused, f"--workdir names {folder} twice")
     page = Workdir(f"{folder}-2").report
     before = page.read_bytes()
     page.unlink()

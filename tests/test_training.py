@@ -128,6 +128,7 @@ def test_the_mean_counts_weighted_tokens_alone(world):
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_optimizers_follow_schedule_clipping_and_decay(name):
     settings = {**CONFIG["student"]["optimizer"], "name": name, "warmup_steps": 2, "clip_norm": 1.0, "beta1": 0.0}
+    settings["final_fraction"] = 0.1
     params = {"weight": {"kernel": jnp.full(2, 10.0)}, "norm": {"scale": jnp.full(2, 10.0)}}
     zero = jax.tree.map(jnp.zeros_like, params)
     optimizer = training_step.make_optimizer({**settings, "weight_decay": 0.1}, steps=10)

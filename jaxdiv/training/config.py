@@ -149,6 +149,18 @@ def flatten(config: Mapping, prefix: str = "config") -> dict[str, Any]:
     return leaves
 
 
+def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Dotted key to both values, where they differ."""
+    # JSON has no tuples.
+    plain = [
+        {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config).items()}
+        for config in (one, other)
+    ]
+    keys = sorted(plain[0].keys() | plain[1].keys())
+    pairs = {key: (plain[0].get(key), plain[1].get(key)) for key in keys}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
 def _pair(prefix, schema, config):
     """(dotted key, rule, value) of every leaf; refuses missing and undeclared keys."""
     if not hasattr(config, "items"):

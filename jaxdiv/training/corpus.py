@@ -44,7 +44,7 @@ def _path(workdir, split):
 def _make(config, workdir):
     data, donor = config["data"], config["teacher"]["checkpoint"]
     own = str(workdir.data) if data["source"] == "python_stdlib" else ""
-    with progress.bar("data", 3, unit="part") as advance:
+    with progress.bar("data", 3, unit="parts") as advance:
         documents = sources.open_documents(
             source=data["source"],
             feature=data["feature"],

@@ -111,7 +111,7 @@ def _by_row(config, guide, groups, context, rules, temperatures):
 
     parts = {loss: [] for loss, _, seeds in groups if seeds}
     blocks = list(pipeline.blocks((context.inputs, context.labels, context.weights), count))
-    with progress.bar(context.name, len(blocks), unit="batch", tokens=count * context.inputs.shape[1]) as advance:
+    with progress.bar(context.name, len(blocks), unit="batches", tokens=count * context.inputs.shape[1]) as advance:
         for inputs, labels, weights in blocks:
             shared = teach(guide.params, inputs)
             for loss, model, seeds in groups:

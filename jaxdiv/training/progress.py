@@ -21,16 +21,16 @@ class _Rates(ProgressColumn):
         if speed is None:
             return Text("")
         tokens = task.fields["tokens"]
-        rate = f"{speed:.2f} {task.fields['unit']}s/s"
+        rate = f"{speed:.2f} {task.fields['unit']}/s"
         return Text(rate + (f"  {speed * tokens:,.0f} tokens/s" if tokens else ""))
 
 
 @contextlib.contextmanager
-def bar(name: str, total: int, *, done: int = 0, unit: str = "step", tokens: int = 0) -> Iterator[Callable[[], None]]:
-    """Yields a function that advances the bar by one; `tokens` is what one unit holds, for the rate."""
+def bar(name: str, total: int, *, done: int = 0, unit: str = "steps", tokens: int = 0) -> Iterator[Callable[[], None]]:
+    """Yields a function that advances the bar by one; `tokens` is what one of its `unit`s holds, for the rate."""
     columns = (
         TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         _Rates(),
         TimeRemainingColumn(elapsed_when_finished=True),

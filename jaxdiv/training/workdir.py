@@ -82,13 +82,10 @@ class Workdir:
 
 
 def _refuse_another(root, old, new):
-    before, now = run_config.flatten(old), run_config.flatten(new)
-    # JSON has no tuples.
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in now.items()}
-    differing = tuple(sorted(key for key in before.keys() | plain.keys() if before.get(key) != plain.get(key)))
+    differing = run_config.differences(old, new)
     if differing:
-        listed = "; ".join(f"{key} is {before.get(key)!r} there, {plain.get(key)!r} here" for key in differing)
-        raise ConfigDiffers(f"{root} holds a run of another config: {listed}", differing)
+        listed = "; ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
+        raise ConfigDiffers(f"{root} holds a run of another config: {listed}", tuple(differing))
 
 
 def _surroundings():

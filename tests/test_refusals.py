@@ -32,6 +32,20 @@ CASES = {
     "no run": (["acceptance", "--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
     "no runs": (["acceptance"], ["--workdir=runs/quickstart"]),
     "no report": (["report", "--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
+    "too large a batch": (
+        ["distill", runs.SMOKE, "--config.student.batch_size=500000"],
+        ["`config.student`", "tokens"],
+    ),
+    "too long a prompt": (
+        [
+            "distill",
+            runs.SMOKE,
+            "--config.data.files=experiments/*.py",
+            "--config.evaluation.document_tokens=2048",
+            "--config.evaluation.prompt_tokens=2040",
+        ],
+        ["`config.evaluation.prompt_tokens`", "no document has more than 2040 tokens; the longest has"],
+    ),
     "benchmark": (["benchmarks.population", runs.SMOKE, "--students=1,x"], ["--students", "got 1,x"]),
 }
 

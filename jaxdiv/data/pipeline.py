@@ -36,6 +36,11 @@ class Tokens:
     def documents(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document, its end of text included; 0 without documents."""
+        return int(np.diff(self.offsets).max(initial=0))
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes an npz file, atomically."""
         with files.replacing(path) as temporary, temporary.open("wb") as file:
@@ -175,10 +180,9 @@ def prompts(
       ValueError: no document is longer than `length`.
     """
     _check_sizes(length=length)
-    sizes = np.diff(tokens.offsets)
-    document = np.flatnonzero(sizes > length)[:max_documents].astype(np.int32)
+    document = np.flatnonzero(np.diff(tokens.offsets) > length)[:max_documents].astype(np.int32)
     if not len(document):
-        raise ValueError(f"no document has more than {length} tokens; the longest has {sizes.max(initial=0)}")
+        raise ValueError(f"no document has more than {length} tokens; the longest has {tokens.longest}")
     return tokens.ids[tokens.offsets[document, None] + np.arange(length)], document
 
 

@@ -1,5 +1,6 @@
 """The data of a run: read and tokenized once, then loaded from its folder."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxdiv.data import pipeline, sources
 from jaxdiv.data.corpus import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.training import config as run_config
 from jaxdiv.training import progress
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
@@ -30,11 +32,36 @@ def prepare(config: Mapping, workdir: Workdir) -> Corpus:
     """Reads, splits and tokenizes the documents, or loads what an earlier start of this run saved.
 
     Raises:
-      ValueError, OSError: the source can't be read, or what was saved is damaged; the message names it.
+      ValueError, OSError: the source can't be read, what was saved is damaged, or there is too little of it for a
+        stage or a context of the config; the message names it.
     """
     if DATA_READY not in workdir.facts():
         _make(config, workdir)
     return Corpus.load(workdir)
+
+
+def _check_enough(config, corpus):
+    """Every stage and context that is to come is tried, before hours are spent on the ones before it."""
+    evaluation = config["evaluation"]
+    with _naming("config.teacher"):
+        if not config["teacher"]["checkpoint"]:
+            batches(config, "teacher", corpus)
+    with _naming("config.student"):
+        batches(config, "student", corpus)
+    for split in ("validation", "test"):
+        if corpus.splits[split].longest < 2:
+            raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
+    with _naming("config.evaluation.prompt_tokens"):
+        if set(run_config.contexts(evaluation["contexts"])) - {"corpus"}:
+            pipeline.prompts(corpus.splits["test"], length=evaluation["prompt_tokens"])
+
+
+@contextlib.contextmanager
+def _naming(key):
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"`{key}`: {error}") from None
 
 
 def _path(workdir, split):
@@ -59,6 +86,7 @@ def _make(config, workdir):
         tokenizer.save(workdir.tokenizer)
         advance()
         tokens = pipeline.tokenize(documents, tokenizer)
+        _check_enough(config, Corpus(tokenizer, tokens))
         for split in SPLITS:
             tokens[split].save(_path(workdir, split))
         advance()

@@ -31,6 +31,9 @@ def _guarded(main, argv):
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     keep_compilations()
+    if not TRACEBACK.value:
+        # Of an error that is told, Orbax's threads tell once more, each by itself.
+        sys.unraisablehook = lambda _: None
     try:
         code = main(argv)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Saving and restoring by Orbax, which nothing else imports."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -74,7 +75,7 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: no whole step is there, or not this one.
-          ValueError: an array is missing or has another shape or type; it is named.
+          ValueError: the step is damaged, or an array is missing or has another shape or type; it is named.
         """
         self._manager.wait_until_finished()
         step = self.latest() if step is None else step
@@ -82,25 +83,36 @@ class Checkpoints:
         abstract = jax.tree.map(_abstract, target)
         wanted = _by_name(abstract)
         self._check(step, wanted)
-        restored = self._manager.restore(
-            step,
-            args=ocp_args.Composite(
-                **{
-                    STATE: ocp_args.PyTreeRestore(
-                        item=wanted,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                        partial_restore=True,
-                    ),
-                    PROGRESS: ocp_args.JsonRestore(),
-                }
+        arguments = {
+            STATE: ocp_args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
             ),
-        )
+            PROGRESS: ocp_args.JsonRestore(),
+        }
+        with self._reading(step):
+            restored = self._manager.restore(step, args=ocp_args.Composite(**arguments))
         leaves = [restored[STATE][name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored[PROGRESS]
 
+    @contextlib.contextmanager
+    def _reading(self, step):
+        """Orbax has many names for a step that lacks something."""
+        try:
+            yield
+        except Exception as error:
+            # What tensorstore says goes on for a page of its own specification.
+            cause = str(error).split(" [tensorstore_spec", 1)[0]
+            raise ValueError(
+                f"checkpoint {self.folder}/{step} can't be read; without it the run goes on from an older step "
+                f"({type(error).__name__}: {cause})"
+            ) from error
+
     def _check(self, step, wanted):
         """Orbax casts to the target's type without a word, so types are compared before anything is read."""
-        saved = self._manager.item_metadata(step)[STATE].tree
+        with self._reading(step):
+            saved = self._manager.item_metadata(step)[STATE].tree
         for name, leaf in wanted.items():
             found = saved.get(name)
             if found is None:

@@ -67,7 +67,7 @@ def _curves(run):
 
 
 _ONE_RUN = "test documents and initial values; one teacher and one order of the data serve all students"
-_SEVERAL_RUNS = "test documents and runs, each with its own initial values, teacher and order of the data"
+_SEVERAL_RUNS = "test documents and runs, with all that they do not share: initial values, order of the data, teacher"
 
 
 def _facts(runs):

@@ -8,6 +8,7 @@ from jaxdiv import reductions
 from jaxdiv.contributions import contributions
 from jaxdiv.divergences import (
     Loss,
+    alpha_divergence,
     cross_entropy,
     cross_entropy_argmax,
     cross_entropy_data,
@@ -19,7 +20,10 @@ from jaxdiv.divergences import (
     names,
     negative_log_acceptance,
     reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
     split,
+    squared_hellinger,
     total_variation,
 )
 
@@ -27,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Loss",
+    "alpha_divergence",
     "contributions",
     "cross_entropy",
     "cross_entropy_argmax",
@@ -40,6 +45,9 @@ __all__ = [
     "negative_log_acceptance",
     "reductions",
     "reverse_kl",
+    "skew_kl",
+    "skew_reverse_kl",
     "split",
+    "squared_hellinger",
     "total_variation",
 ]

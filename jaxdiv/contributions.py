@@ -61,7 +61,8 @@ def _gradient(part, student, teacher):
 def _term(part):
     if part.entry.term is None:
         raise ValueError(f"`{part.name}` is not a sum over classes; contributions are of ce and the f-divergences.")
-    return part.entry.term(**dict(part.parameters))
+    defaults = {name: parameter.default for name, parameter in part.entry.parameters.items()}
+    return part.entry.term(**defaults | dict(part.parameters))
 
 
 _GAUGES = {"raw": _raw, "fixed": _fixed, "gradient": _gradient}

@@ -76,7 +76,28 @@ def label_loss(student, labels):
     return -np.take_along_axis(log_softmax(student), np.asarray(labels)[..., None], -1)[..., 0]
 
 
+def skew_kl(student, teacher, alpha=0.1):
+    a, b, p, _, _ = _pair(student, teacher)
+    with np.errstate(invalid="ignore"):
+        return _sum(_times(p, a - np.logaddexp(np.log(alpha) + a, np.log(1 - alpha) + b)))
+
+
+def alpha_divergence(student, teacher, alpha=0.5):
+    a, b, p, q, _ = _pair(student, teacher)
+    # The first-order part, which sums to 0, leaves digits near equality.
+    return _sum(alpha * p + (1 - alpha) * q - np.exp(alpha * a + (1 - alpha) * b)) / (alpha * (1 - alpha))
+
+
+def _squared_hellinger(student, teacher):
+    _, _, p, q, _ = _pair(student, teacher)
+    return _sum((np.sqrt(p) - np.sqrt(q)) ** 2) / 2
+
+
 VALUES = {
+    "alpha_divergence": alpha_divergence,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": lambda s, t: skew_kl(t, s),
+    "squared_hellinger": _squared_hellinger,
     "cross_entropy": _cross_entropy,
     "cross_entropy_argmax": lambda s, t: label_loss(s, np.argmax(t, -1)),
     "forward_kl": _forward_kl,
@@ -90,6 +111,10 @@ VALUES = {
 
 # q·dD/dq of each, from the chain rule of the definition; the softmax adds -q·Σ of it.
 _BY_LOG_Q = {
+    "alpha_divergence": lambda p, q, r: -2 * np.sqrt(p * q),
+    "skew_kl": lambda p, q, r: -0.9 * p * q / (0.1 * p + 0.9 * q),
+    "skew_reverse_kl": lambda p, q, r: q * (np.log(q / (0.1 * q + 0.9 * p)) - 0.1 * q / (0.1 * q + 0.9 * p)),
+    "squared_hellinger": lambda p, q, r: -np.sqrt(p * q) / 2,
     "cross_entropy": lambda p, q, r: -p,
     "forward_kl": lambda p, q, r: -p,
     "reverse_kl": lambda p, q, r: q * (r + 1),

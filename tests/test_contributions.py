@@ -13,7 +13,20 @@ RNG = np.random.default_rng(4)
 TEACHER = jnp.asarray(RNG.normal(size=(5, 12)), jnp.float32)
 STUDENT = TEACHER + jnp.asarray(RNG.normal(size=(5, 12)), jnp.float32)
 P, Q = np.array([0.98, 0.01, 0.01]), np.array([0.979, 0.02, 0.001])
-SPLIT = ["ce", "kl", "rkl", "jeffreys", "jsd", "jsd(beta=0.2)", "tv", "0.5*kl + 2*tv"]
+SPLIT = [
+    "ce",
+    "kl",
+    "rkl",
+    "jeffreys",
+    "jsd",
+    "jsd(beta=0.2)",
+    "tv",
+    "skl",
+    "srkl",
+    "alpha",
+    "hellinger",
+    "0.5*kl + 2*tv",
+]
 
 
 @pytest.mark.parametrize("text", SPLIT)

@@ -21,6 +21,10 @@ ALIASES = [
     ("rkl", "reverse_kl"),
     ("jsd", "jensen_shannon"),
     ("tv", "total_variation"),
+    ("skl", "skew_kl"),
+    ("srkl", "skew_reverse_kl"),
+    ("alpha", "alpha_divergence"),
+    ("hellinger", "squared_hellinger"),
     ("nla", "negative_log_acceptance"),
 ]
 
@@ -100,7 +104,7 @@ def test_a_traced_temperature_gives_the_same():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("klx", r"unknown loss `klx`; did you mean `kl`\? Known: cross_entropy \(ce\)"),
+        ("klx", r"unknown loss `klx`; did you mean `kl`\? Known: alpha_divergence \(alpha\), cross_entropy \(ce\)"),
         ("0.5*kl + jds", r"unknown loss `jds`; did you mean `jsd`\?"),
         ("zzzzzz", r"unknown loss `zzzzzz`; Known: "),
         ("", r"must have a name, got empty text"),

@@ -74,6 +74,64 @@ def jensen_shannon(student_logits, teacher_logits, *, beta: float = 0.5, axis: i
     return _between(terms.jensen_shannon(float(beta)), student_logits, teacher_logits, axis, where)
 
 
+def skew_kl(student_logits, teacher_logits, *, alpha: float = 0.1, axis: int = -1, where=None) -> jax.Array:
+    """KL(teacher ‖ α·teacher + (1-α)·student), nats a row, [...] in [0, -log α].
+
+    Other arguments as in `forward_kl`, to which it tends as α tends to 0.
+
+    Args:
+      alpha: the teacher's weight in the mixture, in (0, 1).
+
+    Raises:
+      ValueError: if `alpha` is not in (0, 1).
+
+    Source: DistiLLM, arXiv 2402.03898, definition 1.
+    """
+    return _between(terms.skew_kl(_weight(alpha)), student_logits, teacher_logits, axis, where)
+
+
+def skew_reverse_kl(student_logits, teacher_logits, *, alpha: float = 0.1, axis: int = -1, where=None) -> jax.Array:
+    """KL(student ‖ α·student + (1-α)·teacher), nats a row, [...] in [0, -log α]; as `skew_kl` otherwise.
+
+    It tends to reverse KL as α tends to 0.
+
+    Source: DistiLLM, arXiv 2402.03898, section 3.1.
+    """
+    return _between(terms.skew_reverse_kl(_weight(alpha)), student_logits, teacher_logits, axis, where)
+
+
+def _weight(alpha):
+    if not 0 < alpha < 1:
+        raise ValueError(f"`alpha` must be in (0, 1), got {alpha}; the limit 0 is kl or rkl.")
+    return float(alpha)
+
+
+def alpha_divergence(student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None) -> jax.Array:
+    """(1 - Σ p^α·q^(1-α))/(α(1-α)), a row, [...] in [0, 1/(α(1-α))]; arguments as in `forward_kl`.
+
+    Forward KL at α = 1, reverse KL at α = 0.
+
+    Args:
+      alpha: in [0, 1].
+
+    Raises:
+      ValueError: if `alpha` is not in [0, 1].
+
+    Source: Amari, Differential-Geometrical Methods in Statistics (1985), section 3.5.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` must be in [0, 1], got {alpha}.")
+    return _between(terms.alpha_divergence(float(alpha)), student_logits, teacher_logits, axis, where)
+
+
+def squared_hellinger(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """½·Σ (√p - √q)² = 1 - Σ √(pq), a row, [...] in [0, 1]; symmetric. Arguments as in `forward_kl`.
+
+    Source: Hellinger (1909); a quarter of the α-divergence at α = ½.
+    """
+    return _between(terms.SQUARED_HELLINGER, student_logits, teacher_logits, axis, where)
+
+
 def total_variation(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """½·Σ|q-p| = 1 - Σ min(p, q), [...] in [0, 1]: the chance that a sampled draft is rejected.
 

@@ -17,13 +17,15 @@ class Parameter:
     low: float
     high: float
     low_included: bool = False
+    high_included: bool = False
 
     def allows(self, value: float) -> bool:
-        return self.low < value < self.high or (self.low_included and value == self.low)
+        at_end = (self.low_included and value == self.low) or (self.high_included and value == self.high)
+        return self.low < value < self.high or at_end
 
     @property
     def interval(self) -> str:
-        return f"{'[' if self.low_included else '('}{self.low:g}, {self.high:g})"
+        return f"{'[' if self.low_included else '('}{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Entry:
 
 
 _BETA = MappingProxyType({"beta": Parameter(default=0.5, low=0.0, high=1.0)})
+_SKEW = MappingProxyType({"alpha": Parameter(default=0.1, low=0.0, high=1.0)})
+_ALPHA = MappingProxyType({"alpha": Parameter(default=0.5, low=0.0, high=1.0, low_included=True, high_included=True)})
 _RATE = MappingProxyType({"rate": Parameter(default=acceptance.RATE, low=0.0, high=float("inf"), low_included=True)})
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType(
@@ -107,6 +111,41 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             source="arXiv 2306.13649, equation 1",
             parameters=_BETA,
             term=terms.jensen_shannon,
+        ),
+        "skew_kl": Entry(
+            function=f_divergences.skew_kl,
+            aliases=("skl",),
+            temperature_power=2,
+            formula="Σ p·log(p/M), M = αp + (1-α)q",
+            source="arXiv 2402.03898, definition 1",
+            parameters=_SKEW,
+            term=terms.skew_kl,
+        ),
+        "skew_reverse_kl": Entry(
+            function=f_divergences.skew_reverse_kl,
+            aliases=("srkl",),
+            temperature_power=2,
+            formula="Σ q·log(q/M), M = αq + (1-α)p",
+            source="arXiv 2402.03898, section 3.1",
+            parameters=_SKEW,
+            term=terms.skew_reverse_kl,
+        ),
+        "alpha_divergence": Entry(
+            function=f_divergences.alpha_divergence,
+            aliases=("alpha",),
+            temperature_power=2,
+            formula="(1 - Σ p^α·q^(1-α))/(α(1-α))",
+            source="Amari (1985)",
+            parameters=_ALPHA,
+            term=terms.alpha_divergence,
+        ),
+        "squared_hellinger": Entry(
+            function=f_divergences.squared_hellinger,
+            aliases=("hellinger",),
+            temperature_power=2,
+            formula="½·Σ (√p - √q)²",
+            source="Hellinger (1909)",
+            term=lambda: terms.SQUARED_HELLINGER,
         ),
         "total_variation": Entry(
             function=f_divergences.total_variation,

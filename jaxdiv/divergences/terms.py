@@ -75,30 +75,125 @@ JEFFREYS = Term(
 TOTAL_VARIATION = Term(value=_total_variation, slope=_balanced_sign, curvature=_balanced_sign)
 
 
-@functools.lru_cache
-def jensen_shannon(beta: float = 0.5) -> Term:
-    """βp·log(p/M) + (1-β)q·log(q/M), M = βp + (1-β)q."""
-    ratio_series, value_series = _mixture_series(beta)
+_MOST = 80.0  # an exponent that does not overflow; beyond it the probability before it has underflowed to 0
 
-    def logs(r):
-        """e^-|r|, log(M/p) and log(M/q) where |r| >= NEAR."""
-        small = jnp.exp(-jnp.abs(r))
-        fall = 1 - small
-        rise = fall / jnp.maximum(small, _tiny(r))
-        by_p = jnp.log1p((1 - beta) * jnp.where(r > 0, rise, -fall))
-        by_q = jnp.log1p(beta * jnp.where(r > 0, -fall, rise))
-        return small, by_p, by_q
+SQUARED_HELLINGER = Term(
+    value=lambda rows: 0.5 * jnp.where(rows.r > 0, rows.q, rows.p) * jnp.square(jnp.expm1(-0.5 * jnp.abs(rows.r))),
+    slope=lambda rows: -0.5 * rows.q * jnp.expm1(jnp.minimum(-0.5 * rows.r, _MOST)),
+    curvature=lambda rows: rows.q * (0.5 - 0.25 * jnp.exp(jnp.minimum(-0.5 * rows.r, _MOST))),
+)
+
+
+@functools.lru_cache
+def alpha_divergence(alpha: float) -> Term:
+    """p[(1-α)(eʳ-1) - (e^((1-α)r)-1)]/(α(1-α)), α in [0, 1], whose ends are the KLs."""
+    if alpha in (0, 1):
+        return FORWARD_KL if alpha else REVERSE_KL
+    series = tuple(0.0 if k < 2 else _geometric(1 - alpha, k - 1) / math.factorial(k) for k in range(22))
+
+    # One term in two forms, with p and q changed, each exact where the other divides by a number near 0.
+    forward = alpha >= 0.5
+    scale = 1 - alpha if forward else alpha
 
     def value(rows):
         p, q, r, _ = rows
-        small, by_p, by_q = logs(r)
+        size = jnp.abs(r)
+        small = jnp.exp(-size)
+        up = 1 - small - small * _scaled_expm1(size, scale)
+        down = small - 1 - _scaled_expm1(-size, scale)
+        far = jnp.where(r > 0, q, p) * jnp.where((r > 0) == forward, up, down) / (1 - scale)
+        return near_or_far(r, p * polynomial(series, r), far)
+
+    def slope(rows):
+        return rows.q * -_scaled_expm1(-rows.r, alpha)
+
+    def curvature(rows):
+        return slope(rows) + rows.q * jnp.exp(jnp.minimum(-alpha * _bounded(rows.r), _MOST))
+
+    return Term(value=value, slope=slope, curvature=curvature)
+
+
+def _geometric(x, count):
+    """1 + x + ... + x^(count-1)."""
+    return sum(x**k for k in range(count))
+
+
+def _scaled_expm1(r, scale):
+    return jnp.expm1(jnp.minimum(scale * r, _MOST)) / scale
+
+
+@functools.lru_cache
+def skew_kl(alpha: float) -> Term:
+    """p·log(p/M) + (1-α)(q-p), M = αp + (1-α)q."""
+    divergence = _skew(alpha)
+
+    def share(rows):
+        """(1-α)q/M."""
+        mixture = alpha * rows.p + (1 - alpha) * rows.q
+        return (1 - alpha) * rows.q / jnp.maximum(mixture, _tiny(rows.r))
+
+    def slope(rows):
+        return (1 - alpha) * share(rows) * rows.excess
+
+    def curvature(rows):
+        return slope(rows) + jnp.square(share(rows)) * rows.p
+
+    return Term(value=lambda rows: divergence(rows.p, rows.q, rows.r)[0], slope=slope, curvature=curvature)
+
+
+@functools.lru_cache
+def skew_reverse_kl(alpha: float) -> Term:
+    """q·log(q/M) + (1-α)(p-q), M = αq + (1-α)p."""
+    divergence = _skew(alpha)
+
+    def own(rows):
+        """(1-α)p/M, and (q-p)/M."""
+        mixture = jnp.maximum(alpha * rows.q + (1 - alpha) * rows.p, _tiny(rows.r))
+        return (1 - alpha) * rows.p / mixture, rows.excess / mixture
+
+    def slope(rows):
+        log = divergence(rows.q, rows.p, -rows.r)[1]
+        return -rows.q * (log + alpha * (1 - alpha) * own(rows)[1])
+
+    def curvature(rows):
+        return slope(rows) + rows.q * jnp.square(own(rows)[0])
+
+    return Term(value=lambda rows: divergence(rows.q, rows.p, -rows.r)[0], slope=slope, curvature=curvature)
+
+
+def _skew(alpha):
+    """Of (p, q, r): p·g((1-α)(eʳ-1)) with g(x) = x - log(1+x), and log(α + (1-α)eʳ)."""
+    log_series = _log_mixture_series(alpha)
+    value_series = tuple(0.0 if k < 2 else (1 - alpha) / math.factorial(k) - log for k, log in enumerate(log_series))
+
+    def of(p, q, r):
+        small = jnp.exp(-jnp.abs(r))
+        log = _far_log_mixture(alpha, r)
+        above = q * ((1 - alpha) * (1 - small) - small * log)
+        below = p * ((1 - alpha) * (small - 1) - log)
+        value = near_or_far(r, p * polynomial(value_series, r), jnp.where(r > 0, above, below))
+        return value, near_or_far(r, polynomial(log_series, r), log)
+
+    return of
+
+
+@functools.lru_cache
+def jensen_shannon(beta: float) -> Term:
+    """βp·log(p/M) + (1-β)q·log(q/M), M = βp + (1-β)q."""
+    by_p_series, by_q_series = _log_mixture_series(beta), _log_mixture_series(1 - beta)
+    value_series = _jensen_shannon_series(beta, by_p_series)
+
+    def value(rows):
+        p, q, r, _ = rows
+        small = jnp.exp(-jnp.abs(r))
+        by_p, by_q = _far_log_mixture(beta, r), _far_log_mixture(1 - beta, -r)
         above = q * (beta * small * by_p + (1 - beta) * by_q)
         below = p * (beta * by_p + (1 - beta) * small * by_q)
         return near_or_far(r, p * polynomial(value_series, r), -jnp.where(r > 0, above, below))
 
     def slope(rows):
-        log = near_or_far(rows.r, polynomial(ratio_series, rows.r), -logs(rows.r)[2])
-        return (1 - beta) * rows.q * log
+        by_q = near_or_far(rows.r, polynomial(by_q_series, -rows.r), _far_log_mixture(1 - beta, -rows.r))
+        return -(1 - beta) * rows.q * by_q
 
     def curvature(rows):
         mixture = beta * rows.p + (1 - beta) * rows.q
@@ -107,19 +202,29 @@ def jensen_shannon(beta: float = 0.5) -> Term:
     return Term(value=value, slope=slope, curvature=curvature)
 
 
-def _mixture_series(beta, count=40):
-    """Power series in r of log(q/M) and of the whole term over p.
+def _jensen_shannon_series(beta, by_p):
+    """Power series in r of the whole term over p, from that of log(M/p)."""
+    by_p = np.array(by_p)
+    log_ratio = -by_p  # log(q/M) = r - log(M/p)
+    log_ratio[1] = beta
+    exp = np.array([1 / math.factorial(k) for k in range(len(by_p))])
+    whole = (1 - beta) * np.convolve(exp, log_ratio)[: len(exp)] - beta * by_p
+    whole[:2] = 0
+    return tuple(whole.tolist())
 
-    log(M/p) = log(β + (1-β)eʳ) has the logistic function as its derivative, which solves s' = s(1 - s).
-    """
+
+def _far_log_mixture(weight, r):
+    """log(w + (1-w)eʳ) where |r| >= NEAR."""
+    small = jnp.exp(-jnp.abs(r))
+    rise = (1 - small) / jnp.maximum(small, _tiny(r))
+    return jnp.log1p((1 - weight) * jnp.where(r > 0, rise, small - 1))
+
+
+@functools.lru_cache
+def _log_mixture_series(weight, count=40):
+    """Power series in r of log(w + (1-w)eʳ): its derivative, the logistic function, solves s' = s(1 - s)."""
     logistic = np.zeros(count)
-    logistic[0] = 1 - beta
+    logistic[0] = 1 - weight
     for k in range(count - 1):
         logistic[k + 1] = (logistic[k] - logistic[: k + 1] @ logistic[k::-1]) / (k + 1)
-    log_mixture = np.append(0.0, logistic[:-1] / np.arange(1, count))
-    log_ratio = -log_mixture
-    log_ratio[1] = beta
-    exp = np.array([1 / math.factorial(k) for k in range(count)])
-    whole = (1 - beta) * np.convolve(exp, log_ratio)[:count] - beta * log_mixture
-    whole[:2] = 0
-    return tuple(log_ratio.tolist()), tuple(whole.tolist())
+    return (0.0, *(logistic[:-1] / np.arange(1, count)).tolist())

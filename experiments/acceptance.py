@@ -13,6 +13,7 @@ from absl import flags
 from experiments import cli, measuring
 from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.training import config as run_config
+from jaxdiv.training import students
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
@@ -62,6 +63,13 @@ def _check_alike(runs):
     for i, run in enumerate(runs):
         if run.root.resolve() in [other.root.resolve() for other in runs[:i]]:
             raise ValueError(f"--workdir names {run.root} twice")
+        for other in runs[:i]:
+            shared = set(students.seeds(other.config())) & set(students.seeds(run.config()))
+            if shared:
+                raise ValueError(
+                    f"{other.root} and {run.root} can't be pooled: both have students of seed {min(shared)}; "
+                    f"give each run a `config.seed` of its own"
+                )
         differing = run_config.differences(first.config(), run.config())
         wrong = [key for key in differing if not key.startswith(_MAY_DIFFER)]
         if wrong:

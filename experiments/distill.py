@@ -30,6 +30,7 @@ _AFTER_TEACHER = (
     "config.temperature",
     "config.student",
     "config.evaluation",
+    "config.checkpoint",
     "config.log",
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.console import Console
 
+from experiments import cli
 from jaxdiv.reporting import html, pictures, results, table
 from jaxdiv.training import config as run_config
 from jaxdiv.training import estimates, evaluation, metrics, students
@@ -36,10 +37,19 @@ def measure_and_report(
                 temperatures=temperatures or tuple(settings["temperatures"]),
             )
         )
+    for run, found in zip(runs, measured, strict=True):
+        _tell_lost(run, found)
     frame = results.table(estimates.rows(measured))
     output.mkdir(parents=True, exist_ok=True)
     results.write_csv(frame, output / "results.csv")
     report(runs, frame, output=output)
+
+
+def _tell_lost(run, found):
+    every = students.seeds(run.config())
+    lost = [f"{loss} (seed {seed})" for loss, kept in found.losses.items() for seed in every if seed not in kept]
+    if lost:
+        cli.say(f"not finite, left out of the table of {run.root}: {', '.join(lost)}")
 
 
 def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path, markdown: bool = False) -> None:

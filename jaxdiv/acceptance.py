@@ -30,20 +30,26 @@ def sampling(student_logits: jax.Array, teacher_logits: jax.Array, *, temperatur
 
     Returns:
       [...], in [0, 1] up to rounding (2e-7); 1 minus the total variation. At temperature 0 it is `greedy_match`.
+      NaN where a logit is NaN, as every rule here.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
     """
-    return jnp.sum(jnp.minimum(*_both(student_logits, teacher_logits, temperature)), axis=-1)
+    student, teacher = _both(student_logits, teacher_logits, temperature)
+    # Vectorised, XLA's minimum takes the number where the other is NaN.
+    whole = jnp.sum(student, axis=-1) + jnp.sum(teacher, axis=-1)
+    return jnp.where(jnp.isnan(whole), whole, jnp.sum(jnp.minimum(student, teacher), axis=-1))
 
 
 def greedy_draft(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
     """Acceptance of greedy drafts by a sampling target: p(argmax q); shapes and range as `sampling`."""
-    return _at(warps.probabilities(teacher_logits, temperature=temperature), jnp.argmax(student_logits, axis=-1))
+    chance = _at(warps.probabilities(teacher_logits, temperature=temperature), jnp.argmax(student_logits, axis=-1))
+    return _unless_nan(chance, student_logits, teacher_logits)
 
 
 def greedy_match(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
     """Acceptance of greedy drafts by a greedy target: 1 where argmax p = argmax q, else 0; shapes as `sampling`."""
-    return _float(jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
+    match = _float(jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
+    return _unless_nan(match, student_logits, teacher_logits)
 
 
 def exact_match(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -89,7 +95,7 @@ def greedy_given(student_logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
     Holds for a sampling and for a greedy target. `student_logits` [..., V], `tokens` [...]; returns [...].
     """
-    return _float(jnp.argmax(student_logits, axis=-1) == tokens)
+    return _unless_nan(_float(jnp.argmax(student_logits, axis=-1) == tokens), student_logits)
 
 
 def renewal(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
@@ -195,6 +201,12 @@ def _log_probability(logits, tokens, temperature):
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
     return _at(scaled, tokens) - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def _unless_nan(chance, *logits):
+    for array in logits:
+        chance = jnp.where(jnp.any(jnp.isnan(array), axis=-1), jnp.nan, chance)
+    return chance
 
 
 def _float(condition):

@@ -60,6 +60,13 @@ def test_every_rule_is_greedy_match_at_temperature_0():
         np.testing.assert_array_equal(rule(STUDENT, TEACHER, temperature=0), match, err_msg=rule.__name__)
 
 
+@pytest.mark.parametrize("rule", [*acceptance.BY_TEMPERATURE.values(), acceptance.greedy_match])
+def test_nan_is_never_accepted(rule):
+    good, bad = jnp.zeros((64, 64)), jnp.zeros((64, 64)).at[:, 5].set(jnp.nan)
+    for pair in ((good, bad), (bad, good), (bad, bad)):
+        assert np.isnan(jax.jit(rule)(*pair)).all()
+
+
 @pytest.mark.parametrize("name", acceptance.BY_TEMPERATURE)
 def test_jit_and_vmap_give_the_same(name):
     def at(student, teacher):

@@ -106,6 +106,14 @@ def test_nothing_is_nan_in_value_gradient_and_hessian_product(text):
 
 
 @pytest.mark.parametrize("text", LOSSES)
+def test_what_is_not_a_number_has_no_loss(text):
+    """A metric of 0 would look like a perfect student."""
+    student = jnp.zeros((3, 512)).at[0].set(jnp.nan).at[1, 7].set(jnp.nan).at[2, 7].set(jnp.inf)
+    teacher = jnp.broadcast_to(jnp.linspace(0.0, 5.0, 512), student.shape)
+    assert np.isnan(jax.jit(_loss(text, jnp.full(3, 4)))(student, teacher)).all()
+
+
+@pytest.mark.parametrize("text", LOSSES)
 def test_jit_vmap_and_both_agree_with_plain(text):
     student, teacher = map(jnp.asarray, cases.stacked(cases.FINITE))
     labels = jnp.asarray(cases.labels(cases.FINITE))

@@ -174,6 +174,20 @@ def test_runs_are_measured_again_by_other_rules_temperatures_and_contexts(finish
     assert at["acceptance_exact_match", 0.7] < at["acceptance", 0.7]
 
 
+def test_students_that_are_not_finite_are_told_and_left_out(texts, tmp_path):
+    wild = [
+        "--config.student.optimizer.name=sgd",
+        "--config.student.optimizer.learning_rate=1e30",
+        "--config.student.optimizer.clip_norm=0.0",
+        "--config.student.optimizer.warmup_steps=1",
+        "--config.student.steps=2",
+    ]
+    done = runs.run("distill", *SHORT, f"--workdir={tmp_path}", f"--config.data.files={texts}/*.txt", *wild)
+    assert done.returncode == 0
+    assert "not finite, left out of the table" in done.stderr
+    assert {row["loss"] for row in read(tmp_path)} == {"untrained"}
+
+
 def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finished, tmp_path):
     folder = finished[0]
     other = ["--config.losses=ce,0.5*kl+0.5*tv", "--config.seed=7"]

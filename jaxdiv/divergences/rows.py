@@ -47,7 +47,8 @@ def _difference(a, b):
     gap = a - b
     back = gap - a
     lost = (a - (gap - back)) - (b + back)
-    return jnp.where(jnp.isnan(gap), 0, gap), jnp.where(jnp.isfinite(lost), lost, 0)
+    absent = jnp.isneginf(a) & jnp.isneginf(b)
+    return jnp.where(absent, 0, gap), jnp.where(jnp.isfinite(lost), lost, 0)
 
 
 def _excess(p, q, r):

@@ -105,9 +105,10 @@ def _differences(key, groups):
     reference = groups["ce" if "ce" in trained else trained[0]]
     found = {loss: _paired(group, reference) for loss, group in groups.items() if group is not reference}
     pooled = {loss: _difference(*pair) for loss, pair in found.items() if pair[0].students()}
-    levels = statistics.holm_levels([estimate.p_value for estimate in pooled.values()])
+    family = [loss for loss in pooled if loss != UNTRAINED]  # nobody asks whether training helped
+    levels = dict(zip(family, statistics.holm_levels([pooled[loss].p_value for loss in family]), strict=True))
     made = []
-    for (loss, estimate), level in zip(pooled.items(), levels, strict=True):
+    for loss, estimate in pooled.items():
         ours, theirs = found[loss]
         for seed in np.unique(ours.seeds):
             keep = ours.seeds == seed
@@ -115,7 +116,9 @@ def _differences(key, groups):
             made.append(
                 _row(loss, key, seed=int(seed), estimate=_difference(part, theirs.take(keep)), tokens=part.count())
             )
-        made.append(_row(loss, key, seed=POOLED, estimate=estimate.at_level(level), tokens=ours.count()))
+        if loss in levels:
+            estimate = estimate.at_level(levels[loss])
+        made.append(_row(loss, key, seed=POOLED, estimate=estimate, tokens=ours.count()))
     return made
 
 

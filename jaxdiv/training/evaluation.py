@@ -82,7 +82,22 @@ def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], tem
         for loss, measured in rows.items():
             by_document = {key: _by_document(context, value) for key, value in measured.items()}
             sums |= {(loss, key): value for key, value in _sums(context, by_document, temperatures)}
-    return Measured({loss: seeds for loss, _, seeds in groups}, sums)
+    return _without_lost({loss: seeds for loss, _, seeds in groups}, sums)
+
+
+def _without_lost(losses, sums):
+    """Leaves out students whose logits are not finite, as after a last step that went wrong."""
+    kept = Measured({loss: [] for loss in losses}, {})
+    for loss, seeds in losses.items():
+        mine = {key: found for (name, key), found in sums.items() if name == loss}
+        if not mine:
+            continue
+        finite = np.all([np.isfinite(s.numerator + s.denominator).all(axis=1) for s in mine.values()], axis=0)
+        kept.losses[loss] = [seed for seed, keep in zip(seeds, finite, strict=True) if keep]
+        if finite.any():
+            for key, found in mine.items():
+                kept.sums[loss, key] = Sums(found.numerator[finite], found.denominator[finite], found.tokens)
+    return kept
 
 
 def _groups(config, workdir, corpus):

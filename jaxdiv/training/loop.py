@@ -130,7 +130,7 @@ def fit(
             advance()
             if number % checkpoints.every == 0 or number == steps or interrupt.signum is not None:
                 checkpoints.save(number, state, {"batches": batches.get_state()})
-            if interrupt.signum is not None and number < steps:
+            if interrupt.signum is not None:
                 checkpoints.close()
                 raise Stopped(interrupt.signum, number)
     return state

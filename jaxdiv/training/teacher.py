@@ -26,7 +26,7 @@ def check_donor(config: Mapping, workdir: Workdir) -> None:
     A folder that holds the teacher already needs no donor any more.
     """
     path = config["teacher"]["checkpoint"]
-    if not path or workdir.teacher.exists():
+    if not path or _adopted(workdir):
         return
     donor = Workdir(path).config()
     theirs, ours = donor["data"]["vocabulary"], config["data"]["vocabulary"]
@@ -90,6 +90,13 @@ def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model) -> float:
 
 def _build(config, vocab_size):
     return lambda rngs: models.build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs)
+
+
+def _adopted(workdir):
+    if not workdir.teacher.exists():
+        return False
+    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
+        return checkpoints.latest() is not None
 
 
 def _last_step(config):

@@ -30,6 +30,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Where results go; the run's folder
 _MAY_DIFFER = (
     "config.losses",
     "config.seed",
+    "config.seeds",
     "config.data.directory",
     "config.teacher.checkpoint",
     "config.evaluation.contexts",
@@ -41,7 +42,7 @@ _MAY_DIFFER = (
 
 
 def main(_):
-    if not WORKDIR.value:
+    if not WORKDIR.value or not all(WORKDIR.value):
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     runs = [Workdir(path) for path in WORKDIR.value]
     _check_alike(runs)
@@ -71,7 +72,7 @@ def _check_alike(runs):
                     f"give each run a `config.seed` of its own"
                 )
         differing = run_config.differences(first.config(), run.config())
-        wrong = [key for key in differing if not key.startswith(_MAY_DIFFER)]
+        wrong = [key for key in differing if not run_config.within(key, _MAY_DIFFER)]
         if wrong:
             there, here = differing[wrong[0]]
             raise ValueError(

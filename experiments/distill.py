@@ -27,6 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
 _AFTER_TEACHER = (
     "config.losses",
     "config.seed",
+    "config.seeds",
     "config.temperature",
     "config.student",
     "config.evaluation",
@@ -65,11 +66,25 @@ def _mend(keys, workdir):
     number = 2
     while (fresh := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
-    kept = [a for a in sys.argv[1:] if not a.startswith(("--workdir", "--config.teacher.checkpoint"))]
-    command = ["python", "-m", "experiments.distill", *kept, f"--workdir={fresh}"]
-    if all(key.startswith(_AFTER_TEACHER) for key in keys):
+    command = ["python", "-m", "experiments.distill", *_without("workdir", "config.teacher.checkpoint")]
+    command.append(f"--workdir={fresh}")
+    if all(run_config.within(key, _AFTER_TEACHER) for key in keys):
         command.append(f"--config.teacher.checkpoint={path}")
     return f"Give it a folder of its own: {shlex.join(command)}"
+
+
+def _without(*flags_left_out):
+    """The command line without these flags, whether their value follows `=` or a space."""
+    kept, skip = [], False
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if skip:
+            skip = False
+        elif argument.startswith("-") and name in flags_left_out:
+            skip = not equals
+        else:
+            kept.append(argument)
+    return kept
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def measure_and_report(
 
     Contexts, rules and temperatures are those of each run's config where none are given.
     """
+    output.mkdir(parents=True, exist_ok=True)
     measured = []
     for run in runs:
         settings = run.config()["evaluation"]
@@ -40,7 +41,6 @@ def measure_and_report(
     for run, found in zip(runs, measured, strict=True):
         _tell_lost(run, found)
     frame = results.table(estimates.rows(measured))
-    output.mkdir(parents=True, exist_ok=True)
     results.write_csv(frame, output / "results.csv")
     report(runs, frame, output=output)
 
@@ -54,6 +54,8 @@ def _tell_lost(run, found):
 
 def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path, markdown: bool = False) -> None:
     """Prints the table of `frame`, if asked as Markdown, and writes the pictures and report.html to `output`."""
+    if not results.contexts(frame):
+        raise ValueError("the results hold no pooled acceptance; measure again with experiments.acceptance")
     curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
     pictures.write(output, frame=frame, curves=curves)
     html.write_report(

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import itertools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -191,11 +192,12 @@ def test_students_that_are_not_finite_are_told_and_left_out(texts, tmp_path):
 def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finished, tmp_path):
     folder = finished[0]
     other = ["--config.losses=ce,0.5*kl+0.5*tv", "--config.seed=7"]
-    refused = runs.run("distill", runs.SMOKE, f"--workdir={folder}", *other)
+    refused = runs.run("distill", runs.SMOKE, "--workdir", folder, *other)
     runs.check_refusal(refused, "config.losses is 'ce,kl,tv' there, 'ce,0.5*kl+0.5*tv' here")
     command = refused.stderr.split("Give it a folder of its own: ")[1]
     assert f"--config.teacher.checkpoint={folder}" in command
     assert f"--workdir={folder}-2" in command
+    assert f" {folder} " not in command
     runs.succeed("distill", runs.SMOKE, f"--workdir={folder}-2", f"--config.teacher.checkpoint={folder}", *other)
     mine, theirs = (teacher.restore(Workdir(p).config(), Workdir(p), _size(p)).params for p in (folder, f"{folder}-2"))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True))
@@ -220,6 +222,13 @@ SHORT = [runs.SMOKE, "--config.losses=kl,tv", "--config.seeds=1", "--config.eval
 
 def check_short(folder):
     check_whole(folder, losses=("kl", "tv"), seeds=("0", "all"), contexts=("generated",))
+
+
+def test_swapped_tokens_are_noticed(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.copy(tmp_path / "run/tokens/train.npz", tmp_path / "run/tokens/test.npz")
+    refused = runs.run("acceptance", f"--workdir={tmp_path / 'run'}")
+    runs.check_refusal(refused, "the test tokens' fingerprint is", "as the run began with")
 
 
 @pytest.mark.parametrize("variant", ["--config.student.kind=decoder", "--config.dtype=bfloat16"])

@@ -28,6 +28,10 @@ def test_another_config_is_refused_once_there_is_something_to_lose(tmp_path):
     ) as error:
         run.claim(config(seed=3, seeds=5))
     assert error.value.keys == ("config.seed", "config.seeds")
+    (run.root / "facts.json").unlink()
+    run.teacher.mkdir()
+    with pytest.raises(ConfigDiffers):
+        run.claim(config(seed=3))
     assert run.config()["seed"] == 2
 
 

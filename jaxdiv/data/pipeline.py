@@ -1,6 +1,7 @@
 """From texts to token batches: packing, shuffling, sharding and evaluation windows."""
 
 import dataclasses
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,11 @@ class Tokens:
     @property
     def documents(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over ids and offsets."""
+        return hashlib.sha256(self.ids.tobytes() + self.offsets.tobytes()).hexdigest()[:16]
 
     @property
     def longest(self) -> int:

@@ -118,7 +118,7 @@ def _size(row):
 
 def _reach(sizes):
     """The largest of `sizes` that is not far beyond the rest."""
-    sizes = sorted(size for size in sizes if math.isfinite(size) and size > results.ROUNDING)
+    sizes = sorted(size for size in sizes if math.isfinite(size) and size > 10 * results.ROUNDING)
     return max((size for size in sizes if size <= _FAR * sizes[(len(sizes) - 1) // 2]), default=math.inf)
 
 
@@ -193,7 +193,7 @@ def _panels(made, grid, frame, compared, context, temperatures, theme):
         for loss in compared
     }
     sizes = {loss: line[["low", "high"]].abs().to_numpy().max() for loss, line in lines.items()}
-    reach, shared, place = _reach(sizes.values()), None, _steps(temperatures)
+    reach, shared, labelled, place = _reach(sizes.values()), None, set(), _steps(temperatures)
     for i, (loss, line) in enumerate(lines.items()):
         own = sizes[loss] > reach
         axes = made.add_subplot(grid[1 + i // grid.ncols, i % grid.ncols], sharey=None if own else shared)
@@ -207,7 +207,9 @@ def _panels(made, grid, frame, compared, context, temperatures, theme):
         )
         axes.set_title(style.short(loss, longest=style.PANEL_NAME), fontsize=9.5)
         _temperature_axis(axes, temperatures, every=2 if grid.ncols > 3 else 1)
-        axes.tick_params(labelleft=own or i % grid.ncols == 0)
+        row = i // grid.ncols
+        axes.tick_params(labelleft=own or row not in labelled)
+        labelled |= set() if own else {row}
         if own:
             axes.tick_params(axis="y", labelsize=7.5, labelcolor=theme.worse)
         if i % grid.ncols == 0:

@@ -34,7 +34,8 @@ MEASURES = {
     "tau_greedy_draft": "The same with greedy drafts.",
     "tau_iid": "(1 − α<sup>γ+1</sup>)/(1 − α), which takes every position's chance to be the mean one (Leviathan et "
     "al., 2023); for comparison only.",
-    "acceptance_at": "Rounds whose draft at this position is accepted, over all rounds, as decoding would count them.",
+    "acceptance_at": "Rounds whose draft at this position is accepted, over all rounds, as decoding would count them; "
+    "of rounds whose drafts all lie inside the text.",
 }
 VERDICTS = (
     "A difference is <b>real</b> if its corrected interval excludes 0 and all seeds, three or more, have one sign; "

@@ -1,7 +1,7 @@
 """What a run's config may hold, checked before any data is read."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jaxdiv
@@ -159,6 +159,11 @@ def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
     keys = sorted(plain[0].keys() | plain[1].keys())
     pairs = {key: (plain[0].get(key), plain[1].get(key)) for key in keys}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
+def within(key: str, keys: Iterable[str]) -> bool:
+    """Whether the dotted `key` is one of `keys` or lies below one."""
+    return any(key == known or key.startswith(f"{known}.") for known in keys)
 
 
 def _pair(prefix, schema, config):

@@ -23,9 +23,21 @@ class Corpus:
 
     @classmethod
     def load(cls, workdir: Workdir) -> "Corpus":
-        """What `prepare` put in the run's folder. Raises ValueError if a file is missing or damaged."""
+        """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or another's."""
         splits = {split: pipeline.Tokens.load(_path(workdir, split)) for split in SPLITS}
-        return cls(Tokenizer.load(workdir.tokenizer), splits)
+        corpus = cls(Tokenizer.load(workdir.tokenizer), splits)
+        known = workdir.facts()
+        for fact, fingerprint in corpus.fingerprints().items():
+            if known.get(fact, fingerprint) != fingerprint:
+                raise ValueError(
+                    f"{workdir.root}: the {fact} is {fingerprint}, not {known[fact]} as the run began with"
+                )
+        return corpus
+
+    def fingerprints(self) -> dict[str, str]:
+        """By the names of the facts that record them."""
+        tokens = {f"{split} tokens' fingerprint": self.splits[split].fingerprint for split in SPLITS}
+        return {**tokens, DATA_READY: self.tokenizer.fingerprint}
 
 
 def prepare(config: Mapping, workdir: Workdir) -> Corpus:
@@ -86,7 +98,8 @@ def _make(config, workdir):
         tokenizer.save(workdir.tokenizer)
         advance()
         tokens = pipeline.tokenize(documents, tokenizer)
-        _check_enough(config, Corpus(tokenizer, tokens))
+        corpus = Corpus(tokenizer, tokens)
+        _check_enough(config, corpus)
         for split in SPLITS:
             tokens[split].save(_path(workdir, split))
         advance()
@@ -95,7 +108,7 @@ def _make(config, workdir):
             "data fingerprint": documents.fingerprint,
             **documents.counts,
             **{f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS},
-            DATA_READY: tokenizer.fingerprint,
+            **corpus.fingerprints(),
         }
     )
 

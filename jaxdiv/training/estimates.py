@@ -59,7 +59,9 @@ def rows(runs: Sequence[Measured]) -> list[Mapping]:
 
 
 def _losses(runs, key):
-    return [loss for loss in dict.fromkeys(loss for run in runs for loss in run.losses) if _having(runs, loss, key)]
+    """Those that all runs have; a loss of some would stand beside averages over other students."""
+    every = dict.fromkeys(loss for run in runs for loss in run.losses)
+    return [loss for loss in every if len(_having(runs, loss, key)) == len(runs)]
 
 
 def _having(runs, loss, key):
@@ -87,7 +89,8 @@ def _estimates(key, group):
 
 
 def _ratio(key, group):
-    bounds = (1.0, np.inf) if key.measure.startswith("tau") and key.measure != "tau_iid" else (0.0, 1.0)
+    tokens = key.measure in ("tau", "tau_greedy_draft")
+    bounds = (1.0, 1.0 + key.gamma) if tokens else (0.0, 1.0)
     estimate = statistics.interval(group.numerator, group.denominator, runs=group.runs, bounds=bounds)
     if key.measure != "tau_iid":
         return estimate

@@ -64,7 +64,8 @@ class Workdir:
                 pass
         except OSError as error:
             raise OSError(f"work folder {self.root} can't be written to: {error.strerror or error}") from None
-        if self._config.exists() and self.facts().get(DATA_READY):
+        begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
+        if self._config.exists() and begun:
             _refuse_another(self.root, self.config(), config)
         else:
             files.write_json(self._config, dict(config))
@@ -72,7 +73,10 @@ class Workdir:
 
     def facts(self) -> dict[str, Any]:
         """What is known of the run beside its config: versions, git revision, fingerprints, counts."""
-        return files.read_json(self._facts) if self._facts.exists() else {}
+        facts = files.read_json(self._facts) if self._facts.exists() else {}
+        if not isinstance(facts, dict):
+            raise ValueError(f"{self._facts} must hold an object of facts, not {type(facts).__name__}")
+        return facts
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Adds facts; what stands there already stays, as the run began with it."""

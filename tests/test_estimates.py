@@ -1,0 +1,97 @@
+"""From sums to rows: pairing, the reference, the family of comparisons, pooling."""
+
+import numpy as np
+import pytest
+
+from jaxdiv import statistics
+from jaxdiv.training import estimates
+from jaxdiv.training.evaluation import Key, Measured, Sums
+
+ACCEPTANCE = Key("corpus", "acceptance", 1.0)
+COUNTS = np.array([100.0, 80, 120, 60, 90])
+RNG = np.random.default_rng(0)
+HARD = RNG.normal(0.7, 0.05, size=5)  # by document
+
+
+def run(shifts, *, seeds=(0, 1, 2), key=ACCEPTANCE, lost=None):
+    """One run whose losses accept `shifts` more than the documents' own share; `lost`: loss to seeds that died."""
+    losses, sums = {}, {}
+    for loss, shift in shifts.items():
+        kept = [seed for seed in seeds if seed not in (lost or {}).get(loss, ())]
+        noise = np.random.default_rng([7, *map(ord, loss)]).normal(0, 0.004, size=(len(seeds), 5))
+        values = (HARD + shift + noise)[[seeds.index(seed) for seed in kept]]
+        losses[loss] = kept
+        sums[loss, key] = Sums(values * COUNTS, np.broadcast_to(COUNTS, values.shape), COUNTS)
+    return Measured(losses, sums)
+
+
+def row(rows, loss, measure, seed="all"):
+    (found,) = [r for r in rows if (r["loss"], r["measure"], r["seed"]) == (loss, measure, seed)]
+    return found
+
+
+def test_differences_are_paired_signed_and_corrected():
+    measured = run({"kl": 0.02, "ce": 0.0, "tv": 0.04, "untrained": -0.2})
+    rows = estimates.rows([measured])
+    sums = {loss: measured.sums[loss, ACCEPTANCE] for loss in measured.losses}
+    pairs = {
+        loss: statistics.paired_difference(s.numerator, s.denominator, sums["ce"].numerator, sums["ce"].denominator)
+        for loss, s in sums.items()
+        if loss != "ce"
+    }
+    levels = dict(zip(("kl", "tv"), statistics.holm_levels([pairs["kl"].p_value, pairs["tv"].p_value]), strict=True))
+    assert max(levels.values()) > 0.95
+    for loss, level in {**levels, "untrained": 0.95}.items():
+        expected, found = pairs[loss].at_level(level), row(rows, loss, "difference")
+        np.testing.assert_allclose(
+            [found[k] for k in ("value", "low", "high")], [expected.value, expected.low, expected.high]
+        )
+        by_seed = [row(rows, loss, "difference", seed)["value"] for seed in (0, 1, 2)]
+        one = sums[loss].numerator.sum(1) / COUNTS.sum() - sums["ce"].numerator.sum(1) / COUNTS.sum()
+        np.testing.assert_allclose(by_seed, one)
+    assert row(rows, "tv", "difference")["value"] > 0.03
+    assert row(rows, "untrained", "difference")["value"] < -0.19
+    assert not [r for r in rows if (r["loss"], r["measure"]) == ("ce", "difference")]
+    assert row(rows, "ce", "acceptance")["n"] == COUNTS.sum()
+
+
+def test_without_ce_the_first_loss_is_the_reference():
+    rows = estimates.rows([run({"tv": 0.0, "kl": 0.02, "untrained": -0.2})])
+    assert {r["loss"] for r in rows if r["measure"] == "difference"} == {"kl", "untrained"}
+
+
+def test_only_students_that_both_have_are_paired():
+    measured = run({"ce": 0.0, "kl": 0.02, "tv": 0.01}, lost={"kl": [1], "tv": [0, 1, 2]})
+    measured = Measured(measured.losses, {k: v for k, v in measured.sums.items() if k[0] != "tv"})
+    rows = estimates.rows([measured])
+    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "difference")] == [0, 2, "all"]
+    assert not [r for r in rows if r["loss"] == "tv"]
+
+
+def test_runs_are_pooled_over_the_losses_that_all_have():
+    first, second = run({"ce": 0.0, "kl": 0.02, "tv": 0.1}), run({"ce": 0.01, "kl": 0.02}, seeds=(3, 4, 5))
+    rows = estimates.rows([first, second])
+    assert {r["loss"] for r in rows} == {"ce", "kl"}
+    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "acceptance")] == [0, 1, 2, 3, 4, 5, "all"]
+    assert row(rows, "kl", "acceptance")["n"] == 2 * COUNTS.sum()
+    other = Measured({"ce": [3]}, {("ce", ACCEPTANCE): Sums(np.ones((1, 4)), np.ones((1, 4)), np.ones(4))})
+    with pytest.raises(ValueError, match="different documents can't be pooled"):
+        estimates.rows([first, other])
+
+
+def test_tokens_a_call_stay_between_1_and_all_drafts_and_one():
+    key = Key("generated", "tau", 1.0, gamma=2)
+    calls = COUNTS / np.array([[1.1, 2.9, 3.0, 1.0, 2.0], [3.0, 1.2, 1.0, 2.9, 2.0]])
+    measured = Measured({"ce": [0, 1]}, {("ce", key): Sums(np.broadcast_to(COUNTS, calls.shape), calls, COUNTS)})
+    found = row(estimates.rows([measured]), "ce", "tau")
+    assert 1 <= found["low"] < found["value"] < found["high"] <= 3
+
+
+def test_the_textbook_formula_is_of_the_mean_acceptance():
+    key = Key("generated", "tau_iid", 1.0, gamma=3)
+    measured = run({"ce": 0.0}, key=key)
+    rows, sums = estimates.rows([measured]), measured.sums["ce", key]
+    alpha = statistics.interval(sums.numerator, sums.denominator, bounds=(0.0, 1.0))
+    for end in ("value", "low", "high"):
+        a = getattr(alpha, end)
+        np.testing.assert_allclose(row(rows, "ce", "tau_iid")[end], 1 + a + a**2 + a**3)

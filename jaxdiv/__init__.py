@@ -4,50 +4,69 @@ Every loss takes `(student_logits, teacher_logits, *, axis=-1, where=None)`, stu
 `jaxdiv.get("0.7*kl + 0.3*tv")` turns text into a loss. Needs JAX alone.
 """
 
-from jaxdiv import reductions
+from jaxdiv import reductions, targets
 from jaxdiv.contributions import contributions
 from jaxdiv.divergences import (
     Loss,
+    adaptive_kl,
     alpha_divergence,
+    bhattacharyya,
     cross_entropy,
     cross_entropy_argmax,
     cross_entropy_data,
+    cross_entropy_top_k,
     forward_kl,
     get,
     jeffreys,
     jensen_shannon,
     lk_hybrid,
     names,
+    negative_acceptance,
     negative_log_acceptance,
+    neyman_chi_squared,
+    pearson_chi_squared,
+    renyi,
+    reverse_jensen_shannon,
     reverse_kl,
     skew_kl,
     skew_reverse_kl,
     split,
     squared_hellinger,
     total_variation,
+    z_loss,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Loss",
+    "adaptive_kl",
     "alpha_divergence",
+    "bhattacharyya",
     "contributions",
     "cross_entropy",
     "cross_entropy_argmax",
     "cross_entropy_data",
+    "cross_entropy_top_k",
     "forward_kl",
     "get",
     "jeffreys",
     "jensen_shannon",
     "lk_hybrid",
     "names",
+    "negative_acceptance",
     "negative_log_acceptance",
+    "neyman_chi_squared",
+    "pearson_chi_squared",
     "reductions",
+    "renyi",
+    "reverse_jensen_shannon",
     "reverse_kl",
     "skew_kl",
     "skew_reverse_kl",
     "split",
     "squared_hellinger",
+    "targets",
     "total_variation",
+    "z_loss",
 ]

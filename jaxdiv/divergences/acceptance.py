@@ -4,12 +4,39 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiv.divergences import terms
-from jaxdiv.divergences.engine import divergence
+from jaxdiv.divergences.engine import divergence, gradient
 from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.rows import compare, log_probabilities, total
 
 RATE = 3.0
 _LEAST = -60.0  # log acceptance below which probabilities may underflow
+
+
+def negative_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """-Σ min(p, q), a row, [...] in [-1, 0]: total variation less 1, with all digits where little is accepted.
+
+    Arguments and errors as in `forward_kl`. Source: Leviathan et al., arXiv 2211.17192, corollary 3.6.
+    """
+    student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
+    return _negative_acceptance(student, teacher)
+
+
+@jax.custom_jvp
+def _negative_acceptance(student, teacher):
+    rows = compare(student, teacher)
+    variation = total(terms.TOTAL_VARIATION.value(rows))
+    return jnp.where(variation < 0.5, variation - 1, -_common_mass(rows))[..., 0]
+
+
+def _common_mass(rows):
+    # Vectorised, XLA's minimum takes the number where the other is NaN.
+    return total(jnp.where(jnp.isnan(rows.r), rows.r, jnp.minimum(rows.p, rows.q)))
+
+
+@_negative_acceptance.defjvp
+def _negative_acceptance_jvp(primals, tangents):
+    slope = gradient(terms.TOTAL_VARIATION, *primals)
+    return _negative_acceptance(*primals), jnp.sum(slope * tangents[0], axis=-1)
 
 
 def negative_log_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:

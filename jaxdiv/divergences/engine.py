@@ -33,6 +33,12 @@ def gradient(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
 def _gradient_jvp(term, primals, tangents):
     rows = compare(*primals)
     moved = tangents[0] - total(rows.q * tangents[0])  # of log q
-    bent = term.curvature(rows) * moved
-    product = bent - rows.q * (total(bent) + moved * total(term.slope(rows)))
+    bent = _held(term.curvature(rows)) * moved
+    product = bent - rows.q * (total(bent) + moved * total(_held(term.slope(rows))))
     return gradient(term, *primals), product
+
+
+def _held(values):
+    """Cut where a product with a tangent might overflow, and so turn to NaN where it meets a probability of 0."""
+    largest = float(jnp.finfo(values.dtype).max) ** 0.75 / values.shape[-1]
+    return jnp.clip(values, -largest, largest)

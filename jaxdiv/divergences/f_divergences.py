@@ -6,6 +6,8 @@ from jaxdiv.divergences import terms
 from jaxdiv.divergences.engine import divergence
 from jaxdiv.divergences.inputs import prepare
 
+ALPHA_RANGE = (-4.0, 5.0)  # beyond, values leave float32 as soon as student and teacher differ
+
 
 def forward_kl(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """KL(teacher ‖ student) = Σ p·log(p/q), nats a row.
@@ -74,6 +76,16 @@ def jensen_shannon(student_logits, teacher_logits, *, beta: float = 0.5, axis: i
     return _between(terms.jensen_shannon(float(beta)), student_logits, teacher_logits, axis, where)
 
 
+def reverse_jensen_shannon(
+    student_logits, teacher_logits, *, beta: float = 0.5, axis: int = -1, where=None
+) -> jax.Array:
+    """`jensen_shannon` with β on the student: β·KL(student ‖ M) + (1-β)·KL(teacher ‖ M), M = β·student + (1-β)·teacher.
+
+    Source: the generalized JSD of libraries that take β from the student's side; Lin (1991), equation 4.1.
+    """
+    return jensen_shannon(student_logits, teacher_logits, beta=1 - beta, axis=axis, where=where)
+
+
 def skew_kl(student_logits, teacher_logits, *, alpha: float = 0.1, axis: int = -1, where=None) -> jax.Array:
     """KL(teacher ‖ α·teacher + (1-α)·student), nats a row, [...] in [0, -log α].
 
@@ -107,21 +119,42 @@ def _weight(alpha):
 
 
 def alpha_divergence(student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None) -> jax.Array:
-    """(1 - Σ p^α·q^(1-α))/(α(1-α)), a row, [...] in [0, 1/(α(1-α))]; arguments as in `forward_kl`.
+    """(1 - Σ p^α·q^(1-α))/(α(1-α)), a row, [...] in [0, inf]; arguments as in `forward_kl`.
 
-    Forward KL at α = 1, reverse KL at α = 0.
+    Forward KL at α = 1, reverse KL at α = 0; at most 1/(α(1-α)) between. Beyond, it is infinite where one side lacks a
+    class of the other or the value can't be held, and its gradient is cut where its sum would overflow.
 
     Args:
-      alpha: in [0, 1].
+      alpha: in [-4, 5].
 
     Raises:
-      ValueError: if `alpha` is not in [0, 1].
+      ValueError: if `alpha` is not in [-4, 5].
 
     Source: Amari, Differential-Geometrical Methods in Statistics (1985), section 3.5.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` must be in [0, 1], got {alpha}.")
+    low, high = ALPHA_RANGE
+    if not low <= alpha <= high:
+        raise ValueError(f"`alpha` must be in [{low:g}, {high:g}], got {alpha}.")
     return _between(terms.alpha_divergence(float(alpha)), student_logits, teacher_logits, axis, where)
+
+
+def pearson_chi_squared(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """Σ (q-p)²/q, the student in the denominator as the model is in Pearson's test; a row, [...] in [0, inf].
+
+    Twice the α-divergence at α = 2. It leaves float32 where a log ratio passes 88: +inf then, with a gradient that is
+    cut, not NaN. Arguments as in `forward_kl`.
+
+    Source: Pearson (1900). Some papers exchange the two names, as Nielsen and Nock, arXiv 1309.3029, do.
+    """
+    return _between(terms.PEARSON_CHI_SQUARED, student_logits, teacher_logits, axis, where)
+
+
+def neyman_chi_squared(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """Σ (q-p)²/p, the teacher in the denominator; a row, [...] in [0, inf]; otherwise as `pearson_chi_squared`.
+
+    Twice the α-divergence at α = -1. Source: Neyman (1949).
+    """
+    return _between(terms.NEYMAN_CHI_SQUARED, student_logits, teacher_logits, axis, where)
 
 
 def squared_hellinger(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:

@@ -16,13 +16,27 @@ def prepare(student_logits, teacher_logits, *, axis: int, where) -> tuple[jax.Ar
     if student_logits.shape[axis] != teacher_logits.shape[axis]:
         raise ValueError(
             f"student and teacher must have the same classes, got {student_logits.shape[axis]} and "
-            f"{teacher_logits.shape[axis]} on axis {axis}; cut both to the common vocabulary."
+            f"{teacher_logits.shape[axis]} on axis {axis}; cut both to the common vocabulary, as `vocab_size` does."
         )
     dtype = jnp.promote_types(jnp.promote_types(student_logits.dtype, teacher_logits.dtype), jnp.float32)
     student = classes_last(student_logits, dtype=dtype, axis=axis, where=where)
     teacher = classes_last(jax.lax.stop_gradient(teacher_logits), dtype=dtype, axis=axis, where=where)
     shape = jnp.broadcast_shapes(student.shape, teacher.shape)
     return _spread(student, shape), _spread(teacher, shape)
+
+
+def cut(logits, vocab_size: int | None, axis: int) -> jax.Array:
+    """The first `vocab_size` classes of logits; what pads a vocabulary takes no part in it.
+
+    Raises:
+      ValueError: if there are fewer.
+    """
+    logits = jnp.asarray(logits)
+    if vocab_size is None:
+        return logits
+    if logits.ndim == 0 or not 1 <= vocab_size <= logits.shape[axis]:
+        raise ValueError(f"`vocab_size` {vocab_size} must be from 1 to the classes of logits {logits.shape}.")
+    return jax.lax.slice_in_dim(logits, 0, vocab_size, axis=axis)
 
 
 def classes_last(logits, *, dtype, axis: int, where) -> jax.Array:

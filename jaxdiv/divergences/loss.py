@@ -5,9 +5,12 @@ import re
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from jaxdiv.divergences.registry import ENTRIES, Entry, canonical
+from jaxdiv import targets
+from jaxdiv.divergences import inputs
+from jaxdiv.divergences.entry import Entry
+from jaxdiv.divergences.evaluate import Given, evaluate
+from jaxdiv.divergences.registry import ENTRIES, canonical
 
 _NUMBER = r"\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
 _PART = re.compile(rf"(?:(?P<weight>[+-]?(?:{_NUMBER}))\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<inside>[^()]*)\))?")
@@ -25,6 +28,11 @@ class Part:
     @property
     def entry(self) -> Entry:
         return ENTRIES[self.name]
+
+    @property
+    def all_parameters(self) -> dict[str, float]:
+        """The given ones and the others' defaults."""
+        return self.entry.defaults | dict(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -44,56 +52,46 @@ class Loss:
         return any(part.entry.target == "labels" for part in self.parts)
 
     def __call__(
-        self, student_logits, teacher_logits, *, labels=None, temperature: float = 1.0, axis: int = -1, where=None
+        self,
+        student_logits,
+        teacher,
+        *,
+        labels=None,
+        temperature: float = 1.0,
+        vocab_size: int | None = None,
+        axis: int = -1,
+        where=None,
     ) -> jax.Array:
         """One value a row.
 
         Args:
           student_logits: [..., V].
-          teacher_logits: [..., V], a constant.
-          labels: [...] integers, for losses that need them.
+          teacher: a constant: logits or log-probabilities [..., V], or a `Labels`, `TopK` or `Samples` of `targets`.
+          labels: [...] integers, for losses on data labels; a teacher of `Labels` is its own.
           temperature: T > 0 divides both sides' logits; the factor T² (T where the gradient would grow otherwise)
             keeps the gradient's size. Terms on labels stay at T = 1.
-          axis: the classes.
+          vocab_size: only the first so many classes exist, on both sides; needed where their padded sizes differ.
+          axis: the classes, of logits.
           where: classes that exist, broadcast to the logits.
 
         Returns:
           [...], float32 at least.
 
         Raises:
-          ValueError: if labels are missing or the temperature is not above 0.
+          ValueError: if labels are missing, the temperature is not above 0, a vocabulary is smaller than `vocab_size`,
+            or the loss can't be had from what the teacher gives.
         """
+        if isinstance(teacher, targets.Labels) and labels is None:
+            labels = teacher.classes
         if self.needs_labels and labels is None:
             raise ValueError(f"`{self.text}` needs `labels`, got None.")
         if not isinstance(temperature, jax.core.Tracer) and not (0 < temperature < math.inf):
             raise ValueError(f"`temperature` must be in (0, inf), got {temperature}.")
-        heated = [_heat(logits, temperature) for logits in (student_logits, teacher_logits)]
-        values = (
-            _of_labels(part, student_logits, labels, axis, where)
-            if part.entry.target == "labels"
-            else _of_logits(part, *heated, temperature, axis, where)
-            for part in self.parts
-        )
-        return sum(part.weight * value for part, value in zip(self.parts, values, strict=True))
-
-
-def _heat(logits, temperature):
-    logits = jnp.asarray(logits)
-    if isinstance(temperature, (int, float)) and temperature == 1:
-        return logits
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
-
-
-def _of_labels(part, student_logits, labels, axis, where):
-    return part.entry.function(student_logits, labels, axis=axis, where=where, **dict(part.parameters))
-
-
-def _of_logits(part, student_logits, teacher_logits, temperature, axis, where):
-    entry = part.entry
-    function, powers = entry.parts or (entry.function, (entry.temperature_power,))
-    values = function(student_logits, teacher_logits, axis=axis, where=where, **dict(part.parameters))
-    values = values if entry.parts else (values,)
-    return sum(value * temperature**power for value, power in zip(values, powers, strict=True))
+        student_logits = inputs.cut(student_logits, vocab_size, axis)
+        if not isinstance(teacher, targets.Labels | targets.TopK | targets.Samples):
+            teacher = inputs.cut(teacher, vocab_size, axis)
+        given = Given(student_logits, teacher, labels, temperature, axis, where)
+        return sum(part.weight * evaluate(part.entry, part.all_parameters, given) for part in self.parts)
 
 
 def get(text: str) -> Loss:
@@ -149,7 +147,7 @@ def _parameters(inside, name, entry):
             raise ValueError(f"`{key}` stands twice in `{name}({inside})`.")
         if not entry.parameters[key].allows(value):
             raise ValueError(f"`{key}` of `{name}` must be in {entry.parameters[key].interval}, got {match['value']}.")
-        given[key] = value
+        given[key] = int(value) if entry.parameters[key].whole else value
     return tuple(sorted(given.items()))
 
 
@@ -162,7 +160,14 @@ def split(text: str) -> tuple[str, ...]:
     losses = tuple(piece.strip() for piece in re.split(r",(?![^()]*\))", text))
     if not all(losses):
         raise ValueError(f"a list of losses must have a name between commas, got `{text}`.")
-    repeated = next((loss for i, loss in enumerate(losses) if loss in losses[:i]), None)
-    if repeated:
-        raise ValueError(f"a list of losses must name each once, got `{repeated}` twice.")
+    parts = [_canonical(get(loss)) for loss in losses]
+    for i, loss in enumerate(losses):
+        if parts[i] in parts[:i]:
+            first = losses[parts.index(parts[i])]
+            raise ValueError(f"a list of losses must name each once, got `{first}` and `{loss}`.")
     return losses
+
+
+def _canonical(loss):
+    """Equal for losses that are the same: aliases, defaults and the order of a sum make no other."""
+    return sorted((part.name, part.weight, sorted(part.all_parameters.items())) for part in loss.parts)

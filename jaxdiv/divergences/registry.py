@@ -1,174 +1,257 @@
-"""Every loss by name: its function, aliases, parameters, temperature factor, formula and source."""
+"""Every loss by name: its function, aliases, parameters, temperature factor, formula, range and source."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from types import MappingProxyType
 
-from jaxdiv.divergences import acceptance, cross_entropies, f_divergences, terms
-from jaxdiv.divergences.terms import Term
+from jaxdiv.divergences import (
+    acceptance,
+    adaptive,
+    cross_entropies,
+    f_divergences,
+    hard_labels,
+    regularizers,
+    renyi,
+    terms,
+)
+from jaxdiv.divergences.entry import Entry, Parameter
+
+_INFINITY = float("inf")
+_LOW, _HIGH = f_divergences.ALPHA_RANGE
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A number that a loss takes, in an interval that is closed at its ends only where said."""
-
-    default: float
-    low: float
-    high: float
-    low_included: bool = False
-    high_included: bool = False
-
-    def allows(self, value: float) -> bool:
-        at_end = (self.low_included and value == self.low) or (self.high_included and value == self.high)
-        return self.low < value < self.high or at_end
-
-    @property
-    def interval(self) -> str:
-        return f"{'[' if self.low_included else '('}{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"
+def _one(name: str, **interval) -> Mapping[str, Parameter]:
+    return MappingProxyType({name: Parameter(**interval)})
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One loss.
-
-    Attributes:
-      function: as in `jaxdiv`, taking teacher logits, or labels if `target` says so.
-      temperature_power: T to this power keeps the gradient's size under a distillation temperature; 0: stays at T = 1.
-      parts: where parts of a loss scale differently, a function that gives them, and each one's power.
-      term: of an f-divergence, from its parameters.
-    """
-
-    function: Callable
-    aliases: tuple[str, ...]
-    temperature_power: int
-    formula: str
-    source: str
-    target: str = "logits"
-    parameters: Mapping[str, Parameter] = field(default_factory=lambda: MappingProxyType({}))
-    parts: tuple[Callable, tuple[int, ...]] | None = None
-    term: Callable[..., Term] | None = None
-
-
-_BETA = MappingProxyType({"beta": Parameter(default=0.5, low=0.0, high=1.0)})
-_SKEW = MappingProxyType({"alpha": Parameter(default=0.1, low=0.0, high=1.0)})
-_ALPHA = MappingProxyType({"alpha": Parameter(default=0.5, low=0.0, high=1.0, low_included=True, high_included=True)})
-_RATE = MappingProxyType({"rate": Parameter(default=acceptance.RATE, low=0.0, high=float("inf"), low_included=True)})
+_SMOOTHING = _one("smoothing", default=0.0, low=0.0, high=1.0, low_included=True)
+_BETA = _one("beta", default=0.5, low=0.0, high=1.0)
+_SKEW = _one("alpha", default=0.1, low=0.0, high=1.0)
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType(
     {
         "cross_entropy": Entry(
-            function=cross_entropies.cross_entropy,
-            aliases=("ce",),
+            cross_entropies.cross_entropy,
+            ("ce",),
             temperature_power=2,
             formula="-Σ p·log q",
+            range="[0, ∞]",
             source="arXiv 1503.02531, section 2",
+            parameters=_SMOOTHING,
         ),
         "cross_entropy_argmax": Entry(
-            function=cross_entropies.cross_entropy_argmax,
-            aliases=("ce_argmax",),
+            hard_labels.cross_entropy_argmax,
+            ("ce_argmax",),
             temperature_power=1,
             formula="-log q(argmax p)",
+            range="[0, ∞]",
             source="arXiv 1503.02531, section 2",
+            coarsens=False,
+            parameters=_SMOOTHING,
         ),
         "cross_entropy_data": Entry(
-            function=cross_entropies.cross_entropy_data,
-            aliases=("ce_data",),
+            hard_labels.cross_entropy_data,
+            ("ce_data",),
             temperature_power=0,
             formula="-log q(label)",
-            source="maximum likelihood",
+            range="[0, ∞]",
+            source="maximum likelihood; smoothing: arXiv 1512.00567, section 7",
             target="labels",
+            parameters=_SMOOTHING,
+        ),
+        "cross_entropy_top_k": Entry(
+            cross_entropies.cross_entropy_top_k,
+            ("ce_top_k",),
+            temperature_power=1,
+            formula="-Σ p·log q over the k largest p",
+            range="[0, ∞]",
+            source="HASS, arXiv 2408.15766, section 3.1",
+            coarsens=False,
+            parameters=_one("k", default=cross_entropies.CLASSES, low=1, high=_INFINITY, low_included=True, whole=True),
+        ),
+        "z_loss": Entry(
+            regularizers.z_loss,
+            (),
+            temperature_power=0,
+            formula="(log Σ exp z)², z the student's logits",
+            range="[0, ∞]",
+            source="PaLM, arXiv 2204.02311, section 5",
+            target="",
         ),
         "forward_kl": Entry(
-            function=f_divergences.forward_kl,
-            aliases=("kl",),
+            f_divergences.forward_kl,
+            ("kl",),
             temperature_power=2,
             formula="Σ p·log(p/q)",
+            range="[0, ∞]",
             source="arXiv 1503.02531, section 2",
             term=lambda: terms.FORWARD_KL,
         ),
         "reverse_kl": Entry(
-            function=f_divergences.reverse_kl,
-            aliases=("rkl",),
+            f_divergences.reverse_kl,
+            ("rkl",),
             temperature_power=2,
             formula="Σ q·log(q/p)",
-            source="arXiv 2306.08543, equation 1",
+            range="[0, ∞]",
+            source="MiniLLM, arXiv 2306.08543, equation 1",
             term=lambda: terms.REVERSE_KL,
         ),
         "jeffreys": Entry(
-            function=f_divergences.jeffreys,
-            aliases=(),
+            f_divergences.jeffreys,
+            (),
             temperature_power=2,
             formula="Σ (q-p)·log(q/p)",
+            range="[0, ∞]",
+            symmetric="yes",
             source="Jeffreys (1946)",
             term=lambda: terms.JEFFREYS,
         ),
-        "jensen_shannon": Entry(
-            function=f_divergences.jensen_shannon,
-            aliases=("jsd",),
+        "adaptive_kl": Entry(
+            adaptive.adaptive_kl,
+            ("akl",),
             temperature_power=2,
-            formula="β·Σ p·log(p/M) + (1-β)·Σ q·log(q/M), M = βp + (1-β)q",
-            source="arXiv 2306.13649, equation 1",
+            formula="λ·KL(p‖q) + (1-λ)·KL(q‖p), λ the share of Σ abs(q-p) on the likeliest p",
+            range="[0, ∞]",
+            source="AKL, arXiv 2404.02657",
+            coarsens=False,
+            parameters=_one("head", default=adaptive.HEAD, low=0.0, high=1.0),
+        ),
+        "jensen_shannon": Entry(
+            f_divergences.jensen_shannon,
+            ("jsd",),
+            temperature_power=2,
+            formula="β·KL(p‖M) + (1-β)·KL(q‖M), M = βp + (1-β)q",
+            range="[0, H(β)]",
+            symmetric="at β = ½",
+            source="GKD, arXiv 2306.13649, equation 1",
             parameters=_BETA,
             term=terms.jensen_shannon,
         ),
-        "skew_kl": Entry(
-            function=f_divergences.skew_kl,
-            aliases=("skl",),
+        "reverse_jensen_shannon": Entry(
+            f_divergences.reverse_jensen_shannon,
+            ("rjsd",),
             temperature_power=2,
-            formula="Σ p·log(p/M), M = αp + (1-α)q",
-            source="arXiv 2402.03898, definition 1",
+            formula="β·KL(q‖M) + (1-β)·KL(p‖M), M = βq + (1-β)p",
+            range="[0, H(β)]",
+            symmetric="at β = ½",
+            source="Lin (1991), equation 4.1, β on the student",
+            parameters=_BETA,
+            term=lambda beta: terms.jensen_shannon(1 - beta),
+        ),
+        "skew_kl": Entry(
+            f_divergences.skew_kl,
+            ("skl",),
+            temperature_power=2,
+            formula="KL(p‖M), M = αp + (1-α)q",
+            range="[0, -log α]",
+            source="DistiLLM, arXiv 2402.03898, definition 1",
             parameters=_SKEW,
             term=terms.skew_kl,
         ),
         "skew_reverse_kl": Entry(
-            function=f_divergences.skew_reverse_kl,
-            aliases=("srkl",),
+            f_divergences.skew_reverse_kl,
+            ("srkl",),
             temperature_power=2,
-            formula="Σ q·log(q/M), M = αq + (1-α)p",
-            source="arXiv 2402.03898, section 3.1",
+            formula="KL(q‖M), M = αq + (1-α)p",
+            range="[0, -log α]",
+            source="DistiLLM, arXiv 2402.03898, section 3.1",
             parameters=_SKEW,
             term=terms.skew_reverse_kl,
         ),
         "alpha_divergence": Entry(
-            function=f_divergences.alpha_divergence,
-            aliases=("alpha",),
+            f_divergences.alpha_divergence,
+            ("alpha",),
             temperature_power=2,
             formula="(1 - Σ p^α·q^(1-α))/(α(1-α))",
-            source="Amari (1985)",
-            parameters=_ALPHA,
+            range="[0, 1/(α(1-α))], [0, ∞] for α outside (0, 1)",
+            symmetric="at α = ½",
+            source="Amari (1985), section 3.5",
+            parameters=_one("alpha", default=0.5, low=_LOW, high=_HIGH, low_included=True, high_included=True),
             term=terms.alpha_divergence,
         ),
+        "renyi": Entry(
+            renyi.renyi,
+            (),
+            temperature_power=2,
+            formula="log(Σ p^α·q^(1-α))/(α-1)",
+            range="[0, ∞]",
+            symmetric="at α = ½",
+            source="arXiv 1206.2459, equation 1",
+            parameters=_one("alpha", default=0.5, low=0.0, high=renyi.LARGEST, high_included=True),
+        ),
+        "bhattacharyya": Entry(
+            renyi.bhattacharyya,
+            (),
+            temperature_power=2,
+            formula="-log Σ √(pq)",
+            range="[0, ∞]",
+            symmetric="yes",
+            source="Bhattacharyya (1943)",
+        ),
         "squared_hellinger": Entry(
-            function=f_divergences.squared_hellinger,
-            aliases=("hellinger",),
+            f_divergences.squared_hellinger,
+            ("hellinger",),
             temperature_power=2,
             formula="½·Σ (√p - √q)²",
+            range="[0, 1]",
+            symmetric="yes",
             source="Hellinger (1909)",
             term=lambda: terms.SQUARED_HELLINGER,
         ),
+        "pearson_chi_squared": Entry(
+            f_divergences.pearson_chi_squared,
+            ("pearson",),
+            temperature_power=2,
+            formula="Σ (q-p)²/q",
+            range="[0, ∞]",
+            source="Pearson (1900)",
+            term=lambda: terms.PEARSON_CHI_SQUARED,
+        ),
+        "neyman_chi_squared": Entry(
+            f_divergences.neyman_chi_squared,
+            ("neyman",),
+            temperature_power=2,
+            formula="Σ (q-p)²/p",
+            range="[0, ∞]",
+            source="Neyman (1949)",
+            term=lambda: terms.NEYMAN_CHI_SQUARED,
+        ),
         "total_variation": Entry(
-            function=f_divergences.total_variation,
-            aliases=("tv",),
+            f_divergences.total_variation,
+            ("tv",),
             temperature_power=1,
-            formula="½·Σ|q-p|",
+            formula="½·Σ abs(q-p) = 1 - Σ min(p, q)",
+            range="[0, 1]",
+            symmetric="yes",
             source="arXiv 2211.17192, theorem 3.5",
             term=lambda: terms.TOTAL_VARIATION,
         ),
+        "negative_acceptance": Entry(
+            acceptance.negative_acceptance,
+            (),
+            temperature_power=1,
+            formula="-Σ min(p, q)",
+            range="[-1, 0]",
+            symmetric="yes",
+            source="arXiv 2211.17192, corollary 3.6",
+        ),
         "negative_log_acceptance": Entry(
-            function=acceptance.negative_log_acceptance,
-            aliases=("nla",),
+            acceptance.negative_log_acceptance,
+            ("nla",),
             temperature_power=1,
             formula="-log Σ min(p, q)",
-            source="arXiv 2602.23881",
+            range="[0, ∞]",
+            symmetric="yes",
+            source="LK losses, arXiv 2602.23881",
         ),
         "lk_hybrid": Entry(
-            function=acceptance.lk_hybrid,
-            aliases=(),
+            acceptance.lk_hybrid,
+            (),
             temperature_power=1,
-            formula="λ·KL + (1-λ)·TV, λ = exp(-rate·acceptance)",
-            source="arXiv 2602.23881",
-            parameters=_RATE,
+            formula="λ·KL(p‖q) + (1-λ)·TV, λ = exp(-rate·acceptance)",
+            range="[0, ∞]",
+            source="LK losses, arXiv 2602.23881",
+            parameters=_one("rate", default=acceptance.RATE, low=0.0, high=_INFINITY, low_included=True),
             parts=(acceptance.lk_hybrid_parts, (2, 1)),
         ),
     }

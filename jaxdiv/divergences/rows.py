@@ -12,12 +12,17 @@ HUGE = 1e18  # stands for an infinite r where it meets a probability of 0
 
 
 class Rows(NamedTuple):
-    """Teacher p, student q, r = log(q/p) and excess = q - p, each [..., V]."""
+    """Teacher p, student q, r = log(q/p) and excess = q - p, each [..., V].
+
+    The logs of p and q, -inf for an absent class, are for what p and q underflow in.
+    """
 
     p: jax.Array
     q: jax.Array
     r: jax.Array
     excess: jax.Array
+    log_p: jax.Array
+    log_q: jax.Array
 
 
 def compare(student: jax.Array, teacher: jax.Array) -> Rows:
@@ -26,20 +31,19 @@ def compare(student: jax.Array, teacher: jax.Array) -> Rows:
     The log ratio is never the difference of two rounded log-probabilities: it is the difference of the logits less
     a rounded normalizer, and what Σp·expm1(r) then lacks to 0 is taken off once more.
     """
-    p, q, gap = _softmaxes(student, teacher)
-    excess = _excess(p, q, gap)
-    r = gap - jnp.log1p(total(excess))
-    return Rows(p=p, q=q, r=r, excess=_excess(p, q, r))
-
-
-def _softmaxes(student, teacher):
     top_s, top_t = top(student), top(teacher)
-    exp_s, exp_t = jnp.exp(student - top_s), jnp.exp(teacher - top_t)
+    below_s, below_t = student - top_s, teacher - top_t
+    exp_s, exp_t = jnp.exp(below_s), jnp.exp(below_t)
     # The top class counts 1, so that a smaller sum means a row without classes.
     sum_s, sum_t = jnp.maximum(total(exp_s), 1), jnp.maximum(total(exp_t), 1)
+    log_sum_s, log_sum_t = jnp.log(sum_s), jnp.log(sum_t)
     (gap, lost), (gap_top, lost_top) = _difference(student, teacher), _difference(top_s, top_t)
-    shift, lost_shift = _difference(gap_top, jnp.log(sum_t) - jnp.log(sum_s))
-    return exp_t / sum_t, exp_s / sum_s, (gap - shift) + (lost - (lost_top + lost_shift))
+    shift, lost_shift = _difference(gap_top, log_sum_t - log_sum_s)
+    gap = (gap - shift) + (lost - (lost_top + lost_shift))
+
+    p, q = exp_t / sum_t, exp_s / sum_s
+    r = gap - jnp.log1p(total(_excess(p, q, gap)))
+    return Rows(p=p, q=q, r=r, excess=_excess(p, q, r), log_p=below_t - log_sum_t, log_q=below_s - log_sum_s)
 
 
 def _difference(a, b):
@@ -97,3 +101,28 @@ def log_probabilities(logits: jax.Array) -> jax.Array:
     """Logits less their log-sum-exp, [..., V]."""
     shifted = logits - top(logits)
     return shifted - jnp.log(jnp.maximum(total(jnp.exp(shifted)), 1))
+
+
+@jax.custom_jvp
+def softmax(logits: jax.Array) -> jax.Array:
+    """Probabilities [..., V] of logits [..., V]; all 0 for a row of -inf."""
+    exp = jnp.exp(logits - top(logits))
+    return exp / jnp.maximum(total(exp), 1)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    q = softmax(*primals)
+    return q, q * (tangents[0] - total(q * tangents[0]))
+
+
+@jax.custom_jvp
+def log_normalizer(logits: jax.Array) -> jax.Array:
+    """log Σ exp of logits [..., V], [..., 1]; 0 for a row of -inf."""
+    largest = top(logits)
+    return largest + jnp.log(jnp.maximum(total(jnp.exp(logits - largest)), 1))
+
+
+@log_normalizer.defjvp
+def _log_normalizer_jvp(primals, tangents):
+    return log_normalizer(*primals), total(softmax(*primals) * tangents[0])

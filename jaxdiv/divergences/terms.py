@@ -19,11 +19,15 @@ Elementwise = Callable[[Rows], jax.Array]
 
 
 class Term(NamedTuple):
-    """φ, dφ/db and d²φ/db², each from Rows to [..., V]."""
+    """φ, dφ/db and d²φ/db², each from Rows to [..., V].
+
+    `pointwise` is dφ/db where `slope` looks at the whole row.
+    """
 
     value: Elementwise
     slope: Elementwise
     curvature: Elementwise
+    pointwise: Elementwise | None = None
 
 
 def _tiny(r):
@@ -72,45 +76,69 @@ JEFFREYS = Term(
     slope=lambda rows: rows.excess + rows.q * _bounded(rows.r),
     curvature=lambda rows: rows.q * (2 + _bounded(rows.r)),
 )
-TOTAL_VARIATION = Term(value=_total_variation, slope=_balanced_sign, curvature=_balanced_sign)
-
-
-_MOST = 80.0  # an exponent that does not overflow; beyond it the probability before it has underflowed to 0
-
-SQUARED_HELLINGER = Term(
-    value=lambda rows: 0.5 * jnp.where(rows.r > 0, rows.q, rows.p) * jnp.square(jnp.expm1(-0.5 * jnp.abs(rows.r))),
-    slope=lambda rows: -0.5 * rows.q * jnp.expm1(jnp.minimum(-0.5 * rows.r, _MOST)),
-    curvature=lambda rows: rows.q * (0.5 - 0.25 * jnp.exp(jnp.minimum(-0.5 * rows.r, _MOST))),
+TOTAL_VARIATION = Term(
+    value=_total_variation,
+    slope=_balanced_sign,
+    curvature=_balanced_sign,
+    pointwise=lambda rows: 0.5 * rows.q * jnp.sign(rows.r),
 )
+_MOST = 80.0  # an exponent that does not overflow
 
 
 @functools.lru_cache
 def alpha_divergence(alpha: float) -> Term:
-    """p[(1-α)(eʳ-1) - (e^((1-α)r)-1)]/(α(1-α)), α in [0, 1], whose ends are the KLs."""
+    """p[(1-α)(eʳ-1) - (e^((1-α)r)-1)]/(α(1-α)) for any α; at 0 and 1 the KLs."""
     if alpha in (0, 1):
         return FORWARD_KL if alpha else REVERSE_KL
-    series = tuple(0.0 if k < 2 else _geometric(1 - alpha, k - 1) / math.factorial(k) for k in range(22))
+    series = tuple(0.0 if k < 2 else _geometric(1 - alpha, k - 1) / math.factorial(k) for k in range(40))
 
     # One term in two forms, with p and q changed, each exact where the other divides by a number near 0.
     forward = alpha >= 0.5
     scale = 1 - alpha if forward else alpha
 
     def value(rows):
-        p, q, r, _ = rows
-        size = jnp.abs(r)
-        small = jnp.exp(-size)
-        up = 1 - small - small * _scaled_expm1(size, scale)
-        down = small - 1 - _scaled_expm1(-size, scale)
-        far = jnp.where(r > 0, q, p) * jnp.where((r > 0) == forward, up, down) / (1 - scale)
-        return near_or_far(r, p * polynomial(series, r), far)
+        positive, size = rows.r > 0, jnp.abs(rows.r)
+        small, larger = jnp.exp(-size), jnp.where(positive, rows.q, rows.p)
+        up = larger * (1 - small - small * _scaled_expm1(size, scale))
+        # e^(-scale·size) may overflow, or larger underflow, where their product does not.
+        log_larger = jnp.where(positive, rows.log_q, rows.log_p)
+        huge = jnp.exp(log_larger - scale * size) / -scale
+        down = larger * (small - 1) + jnp.where(-scale * size > _MOST, huge, -larger * _scaled_expm1(-size, scale))
+        far = jnp.where(positive == forward, up, down) / (1 - scale)
+        return near_or_far(rows.r, rows.p * polynomial(series, rows.r), far)
+
+    def pointwise(rows):
+        small = rows.q * _scaled_expm1(-rows.r, alpha)
+        return -jnp.where(-alpha * rows.r > _MOST, power(rows, alpha) / alpha, small)
 
     def slope(rows):
-        return rows.q * -_scaled_expm1(-rows.r, alpha)
+        return pointwise(rows) if 0 < alpha < 1 else _centered(pointwise(rows), rows.q)
 
     def curvature(rows):
-        return slope(rows) + rows.q * jnp.exp(jnp.minimum(-alpha * _bounded(rows.r), _MOST))
+        return slope(rows) + power(rows, alpha)
 
-    return Term(value=value, slope=slope, curvature=curvature)
+    return Term(value=value, slope=slope, curvature=curvature, pointwise=pointwise)
+
+
+def _centered(slope, q):
+    """Less the multiple of q that makes it 0 by the likeliest class, which a slope >> 1 would leave few digits."""
+    likeliest = q == jnp.max(q, axis=-1, keepdims=True)
+    mass = jnp.maximum(total(jnp.where(likeliest, q, 0)), _tiny(q))
+    return slope - q * (total(jnp.where(likeliest, slope, 0)) / mass)
+
+
+def log_power(rows: Rows, alpha: float) -> jax.Array:
+    """log(p^α·q^(1-α)), [..., V], in [-inf, inf]."""
+    # From the side whose power is above 0: where it lacks a class, nothing of the other counts.
+    if alpha >= 0.5:
+        return jnp.where(jnp.isneginf(rows.log_p), -jnp.inf, rows.log_p + (1 - alpha) * rows.r)
+    return jnp.where(jnp.isneginf(rows.log_q), -jnp.inf, rows.log_q - alpha * rows.r)
+
+
+def power(rows: Rows, alpha: float) -> jax.Array:
+    """p^α·q^(1-α), [..., V], cut where the sum over the classes would overflow."""
+    largest = math.log(float(jnp.finfo(rows.r.dtype).max) / rows.r.shape[-1]) - 1
+    return jnp.exp(jnp.minimum(log_power(rows, alpha), largest))
 
 
 def _geometric(x, count):
@@ -120,6 +148,15 @@ def _geometric(x, count):
 
 def _scaled_expm1(r, scale):
     return jnp.expm1(jnp.minimum(scale * r, _MOST)) / scale
+
+
+def _times(factor, term):
+    return Term(*(lambda rows, part=part: factor * part(rows) for part in term))
+
+
+SQUARED_HELLINGER = _times(0.25, alpha_divergence(0.5))
+PEARSON_CHI_SQUARED = _times(2.0, alpha_divergence(2.0))
+NEYMAN_CHI_SQUARED = _times(2.0, alpha_divergence(-1.0))
 
 
 @functools.lru_cache
@@ -184,7 +221,7 @@ def jensen_shannon(beta: float) -> Term:
     value_series = _jensen_shannon_series(beta, by_p_series)
 
     def value(rows):
-        p, q, r, _ = rows
+        p, q, r = rows.p, rows.q, rows.r
         small = jnp.exp(-jnp.abs(r))
         by_p, by_q = _far_log_mixture(beta, r), _far_log_mixture(1 - beta, -r)
         above = q * (beta * small * by_p + (1 - beta) * by_q)

@@ -1,0 +1,61 @@
+"""Terms that look at the student alone: the uniform part of label smoothing, and the z-loss."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv.divergences.inputs import classes_last
+from jaxdiv.divergences.rows import log_normalizer, log_probabilities, softmax, total
+
+
+def z_loss(student_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """(log Σ exp z)² of the student's logits z, a row: it keeps their normalizer, which no divergence sees, near 1.
+
+    Asked for in a sum such as `ce + 1e-4*z_loss`; under a distillation temperature it stays at T = 1.
+
+    Args:
+      student_logits: [..., V], any float type; computed in float32 at least.
+      axis: the classes.
+      where: classes that exist, broadcast to the logits.
+
+    Returns:
+      [...] in [0, inf]; 0 for a row without classes.
+
+    Source: PaLM, arXiv 2204.02311, section 5, with a weight of 1e-4.
+    """
+    student_logits = jnp.asarray(student_logits)
+    dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
+    student = classes_last(student_logits, dtype=dtype, axis=axis, where=where)
+    return jnp.square(log_normalizer(student))[..., 0]
+
+
+def smoothed(loss: jax.Array, student: jax.Array, smoothing: float) -> jax.Array:
+    """(1-ε)·loss + ε·(the cross-entropy with equal labels on every class that the student has).
+
+    Args:
+      loss: [...], a cross-entropy.
+      student: [..., V], prepared logits.
+      smoothing: ε in [0, 1).
+
+    Raises:
+      ValueError: if `smoothing` is not in [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"`smoothing` must be in [0, 1), got {smoothing}.")
+    return loss if smoothing == 0 else (1 - smoothing) * loss + smoothing * _uniform(student)
+
+
+@jax.custom_jvp
+def _uniform(student):
+    present = ~jnp.isneginf(student)
+    return -jnp.sum(jnp.where(present, _share(present, student) * log_probabilities(student), 0), axis=-1)
+
+
+def _share(present, student):
+    return present / jnp.maximum(total(present.astype(student.dtype)), 1)
+
+
+@_uniform.defjvp
+def _uniform_jvp(primals, tangents):
+    (student,) = primals
+    slope = softmax(student) - _share(~jnp.isneginf(student), student)
+    return _uniform(student), jnp.sum(slope * tangents[0], axis=-1)

@@ -1,0 +1,91 @@
+"""Rényi's divergences, logarithms of the affinity Σ p^α·q^(1-α), in log space where it is far from 1."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv.divergences import terms
+from jaxdiv.divergences.f_divergences import forward_kl
+from jaxdiv.divergences.inputs import prepare
+from jaxdiv.divergences.rows import HUGE, compare, total
+
+LARGEST = 5.0
+
+
+def renyi(student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None) -> jax.Array:
+    """log(Σ p^α·q^(1-α))/(α-1), nats a row, [...] in [0, inf]; other arguments as in `forward_kl`.
+
+    Forward KL at α = 1. Symmetric at α = ½. For α < 1 finite as long as one class is common, for α > 1 as long as the
+    student has every class of the teacher; the gradient, q less the normalized p^α·q^(1-α), is finite everywhere.
+
+    Args:
+      alpha: in (0, 5].
+
+    Raises:
+      ValueError: if `alpha` is not in (0, 5].
+
+    Source: van Erven and Harremoës, arXiv 1206.2459, equation 1.
+    """
+    if not 0 < alpha <= LARGEST:
+        raise ValueError(f"`alpha` must be in (0, {LARGEST:g}], got {alpha}.")
+    if alpha == 1:
+        return forward_kl(student_logits, teacher_logits, axis=axis, where=where)
+    return _renyi(float(alpha), *prepare(student_logits, teacher_logits, axis=axis, where=where))
+
+
+def bhattacharyya(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+    """-log Σ √(pq), nats a row, [...] in [0, inf]: half of `renyi` at α = ½. Symmetric.
+
+    Arguments as in `forward_kl`. Source: Bhattacharyya (1943).
+    """
+    return renyi(student_logits, teacher_logits, alpha=0.5, axis=axis, where=where) / 2
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _renyi(alpha, student, teacher):
+    rows = compare(student, teacher)
+    change = -alpha * (1 - alpha) * total(terms.alpha_divergence(alpha).value(rows))
+    log_affinity = _close_or_far(change, jnp.log1p(jnp.clip(change, -0.5, 0.5)), _log_affinity(rows, alpha))
+    return log_affinity[..., 0] / (alpha - 1)
+
+
+def _close_or_far(change, close, far):
+    """`close` where the affinity, 1 + change, is near 1."""
+    return jnp.where(jnp.abs(change) < 0.5, close, far)
+
+
+def _log_affinity(rows, alpha):
+    return jax.nn.logsumexp(terms.log_power(rows, alpha), axis=-1, keepdims=True)
+
+
+def _share(rows, alpha):
+    """p^α·q^(1-α) over its sum; 0 where student and teacher have nothing in common."""
+    log = jnp.clip(terms.log_power(rows, alpha), -HUGE, HUGE)
+    largest = jnp.max(log, axis=-1, keepdims=True)
+    share = jnp.exp(log - largest)
+    return jnp.where(largest > -HUGE, share / total(share), 0)
+
+
+@_renyi.defjvp
+def _renyi_jvp(alpha, primals, tangents):
+    return _renyi(alpha, *primals), jnp.sum(_gradient(alpha, *primals) * tangents[0], axis=-1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _gradient(alpha, student, teacher):
+    rows = compare(student, teacher)
+    slope = -alpha * terms.alpha_divergence(alpha).pointwise(rows)  # p^α·q^(1-α) - q
+    change = total(slope)
+    close = (rows.q * change - slope) / (1 + jnp.clip(change, -0.5, 0.5))
+    share = _share(rows, alpha)
+    return _close_or_far(change, close, rows.q * total(share) - share)
+
+
+@_gradient.defjvp
+def _gradient_jvp(alpha, primals, tangents):
+    rows, tangent = compare(*primals), tangents[0]
+    share = _share(rows, alpha)
+    by_student = rows.q * (tangent - total(rows.q * tangent)) * total(share)
+    by_share = (1 - alpha) * share * (tangent - total(share * tangent))
+    return _gradient(alpha, *primals), by_student - by_share

@@ -23,7 +23,7 @@ TRAIN = [
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23",
 ]
-TEST = ["beartype>=0.22", "hypothesis>=6.170", "mpmath>=1.4", "pytest>=9.0"]
+TEST = ["beartype>=0.22", "equinox>=0.13", "hypothesis>=6.170", "mpmath>=1.4", "pytest>=9.0"]
 
 setup(
     name="jaxdiv",
@@ -40,6 +40,8 @@ setup(
         "train": TRAIN,
         "test": TRAIN + TEST,
         "dev": [*TRAIN, *TEST, "ruff>=0.15"],
+        # What the losses are measured against: over a gigabyte.
+        "peers": ["distrax>=0.1.9", "torch>=2.9"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },

@@ -1,23 +1,46 @@
-"""What each class adds to cross-entropy and to KL, and to their gradient, for two given distributions.
+"""What each class adds to a loss and to its gradient: for two given distributions, or in a finished run by rank.
 
-  python -m experiments.contributions --p=.98,.01,.01 --q=.979,.02,.001
+  python -m experiments.contributions --p=.98,.01,.01 --q=.979,.02,.001 --output=runs/contributions
+  python -m experiments.contributions --workdir=runs/quickstart
+  python -m experiments.contributions --workdir=runs/quickstart --losses=kl,rkl,skl --student=untrained
 
-The shares of the two losses differ; what the student's logits feel, q - p, does not.
+Of distributions, shares of the losses as written differ by convention; what the student's logits feel does not. Of a
+run's held-out documents: which classes does each loss look at, by the rank that the teacher gives them?
 """
 
 import math
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
+import jaxdiv
 from experiments import cli
-from jaxdiv.contributions import contributions
+from jaxdiv import files
+from jaxdiv.contributions import contributions, gauges, shares
+from jaxdiv.reporting import contributions as reporting
+from jaxdiv.reporting import ranks as rank_reporting
+from jaxdiv.training import config as run_config
+from jaxdiv.training import ranks
+from jaxdiv.training.workdir import Workdir
 
 P = flags.DEFINE_string("p", None, "The teacher's distribution: comma-separated probabilities that sum to 1.")
 Q = flags.DEFINE_string("q", None, "The student's distribution, over the same classes.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run, in place of --p and --q.")
+LOSSES = flags.DEFINE_string(
+    "losses", None, "Losses, by commas; ce,kl of distributions, of a run its own if not given."
+)
+STUDENT = flags.DEFINE_string(
+    "student",
+    None,
+    f"Whose students all losses are seen on: a loss of the run, untrained, or {ranks.OWN} for each loss on its own; "
+    "ce, or else the run's first, if not given.",
+)
+OUTPUT = flags.DEFINE_string("output", None, "Where the CSV and the picture go; of a run its folder if not given.")
+_SEEN_ON = {ranks.OWN: "each loss on its own students", ranks.UNTRAINED: "all losses on untrained students"}
 TOLERANCE = 1e-3  # of a distribution's sum, as its digits are rounded
 
 
@@ -40,52 +63,88 @@ def distribution(name: str, text: str | None) -> np.ndarray:
     return values
 
 
-def table(p: np.ndarray, q: np.ndarray) -> Table:
-    """One row a class: raw parts of CE and KL with their shares, and the gradient of each."""
+def split(losses: tuple[str, ...], p: np.ndarray, q: np.ndarray) -> pd.DataFrame:
+    """Parts and shares of each loss in every gauge it has; columns `reporting.COLUMNS`."""
     with np.errstate(divide="ignore"):
-        logits = {"student_logits": jnp.log(q), "teacher_logits": jnp.log(p)}
-    raw = as_posted(p, q)
-    gradient = {text: np.asarray(contributions(text, gauge="gradient", **logits)) for text in ("ce", "kl")}
-    result = Table(title="What each class adds (nats), and its share of the absolute sum", caption=_CAPTION)
-    for heading in ("class", "p", "q", "CE", "CE share", "KL", "KL share", "CE gradient", "KL gradient"):
-        result.add_column(heading, justify="right", no_wrap=True)
-    columns = [raw["ce"], _shares(raw["ce"]), raw["kl"], _shares(raw["kl"]), gradient["ce"], gradient["kl"]]
-    forms = [".6f", ".2%", ".7f", ".2%", ".6f", ".6f"]
-    for i, row in enumerate(zip(*columns, strict=True)):
-        cells = (format(float(value), form) for value, form in zip(row, forms, strict=True))
-        result.add_row(str(i), f"{p[i]:g}", f"{q[i]:g}", *cells)
-    result.add_section()
-    result.add_row("sum", "", "", f"{raw['ce'].sum():.6f}", "", f"{raw['kl'].sum():.7f}", "", "", "")
-    return result
+        teacher_logits, student_logits = jnp.log(p), jnp.log(q)
+    rows = []
+    for loss in losses:
+        for gauge in gauges(loss):
+            parts = contributions(loss, student_logits, teacher_logits, gauge=gauge)
+            numbers = zip(p, q, np.asarray(parts, float), np.asarray(shares(parts), float), strict=True)
+            rows += [(loss, gauge, i, *row) for i, row in enumerate(numbers)]
+    return pd.DataFrame(rows, columns=list(reporting.COLUMNS))
 
 
-def as_posted(p: np.ndarray, q: np.ndarray) -> dict[str, np.ndarray]:
-    """-p·log q and p·(log p - log q) of single-precision probabilities that are not renormalized, as the post has them.
-
-    `contributions(gauge="raw")` renormalizes, which changes the seventh decimal of the post's first KL.
-    """
-    p, q = p.astype(np.float32), q.astype(np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "ce": np.where(p > 0, -p * np.log(q), 0),
-            "kl": np.where(p > 0, p * (np.log(p) - np.log(q)), 0),
-        }
-
-
-_CAPTION = "CE = -p·log q, KL = p·(log p - log q); gradient by the student's logits = q - p for both"
+def main(_):
+    if WORKDIR.value and (P.value or Q.value):
+        raise ValueError("give --p and --q, or --workdir, not both")
+    if WORKDIR.value:
+        _of_run(Workdir(WORKDIR.value))
+    elif P.value or Q.value:
+        _of_distributions()
+    else:
+        raise ValueError(
+            "give two distributions, such as --p=.98,.01,.01 --q=.979,.02,.001, or a run, --workdir=runs/quickstart"
+        )
+    return 0
 
 
-def _shares(parts):
-    sizes = np.abs(parts)
-    return sizes / sizes.sum() if 0 < sizes.sum() < np.inf else np.full_like(sizes, np.nan)
-
-
-def main(argv) -> None:
-    del argv
+def _of_distributions():
+    if STUDENT.value:
+        raise ValueError("--student is of a run; give --workdir")
     p, q = distribution("p", P.value), distribution("q", Q.value)
     if len(p) != len(q):
         raise ValueError(f"`--p` and `--q` must have as many classes, got {len(p)} and {len(q)}.")
-    Console(width=110).print(table(p, q))
+    losses = jaxdiv.split("ce,kl" if LOSSES.value is None else LOSSES.value)
+    for loss in losses:
+        if jaxdiv.get(loss).needs_labels:
+            raise ValueError(f"`{loss}` is of data labels, which two distributions have none of")
+    frame = split(losses, p, q)
+    for made in reporting.tables(frame):
+        _print(made)
+    print(reporting.finding(frame))
+    if OUTPUT.value:
+        _write(pathlib.Path(OUTPUT.value), "contributions", frame, reporting.render(frame))
+
+
+def _of_run(run):
+    config = run.config()
+    own = [loss.text for loss in run_config.losses(config)]
+    losses = own if LOSSES.value is None else jaxdiv.split(LOSSES.value)
+    for loss in losses:
+        jaxdiv.get(loss)
+    student = STUDENT.value or ranks.common_student(config)
+    measured = ranks.measure(run, losses=losses, student=student)
+    frame = pd.DataFrame(ranks.rows(measured), columns=list(rank_reporting.COLUMNS))
+    for made in rank_reporting.tables(frame):
+        _print(made)
+    print(rank_reporting.finding(frame))
+    positions = measured.positions
+    subtitle = (
+        f"Mean share over the {positions.sum():,.0f} positions of {len(positions)} held-out documents; "
+        f"{_SEEN_ON.get(student, f'all losses on the students of {student}')}. ±: 95% interval."
+    )
+    _write(
+        pathlib.Path(OUTPUT.value or run.root),
+        "contributions_by_rank",
+        frame,
+        rank_reporting.render(frame, subtitle=subtitle),
+    )
+
+
+def _print(table):
+    console = Console()
+    # A table needs its columns even where output is piped to a narrower default.
+    (console if console.is_terminal else Console(width=110)).print(table)
+
+
+def _write(folder, name, frame, picture):
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    with files.replacing(folder / f"{name}.png") as temporary:
+        temporary.write_bytes(picture)
+    cli.say(f"\nWritten to {folder}: open {folder / f'{name}.png'}")
 
 
 if __name__ == "__main__":

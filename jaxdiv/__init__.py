@@ -5,7 +5,7 @@ Every loss takes `(student_logits, teacher_logits, *, axis=-1, where=None)`, stu
 """
 
 from jaxdiv import reductions, targets
-from jaxdiv.contributions import contributions
+from jaxdiv.contributions import contributions, shares, top_movers
 from jaxdiv.divergences import (
     Loss,
     adaptive_kl,
@@ -62,11 +62,13 @@ __all__ = [
     "renyi",
     "reverse_jensen_shannon",
     "reverse_kl",
+    "shares",
     "skew_kl",
     "skew_reverse_kl",
     "split",
     "squared_hellinger",
     "targets",
+    "top_movers",
     "total_variation",
     "z_loss",
 ]

@@ -1,16 +1,27 @@
-"""A divergence split into its classes' parts, in a named gauge."""
+"""A loss split into its classes' parts, in a named gauge; their shares, and the largest of them."""
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxdiv.divergences import engine
-from jaxdiv.divergences.cross_entropies import cross_entropy_gradient, cross_entropy_terms
+from jaxdiv.divergences.cross_entropies import cross_entropy_terms
 from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.loss import get
-from jaxdiv.divergences.rows import HUGE, compare
+from jaxdiv.divergences.rows import compare, softmax
+
+GAUGES = ("raw", "fixed", "gradient")
 
 
-def contributions(text: str, student_logits, teacher_logits, *, gauge: str = "fixed") -> jax.Array:
+class Movers(NamedTuple):
+    """The largest parts of each row: `classes`, int32 [..., k], and their `parts`, [..., k]."""
+
+    classes: jax.Array
+    parts: jax.Array
+
+
+def contributions(text: str, student_logits, teacher_logits, *, gauge: str = "fixed", labels=None) -> jax.Array:
     """Each class's part of a loss, nats.
 
     In the gauges `raw` and `fixed` the parts sum to the loss. They differ by multiples of q - p, which sum to 0: what
@@ -18,51 +29,131 @@ def contributions(text: str, student_logits, teacher_logits, *, gauge: str = "fi
     `gradient`.
 
     Args:
-      text: what `jaxdiv.get` takes, of cross-entropy (soft teacher) and the f-divergences.
+      text: what `jaxdiv.get` takes.
       student_logits: [..., V].
       teacher_logits: [..., V].
-      gauge: `raw`, the formula as written, for cross-entropy (-p·log q) and forward KL (p·(log p - log q)) alone;
-        `fixed`, each part >= 0 and, for an f-divergence, 0 where q = p; `gradient`, dD/dz of the student's logits.
+      gauge: `raw`, the formula as written, where that is a sum over classes, such as -p·log q; `fixed`, each part >= 0
+        and, for an f-divergence, 0 where q = p; `gradient`, dD/dz of the student's logits, which every loss has.
+      labels: [...] integers, for the gradient of losses that need them.
 
     Returns:
       [..., V], float32 at least.
 
     Raises:
-      ValueError: if the gauge is unknown or the loss has no such parts.
+      ValueError: if the gauge is unknown, the loss has no parts in it, or labels are missing.
     """
-    if gauge not in _GAUGES:
-        raise ValueError(f"`gauge` must be one of {', '.join(_GAUGES)}, got {gauge!r}.")
+    if gauge not in GAUGES:
+        raise ValueError(f"`gauge` must be one of {', '.join(GAUGES)}, got {gauge!r}.")
+    loss = get(text)
+    for part in loss.parts:
+        if gauge not in _gauges(part):
+            known = " or ".join(_gauges(part))
+            raise ValueError(f"`{part.name}` has no parts in the gauge {gauge}; use {known}.")
     student, teacher = prepare(student_logits, teacher_logits, axis=-1, where=None)
-    return sum(part.weight * _GAUGES[gauge](part, student, teacher) for part in get(text).parts)
+    if gauge == "gradient":
+        return jax.grad(lambda logits: loss(logits, teacher, labels=labels).sum())(student)
+    split = _raw if gauge == "raw" else _fixed
+    return sum(part.weight * split(part, student, teacher) for part in loss.parts)
+
+
+def gauges(text: str) -> tuple[str, ...]:
+    """Those of `GAUGES` that the loss has parts in."""
+    parts = get(text).parts
+    return tuple(gauge for gauge in GAUGES if all(gauge in _gauges(part) for part in parts))
+
+
+def shares(parts) -> jax.Array:
+    """Each part's size over the sum of all sizes.
+
+    Args:
+      parts: [..., V].
+
+    Returns:
+      [..., V] in [0, 1]; 0 where all parts are 0. Infinite parts share all alike.
+    """
+    parts = jnp.asarray(parts)
+    # Bounded so that no sum of them overflows.
+    sizes = jnp.minimum(jnp.abs(parts), jnp.finfo(parts.dtype).max / (8 * parts.shape[-1]))
+    total = jnp.sum(sizes, axis=-1, keepdims=True)
+    return sizes / jnp.where(total == 0, 1, total)
+
+
+def top_movers(parts, k: int) -> Movers:
+    """The k largest parts by size, whatever their sign; of equal ones the first class comes first.
+
+    Args:
+      parts: [..., V].
+      k: how many, from 1 to V.
+
+    Returns:
+      `Movers`, with the parts' signs.
+
+    Raises:
+      ValueError: if there are no k classes.
+    """
+    parts = jnp.asarray(parts)
+    if not 1 <= k <= parts.shape[-1]:
+        raise ValueError(f"`k` must be from 1 to the number of classes, {parts.shape[-1]}, got {k}.")
+    _, classes = jax.lax.top_k(jnp.abs(parts), k)
+    return Movers(classes=classes, parts=jnp.take_along_axis(parts, classes, axis=-1))
 
 
 def _raw(part, student, teacher):
     if part.name == "cross_entropy":
-        return cross_entropy_terms(student, teacher)
-    if part.name == "forward_kl":
-        rows = compare(student, teacher)
-        return -rows.p * jnp.minimum(rows.r, HUGE)
-    raise ValueError(f"`{part.name}` has no parts in the gauge raw, only cross_entropy and forward_kl; use fixed.")
+        return cross_entropy_terms(student, _smoothed(student, teacher, **part.all_parameters))
+    if part.name in _WRITTEN_AS_FIXED:
+        return _fixed(part, student, teacher)
+    return _WRITTEN[part.name](compare(student, teacher), **part.all_parameters)
 
 
 def _fixed(part, student, teacher):
-    rows = compare(student, teacher)
     if part.name == "cross_entropy":
-        return cross_entropy_terms(student, teacher) + rows.excess
-    return _term(part).value(rows)
+        teacher = _smoothed(student, teacher, **part.all_parameters)
+        return cross_entropy_terms(student, teacher) + compare(student, teacher).excess
+    return part.entry.term(**part.all_parameters).value(compare(student, teacher))
 
 
-def _gradient(part, student, teacher):
-    if part.name == "cross_entropy":
-        return cross_entropy_gradient(student, teacher)
-    return engine.gradient(_term(part), student, teacher)
+def _smoothed(student, teacher, smoothing):
+    """The teacher's logits with its labels smoothed over the classes that the student has."""
+    if smoothing == 0:
+        return teacher
+    present = ~jnp.isneginf(student)
+    uniform = present / jnp.maximum(jnp.sum(present, axis=-1, keepdims=True), 1)
+    return jnp.log((1 - smoothing) * softmax(teacher) + smoothing * uniform)
 
 
-def _term(part):
-    if part.entry.term is None:
-        raise ValueError(f"`{part.name}` is not a sum over classes; contributions are of ce and the f-divergences.")
-    defaults = {name: parameter.default for name, parameter in part.entry.parameters.items()}
-    return part.entry.term(**defaults | dict(part.parameters))
+def _times(weight, ratio):
+    """weight·ratio; 0 where the ratio is -inf, for the probability that is the weight is then 0."""
+    return jnp.where(jnp.isinf(ratio), jnp.maximum(ratio, 0), weight * ratio)
 
 
-_GAUGES = {"raw": _raw, "fixed": _fixed, "gradient": _gradient}
+def _log_mixture(alpha, r):
+    """log(α + (1-α)eʳ)."""
+    return jnp.logaddexp(math.log(alpha), math.log1p(-alpha) + r)
+
+
+# Formulas to whose terms the engine's, where it has them, add a multiple of q - p.
+_WRITTEN = {
+    "forward_kl": lambda rows: _times(rows.p, -rows.r),
+    "reverse_kl": lambda rows: _times(rows.q, rows.r),
+    "skew_kl": lambda rows, alpha: _times(rows.p, -_log_mixture(alpha, rows.r)),
+    "negative_acceptance": lambda rows: -jnp.minimum(rows.p, rows.q),
+    "skew_reverse_kl": lambda rows, alpha: _times(rows.q, -_log_mixture(alpha, -rows.r)),
+}
+# Those whose terms are the engine's as they stand.
+_WRITTEN_AS_FIXED = (
+    "jeffreys",
+    "jensen_shannon",
+    "reverse_jensen_shannon",
+    "squared_hellinger",
+    "pearson_chi_squared",
+    "neyman_chi_squared",
+    "total_variation",
+)
+
+
+def _gauges(part):
+    soft = part.name == "cross_entropy"
+    raw = soft or part.name in _WRITTEN or part.name in _WRITTEN_AS_FIXED
+    fixed = soft or part.entry.term is not None
+    return tuple(gauge for gauge, there in zip(GAUGES, (raw, fixed, True), strict=True) if there)

@@ -1,0 +1,50 @@
+"""What docs/losses.md says in code runs, and its two migration tables are equalities."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxdiv
+from tests import runs
+
+TEXT = (runs.ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+RNG = np.random.default_rng(3)
+STUDENT, TEACHER = RNG.normal(size=(2, 6, 9)).astype(np.float32)
+LABELS = RNG.integers(9, size=6)
+
+
+def _rows(library):
+    found = re.findall(rf"^\| `({library}.*?)` \| `(jaxdiv\..*?)` \|$", TEXT, flags=re.MULTILINE)
+    assert len(found) >= 6
+    return found
+
+
+def _ours(expression):
+    return eval(expression, {"jaxdiv": jaxdiv, "student": STUDENT, "teacher": TEACHER, "labels": LABELS})
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split()[1])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trainer_adopts_it_as_written(block):
+    assert "assert" in block
+    exec(block, {})
+
+
+@pytest.mark.parametrize(("theirs", "ours"), _rows("optax"))
+def test_optaxs_functions_are_ours_in_the_order_given(theirs, ours):
+    names = {"optax": optax, "jax": jax, "student": jnp.asarray(STUDENT), "teacher": jnp.asarray(TEACHER)}
+    np.testing.assert_allclose(_ours(ours), eval(theirs, names | {"labels": jnp.asarray(LABELS)}), rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theirs", "ours"), _rows(r"(?:4 \* )?F\."))
+def test_pytorchs_functions_are_ours_in_the_order_given(theirs, ours):
+    torch = pytest.importorskip("torch")
+    names = {"F": torch.nn.functional, "student": torch.tensor(STUDENT), "teacher": torch.tensor(TEACHER)}
+    names["labels"] = torch.tensor(LABELS)
+    np.testing.assert_allclose(_ours(ours), eval(theirs, names).numpy(), rtol=2e-5)

@@ -41,7 +41,7 @@ setup(
         "test": TRAIN + TEST,
         "dev": [*TRAIN, *TEST, "ruff>=0.15"],
         # What the losses are measured against: over a gigabyte.
-        "peers": ["distrax>=0.1.9", "torch>=2.9"],
+        "peers": ["distrax>=0.1.9", "torch>=2.14"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },

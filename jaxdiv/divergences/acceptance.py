@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiv.divergences import terms
+from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.engine import divergence, gradient
 from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.rows import compare, log_probabilities, total
@@ -12,6 +13,7 @@ RATE = 3.0
 _LEAST = -60.0  # log acceptance below which probabilities may underflow
 
 
+@in_blocks
 def negative_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """-Σ min(p, q), a row, [...] in [-1, 0]: total variation less 1, with all digits where little is accepted.
 
@@ -39,6 +41,7 @@ def _negative_acceptance_jvp(primals, tangents):
     return _negative_acceptance(*primals), jnp.sum(slope * tangents[0], axis=-1)
 
 
+@in_blocks
 def negative_log_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """-log Σ min(p, q), nats a row; its gradient is that of total variation over the acceptance.
 
@@ -103,6 +106,7 @@ def _gradient_jvp(primals, tangents):
     return _gradient(*primals), product
 
 
+@in_blocks
 def lk_hybrid(student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None) -> jax.Array:
     """λ·KL(teacher ‖ student) + (1-λ)·TV with λ = exp(-rate·acceptance), the acceptance taken as a constant.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiv.divergences import terms
+from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.engine import divergence
 from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.rows import compare, total
@@ -13,6 +14,7 @@ from jaxdiv.divergences.rows import compare, total
 HEAD = 0.5
 
 
+@in_blocks
 def adaptive_kl(student_logits, teacher_logits, *, head: float = HEAD, axis: int = -1, where=None) -> jax.Array:
     """λ·KL(teacher ‖ student) + (1-λ)·KL(student ‖ teacher), nats a row, [...] in [0, inf].
 

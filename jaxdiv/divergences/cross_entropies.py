@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.regularizers import smoothed
 from jaxdiv.divergences.rows import softmax, top, total
@@ -12,6 +13,7 @@ from jaxdiv.divergences.rows import softmax, top, total
 CLASSES = 10
 
 
+@in_blocks
 def cross_entropy(student_logits, teacher_logits, *, smoothing: float = 0.0, axis: int = -1, where=None) -> jax.Array:
     """-Σ p·log q, nats a row, its own plain formula; arguments and errors as in `forward_kl`.
 
@@ -29,6 +31,7 @@ def cross_entropy(student_logits, teacher_logits, *, smoothing: float = 0.0, axi
     return smoothed(_soft(student, teacher), student, smoothing)
 
 
+@in_blocks
 def cross_entropy_top_k(student_logits, teacher_logits, *, k: int = CLASSES, axis: int = -1, where=None) -> jax.Array:
     """-Σ p·log q over the teacher's k most probable classes, nats a row; equal ones at the end count together.
 
@@ -54,9 +57,10 @@ def cross_entropy_top_k(student_logits, teacher_logits, *, k: int = CLASSES, axi
 
 def _log_sum(exp):
     """log Σexp, [..., 1], of numbers whose largest is 1, with all digits where that one is nearly alone."""
-    rest = total(jnp.where(exp < 1, exp, 0))
-    ones = jnp.round(total(exp) - rest)
-    return jnp.log1p(rest + jnp.maximum(ones - 1, 0))
+    # XLA may fuse what makes the logits once with the maximum and once with the exponential, rounded in two ways, so
+    # that the largest is not 1 to the last digit.
+    high = exp >= 0.5
+    return jnp.log1p(jnp.maximum(total(exp - high) + (total(high.astype(exp.dtype)) - 1), 0))
 
 
 def cross_entropy_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:

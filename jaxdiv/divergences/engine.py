@@ -26,7 +26,7 @@ def gradient(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
     """dD/dz_s = φ_b - q·Σφ_b, [..., V]."""
     rows = compare(student, teacher)
     slope = term.slope(rows)
-    return slope - rows.q * total(slope)
+    return slope if term.balanced else slope - rows.q * total(slope)
 
 
 @gradient.defjvp

@@ -3,12 +3,14 @@
 import jax
 
 from jaxdiv.divergences import terms
+from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.engine import divergence
 from jaxdiv.divergences.inputs import prepare
 
 ALPHA_RANGE = (-4.0, 5.0)  # beyond, values leave float32 as soon as student and teacher differ
 
 
+@in_blocks
 def forward_kl(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """KL(teacher ‖ student) = Σ p·log(p/q), nats a row.
 
@@ -34,6 +36,7 @@ def forward_kl(student_logits, teacher_logits, *, axis: int = -1, where=None) ->
     return _between(terms.FORWARD_KL, student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def reverse_kl(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """KL(student ‖ teacher) = Σ q·log(q/p), nats a row, [...] in [0, inf]; arguments as in `forward_kl`.
 
@@ -44,6 +47,7 @@ def reverse_kl(student_logits, teacher_logits, *, axis: int = -1, where=None) ->
     return _between(terms.REVERSE_KL, student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def jeffreys(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """KL(teacher ‖ student) + KL(student ‖ teacher) = Σ (q-p)·log(q/p), nats a row, [...] in [0, inf].
 
@@ -54,6 +58,7 @@ def jeffreys(student_logits, teacher_logits, *, axis: int = -1, where=None) -> j
     return _between(terms.JEFFREYS, student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def jensen_shannon(student_logits, teacher_logits, *, beta: float = 0.5, axis: int = -1, where=None) -> jax.Array:
     """β·KL(teacher ‖ M) + (1-β)·KL(student ‖ M) with M = β·teacher + (1-β)·student, nats a row.
 
@@ -76,6 +81,7 @@ def jensen_shannon(student_logits, teacher_logits, *, beta: float = 0.5, axis: i
     return _between(terms.jensen_shannon(float(beta)), student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def reverse_jensen_shannon(
     student_logits, teacher_logits, *, beta: float = 0.5, axis: int = -1, where=None
 ) -> jax.Array:
@@ -86,6 +92,7 @@ def reverse_jensen_shannon(
     return jensen_shannon(student_logits, teacher_logits, beta=1 - beta, axis=axis, where=where)
 
 
+@in_blocks
 def skew_kl(student_logits, teacher_logits, *, alpha: float = 0.1, axis: int = -1, where=None) -> jax.Array:
     """KL(teacher ‖ α·teacher + (1-α)·student), nats a row, [...] in [0, -log α].
 
@@ -102,6 +109,7 @@ def skew_kl(student_logits, teacher_logits, *, alpha: float = 0.1, axis: int = -
     return _between(terms.skew_kl(_weight(alpha)), student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def skew_reverse_kl(student_logits, teacher_logits, *, alpha: float = 0.1, axis: int = -1, where=None) -> jax.Array:
     """KL(student ‖ α·student + (1-α)·teacher), nats a row, [...] in [0, -log α]; as `skew_kl` otherwise.
 
@@ -118,6 +126,7 @@ def _weight(alpha):
     return float(alpha)
 
 
+@in_blocks
 def alpha_divergence(student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None) -> jax.Array:
     """(1 - Σ p^α·q^(1-α))/(α(1-α)), a row, [...] in [0, inf]; arguments as in `forward_kl`.
 
@@ -138,6 +147,7 @@ def alpha_divergence(student_logits, teacher_logits, *, alpha: float = 0.5, axis
     return _between(terms.alpha_divergence(float(alpha)), student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def pearson_chi_squared(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """Σ (q-p)²/q, the student in the denominator as the model is in Pearson's test; a row, [...] in [0, inf].
 
@@ -149,6 +159,7 @@ def pearson_chi_squared(student_logits, teacher_logits, *, axis: int = -1, where
     return _between(terms.PEARSON_CHI_SQUARED, student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def neyman_chi_squared(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """Σ (q-p)²/p, the teacher in the denominator; a row, [...] in [0, inf]; otherwise as `pearson_chi_squared`.
 
@@ -157,6 +168,7 @@ def neyman_chi_squared(student_logits, teacher_logits, *, axis: int = -1, where=
     return _between(terms.NEYMAN_CHI_SQUARED, student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def squared_hellinger(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """½·Σ (√p - √q)² = 1 - Σ √(pq), a row, [...] in [0, 1]; symmetric. Arguments as in `forward_kl`.
 
@@ -165,6 +177,7 @@ def squared_hellinger(student_logits, teacher_logits, *, axis: int = -1, where=N
     return _between(terms.SQUARED_HELLINGER, student_logits, teacher_logits, axis, where)
 
 
+@in_blocks
 def total_variation(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """½·Σ|q-p| = 1 - Σ min(p, q), [...] in [0, 1]: the chance that a sampled draft is rejected.
 

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.inputs import classes_last, prepare
 from jaxdiv.divergences.regularizers import smoothed
 from jaxdiv.divergences.rows import softmax, top, total
 
 
+@in_blocks
 def cross_entropy_argmax(
     student_logits, teacher_logits, *, smoothing: float = 0.0, axis: int = -1, where=None
 ) -> jax.Array:
@@ -21,6 +23,7 @@ def cross_entropy_argmax(
     return smoothed(_hard(student, _first_largest(teacher)), student, smoothing)
 
 
+@in_blocks
 def cross_entropy_data(student_logits, labels, *, smoothing: float = 0.0, axis: int = -1, where=None) -> jax.Array:
     """-log q of the label, nats a row.
 
@@ -84,7 +87,7 @@ def _hard_jvp(primals, tangents):
 def _hard_gradient(student, labels):
     exp, chosen = _exp_and_chosen(student, labels)
     rest = total(jnp.where(chosen, 0, exp))
-    return jnp.where(chosen, -rest, exp) / jnp.maximum(total(exp), 1)
+    return jnp.where(chosen, -rest, exp) / jnp.maximum(rest + total(jnp.where(chosen, exp, 0)), 1)
 
 
 @_hard_gradient.defjvp

@@ -8,6 +8,7 @@ import jax
 
 from jaxdiv import targets
 from jaxdiv.divergences import inputs
+from jaxdiv.divergences.blocks import by_rows
 from jaxdiv.divergences.entry import Entry
 from jaxdiv.divergences.evaluate import Given, evaluate
 from jaxdiv.divergences.registry import ENTRIES, canonical
@@ -87,10 +88,22 @@ class Loss:
             raise ValueError(f"`{self.text}` needs `labels`, got None.")
         if not isinstance(temperature, jax.core.Tracer) and not (0 < temperature < math.inf):
             raise ValueError(f"`temperature` must be in (0, inf), got {temperature}.")
-        student_logits = inputs.cut(student_logits, vocab_size, axis)
-        if not isinstance(teacher, targets.Labels | targets.TopK | targets.Samples):
-            teacher = inputs.cut(teacher, vocab_size, axis)
-        given = Given(student_logits, teacher, labels, temperature, axis, where)
+        student_logits, labels = inputs.cut(student_logits, vocab_size, axis), () if labels is None else (labels,)
+        if isinstance(teacher, targets.Labels | targets.TopK | targets.Samples):
+            return _Rows(self.parts, temperature)(student_logits, teacher, *labels, axis=axis, where=where)
+        teacher, labels = inputs.cut(teacher, vocab_size, axis), labels if self.needs_labels else ()
+        return by_rows(_Rows(self.parts, temperature), student_logits, teacher, *labels, axis=axis, where=where)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The sum of a loss's parts at a temperature."""
+
+    parts: tuple[Part, ...]
+    temperature: float
+
+    def __call__(self, student_logits, teacher, labels=None, *, axis, where):
+        given = Given(student_logits, teacher, labels, self.temperature, axis, where)
         return sum(part.weight * evaluate(part.entry, part.all_parameters, given) for part in self.parts)
 
 

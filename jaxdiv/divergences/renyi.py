@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiv.divergences import terms
+from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.f_divergences import forward_kl
 from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.rows import HUGE, compare, total
@@ -13,6 +14,7 @@ from jaxdiv.divergences.rows import HUGE, compare, total
 LARGEST = 5.0
 
 
+@in_blocks
 def renyi(student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None) -> jax.Array:
     """log(Σ p^α·q^(1-α))/(α-1), nats a row, [...] in [0, inf]; other arguments as in `forward_kl`.
 
@@ -34,6 +36,7 @@ def renyi(student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1,
     return _renyi(float(alpha), *prepare(student_logits, teacher_logits, axis=axis, where=where))
 
 
+@in_blocks
 def bhattacharyya(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
     """-log Σ √(pq), nats a row, [...] in [0, inf]: half of `renyi` at α = ½. Symmetric.
 

@@ -21,13 +21,14 @@ Elementwise = Callable[[Rows], jax.Array]
 class Term(NamedTuple):
     """φ, dφ/db and d²φ/db², each from Rows to [..., V].
 
-    `pointwise` is dφ/db where `slope` looks at the whole row.
+    `pointwise` is dφ/db where `slope` looks at the whole row; `balanced` says that a row's slopes sum to 0 as they are.
     """
 
     value: Elementwise
     slope: Elementwise
     curvature: Elementwise
     pointwise: Elementwise | None = None
+    balanced: bool = False
 
 
 def _tiny(r):
@@ -56,15 +57,18 @@ def _total_variation(rows):
 
 def _balanced_sign(rows):
     """½q·sign(r) less the multiple of q that makes it sum to 0: a class of probability near 1 keeps its digits."""
-    up = 0.5 + 0.5 * jnp.sign(rows.r)
-    down = 1 - up
-    return rows.q * (up * total(rows.q * down) - down * total(rows.q * up))
+    up = jnp.where(rows.r > 0, rows.q, jnp.where(rows.r < 0, 0, 0.5 * rows.q))
+    down = rows.q - up
+    return up * total(down) - down * total(up)
 
 
 _KL = (0.0, 0.0, *expm1_series()[2:])
 
 FORWARD_KL = Term(
-    value=lambda rows: _kl(rows.p, rows.q, rows.r), slope=lambda rows: rows.excess, curvature=lambda rows: rows.q
+    value=lambda rows: _kl(rows.p, rows.q, rows.r),
+    slope=lambda rows: rows.excess,
+    curvature=lambda rows: rows.q,
+    balanced=True,
 )
 REVERSE_KL = Term(
     value=lambda rows: _kl(rows.q, rows.p, -rows.r),
@@ -81,6 +85,7 @@ TOTAL_VARIATION = Term(
     slope=_balanced_sign,
     curvature=_balanced_sign,
     pointwise=lambda rows: 0.5 * rows.q * jnp.sign(rows.r),
+    balanced=True,
 )
 _MOST = 80.0  # an exponent that does not overflow
 
@@ -151,7 +156,8 @@ def _scaled_expm1(r, scale):
 
 
 def _times(factor, term):
-    return Term(*(lambda rows, part=part: factor * part(rows) for part in term))
+    parts = {name: part for name, part in term._asdict().items() if callable(part)}
+    return term._replace(**{name: lambda rows, part=part: factor * part(rows) for name, part in parts.items()})
 
 
 SQUARED_HELLINGER = _times(0.25, alpha_divergence(0.5))

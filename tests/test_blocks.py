@@ -1,0 +1,77 @@
+"""Losses of many rows, a block at a time: the same values and derivatives as of all rows at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdiv
+from jaxdiv.divergences import blocks
+
+RNG = np.random.default_rng(21)
+V, ROWS = 16, (3, 5)  # in blocks of 4 rows the last one overlaps its neighbor
+TEACHER = jnp.asarray(2 * RNG.normal(size=(*ROWS, V)), jnp.float32)
+STUDENT = TEACHER + jnp.asarray(RNG.normal(size=(*ROWS, V)), jnp.float32)
+LABELS = jnp.asarray(RNG.integers(12, size=ROWS))
+WHERE = jnp.arange(V) < 12
+TEXTS = [
+    *("ce", "ce_argmax", "ce_data(smoothing=0.1)", "ce_top_k(k=3)", "kl", "rkl", "jeffreys", "akl", "jsd", "skl"),
+    *("alpha(alpha=2)", "renyi", "renyi(alpha=3)", "bhattacharyya", "neyman", "tv", "negative_acceptance", "nla"),
+    *("lk_hybrid(rate=1)", "0.5*kl + 0.5*ce_data + 1e-3*z_loss"),
+]
+
+
+def _numbers(text, temperature, where):
+    """Value, gradient and Hessian product."""
+    loss = jaxdiv.get(text)
+    labels = LABELS if loss.needs_labels else None
+
+    def total(student):
+        values = loss(student, TEACHER, labels=labels, temperature=temperature, where=where)
+        return values.sum(), values
+
+    def gradient(student):
+        return jax.grad(total, has_aux=True)(student)[0]
+
+    return total(STUDENT)[1], *jax.jvp(gradient, (STUDENT,), (jnp.cos(STUDENT),))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_blocks_change_nothing(monkeypatch, text):
+    for temperature, where in ((1.0, None), (2.0, WHERE)):
+        whole = _numbers(text, temperature, where)
+        monkeypatch.setattr(blocks, "BLOCK", 4 * V)
+        for got, expected in zip(_numbers(text, temperature, where), whole, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+        monkeypatch.undo()
+
+
+def test_blocks_are_taken_and_pass_through_transformations(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 4 * V)
+    loss = jaxdiv.get("kl")
+    assert "while" in str(jax.make_jaxpr(loss)(STUDENT, TEACHER))
+    plain = loss(STUDENT, TEACHER)
+    many = jax.jit(jax.vmap(loss))(jnp.stack([STUDENT, TEACHER]), jnp.stack([TEACHER, TEACHER]))
+    np.testing.assert_allclose(many[0], plain, rtol=1e-6)
+    np.testing.assert_array_equal(many[1], 0)
+    twice = jax.vmap(loss, in_axes=(0, None))(jnp.stack([STUDENT, TEACHER]), TEACHER)
+    np.testing.assert_allclose(twice, many, rtol=1e-6)
+    # A parameter that is no number, and rows that only broadcast, are seen all at once.
+    np.testing.assert_allclose(
+        jaxdiv.jensen_shannon(STUDENT, TEACHER, beta=np.array(0.3)),
+        jaxdiv.get("jsd(beta=0.3)")(STUDENT, TEACHER),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(loss(STUDENT, TEACHER[0, 0])[0, 0], plain[0, 0], rtol=1e-6)
+    with pytest.raises(ValueError, match="same classes, got 16 and 15"):
+        loss(STUDENT, TEACHER[..., 1:])
+    with pytest.raises(ValueError, match=r"rows' shape \(3, 5\), got \(3, 4\)"):
+        jaxdiv.cross_entropy_data(STUDENT, LABELS[:, 1:])
+
+
+def test_what_a_loss_makes_on_its_way_does_not_grow_with_the_rows():
+    logits = jax.ShapeDtypeStruct((512, 131072), jnp.float32)
+    for text in ("kl", "tv", "jsd", "nla", "ce"):
+        loss = jax.value_and_grad(lambda s, t, text=text: jaxdiv.get(text)(s, t).sum())
+        temporary = jax.jit(loss).lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
+        assert temporary < logits.size * 4 / 8, text

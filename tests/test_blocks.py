@@ -69,6 +69,18 @@ def test_blocks_are_taken_and_pass_through_transformations(monkeypatch):
         jaxdiv.cross_entropy_data(STUDENT, LABELS[:, 1:])
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_blocks_of_half_precision_logits(monkeypatch, dtype):
+    student, teacher = STUDENT.astype(dtype), TEACHER.astype(dtype)
+    both = jax.value_and_grad(lambda s: jaxdiv.get("kl")(s, teacher).sum())
+    value, gradient = both(student)
+    monkeypatch.setattr(blocks, "BLOCK", 4 * V)
+    assert "while" in str(jax.make_jaxpr(both)(student))
+    np.testing.assert_allclose(both(student)[0], value, rtol=1e-6)
+    assert both(student)[1].dtype == dtype
+    np.testing.assert_allclose(both(student)[1].astype(float), gradient.astype(float), rtol=1e-2, atol=1e-6)
+
+
 def test_what_a_loss_makes_on_its_way_does_not_grow_with_the_rows():
     logits = jax.ShapeDtypeStruct((512, 131072), jnp.float32)
     for text in ("kl", "tv", "jsd", "nla", "ce"):

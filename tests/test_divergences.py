@@ -1,5 +1,7 @@
 """Values and gradients of every loss in the registry against float64 definitions, at the edges and under transforms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,20 @@ def test_random_logits_agree_with_the_definition(name, size):
         # At a kink, r = 0, rounding may decide the side.
         assert _error(gradient, expected)[ratio.min(-1) > 1e-6].max(initial=0) < 4e-6
         assert _error(gradient, expected).max() < 1e-2
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_compiled_with_a_temperature_inside_agrees_with_the_definition(name):
+    """XLA may fuse the division once with the maximum and once with the exponential, and round it in two ways."""
+    teacher = RNG.normal(size=(40, 40)).astype(np.float32)
+    student = (teacher + RNG.normal(size=teacher.shape)).astype(np.float32)
+    entry = jaxdiv.get(name).parts[0].entry
+    function = functools.partial(entry.function, **dict(jaxdiv.get(name).parts[0].parameters))
+    temperatures = (0.7, 1.5, 3.0)
+    values = jax.jit(lambda s, t: [function(s / x, t / x) for x in temperatures])(student, teacher)
+    for value, temperature in zip(values, temperatures, strict=True):
+        expected = references.VALUES[name](*(np.float64(side) / temperature for side in (student, teacher)))
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

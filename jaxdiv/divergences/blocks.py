@@ -126,18 +126,33 @@ def _on_this_platform(static, *arrays):
 def _in_turn(static, *arrays):
     shape = arrays[0].shape[:-1]
     rows = math.prod(shape)
-    arrays = [x.reshape(rows, *x.shape[len(shape) :]) for x in arrays]
+    flat = [_plain(x.reshape(rows, *x.shape[len(shape) :])) for x in arrays]
 
     def block(begin):
-        return static(*(jax.lax.dynamic_slice_in_dim(x, begin, static.size) for x in arrays))
+        pieces = (jax.lax.dynamic_slice_in_dim(x, begin, static.size) for x in flat)
+        return static(*(_typed(piece, x.dtype) for piece, x in zip(pieces, arrays, strict=True)))
 
     def body(state):
         number, made = state
         begin = jnp.minimum(number * static.size, rows - static.size)  # the last block goes over some rows once more
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=begin, axis=0)
-        return number + 1, jax.tree.map(put, made, block(begin))
+        return number + 1, jax.tree.map(lambda whole, piece: put(whole, _plain(piece)), made, block(begin))
 
     # A loop over a known number of blocks would be a scan, out of which JAX hoists constants as whole arrays.
-    empty = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), jax.eval_shape(block, jnp.int32(0)))
+    outputs = jax.eval_shape(block, jnp.int32(0))
+    empty = jax.tree.map(lambda x: _plain(jnp.zeros((rows, *x.shape[1:]), x.dtype)), outputs)
     made = jax.lax.while_loop(lambda state: state[0] * static.size < rows, body, (jnp.int32(0), empty))[1]
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made)
+    return jax.tree.map(lambda x, like: _typed(x, like.dtype).reshape(*shape, *x.shape[1:]), made, outputs)
+
+
+def _plain(x):
+    """The bits of a half-precision float: XLA on CPU slices those only after it has cast the whole array to float32."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if _is_half(x.dtype) else x
+
+
+def _typed(x, dtype):
+    return jax.lax.bitcast_convert_type(x, dtype) if _is_half(dtype) else x
+
+
+def _is_half(dtype):
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize == 2

@@ -1,12 +1,103 @@
 """Benchmarks run and print what they say; their times are no test's business."""
 
+import csv
+
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmarks import losses, peers
 from tests import runs
+
+
+def _rows(printed):
+    return [
+        [cell.strip() for cell in line.strip("│\n").split("│")] for line in printed.splitlines() if line.startswith("│")
+    ]
 
 
 def test_population_prints_a_row_for_each_number_of_students():
     printed = runs.succeed("benchmarks.population", runs.SMOKE, "--students=1,3", "--rounds=2", "--loss=0.5*kl+0.5*tv")
     assert "a plain jax.grad" in printed
-    rows = [line.replace("│", " ").split() for line in printed.splitlines() if line.startswith("│")]
+    rows = _rows(printed)
     assert [row[0] for row in rows] == ["1", "3"]
     for count, _, ratio, _, _, faster in (map(float, row) for row in rows):
         assert abs(count / ratio - faster) < 0.02 * faster + 0.02
+
+
+def test_losses_prints_and_writes_a_row_for_each_loss_and_library(tmp_path):
+    output = tmp_path / "losses.csv"
+    sizes = ["--rows=3", "--vocabulary=500", "--rounds=2"]
+    printed = runs.succeed(
+        "benchmarks.losses", "--losses=ce_data,kl", "--peers=jnp,optax", f"--output={output}", *sizes
+    )
+    rows = _rows(printed)
+    assert [row[0] for row in rows] == ["cross_entropy_data", "", "", "forward_kl", "", ""]
+    assert [row[1] for row in rows] == ["jaxdiv", "jnp", "optax"] * 2
+    with output.open(encoding="utf-8") as stream:
+        written = list(csv.DictReader(stream))
+    for row, record in zip(rows, written, strict=True):
+        assert row[1] == record["library"]
+        assert float(row[2]) == pytest.approx(float(record["value"]), abs=0.006)
+        assert (record["rows"], record["vocabulary"], record["dtype"]) == ("3", "500", "float32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--losses=klx"], "did you mean `kl`?"),
+        (["--losses=z_loss"], "no peer has it; known: "),
+        (["--rows=0"], "rows"),
+        (["--vocabulary=1"], "vocabulary"),
+        (["--dtype=float16"], "float32|bfloat16"),
+        (["--peers=numpy"], "unknown library `numpy`; known: jaxdiv, jnp, optax, distrax, torch"),
+        (["--output=tests", "--losses=kl"], "--output=tests is a folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_losses_refuses_bad_input_in_one_line(arguments, told):
+    runs.check_refusal(runs.run("benchmarks.losses", *arguments), told)
+
+
+def test_peers_that_are_asked_for_must_be_installed(monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named '{name}'")
+
+    monkeypatch.setattr(peers.importlib, "import_module", missing)
+    found, left_out = losses._libraries(None)
+    assert [library.name for library in found] == ["jaxdiv", "jnp"]
+    assert sorted(left_out) == ["distrax", "optax", "torch"]
+    with pytest.raises(ValueError, match=r"--peers=torch: can't be imported \(No module named 'torch'\); pip install"):
+        losses._libraries(["torch"])
+
+
+def _record(library, value, error=0.0):
+    times = dict.fromkeys(losses.KINDS, value)
+    errors = dict.fromkeys(("random_value", "random_gradient", "near_value"), 0.0)
+    return {"loss": "forward_kl", "library": library, **times, **errors, "near_gradient": error}
+
+
+def test_only_correct_peers_count():
+    assert losses.verdict(_record("a", 1.0)) == "correct"
+    assert losses.verdict(_record("a", 1.0, 0.17)) == "wrong: off by 17%"
+    assert losses.verdict(_record("a", 1.0, 8.4)) == "wrong: off by 840%"
+    assert losses.verdict(_record("a", 1.0, float("nan"))) == "wrong: not finite"
+    own = _record("jaxdiv", 2.0)
+    assert "Slower than a correct peer: none." in losses.summary([own, _record("a", 1.0, 0.17), _record("b", 3.0)])
+    assert "forward_kl both 2.00 × a" in losses.summary([own, _record("a", 1.0), _record("b", 3.0)])
+
+
+def _errors(name, loss, distance, classes):
+    given = losses.inputs(loss, 3, classes, jnp.float32, distance)
+    return losses.errors(losses.contestant(peers.load(name), loss, given), loss, given)
+
+
+@pytest.mark.parametrize("loss", sorted(peers.load("jnp").losses))
+def test_plain_peers_agree_with_the_definitions(loss):
+    for name in ("jaxdiv", "jnp", "optax"):
+        if loss in peers.load(name).losses:
+            assert max(_errors(name, loss, 1.0, 1000)) < 1e-5
+
+
+def test_only_jaxdiv_keeps_the_digits_of_a_near_student():
+    assert _errors("jaxdiv", "forward_kl", 1e-3, 20000)[0] < 1e-5
+    assert _errors("jnp", "forward_kl", 1e-3, 20000)[0] > losses.ALLOWED

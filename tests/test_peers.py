@@ -1,0 +1,95 @@
+"""jaxdiv's losses and gradients are PyTorch's where it has them, in double precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdiv
+from experiments.benchmarks import peers
+
+torch = pytest.importorskip("torch")
+functional = torch.nn.functional
+pytestmark = pytest.mark.slow
+
+RNG = np.random.default_rng(3)
+ROWS, CLASSES = 6, 40
+TEACHER = 2 * RNG.normal(size=(ROWS, CLASSES))
+STUDENT = TEACHER + RNG.normal(size=TEACHER.shape)
+LABELS = RNG.integers(0, CLASSES, ROWS)
+
+
+def _jaxdiv(text, temperature):
+    loss = jaxdiv.get(text)
+    labels = jnp.asarray(LABELS) if loss.needs_labels else None
+    values, pull = jax.vjp(
+        lambda s: loss(s, jnp.asarray(TEACHER), labels=labels, temperature=temperature), jnp.asarray(STUDENT)
+    )
+    return values, pull(jnp.ones_like(values))[0]
+
+
+def _torch(function, target):
+    student = torch.tensor(STUDENT, requires_grad=True)
+    values = function(student, target)
+    return values.detach().numpy(), torch.autograd.grad(values.sum(), student)[0].numpy()
+
+
+def _check(text, function, target=None, temperature=1.0):
+    target = torch.tensor(TEACHER) if target is None else target
+    with jax.enable_x64(True):
+        value, gradient = _jaxdiv(text, temperature)
+    expected, by_student = _torch(function, target)
+    np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(gradient, by_student, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("loss", sorted(peers.load("torch").losses))
+def test_losses_and_gradients_agree(loss):
+    function = peers.load("torch").losses[loss]
+    _check(loss, function, torch.tensor(LABELS) if loss == "cross_entropy_data" else None)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.7])
+def test_generalized_jensen_shannon_has_beta_on_the_teacher(beta):
+    """TRL's form: β·KL(teacher ‖ M) + (1-β)·KL(student ‖ M), from log-probabilities; and by words, on probabilities."""
+    _check(f"jsd(beta={beta})", lambda s, t: peers.load("torch").losses["jensen_shannon"](s, t, beta=beta))
+
+    def on_probabilities(student, teacher):
+        q, p = student.softmax(-1), teacher.softmax(-1)
+        mixture = beta * p + (1 - beta) * q
+        by_teacher = (p * (p / mixture).log()).sum(-1)
+        return beta * by_teacher + (1 - beta) * (q * (q / mixture).log()).sum(-1)
+
+    _check(f"jsd(beta={beta})", on_probabilities)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+def test_jensen_shannon_of_libraries_with_beta_on_the_student(beta):
+    """Where a library writes β·KL(student ‖ M) + (1-β)·KL(teacher ‖ M), its β is our 1-β (TRL #3043)."""
+
+    def other_way(student, teacher):
+        log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
+        mixture = (beta * log_q.exp() + (1 - beta) * log_p.exp()).log()
+        of_student = functional.kl_div(mixture, log_q, reduction="none", log_target=True).sum(-1)
+        return beta * of_student + (1 - beta) * functional.kl_div(
+            mixture, log_p, reduction="none", log_target=True
+        ).sum(-1)
+
+    _check(f"jsd(beta={1 - beta})", other_way)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("loss", ["skew_kl", "skew_reverse_kl"])
+def test_skew_divergences_agree_at_every_weight(loss, alpha):
+    _check(f"{loss}(alpha={alpha})", lambda s, t: peers.load("torch").losses[loss](s, t, alpha=alpha))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
+def test_temperature_is_hintons(temperature):
+    """T²·KL of softened rows, as PyTorch's knowledge-distillation tutorial has it."""
+
+    def softened(student, teacher):
+        log_q, log_p = ((x / temperature).log_softmax(-1) for x in (student, teacher))
+        return temperature**2 * functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+    _check("kl", softened, temperature=temperature)

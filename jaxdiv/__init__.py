@@ -5,6 +5,7 @@ Every loss takes `(student_logits, teacher_logits, *, axis=-1, where=None)`, stu
 """
 
 from jaxdiv import reductions, targets
+from jaxdiv.audit import audit
 from jaxdiv.contributions import contributions, shares, top_movers
 from jaxdiv.divergences import (
     Loss,
@@ -42,6 +43,7 @@ __all__ = [
     "Loss",
     "adaptive_kl",
     "alpha_divergence",
+    "audit",
     "bhattacharyya",
     "contributions",
     "cross_entropy",

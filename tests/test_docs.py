@@ -1,4 +1,4 @@
-"""What docs/losses.md says in code runs, and its two migration tables are equalities."""
+"""What the docs say in code runs, and the two migration tables are equalities."""
 
 import re
 
@@ -12,7 +12,8 @@ import jaxdiv
 from tests import runs
 
 TEXT = (runs.ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+PAGES = TEXT + (runs.ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGES, flags=re.MULTILINE | re.DOTALL)
 RNG = np.random.default_rng(3)
 STUDENT, TEACHER = RNG.normal(size=(2, 6, 9)).astype(np.float32)
 LABELS = RNG.integers(9, size=6)
@@ -28,7 +29,7 @@ def _ours(expression):
     return eval(expression, {"jaxdiv": jaxdiv, "student": STUDENT, "teacher": TEACHER, "labels": LABELS})
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split()[1])
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.split()[1] + str(i) for i, block in enumerate(BLOCKS)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_trainer_adopts_it_as_written(block):
     assert "assert" in block

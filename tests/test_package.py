@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import jaxdiv
+from jaxdiv.audit import table as audit_table
 from jaxdiv.divergences import table
 from jaxdiv.divergences.registry import ENTRIES
 from tests import runs
@@ -100,8 +101,9 @@ def test_examples_of_docstrings_print_what_they_say(name):
     assert not told, "".join(told)
 
 
-def test_the_docs_table_is_the_registrys():
-    assert table.markdown() in (runs.ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+def test_the_docs_tables_are_the_codes():
+    for name, made in (("losses", table.markdown()), ("audit", audit_table.markdown())):
+        assert made in (runs.ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", README))
     for name, entry in ENTRIES.items():
         assert listed & {name, *entry.aliases}, f"README does not name {name}"

@@ -23,7 +23,7 @@ TRAIN = [
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23",
 ]
-TEST = ["beartype>=0.22", "equinox>=0.13", "hypothesis>=6.170", "mpmath>=1.4", "pytest>=9.0"]
+TEST = ["beartype>=0.22", "equinox>=0.13", "hypothesis>=6.170", "mpmath>=1.4", "pytest>=9.0", "pytest-xdist>=3.8"]
 
 setup(
     name="jaxdiv",

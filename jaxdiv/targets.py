@@ -81,6 +81,8 @@ def top_k(teacher_logits: jax.Array, k: int, *, temperature: float = 1.0) -> Top
     logits = jnp.asarray(teacher_logits)
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"`k` must be from 1 to the {logits.shape[-1]} classes, got {k}.")
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be above 0, got {temperature}.")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
     kept, indices = jax.lax.top_k(logits, k)
     return TopK(indices, kept, log_sum_exp(without(logits, indices, kept)), temperature)
@@ -96,10 +98,16 @@ def renormalized_top_k(teacher_logits: jax.Array, k: int, *, temperature: float 
 
 
 def top_k_of_log_probabilities(indices: jax.Array, log_probabilities: jax.Array, *, temperature: float = 1.0) -> TopK:
-    """From what a serving stack returns: normalized log-probabilities [..., k] of the classes `indices` [..., k]."""
+    """From what a serving stack returns: normalized log-probabilities [..., k] of the classes `indices` [..., k].
+
+    The tail is what they leave to 1, but no less than rounding can tell (1e-7 in float32): a tail of 0 would make
+    divergences infinite that are not.
+    """
     log_probabilities = jnp.asarray(log_probabilities)
-    kept = jnp.sum(jnp.exp(log_probabilities), axis=-1)
-    return TopK(jnp.asarray(indices), log_probabilities, jnp.log(jnp.maximum(1 - kept, 0)), temperature)
+    log_probabilities = log_probabilities.astype(jnp.promote_types(log_probabilities.dtype, jnp.float32))
+    left = 1 - jnp.sum(jnp.exp(log_probabilities), axis=-1)
+    tail = jnp.log(jnp.maximum(left, jnp.finfo(left.dtype).eps))
+    return TopK(jnp.asarray(indices), log_probabilities, tail, temperature)
 
 
 def as_top_k(target: Labels | TopK, temperature: float) -> TopK:
@@ -145,8 +153,13 @@ def coarse(student: jax.Array, target: TopK) -> tuple[jax.Array, jax.Array]:
 
 
 def at(values: jax.Array, indices: jax.Array) -> jax.Array:
-    """values [..., V] at indices [..., k]; NaN at an index outside."""
-    return jnp.take_along_axis(values, indices, axis=-1, mode="fill", fill_value=jnp.nan)
+    """values [..., V] at indices [..., k]; NaN at an index outside of 0..V-1."""
+    return jnp.take_along_axis(values, _none_from_the_end(indices, values), axis=-1, mode="fill", fill_value=jnp.nan)
+
+
+def _none_from_the_end(indices, values):
+    """Indices below 0 as ones outside."""
+    return jnp.where(indices < 0, values.shape[-1], indices)
 
 
 def without(logits: jax.Array, indices: jax.Array, kept: jax.Array) -> jax.Array:
@@ -154,10 +167,10 @@ def without(logits: jax.Array, indices: jax.Array, kept: jax.Array) -> jax.Array
 
     @functools.partial(jnp.vectorize, signature="(v),(k),(k)->(v)")
     def row(logits, indices, present):
-        taken = jnp.zeros(logits.shape, bool).at[indices].max(present)
+        taken = jnp.zeros(logits.shape, bool).at[indices].max(present, mode="drop")
         return jnp.where(taken, -jnp.inf, logits)
 
-    return row(logits, indices, ~jnp.isneginf(kept))
+    return row(logits, _none_from_the_end(indices, logits), ~jnp.isneginf(kept))
 
 
 def log_sum_exp(logits: jax.Array) -> jax.Array:

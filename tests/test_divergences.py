@@ -270,6 +270,44 @@ def test_parameters_and_labels_reach_the_value():
     )
 
 
+@pytest.mark.parametrize("text", LOSSES)
+def test_a_row_that_is_not_a_number_spoils_no_other_and_nothing_where_it_has_no_weight(text):
+    student, teacher = RNG.normal(size=(2, 3, 12)).astype(np.float32)
+    loss = _loss(text, jnp.arange(3))
+    expected = jax.grad(lambda s: loss(s, teacher)[0])(jnp.asarray(student))
+    for side in (0, 1):
+        pair = [student.copy(), teacher.copy()]
+        pair[side][1] = np.nan
+        gradient = jax.grad(lambda s, t=pair[1]: jaxdiv.reductions.token_mean(loss(s, t), jnp.array([1.0, 0.0, 0.0])))(
+            jnp.asarray(pair[0])
+        )
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_parameters_near_their_ends_are_as_exact_as_others():
+    rows = np.array([[0.0, 0.3, 1.0], [2.0, -1.0, 0.5], [0.0, -30.0, 30.0]], np.float32)
+    teacher = np.array([[0.0, 1.0, -np.inf], [0.0, 1.0, 0.0], [20.0, 0.0, -20.0]], np.float32)
+    for text, limit in [
+        ("alpha(alpha=0.9999999)", "kl"),
+        ("alpha(alpha=1e-300)", "rkl"),
+        ("renyi(alpha=0.9999999)", "kl"),
+        ("lk_hybrid(rate=0)", "kl"),
+    ]:
+        np.testing.assert_allclose(jaxdiv.get(text)(rows, teacher), jaxdiv.get(limit)(rows, teacher), rtol=2e-5)
+    apart = [np.array([[0.0, -np.inf]]), np.array([[-np.inf, 0.0]])]
+    np.testing.assert_allclose(jaxdiv.get("skl(alpha=1e-6)")(*apart), -np.log(1e-6), rtol=1e-6)
+    lacking = [np.array([[0.0, 0.0, -np.inf]]), np.array([[0.0, 0.0, -2.0]])]
+    np.testing.assert_allclose(jaxdiv.get("lk_hybrid(rate=300)")(*lacking), jaxdiv.total_variation(*lacking), rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda s: jaxdiv.get("jsd(beta=1e-17)")(s, teacher).sum())(jnp.asarray(rows))).all()
+
+
+def test_an_empty_student_is_infinitely_far_and_a_confident_class_keeps_its_digits():
+    assert np.isposinf(jaxdiv.forward_kl(np.full((9, 7), -np.inf), RNG.normal(size=(9, 7)))).all()
+    gradient = jax.grad(lambda s: jaxdiv.reverse_kl(s, jnp.array([-5.0, 0.0])))(jnp.array([0.0, -18.0]))
+    q = np.exp(-18.0) / (1 + np.exp(-18.0))
+    np.testing.assert_allclose(gradient, q * (1 - q) * 23 * np.array([1, -1]), rtol=1e-5)
+
+
 def test_z_loss_is_the_squared_normalizer_and_twice_differentiable():
     student = np.array([[1.0, 2.0, 3.0], [0.0, -np.inf, 7.0], [-np.inf] * 3, [900.0, 0.0, 0.0]], np.float32)
     value, gradient = _value_and_gradient("z_loss", student, student)

@@ -180,3 +180,25 @@ def test_what_a_target_cannot_give_is_refused_with_its_reason(text, teacher, opt
 def test_a_top_k_beyond_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match="`k` must be from 1 to the 40 classes, got 41"):
         targets.top_k(TEACHER, V + 1)
+
+
+def test_a_label_below_0_is_none_and_not_one_from_the_end():
+    """-100 marks positions to be ignored elsewhere: NaN here, which a weight of 0 leaves out."""
+    for target in (targets.Labels(jnp.array([-1, -100, 1])), targets.Samples(jnp.array([[-1], [-100], [1]]))):
+        student = jnp.zeros((3, 200))
+        value = jaxdiv.get("ce")(student, target)
+        assert list(np.isnan(value)) == [True, True, False]
+        mean = lambda s, target=target: jaxdiv.reductions.token_mean(  # noqa: E731
+            jaxdiv.get("ce")(s, target), jnp.array([0.0, 0.0, 1.0])
+        )
+        assert np.isfinite(jax.grad(mean)(student)).all()
+
+
+def test_a_servers_log_probabilities_that_sum_to_1_leave_divergences_finite():
+    logits = 4 * jax.random.normal(jax.random.key(0), (50,))
+    kept = jax.lax.top_k(logits, 49)[1]
+    given = targets.top_k_of_log_probabilities(kept, jax.nn.log_softmax(logits)[kept].astype(jnp.bfloat16))
+    for text in ("kl", "rkl", "jeffreys", "neyman"):
+        value = jaxdiv.get(text)(jnp.zeros(50), given)
+        assert np.isfinite(value), text
+        assert value.dtype == jnp.float32

@@ -7,7 +7,7 @@ from jaxdiv.divergences import terms
 from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.engine import divergence, gradient
 from jaxdiv.divergences.inputs import prepare
-from jaxdiv.divergences.rows import compare, log_probabilities, total
+from jaxdiv.divergences.rows import along, compare, log_probabilities, total, weighted
 
 RATE = 3.0
 _LEAST = -60.0  # log acceptance below which probabilities may underflow
@@ -38,7 +38,7 @@ def _common_mass(rows):
 @_negative_acceptance.defjvp
 def _negative_acceptance_jvp(primals, tangents):
     slope = gradient(terms.TOTAL_VARIATION, *primals)
-    return _negative_acceptance(*primals), jnp.sum(slope * tangents[0], axis=-1)
+    return _negative_acceptance(*primals), along(slope, tangents[0])
 
 
 @in_blocks
@@ -77,7 +77,7 @@ def _common(student, teacher):
 @_negative_log_acceptance.defjvp
 def _negative_log_acceptance_jvp(primals, tangents):
     value = _negative_log_acceptance(*primals)
-    return value, jnp.sum(_gradient(*primals) * tangents[0], axis=-1)
+    return value, along(_gradient(*primals), tangents[0])
 
 
 @jax.custom_jvp
@@ -134,4 +134,4 @@ def lk_hybrid_parts(student_logits, teacher_logits, *, rate: float = RATE, axis:
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     variation = divergence(terms.TOTAL_VARIATION, student, teacher)
     weight = jnp.exp(-rate * (1 - jax.lax.stop_gradient(variation)))
-    return weight * divergence(terms.FORWARD_KL, student, teacher), (1 - weight) * variation
+    return weighted(weight, divergence(terms.FORWARD_KL, student, teacher)), weighted(1 - weight, variation)

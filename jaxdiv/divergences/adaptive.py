@@ -9,7 +9,7 @@ from jaxdiv.divergences import terms
 from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.engine import divergence
 from jaxdiv.divergences.inputs import prepare
-from jaxdiv.divergences.rows import compare, total
+from jaxdiv.divergences.rows import compare, total, weighted
 
 HEAD = 0.5
 
@@ -35,12 +35,7 @@ def adaptive_kl(student_logits, teacher_logits, *, head: float = HEAD, axis: int
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     weight = _head_share(jax.lax.stop_gradient(student), teacher, head)
     forward, reverse = (divergence(term, student, teacher) for term in (terms.FORWARD_KL, terms.REVERSE_KL))
-    return _weighted(weight, forward) + _weighted(1 - weight, reverse)
-
-
-def _weighted(weight, value):
-    """0 where the weight is 0, as an infinite value may stand beside it."""
-    return jnp.where(weight == 0, 0, weight * jnp.where(weight == 0, 0, value))
+    return weighted(weight, forward) + weighted(1 - weight, reverse)
 
 
 def _head_share(student, teacher, head):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from jaxdiv.divergences.rows import along
+
 BLOCK = 2**19  # logits of a block
 
 
@@ -103,7 +105,7 @@ def _value(static, student, given):
 @_value.defjvp
 def _value_jvp(static, primals, tangents):
     value, slope = _value_and_slope(static, *primals)
-    return value, jnp.sum(slope.astype(value.dtype) * tangents[0].astype(value.dtype), axis=-1)
+    return value, along(slope.astype(value.dtype), tangents[0].astype(value.dtype))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.inputs import prepare
 from jaxdiv.divergences.regularizers import smoothed
-from jaxdiv.divergences.rows import softmax, top, total
+from jaxdiv.divergences.rows import along, softmax, top, total
 
 CLASSES = 10
 
@@ -78,7 +78,7 @@ def _soft(student, teacher):
 
 @_soft.defjvp
 def _soft_jvp(primals, tangents):
-    return _soft(*primals), jnp.sum(cross_entropy_gradient(*primals) * tangents[0], axis=-1)
+    return _soft(*primals), along(cross_entropy_gradient(*primals), tangents[0])
 
 
 def cross_entropy_gradient(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -96,7 +96,7 @@ def _soft_top_k_jvp(k, primals, tangents):
     student, teacher = primals
     kept = jax.lax.stop_gradient(jnp.where(_largest(teacher, k), softmax(teacher), 0))
     slope = softmax(student) * total(kept) - kept
-    return _soft_top_k(k, *primals), jnp.sum(slope * tangents[0], axis=-1)
+    return _soft_top_k(k, *primals), along(slope, tangents[0])
 
 
 def _largest(logits, k):

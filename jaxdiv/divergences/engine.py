@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxdiv.divergences.rows import compare, total
+from jaxdiv.divergences.rows import along, compare, total
 from jaxdiv.divergences.terms import Term
 
 
@@ -18,7 +18,7 @@ def divergence(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
 @divergence.defjvp
 def _divergence_jvp(term, primals, tangents):
     slope = gradient(term, *primals)
-    return divergence(term, *primals), jnp.sum(slope * tangents[0], axis=-1)
+    return divergence(term, *primals), along(slope, tangents[0])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -26,7 +26,17 @@ def gradient(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
     """dD/dz_s = φ_b - q·Σφ_b, [..., V]."""
     rows = compare(student, teacher)
     slope = term.slope(rows)
-    return slope if term.balanced else slope - rows.q * total(slope)
+    if term.balanced:
+        return slope
+    slope = _centered(slope, rows.q)
+    return slope - rows.q * total(slope)
+
+
+def _centered(slope, q):
+    """Less the multiple of q that makes it 0 by the likeliest class, where slope - q·Σ would leave few digits."""
+    likeliest = q == jnp.max(q, axis=-1, keepdims=True)
+    mass = jnp.maximum(total(jnp.where(likeliest, q, 0)), jnp.finfo(q.dtype).tiny)
+    return slope - q * (total(jnp.where(likeliest, slope, 0)) / mass)
 
 
 @gradient.defjvp

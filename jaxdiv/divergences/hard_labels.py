@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.inputs import classes_last, prepare
 from jaxdiv.divergences.regularizers import smoothed
-from jaxdiv.divergences.rows import softmax, top, total
+from jaxdiv.divergences.rows import along, softmax, top, total
 
 
 @in_blocks
@@ -80,7 +80,7 @@ def _exp_and_chosen(student, labels):
 
 @_hard.defjvp
 def _hard_jvp(primals, tangents):
-    return _hard(*primals), jnp.sum(_hard_gradient(*primals) * tangents[0], axis=-1)
+    return _hard(*primals), along(_hard_gradient(*primals), tangents[0])
 
 
 @jax.custom_jvp

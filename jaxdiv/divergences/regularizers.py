@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiv.divergences.inputs import classes_last
-from jaxdiv.divergences.rows import log_normalizer, log_probabilities, softmax, total
+from jaxdiv.divergences.rows import along, log_normalizer, log_probabilities, softmax, total
 
 
 def z_loss(student_logits, *, axis: int = -1, where=None) -> jax.Array:
@@ -25,7 +25,18 @@ def z_loss(student_logits, *, axis: int = -1, where=None) -> jax.Array:
     student_logits = jnp.asarray(student_logits)
     dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
     student = classes_last(student_logits, dtype=dtype, axis=axis, where=where)
+    return _squared_normalizer(student)
+
+
+@jax.custom_jvp
+def _squared_normalizer(student):
     return jnp.square(log_normalizer(student))[..., 0]
+
+
+@_squared_normalizer.defjvp
+def _squared_normalizer_jvp(primals, tangents):
+    (student,) = primals
+    return _squared_normalizer(student), along(2 * log_normalizer(student) * softmax(student), tangents[0])
 
 
 def smoothed(loss: jax.Array, student: jax.Array, smoothing: float) -> jax.Array:
@@ -58,4 +69,4 @@ def _share(present, student):
 def _uniform_jvp(primals, tangents):
     (student,) = primals
     slope = softmax(student) - _share(~jnp.isneginf(student), student)
-    return _uniform(student), jnp.sum(slope * tangents[0], axis=-1)
+    return _uniform(student), along(slope, tangents[0])

@@ -9,7 +9,7 @@ from jaxdiv.divergences import terms
 from jaxdiv.divergences.blocks import in_blocks
 from jaxdiv.divergences.f_divergences import forward_kl
 from jaxdiv.divergences.inputs import prepare
-from jaxdiv.divergences.rows import HUGE, compare, total
+from jaxdiv.divergences.rows import HUGE, along, compare, total
 
 LARGEST = 5.0
 
@@ -72,13 +72,13 @@ def _share(rows, alpha):
 
 @_renyi.defjvp
 def _renyi_jvp(alpha, primals, tangents):
-    return _renyi(alpha, *primals), jnp.sum(_gradient(alpha, *primals) * tangents[0], axis=-1)
+    return _renyi(alpha, *primals), along(_gradient(alpha, *primals), tangents[0])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _gradient(alpha, student, teacher):
     rows = compare(student, teacher)
-    slope = -alpha * terms.alpha_divergence(alpha).pointwise(rows)  # p^α·q^(1-α) - q
+    slope = -alpha * terms.alpha_divergence(alpha).slope(rows)  # p^α·q^(1-α) - q
     change = total(slope)
     close = (rows.q * change - slope) / (1 + jnp.clip(change, -0.5, 0.5))
     share = _share(rows, alpha)

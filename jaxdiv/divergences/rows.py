@@ -42,7 +42,8 @@ def compare(student: jax.Array, teacher: jax.Array) -> Rows:
     gap = (gap - shift) + (lost - (lost_top + lost_shift))
 
     p, q = exp_t / sum_t, exp_s / sum_s
-    r = gap - jnp.log1p(total(_excess(p, q, gap)))
+    lacking = total(_excess(p, q, gap))
+    r = gap - jnp.log1p(jnp.clip(lacking, -0.5, 0.5))  # rounding alone, but for a row without classes
     return Rows(p=p, q=q, r=r, excess=_excess(p, q, r), log_p=below_t - log_sum_t, log_q=below_s - log_sum_s)
 
 
@@ -87,14 +88,25 @@ def polynomial(series: tuple[float, ...], r: jax.Array) -> jax.Array:
 @functools.lru_cache
 def _significant(series, eps):
     size = [abs(c) * NEAR**k for k, c in enumerate(series)]
-    lead = next(s for s in size if s)
-    return series[: 1 + max(k for k, s in enumerate(size) if s > lead * eps / 16)]
+    lead = next((s for s in size if s), 1)
+    return series[: 1 + max((k for k, s in enumerate(size) if s > lead * eps / 16), default=0)]
 
 
 @functools.lru_cache
 def expm1_series() -> tuple[float, ...]:
     """Of expm1(r)."""
     return (0.0, *(1 / math.factorial(k) for k in range(1, 22)))
+
+
+def weighted(weight: jax.Array, value: jax.Array) -> jax.Array:
+    """weight·value, the weight a constant; 0 where it is 0, as an infinite value may stand beside it."""
+    without = (weight == 0) | jnp.isnan(weight)
+    return jnp.where(without, weight, weight * jnp.where(without, 0, value))
+
+
+def along(slope: jax.Array, tangent: jax.Array) -> jax.Array:
+    """Σ slope·tangent over the classes, [...]; a slope of NaN counts 0, as a row of NaN may have no weight."""
+    return jnp.sum(jnp.where(jnp.isnan(slope), 0, slope) * tangent, axis=-1)
 
 
 def log_probabilities(logits: jax.Array) -> jax.Array:

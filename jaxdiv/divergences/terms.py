@@ -87,14 +87,14 @@ TOTAL_VARIATION = Term(
     pointwise=lambda rows: 0.5 * rows.q * jnp.sign(rows.r),
     balanced=True,
 )
-_MOST = 80.0  # an exponent that does not overflow
+_MOST, _FAR = 80.0, 1e4  # an exponent that does not overflow; a log ratio beyond which a probability is 0
 
 
 @functools.lru_cache
 def alpha_divergence(alpha: float) -> Term:
     """p[(1-α)(eʳ-1) - (e^((1-α)r)-1)]/(α(1-α)) for any α; at 0 and 1 the KLs."""
-    if alpha in (0, 1):
-        return FORWARD_KL if alpha else REVERSE_KL
+    if min(abs(alpha), abs(1 - alpha)) < 1e-12:
+        return FORWARD_KL if alpha > 0.5 else REVERSE_KL
     series = tuple(0.0 if k < 2 else _geometric(1 - alpha, k - 1) / math.factorial(k) for k in range(40))
 
     # One term in two forms, with p and q changed, each exact where the other divides by a number near 0.
@@ -104,7 +104,7 @@ def alpha_divergence(alpha: float) -> Term:
     def value(rows):
         positive, size = rows.r > 0, jnp.abs(rows.r)
         small, larger = jnp.exp(-size), jnp.where(positive, rows.q, rows.p)
-        up = larger * (1 - small - small * _scaled_expm1(size, scale))
+        up = larger * (1 - small - small * _scaled_expm1(jnp.minimum(size, _FAR), scale))
         # e^(-scale·size) may overflow, or larger underflow, where their product does not.
         log_larger = jnp.where(positive, rows.log_q, rows.log_p)
         huge = jnp.exp(log_larger - scale * size) / -scale
@@ -112,24 +112,14 @@ def alpha_divergence(alpha: float) -> Term:
         far = jnp.where(positive == forward, up, down) / (1 - scale)
         return near_or_far(rows.r, rows.p * polynomial(series, rows.r), far)
 
-    def pointwise(rows):
+    def slope(rows):
         small = rows.q * _scaled_expm1(-rows.r, alpha)
         return -jnp.where(-alpha * rows.r > _MOST, power(rows, alpha) / alpha, small)
-
-    def slope(rows):
-        return pointwise(rows) if 0 < alpha < 1 else _centered(pointwise(rows), rows.q)
 
     def curvature(rows):
         return slope(rows) + power(rows, alpha)
 
-    return Term(value=value, slope=slope, curvature=curvature, pointwise=pointwise)
-
-
-def _centered(slope, q):
-    """Less the multiple of q that makes it 0 by the likeliest class, which a slope >> 1 would leave few digits."""
-    likeliest = q == jnp.max(q, axis=-1, keepdims=True)
-    mass = jnp.maximum(total(jnp.where(likeliest, q, 0)), _tiny(q))
-    return slope - q * (total(jnp.where(likeliest, slope, 0)) / mass)
+    return Term(value=value, slope=slope, curvature=curvature)
 
 
 def log_power(rows: Rows, alpha: float) -> jax.Array:
@@ -260,7 +250,8 @@ def _far_log_mixture(weight, r):
     """log(w + (1-w)eʳ) where |r| >= NEAR."""
     small = jnp.exp(-jnp.abs(r))
     rise = (1 - small) / jnp.maximum(small, _tiny(r))
-    return jnp.log1p((1 - weight) * jnp.where(r > 0, rise, small - 1))
+    change = (1 - weight) * jnp.where(r > 0, rise, small - 1)
+    return jnp.where(change < -0.5, jnp.log(weight + (1 - weight) * small), jnp.log1p(change))
 
 
 @functools.lru_cache

@@ -168,13 +168,17 @@ PARTS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = MappingProxyType({"
 
 
 class Other(NamedTuple):
-    """A form that is not on the menu: what it is, the code of its finding, and the menu's loss that was meant."""
+    """A form that is not on the menu: what it is, the code of its finding, and the menu's loss that was meant.
+
+    One that is `established`, a loss by its own right, is never taken for a mistake in another.
+    """
 
     form: Form
     text: str
     code: str
     meant: str | None
     grid: tuple[float, ...] = ()
+    established: bool = False
 
 
 _GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -184,16 +188,27 @@ def _entropy(log):
     return -(np.exp(log) * log).sum(-1)
 
 
+def _squared_gap(roles):
+    return ((roles.student - roles.teacher) ** 2).sum(-1)
+
+
 OTHERS: tuple[Other, ...] = (
     Other(lambda r: -(r.q * r.log_p).sum(-1), "-Σ q·log p", "student_entropy_dropped", "reverse_kl"),
     Other(lambda r: np.abs(r.p * (r.log_p - r.log_q)).sum(-1), "Σ p·|log p/q|", "absolute_terms", "forward_kl"),
     Other(lambda r: np.abs(r.q * (r.log_p - r.log_q)).sum(-1), "Σ q·|log q/p|", "absolute_terms", "reverse_kl"),
-    Other(lambda r: ((r.p - r.q) ** 2).sum(-1), "Σ (q-p)², the Brier score", "not_on_menu", None),
+    Other(lambda r: ((r.p - r.q) ** 2).sum(-1), "Σ (q-p)², the Brier score", "not_on_menu", None, (), True),
     Other(lambda r: np.abs(r.log_p - r.log_q).sum(-1), "Σ |log q - log p|", "not_on_menu", None),
     Other(lambda r: ((r.log_p - r.log_q) ** 2).sum(-1), "Σ (log q - log p)²", "not_on_menu", None),
     Other(lambda r: (r.p * (r.log_p - r.log_q) ** 2).sum(-1), "Σ p·(log q - log p)²", "not_on_menu", None),
     Other(lambda r: (r.q * (r.log_p - r.log_q) ** 2).sum(-1), "Σ q·(log q - log p)²", "not_on_menu", None),
-    Other(lambda r: ((r.student - r.teacher) ** 2).sum(-1), "the squared difference of logits", "not_on_menu", None),
+    Other(
+        lambda r: ((r.student - r.teacher) ** 2).sum(-1),
+        "the squared difference of logits",
+        "not_on_menu",
+        None,
+        (),
+        True,
+    ),
     Other(lambda r: np.abs(r.student - r.teacher).sum(-1), "the absolute difference of logits", "not_on_menu", None),
     Other(lambda r: -(r.p * r.q).sum(-1), "-Σ p·q", "not_on_menu", None),
     Other(lambda r: -np.log((r.p * r.q).sum(-1)), "-log Σ p·q", "not_on_menu", None),

@@ -38,6 +38,10 @@ def explain(observe: Callable[[Rows], Observed], rows: Rows, top: Callable[[], t
       top: gives the sizes of a top-k truncation that are worth trying.
     """
     observed = observe(rows)
+    established = [fit for fit in _by_other_form(observed, rows, ()) if fit.others[0][0].established]
+    good = [fit for fit in established if fits(fit, observed)]
+    if good:
+        return plainest(good, observed, rows)
     fed = explain_feeding(observe, rows, identify_single)
     if not np.all(np.isfinite(observed.values)):
         return fed or explain_feeding(observe, rows, identify_one)

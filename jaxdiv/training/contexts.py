@@ -42,6 +42,13 @@ class Context:
         """At which the teacher wrote the text; None for the corpus."""
         return GENERATED.get(self.name)
 
+    def by_document(self, values: np.ndarray) -> np.ndarray:
+        """Sums of rows [S, R, ...] that come from one document: [S, K, ...]."""
+        documents, index = np.unique(self.document, return_inverse=True)
+        summed = np.zeros((values.shape[0], len(documents), *values.shape[2:]))
+        np.add.at(summed, (slice(None), index), values)
+        return summed
+
 
 def make(name: str, config: Mapping, corpus: Corpus, teacher: Model) -> Context:
     """The context `name` from the test documents. Raises ValueError if they are too few or too short."""

@@ -80,7 +80,7 @@ def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], tem
         context = contexts.make(name, config, corpus, guide)
         rows = _by_row(config, guide, groups, context, tuple(rules), tuple(temperatures))
         for loss, measured in rows.items():
-            by_document = {key: _by_document(context, value) for key, value in measured.items()}
+            by_document = {key: context.by_document(value) for key, value in measured.items()}
             sums |= {(loss, key): value for key, value in _sums(context, by_document, temperatures)}
     return _without_lost({loss: seeds for loss, _, seeds in groups}, sums)
 
@@ -188,17 +188,9 @@ def _measures(student_logits, teacher_logits, labels, weights, context, rules, t
     return found
 
 
-def _by_document(context, values):
-    """Sums of rows [S, R, ...] that come from one document: [S, K, ...]."""
-    documents, index = np.unique(context.document, return_inverse=True)
-    summed = np.zeros((values.shape[0], len(documents), *values.shape[2:]))
-    np.add.at(summed, (slice(None), index), values)
-    return summed
-
-
 def _sums(context, measured, temperatures):
     """(key, sums) of every measure that the results name."""
-    tokens = _by_document(context, context.weights.sum(-1)[None].astype(np.float64))[0]
+    tokens = context.by_document(context.weights.sum(-1)[None].astype(np.float64))[0]
     count = np.broadcast_to(tokens, measured["acceptance"].shape[:2])
     for name in _MEASURES.values():
         if name in measured:

@@ -76,12 +76,12 @@ def measure(workdir: Workdir, *, losses: Sequence[str], student: str) -> ByRank:
     context = contexts.make("corpus", config, corpus, guide)
     sums = {}
     for source, by_row in _by_row(config, guide, pupils, groups, context).items():
-        found = {key: _by_document(context, values) for key, values in by_row.items()}
+        found = {key: context.by_document(values) for key, values in by_row.items()}
         sums |= _finite(found, f"{workdir.root}: no student of {source}")
     return ByRank(
         bins=rank_bins(corpus.tokenizer.vocab_size),
         sums=sums,
-        positions=_by_document(context, context.weights.sum(-1).astype(np.float64)[None])[0],
+        positions=context.by_document(context.weights.sum(-1).astype(np.float64)[None])[0],
     )
 
 
@@ -179,14 +179,6 @@ def by_rank(losses: Sequence[str], student, teacher, labels) -> dict[tuple[str, 
             if gauge in gauges(loss):
                 found[loss, gauge] = binned(contributions(loss, student, teacher, gauge=gauge, labels=labels))
     return found
-
-
-def _by_document(context, values):
-    """Sums of rows [S, R, ...] that come from one document: [S, K, ...]."""
-    documents, index = np.unique(context.document, return_inverse=True)
-    summed = np.zeros((values.shape[0], len(documents), *values.shape[2:]))
-    np.add.at(summed, (slice(None), index), values)
-    return summed
 
 
 def _finite(sums, who):

@@ -171,7 +171,7 @@ def test_rotation_depends_on_relative_position_alone():
         turned = [
             layers.rotate(x, where.cos, where.sin)
             for x, position in ((q, m), (k, n))
-            for where in [layers.layout(jnp.array([[position]]), head_width=H, rope_base=100.0, slots=None)]
+            for where in [layers.layout(jnp.array([[position]]), head_width=H, rope_base=100.0)]
         ]
         return float(jnp.sum(turned[0] * turned[1]))
 

@@ -8,9 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxdiv.models.layers import Activations, Block, LayerCache, check_heads, layout, rms_norm
+from jaxdiv.models.layers import (
+    Activations,
+    Block,
+    LayerCache,
+    cached_layout,
+    check_heads,
+    empty_cache,
+    layout,
+    rms_norm,
+)
 
 Tokens = Int[Array | np.ndarray, "B L"]
 Cache = tuple[LayerCache, ...]  # one entry a layer
@@ -100,6 +109,8 @@ class Decoder(nnx.Module):
         *,
         positions: Int[Array, "#B L"] | None = None,
         cache: Cache | None = None,
+        slots: Int[Array, "#B L"] | None = None,
+        visible: Bool[Array, "#B L T"] | None = None,
     ) -> tuple[Activations, Cache | None]:
         """Runs layers `start` to `stop` (excluded).
 
@@ -107,8 +118,10 @@ class Decoder(nnx.Module):
           hidden: [B, L, D], the input of layer `start`.
           start, stop: 0 <= start <= stop <= depth, static.
           positions: [B, L] or [1, L], each token's position in its sequence; None for 0..L-1.
-          cache: of `init_cache`. The tokens are written in the slots of their positions (those beyond its
-            length are lost) and see the slots up to their own, so going back is only giving earlier positions.
+          cache: of `init_cache`. Tokens whose slots lie beyond its length are lost.
+          slots: [B, L] or [1, L], where in the cache the tokens are written; None for their positions.
+          visible: [B, L, T] or [1, L, T], the slots that each token sees; None for those up to its position, so
+            that going back is only giving earlier positions.
 
         Returns:
           (hidden [B, L, D], the cache with the entries of these layers renewed, or None).
@@ -117,17 +130,15 @@ class Decoder(nnx.Module):
             raise ValueError(f"`start` and `stop` must be in order in 0..{self.depth}, got {start} and {stop}")
         if positions is None:
             positions = jnp.arange(hidden.shape[1])[None]
+        rotary = {"head_width": self.head_width, "rope_base": self.rope_base}
         if cache is None:
-            where = self._layout(positions, slots=None)
-            return self._run(hidden, start, stop, where), None
+            return self._run(hidden, start, stop, layout(positions, **rotary)), None
         positions = jnp.broadcast_to(positions, hidden.shape[:2])
-        where, entries = self._layout(positions, slots=cache[0].keys.shape[2]), list(cache)
+        where = cached_layout(positions, cache[0], slots=slots, visible=visible, **rotary)
+        entries = list(cache)
         for i in range(start, stop):
             hidden, entries[i] = self._layer(i)(hidden, where, entries[i])
         return hidden, tuple(entries)
-
-    def _layout(self, positions, slots):
-        return layout(positions, head_width=self.head_width, rope_base=self.rope_base, slots=slots)
 
     def _run(self, hidden, start, stop, where):
         if isinstance(self.layers, nnx.List):
@@ -161,8 +172,7 @@ class Decoder(nnx.Module):
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` sequences of at most `length` tokens."""
-        empty = jnp.zeros((batch, self.kv_heads, length, self.head_width), self.dtype)
-        return tuple(LayerCache(empty, empty) for _ in range(self.depth))
+        return tuple(empty_cache(batch, self.kv_heads, length, self.head_width, self.dtype) for _ in range(self.depth))
 
     def logits(self, hidden: Activations) -> Float[Array, "B L V"]:
         """Final norm and head, float32."""

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from jaxdiv import warps
 from jaxdiv.models.decoder import Decoder
 
 
@@ -51,7 +52,8 @@ def _generate(graphdef, params, prompts, temperature, key, *, length):
     def next_token(tokens, positions, cache):
         hidden, cache = decoder.run_layers(decoder.embed(tokens), 0, decoder.depth, positions=positions, cache=cache)
         logits = decoder.logits(hidden[:, -1:])[:, 0]
-        return jax.vmap(_draw, in_axes=(0, 0, 0, None))(keys, positions[:, -1], logits, temperature), cache
+        keys_here = jax.vmap(jax.random.fold_in)(keys, positions[:, -1])
+        return jax.vmap(warps.draw)(keys_here, warps.warp(logits, warps.Warp(temperature))), cache
 
     def step(carry, position):
         token, cache = carry
@@ -63,10 +65,3 @@ def _generate(graphdef, params, prompts, temperature, key, *, length):
     first, cache = next_token(prompts, positions, decoder.init_cache(batch, start + length - 1))
     _, rest = jax.lax.scan(step, (first, cache), start + jnp.arange(length - 1))
     return jnp.concatenate([prompts, first[:, None], rest.T], axis=1)
-
-
-def _draw(key, position, logits, temperature):
-    greedy = temperature == 0
-    scaled = logits / jnp.where(greedy, 1.0, temperature)
-    noise = jax.random.gumbel(jax.random.fold_in(key, position), logits.shape, jnp.float32)
-    return jnp.argmax(jnp.where(greedy, logits, scaled + noise), axis=-1).astype(jnp.int32)

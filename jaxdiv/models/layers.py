@@ -21,39 +21,62 @@ class LayerCache(NamedTuple):
 class Layout(NamedTuple):
     """Where the tokens of one pass stand, which is the same for all its layers (b is B or 1)."""
 
-    positions: Int[Array, "b L"]
+    slots: Int[Array, "b L"]
     cos: Float[Array, "b 1 L H"]
     sin: Float[Array, "b 1 L H"]
     visible: Bool[Array, "b 1 1 L T"]
 
 
 def layout(
-    positions: Int[Array | np.ndarray, "b L"], *, head_width: int, rope_base: float, slots: int | None
+    positions: Int[Array | np.ndarray, "b L"],
+    *,
+    head_width: int,
+    rope_base: float,
+    slots: Int[Array, "b L"] | None = None,
+    visible: Bool[Array, "b L T"] | None = None,
 ) -> Layout:
-    """Rotations and causal mask of tokens at `positions`.
+    """Rotations and mask of tokens at `positions`.
 
     Args:
       positions: [b, L], the position of each token in its own sequence.
       head_width: even.
       rope_base: base of the geometric series of wavelengths (RoFormer, arXiv 2104.09864, section 3.2.2).
-      slots: length of the cache, whose slot t is seen from position t on; None without a cache, where a token
-        sees itself and the tokens before it in the pass.
+      slots: [b, L], where the tokens' keys stand in a cache; None for their positions.
+      visible: [b, L, T], what each token sees, of a cache or of the pass; None for itself and those before it in
+        the pass.
     """
     positions = jnp.asarray(positions)
     frequencies = rope_base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
     angles = positions.astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    length = positions.shape[1]
-    if slots is None:
-        visible = jnp.tri(length, dtype=bool)[None]
-    else:
-        visible = jnp.arange(slots)[None, None, :] <= positions[:, :, None]
+    if visible is None:
+        visible = jnp.tri(positions.shape[1], dtype=bool)[None]
     return Layout(
-        positions=positions,
+        slots=positions if slots is None else slots,
         cos=jnp.concatenate([cos, cos], axis=-1),
         sin=jnp.concatenate([-sin, sin], axis=-1),
         visible=visible[:, None, None],
     )
+
+
+def cached_layout(
+    positions: Int[Array, "B L"],
+    cache: LayerCache,
+    *,
+    slots: Int[Array, "b L"] | None = None,
+    visible: Bool[Array, "b L T"] | None = None,
+    **rotary,
+) -> Layout:
+    """`layout` for tokens that see the slots of `cache`: without `visible`, each those up to its position."""
+    if visible is None:
+        visible = jnp.arange(cache.keys.shape[2])[None, None, :] <= positions[:, :, None]
+    return layout(positions, slots=slots, visible=visible, **rotary)
+
+
+def empty_cache(batch: int, kv_heads: int, length: int, head_width: int, dtype) -> LayerCache:
+    """A layer's cache for `batch` sequences of at most `length` tokens."""
+    empty = jnp.zeros((batch, kv_heads, length, head_width), dtype)
+    return LayerCache(empty, empty)
 
 
 def rotate(
@@ -106,18 +129,18 @@ class Attention(nnx.Module):
         turned, values = jnp.split(qkv, [self.heads + self.kv_heads], axis=1)
         query, keys = jnp.split(rotate(turned, layout.cos, layout.sin), [self.heads], axis=1)
         if cache is not None:
-            cache = _write(cache, keys, values, layout.positions)
+            cache = _write(cache, keys, values, layout.slots)
             keys, values = cache
         mixed = attend(query, keys, values, layout.visible)
         return self.out(mixed.swapaxes(1, 2).reshape(B, L, D)), cache
 
 
-def _write(cache, keys, values, positions):
-    """Puts the tokens' keys and values [B, G, L, H] in the slots of their positions."""
+def _write(cache, keys, values, slots):
+    """Puts the tokens' keys and values [B, G, L, H] in their slots [B, L]."""
     rows = jnp.arange(keys.shape[0])[:, None]
 
-    def put(slots, new):
-        return slots.at[rows, :, positions].set(new.swapaxes(1, 2))
+    def put(held, new):
+        return held.at[rows, :, slots].set(new.swapaxes(1, 2))
 
     return LayerCache(put(cache.keys, keys), put(cache.values, values))
 

@@ -1,7 +1,8 @@
 """The draft models. Each maps (tokens, the teacher's output) to logits over the teacher's vocabulary.
 
 A student has `features(tokens, teacher)` [B, L, D], `head(teacher)` [D, V], and `__call__`, which multiplies the
-two; `exit_layer` says which hidden state of the teacher it reads, None for none.
+two; `exit_layer` says which hidden state of the teacher it reads, None for none. `extend` makes the features of the
+next tokens of a text whose beginning a cache holds.
 """
 
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxdiv.models.decoder import Decoder, TeacherOutput, Tokens, project
-from jaxdiv.models.layers import Activations, Attention, layout, rms_norm
+from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, Tokens, project
+from jaxdiv.models.layers import Activations, Attention, cached_layout, empty_cache, layout, rms_norm
 
 
 class KangarooAdapter(nnx.Module):
@@ -43,11 +44,42 @@ class KangarooAdapter(nnx.Module):
             raise ValueError(
                 f"the adapter reads the teacher's hidden state; run the teacher with exit_layer={self.exit_layer}"
             )
-        hidden = jax.lax.stop_gradient(teacher.hidden).astype(self.dtype)
+        hidden = jax.lax.stop_gradient(teacher.hidden)
         positions = jnp.arange(hidden.shape[1])[None]
-        where = layout(positions, head_width=self.attention.head_width, rope_base=self.rope_base, slots=None)
-        mixed, _ = self.attention(self.attention_norm(hidden), where)
-        return self.norm(hidden + mixed)
+        return self._adapt(hidden, layout(positions, **self._rotary()), None)[0]
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` sequences of at most `length` tokens."""
+        attention = self.attention
+        return (empty_cache(batch, attention.kv_heads, length, attention.head_width, self.dtype),)
+
+    def extend(
+        self, tokens: Tokens, hidden: Activations, cache: Cache, *, positions: Int[Array, "B L"], **places
+    ) -> tuple[Activations, Cache]:
+        """Features [B, L, D] of more tokens, and the cache with them; arguments as `Decoder.run_layers`.
+
+        Args:
+          tokens: not read.
+          hidden: [B, L, D], the teacher's, of these tokens after the exit layer.
+          cache: of `init_cache`.
+          positions: [B, L].
+          **places: `slots` and `visible`, where they don't follow from the positions.
+        """
+        where = cached_layout(positions, cache[0], **places, **self._rotary())
+        features, entry = self._adapt(hidden, where, cache[0])
+        return features, (entry,)
+
+    def _adapt(self, hidden, where, entry):
+        hidden = hidden.astype(self.dtype)
+        mixed, entry = self.attention(self.attention_norm(hidden), where, entry)
+        return self.norm(hidden + mixed), entry
+
+    def _rotary(self):
+        return {"head_width": self.attention.head_width, "rope_base": self.rope_base}
+
+    def unrolled(self) -> "KangarooAdapter":
+        """Itself; see `Decoder.unrolled`."""
+        return self
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D V"]:
         return jax.lax.stop_gradient(teacher.head)
@@ -67,6 +99,24 @@ class DecoderStudent(nnx.Module):
     def features(self, tokens: Tokens, teacher: TeacherOutput) -> Activations:
         hidden, _ = self.decoder.run_layers(self.decoder.embed(tokens), 0, self.decoder.depth)
         return self.decoder.norm(hidden)
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` sequences of at most `length` tokens."""
+        return self.decoder.init_cache(batch, length)
+
+    def extend(
+        self, tokens: Tokens, hidden: Activations, cache: Cache, *, positions: Int[Array, "B L"], **places
+    ) -> tuple[Activations, Cache]:
+        """As `KangarooAdapter.extend`, but reads `tokens` and not `hidden`."""
+        decoder = self.decoder
+        hidden, cache = decoder.run_layers(
+            decoder.embed(tokens), 0, decoder.depth, positions=positions, cache=cache, **places
+        )
+        return decoder.norm(hidden), cache
+
+    def unrolled(self) -> "DecoderStudent":
+        """See `Decoder.unrolled`."""
+        return DecoderStudent(self.decoder.unrolled())
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D V"]:
         return self.decoder.head[...]

@@ -194,9 +194,10 @@ def test_shifted_positions_leave_the_decoder_unchanged(teacher, tokens):
 
 def test_grouped_heads_equal_repeated_heads():
     keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (B, n, L, 8)) for key, n in zip(keys, (6, 2, 2), strict=True))
+    q = jax.random.normal(keys[0], (B, 6, L, 8))
+    k, v = jax.random.normal(keys[1], (2, B * 2, L, 8))
     visible = jnp.tri(L, dtype=bool)[None, None, None]
-    repeated = layers.attend(q, jnp.repeat(k, 3, axis=1), jnp.repeat(v, 3, axis=1), visible)
+    repeated = layers.attend(q, jnp.repeat(k, 3, axis=0), jnp.repeat(v, 3, axis=0), visible)
     assert_close(layers.attend(q, k, v, visible), repeated, 1e-6)
 
 
@@ -237,9 +238,10 @@ def test_cached_equals_uncached_after_rolling_each_sequence_back(teacher, tokens
     _, fresh = decoder.run_layers(decoder.embed(text), 0, 3, cache=decoder.init_cache(B, L))
     for row, n in enumerate(kept.tolist()):
         assert_close(logits[row], whole[row, n : n + 3])
+        heads = slice(row * decoder.kv_heads, (row + 1) * decoder.kv_heads)
         for entry, built in zip(cache, fresh, strict=True):
-            assert_close(entry.keys[row, :, : n + 3], built.keys[row, :, : n + 3])
-            assert_close(entry.values[row, :, : n + 3], built.values[row, :, : n + 3])
+            assert_close(entry.keys[heads, : n + 3], built.keys[heads, : n + 3])
+            assert_close(entry.values[heads, : n + 3], built.values[heads, : n + 3])
 
 
 def test_exit_hidden_equals_run_layers(teacher, tokens, output):

@@ -118,8 +118,8 @@ class Decoder(nnx.Module):
           hidden: [B, L, D], the input of layer `start`.
           start, stop: 0 <= start <= stop <= depth, static.
           positions: [B, L] or [1, L], each token's position in its sequence; None for 0..L-1.
-          cache: of `init_cache`. Tokens whose slots lie beyond its length are lost.
-          slots: [B, L] or [1, L], where in the cache the tokens are written; None for their positions.
+          cache: of `init_cache`, long enough for all of the slots.
+          slots: [B, L], consecutive, where in the cache the tokens are written; None for their positions.
           visible: [B, L, T] or [1, L, T], the slots that each token sees; None for those up to its position, so
             that going back is only giving earlier positions.
 

@@ -12,10 +12,13 @@ Activations = Float[Array, "B L D"]
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values; slot t of the third axis belongs to the token at position t."""
+    """One layer's keys and values, sequence by sequence and head by head.
 
-    keys: Float[Array, "B G T H"]
-    values: Float[Array, "B G T H"]
+    Batch and heads are one axis, as in the products that read it: apart, XLA copies the cache at every write.
+    """
+
+    keys: Float[Array, "B*G T H"]
+    values: Float[Array, "B*G T H"]
 
 
 class Layout(NamedTuple):
@@ -41,7 +44,8 @@ def layout(
       positions: [b, L], the position of each token in its own sequence.
       head_width: even.
       rope_base: base of the geometric series of wavelengths (RoFormer, arXiv 2104.09864, section 3.2.2).
-      slots: [b, L], where the tokens' keys stand in a cache; None for their positions.
+      slots: [b, L], consecutive, where the tokens' keys stand in a cache, which has them all; None for their
+        positions.
       visible: [b, L, T], what each token sees, of a cache or of the pass; None for itself and those before it in
         the pass.
     """
@@ -69,13 +73,13 @@ def cached_layout(
 ) -> Layout:
     """`layout` for tokens that see the slots of `cache`: without `visible`, each those up to its position."""
     if visible is None:
-        visible = jnp.arange(cache.keys.shape[2])[None, None, :] <= positions[:, :, None]
+        visible = jnp.arange(cache.keys.shape[1])[None, None, :] <= positions[:, :, None]
     return layout(positions, slots=slots, visible=visible, **rotary)
 
 
 def empty_cache(batch: int, kv_heads: int, length: int, head_width: int, dtype) -> LayerCache:
     """A layer's cache for `batch` sequences of at most `length` tokens."""
-    empty = jnp.zeros((batch, kv_heads, length, head_width), dtype)
+    empty = jnp.zeros((batch * kv_heads, length, head_width), dtype)
     return LayerCache(empty, empty)
 
 
@@ -89,19 +93,20 @@ def rotate(
 
 def attend(
     query: Float[Array, "B N L H"],
-    keys: Float[Array, "B G T H"],
-    values: Float[Array, "B G T H"],
+    keys: Float[Array, "BG T H"],
+    values: Float[Array, "BG T H"],
     visible: Bool[Array, "b 1 1 L T"],
 ) -> Float[Array, "B N L H"]:
     """Scaled dot-product attention; query head n reads key head n // (N/G). The softmax is in float32."""
     B, N, L, H = query.shape
-    _, G, T, _ = keys.shape
-    grouped = (query * H**-0.5).reshape(B, G, N // G * L, H)
-    scores = jnp.einsum("bgmh,bgth->bgmt", grouped, keys, preferred_element_type=jnp.float32)
+    BG, T, _ = keys.shape
+    G = BG // B
+    grouped = (query * H**-0.5).reshape(BG, N // G * L, H)
+    scores = jnp.einsum("gmh,gth->gmt", grouped, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible, scores.reshape(B, G, N // G, L, T), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
-    weights = weights.astype(values.dtype).reshape(B, G, N // G * L, T)
-    return jnp.einsum("bgmt,bgth->bgmh", weights, values).reshape(B, N, L, H)
+    weights = weights.astype(values.dtype).reshape(BG, N // G * L, T)
+    return jnp.einsum("gmt,gth->gmh", weights, values).reshape(B, N, L, H)
 
 
 def rms_norm(width: int, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
@@ -128,19 +133,32 @@ class Attention(nnx.Module):
         qkv = self.qkv(x).reshape(B, L, -1, self.head_width).swapaxes(1, 2)
         turned, values = jnp.split(qkv, [self.heads + self.kv_heads], axis=1)
         query, keys = jnp.split(rotate(turned, layout.cos, layout.sin), [self.heads], axis=1)
-        if cache is not None:
+        if cache is None:
+            keys, values = (part.reshape(-1, L, self.head_width) for part in (keys, values))
+        else:
             cache = _write(cache, keys, values, layout.slots)
             keys, values = cache
         mixed = attend(query, keys, values, layout.visible)
         return self.out(mixed.swapaxes(1, 2).reshape(B, L, D)), cache
 
 
+_FEW_ROWS = 8
+
+
 def _write(cache, keys, values, slots):
-    """Puts the tokens' keys and values [B, G, L, H] in their slots [B, L]."""
-    rows = jnp.arange(keys.shape[0])[:, None]
+    """Puts the tokens' keys and values [B, G, L, H] in their slots [B, L], consecutive ones.
+
+    On a CPU slices of a few rows are written in place, where a scatter takes another layout and two copies.
+    """
+    B, G, _, H = keys.shape
 
     def put(held, new):
-        return held.at[rows, :, slots].set(new.swapaxes(1, 2))
+        if B > _FEW_ROWS:
+            apart = held.reshape(B, G, -1, H)
+            return apart.at[jnp.arange(B)[:, None], :, slots].set(new.swapaxes(1, 2)).reshape(held.shape)
+        for row in range(B):
+            held = jax.lax.dynamic_update_slice(held, new[row], (row * G, slots[row, 0], 0))
+        return held
 
     return LayerCache(put(cache.keys, keys), put(cache.values, values))
 

@@ -162,11 +162,14 @@ def _gather(caches, last, path):
 
     What stands for nodes that were not accepted is written over by the next round.
     """
-    rows = jnp.arange(path.shape[0])[:, None]
+    batch = path.shape[0]
     taken, put = last[:, None] + path, last[:, None] + 1 + jnp.arange(path.shape[1])
 
     def move(held):
-        return held.at[rows, :, put].set(held[rows, :, taken])
+        heads = held.shape[0] // batch
+        rows = jnp.arange(held.shape[0])[:, None]
+        here, there = (jnp.repeat(slots, heads, axis=0) for slots in (taken, put))
+        return held.at[rows, there].set(held[rows, here])
 
     return jax.tree.map(move, caches)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -85,7 +85,7 @@ def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling
     Returns:
       State.
     """
-    draft = _draft(plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta)
+    draft = make_draft(plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta)
 
     def step(state):
         new = _round(plan, draft, state, limits, sampling)
@@ -97,7 +97,8 @@ def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling
     return jax.lax.while_loop(lambda state: jnp.any(state.texts.active), step, start)
 
 
-def _draft(plan, models, eta) -> Draft:
+def make_draft(plan: Plan, models: Sequence[Decoder | Student], eta: Array) -> Draft:
+    """What drafts by `plan`: `models` are the target and, unless nothing or the text itself drafts, the student."""
     target = models[0].unrolled()
     if plan.kind in ("lookup", "none"):
         return Lookup(target, plan.tree.depth, plan.longest)
@@ -132,25 +133,35 @@ def _rest(draft, hidden, cache, **where) -> tuple[Array, Cache]:
 
 def _round(plan, draft, state, limits, sampling):
     """One target call."""
-    texts, tree, rule = state.texts, plan.tree, rules.RULES[plan.rule]
+    texts = state.texts
     proposal = draft.propose(texts, sampling)
-    where = places(tree, np.arange(tree.size + 1), texts.last, texts.tokens.shape[1])
+    verdict, target_cache = verify(plan, draft, texts.last, proposal, sampling)
+    caches = target_cache, proposal.draft_cache
+    if plan.kind == "tree":
+        caches = _gather(caches, texts.last, verdict.path)
+    added, origin = _added(plan.tree, proposal, verdict)
+    state = State(texts._replace(target_cache=caches[0], draft_cache=caches[1]), state.origin, state.counts)
+    return _append(plan, state, added, origin, verdict, proposal, limits)
+
+
+def verify(
+    plan: Plan, draft: Draft, last: Int[Array, "B"], proposal: Proposal, sampling: Sampling
+) -> tuple[rules.Verdict, Cache]:
+    """The target's call on a round's drafts after the token at `last`: the verdicts [B] and the target's cache."""
+    tree = plan.tree
+    slots = proposal.target_cache[0].keys.shape[1]
+    where = places(tree, np.arange(tree.size + 1), last, slots)
     hidden, target_cache = _rest(draft, proposal.hidden, proposal.target_cache, **where)
     p = jax.nn.softmax(warps.warp(draft.target.logits(hidden), _a_node(sampling.how)), axis=-1)
-    verdict = jax.vmap(functools.partial(rules.walk, rule, tree))(
+    verdict = jax.vmap(functools.partial(rules.walk, rules.RULES[plan.rule], tree))(
         tokens=proposal.tokens,
         valid=proposal.valid,
         p=p,
         q=proposal.q,
-        position=texts.last,
+        position=last,
         keys=sampling.keys,
     )
-    caches = target_cache, proposal.draft_cache
-    if plan.kind == "tree":
-        caches = _gather(caches, texts.last, verdict.path)
-    added, origin = _added(tree, proposal, verdict)
-    state = State(texts._replace(target_cache=caches[0], draft_cache=caches[1]), state.origin, state.counts)
-    return _append(plan, state, added, origin, verdict, proposal, limits)
+    return verdict, target_cache
 
 
 def _a_node(how):

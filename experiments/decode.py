@@ -46,7 +46,9 @@ MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "New tokens of a text, at m
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of target and draft; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens; all if not given.")
 TOP_P = flags.DEFINE_float("top_p", None, "Only the likeliest tokens that have so much mass; all if not given.")
-GAMMA = flags.DEFINE_integer("gamma", None, f"Drafts a round, at most; {GAMMA_OF_CHAINS}, or a tree's depth, if not given.")
+GAMMA = flags.DEFINE_integer(
+    "gamma", None, f"Drafts a round, at most; {GAMMA_OF_CHAINS}, or a tree's depth, if not given."
+)
 ETA = flags.DEFINE_float(
     "eta",
     None,

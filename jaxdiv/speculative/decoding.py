@@ -234,4 +234,3 @@ def _how(batch, temperature, top_k, top_p, vocab_size):
         return None if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
 
     return warps.Warp(each(temperature, jnp.float32), each(top_k, jnp.int32), each(top_p, jnp.float32))
-

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 
 from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.reporting import results
 from jaxdiv.training.workdir import Workdir
 from tests import commands, runs
 
-SHORT = ["--max_tokens=12", "--prompt=draft target token"]
+PROMPT = "draft target token"
+SHORT = ["--max_tokens=12", f"--prompt={PROMPT}"]
 JSON = ["--output=jsonl", *SHORT]
 GOOD = {
     "samples": ["--loss=kl", "--num_samples=2", "--sampling_seed=5", "--top_k=500", "--top_p=0.9", *JSON],
     "tree": ["--loss=tv", "--seed=1", "--tree=0,1,00", "--temperature=0", *JSON],
-    "lookup": ["--draft=lookup", "--temperature=0", *JSON],
-    "plain": ["--baseline", "--loss=klx", "--gamma=99", "--temperature=0", *JSON],
-    "typical": ["--loss=ce", "--rule=typical", "--eta=0", *SHORT],
-    "texts": ["--baseline", "--num_samples=2", "--max_tokens=3"],
+    "lookup": ["--draft=lookup", "--rule=typical", *SHORT],
 }
 REFUSED = {
     "no loss": ([], ["give the student's loss, such as --loss=ce", "ce, kl, tv"]),
@@ -28,7 +27,8 @@ REFUSED = {
     "no file": (["--loss=kl", "--prompts_file=/nowhere.txt"], ["/nowhere.txt"]),
     "eta": (["--loss=kl", "--eta=1.5"], ["`eta` must be in [0, 1], got 1.5"]),
     "eta of lookup": (["--draft=lookup", "--eta=0.5"], ["`eta`", "`lookup` has none"]),
-    "gamma": (["--loss=kl", "--gamma=0"], ["`gamma` must be in 1..64, got 0"]),
+    "gamma": (["--loss=kl", "--gamma=0"], ["`gamma` must be at least 1, got 0"]),
+    "large gamma": (["--loss=kl", "--gamma=65"], ["`gamma` must be at most 64, got 65"]),
     "rule": (["--loss=kl", "--rule=greedy"], ["--rule=greedy", "exact_match"]),
     "deep tree": (["--loss=kl", "--tree=0,00,000", "--gamma=2"], ["3 tokens deep", "gamma=3 fits"]),
     "tree and eta": (["--loss=kl", "--tree=0,1", "--eta=0.5"], ["with a tree it must be 0"]),
@@ -39,7 +39,7 @@ REFUSED = {
     "top_p": (["--loss=kl", "--top_p=0"], ["`top_p` must be in (0, 1]"]),
     "top_k": (["--loss=kl", "--top_k=0"], ["`top_k` must be at least 1"]),
     "samples": (["--loss=kl", "--num_samples=0"], ["--num_samples=0"]),
-    "sampling seed": (["--loss=kl", "--sampling_seed=-1"], ["`seeds` must be 1 whole numbers below 2**32"]),
+    "sampling seed": (["--loss=kl", "--sampling_seed=-1"], ["`seeds` must be 1 whole numbers in 0"]),
 }
 
 
@@ -55,13 +55,16 @@ def ended(folder):
     (folder / "bare").mkdir()
     (folder / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     (folder / "blank.txt").write_text("\n \n")
-    (folder / "three.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n\n" for p in ("a\nb", "token", "é")))
+    (folder / "three.jsonl").write_text(
+        "".join(json.dumps({"prompt": text}) + "\n\n" for text in ("a\nb", "é", PROMPT))
+    )
     (folder / "two.txt").write_text("draft target\ntoken accept\n")
-    files = {name: f"--prompts_file={folder / name}" for name in ("bad.jsonl", "blank.txt", "three.jsonl", "two.txt")}
     here = f"--workdir={folder}"
+    plain = [here, "--baseline", "--loss=klx", "--gamma=99", "--temperature=0", "--max_tokens=12"]
     asked = {name: [here, *given] for name, given in GOOD.items()}
     asked |= {("refused", name): [here, *given] for name, (given, _) in REFUSED.items()}
-    asked |= {name: [here, "--max_tokens=4", "--output=jsonl", "--baseline", flag] for name, flag in files.items()}
+    asked |= {name: [*plain, f"--prompts_file={folder / name}"] for name in ("bad.jsonl", "blank.txt", "two.txt")}
+    asked["three.jsonl"] = [*plain, f"--prompts_file={folder / 'three.jsonl'}", "--output=jsonl"]
     asked |= {"no folder": ["--loss=kl"], "no run": ["--workdir=/nowhere"], "bare": [f"--workdir={folder / 'bare'}"]}
     return dict(zip(asked, commands.many("decode", list(asked.values())), strict=True))
 
@@ -97,32 +100,73 @@ def test_a_line_says_what_was_decoded(ended, folder):
     assert line["tokens"] != other["tokens"]
 
 
-def test_greedy_text_is_the_same_whatever_drafts(ended):
-    tree, lookup, plain = (lines(ended[name])[0] for name in ("tree", "lookup", "plain"))
-    assert tree["tokens"] == lookup["tokens"] == plain["tokens"]
-    assert plain["target_calls"] == len(plain["tokens"])
-    assert (plain["accepted"], plain["draft"], plain["loss"], plain["rule"]) == (0, None, None, None)
-    assert (tree["loss"], tree["seed"], lookup["draft"], lookup["loss"]) == ("tv", 1, "lookup", None)
-
-
-def test_prompts_are_read_from_files(ended):
-    assert [line["prompt"] for line in lines(ended["three.jsonl"])] == ["a\nb", "token", "é"]
-    assert [line["prompt"] for line in lines(ended["two.txt"])] == ["draft target", "token accept"]
+def test_prompts_are_read_from_files_and_decoded_greedily_whatever_drafts(ended):
+    (tree,), plain = lines(ended["tree"]), lines(ended["three.jsonl"])
+    assert [line["prompt"] for line in plain] == ["a\nb", "é", PROMPT]
+    assert tree["tokens"] == plain[2]["tokens"]
+    assert plain[2]["target_calls"] == len(plain[2]["tokens"])
+    assert (tree["loss"], tree["seed"]) == ("tv", 1)
+    for line in plain:
+        assert (line["accepted"], line["draft"], line["loss"], line["seed"], line["rule"]) == (0, *[None] * 4)
 
 
 def test_text_is_printed_with_its_statistics_and_without_colour(ended):
-    done = ended["typical"]
+    done = ended["lookup"]
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
-    assert done.stdout.startswith("draft target token")
+    assert done.stdout.startswith(PROMPT)
     for told in ("tokens a call", "drafted and accepted", "in place of a refused draft", "The draft ran", "compiling"):
         assert told in done.stdout
-    assert "Drafted by student of ce, seed 0: a chain of 4, eta 0; rule typical" in done.stdout
+    assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
     assert "typical` is lossy" in done.stdout
-    texts = ended["texts"].stdout
-    assert texts.count("--- sampling seed") == 2
+    texts = ended["two.txt"].stdout
+    assert texts.count("--- sampling seed 0") == 2
+    assert "draft target" in texts
+    assert "token accept" in texts
     assert "without drafts" in texts
     assert "lossy" not in texts
+
+
+@pytest.fixture(scope="module")
+def measured(folder, tmp_path_factory):
+    """Ends of measuring with --decode, the good one's output folder."""
+    output = tmp_path_factory.mktemp("measured")
+    asked = [["--contexts=generated_greedy", "--decode_gamma=3"], ["--contexts=corpus"], ["--decode_gamma=9"]]
+    common = [f"--workdir={folder}", f"--output={output}", "--temperatures=1", "--rules=greedy_match", "--decode"]
+    return output, commands.many("acceptance", [common + given for given in asked])
+
+
+def test_greedy_decoding_gives_what_the_recursion_says(measured):
+    output, (done, *_) = measured
+    assert done.returncode == 0, done.stderr
+    frame = results.read_csv(output / "results.csv")
+    keys = ["loss", "seed"]
+    counted = frame[frame["measure"].eq("decoded_tau")].set_index(keys)
+    computed = frame[frame["measure"].eq("tau") & frame["gamma"].eq(3)].set_index(keys)
+    assert len(counted) == 4 * 3  # three losses and the untrained, two seeds and both
+    assert set(counted["temperature"]) == {0.0}
+    assert set(counted["gamma"]) == {3.0}
+    # A text's chances of acceptance are 0 and 1, so that both are one number.
+    np.testing.assert_allclose(counted["value"], computed.loc[counted.index, "value"], rtol=1e-5)
+    assert counted["value"].between(1.01, 4).all()
+    gained = frame[frame["measure"].eq("speed_up")]
+    assert len(gained) == 12
+    assert (gained["value"] > 0).all()
+
+
+def test_what_was_decoded_stands_in_table_and_report(measured):
+    output, (done, *_) = measured
+    title = "Tokens a target call by decoding, γ = 3"
+    assert title in done.stdout
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for told in (title, "decoded_tau", "speed_up", "another sample of text"):
+        assert told in page
+
+
+def test_what_cannot_be_decoded_is_refused(measured):
+    _, (_, corpus, gamma) = measured
+    runs.check_refusal(corpus, "--decode needs one of the contexts generated, generated_greedy")
+    runs.check_refusal(gamma, "--decode_gamma=9")
 
 
 def test_pieces_are_the_text_whatever_the_tokens_split():

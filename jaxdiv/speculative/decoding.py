@@ -51,21 +51,12 @@ class Decoding:
 
     def run(self) -> Decoded:
         """Decodes, by what an earlier decoding of the same shapes compiled if there was one."""
-        return self._decoded(loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream))
+        return _decoded(loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream), self.lengths)
 
     def compile(self) -> Callable[[], Decoded]:
         """What `run` does, compiled now."""
         compiled = loop.run.lower(self.plan, self.graphs, *self.arrays, stream=self.stream).compile()
-        return lambda: self._decoded(compiled(*self.arrays))
-
-    def _decoded(self, state):
-        tokens, ends, origin = (np.asarray(x) for x in (state.texts.tokens, state.texts.length, state.origin))
-        spans = [slice(start, end) for start, end in zip(self.lengths, ends, strict=True)]
-        return Decoded(
-            tokens=[row[span] for row, span in zip(tokens, spans, strict=True)],
-            origin=[row[span] for row, span in zip(origin, spans, strict=True)],
-            counts=jax.tree.map(np.asarray, state.counts),
-        )
+        return lambda: _decoded(compiled(*self.arrays), self.lengths)
 
 
 def decode(target: Decoder, draft: Student | str | None, prompts: Sequence[Sequence[int]], **options) -> Decoded:
@@ -146,8 +137,10 @@ def _check_drafts(draft, rule, gamma, eta, tree):
         raise ValueError(f"`rule` must be one of {', '.join(rules.RULES)}, got {rule!r}")
     if draft is None:
         return trees.chain(0)
-    if not 1 <= gamma <= MAX_GAMMA:
-        raise ValueError(f"`gamma` must be in 1..{MAX_GAMMA}, got {gamma}; without drafts, decode plainly.")
+    if gamma < 1:
+        raise ValueError(f"`gamma` must be at least 1, got {gamma}; without drafts, decode plainly.")
+    if gamma > MAX_GAMMA:
+        raise ValueError(f"`gamma` must be at most {MAX_GAMMA}, got {gamma}.")
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must be in [0, 1], got {eta}; 0 never stops drafting.")
     if isinstance(draft, str) and draft != LOOKUP:
@@ -215,7 +208,7 @@ def _wanted(max_tokens, lengths, drafts):
 def _seeds(seeds, batch):
     seeds = [int(seed) for seed in seeds]
     if len(seeds) != batch or min(seeds) < 0 or max(seeds) >= 2**32:
-        raise ValueError(f"`seeds` must be {batch} whole numbers below 2**32, one a text, got {seeds[0]}..{seeds[-1]}")
+        raise ValueError(f"`seeds` must be {batch} whole numbers in 0..2**32 - 1, one a text, got {seeds[:4]}")
     return jnp.array(seeds, jnp.uint32)
 
 
@@ -234,3 +227,13 @@ def _how(batch, temperature, top_k, top_p, vocab_size):
         return None if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
 
     return warps.Warp(each(temperature, jnp.float32), each(top_k, jnp.int32), each(top_p, jnp.float32))
+
+
+def _decoded(state, lengths):
+    tokens, ends, origin = (np.asarray(x) for x in (state.texts.tokens, state.texts.length, state.origin))
+    spans = [slice(start, end) for start, end in zip(lengths, ends, strict=True)]
+    return Decoded(
+        tokens=[row[span] for row, span in zip(tokens, spans, strict=True)],
+        origin=[row[span] for row, span in zip(origin, spans, strict=True)],
+        counts=jax.tree.map(np.asarray, state.counts),
+    )

@@ -1,6 +1,7 @@
 """Measures finished runs again from their checkpoints: other temperatures, rules or contexts; several runs pooled.
 
   python -m experiments.acceptance --workdir=runs/quickstart --temperatures=0,0.7 --rules=exact_match --output=runs/b
+  python -m experiments.acceptance --workdir=runs/quickstart --decode --decode_gamma=6 --output=runs/decoded
   python -m experiments.acceptance --workdir=runs/seed0,runs/seed1
 
 One run's results.csv and report.html are written anew; several runs' go to a folder of their own.

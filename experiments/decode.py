@@ -99,10 +99,7 @@ def main(_):
         page.end()
     else:
         page.texts(texts, seeds, decoded)
-    page.say(_settings(told, how))
-    page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
-    if not told["lossless"]:
-        page.say(f"The rule `{RULE.value}` is lossy: the texts are not distributed as the target's own.")
+    _summarize(page, decoded, told, how, seconds=seconds, compile_seconds=compile_seconds)
     return 0
 
 
@@ -129,13 +126,18 @@ def _drafting(run, config):
     return draft, told, {"rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
 
 
-def _settings(told, how):
-    """The drafting in a line."""
+def _summarize(page, decoded, told, how, **times):
+    """How it was drafted, what that took, and whether the texts are the target's own."""
     if BASELINE.value:
-        return "\nPlain decoding, without drafts."
-    student = f" of {told['loss']}, seed {told['seed']}" if told["loss"] else ""
-    drafts = f"a chain of {how['gamma']}, eta {how['eta']:g}" if how["tree"] is None else f"the tree {TREE.value}"
-    return f"\nDrafted by {told['draft']}{student}: {drafts}; rule {told['rule']}, temperature {TEMPERATURE.value:g}."
+        page.say("\nPlain decoding, without drafts.")
+    else:
+        student = f" of {told['loss']}, seed {told['seed']}" if told["loss"] else ""
+        drafts = f"a chain of {how['gamma']}, eta {how['eta']:g}" if how["tree"] is None else f"the tree {TREE.value}"
+        rule = f"rule {told['rule']}, temperature {TEMPERATURE.value:g}"
+        page.say(f"\nDrafted by {told['draft']}{student}: {drafts}; {rule}.")
+    page.statistics(decoded, **times)
+    if not told["lossless"]:
+        page.say(f"The rule `{RULE.value}` is lossy: the texts are not distributed as the target's own.")
 
 
 def _student(run, config, seed):

@@ -1,11 +1,16 @@
 """The binary that decodes: what it prints, where the tokens come from, and what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from experiments.transcript import Pieces, Transcript
+from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter
 from jaxdiv.reporting import results
 from jaxdiv.training.workdir import Workdir
 from tests import commands, runs
@@ -65,6 +70,8 @@ def ended(folder):
     asked |= {("refused", name): [here, *given] for name, (given, _) in REFUSED.items()}
     asked |= {name: [*plain, f"--prompts_file={folder / name}"] for name in ("bad.jsonl", "blank.txt", "two.txt")}
     asked["three.jsonl"] = [*plain, f"--prompts_file={folder / 'three.jsonl'}", "--output=jsonl"]
+    shutil.copytree(folder, folder / "unfinished", ignore=shutil.ignore_patterns("students", "unfinished"))
+    asked["unfinished"] = [f"--workdir={folder / 'unfinished'}", "--loss=kl"]
     asked |= {"no folder": ["--loss=kl"], "no run": ["--workdir=/nowhere"], "bare": [f"--workdir={folder / 'bare'}"]}
     return dict(zip(asked, commands.many("decode", list(asked.values())), strict=True))
 
@@ -79,11 +86,47 @@ def test_bad_input_is_one_line(ended, name):
     runs.check_refusal(ended["refused", name], *REFUSED[name][1])
 
 
+def _shapes(make):
+    return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+
+
+def _decoder(vocab_size, rngs):
+    return Decoder(vocab_size=vocab_size, depth=1, width=8, heads=2, kv_heads=1, mlp_width=8, rngs=rngs)
+
+
+def _kangaroo(width, exit_layer):
+    return _shapes(lambda rngs: KangarooAdapter(width=width, heads=2, kv_heads=1, exit_layer=exit_layer, rngs=rngs))
+
+
+@pytest.mark.parametrize(
+    ("draft", "options", "message"),
+    [
+        (lambda: _kangaroo(16, 1), {}, "the draft reads layer 1 of width 16, but the target has 1 layers of width 8"),
+        (lambda: _kangaroo(8, 2), {}, "the draft reads layer 2 of width 8"),
+        (
+            lambda: _shapes(lambda rngs: DecoderStudent(_decoder(9, rngs))),
+            {},
+            "the draft has 9 tokens and the target 7",
+        ),
+        (lambda: _kangaroo(8, 1), {"tree": speculative.Tree((0,) * 8)}, "8 tokens wide, but there are only 7"),
+        (lambda: None, {"prompts": [[1], [7]]}, r"prompt 1 has tokens 7..7, not in 0..6"),
+        (lambda: None, {"seeds": [2**32]}, "`seeds` must be 1 whole numbers"),
+        (lambda: None, {"seeds": []}, "`seeds` must be 1 whole numbers"),
+        (lambda: None, {"max_tokens": 2**20}, "1 texts of up to 1,048,577 tokens are more than 1,048,576 together"),
+    ],
+)
+def test_what_does_not_fit_the_target_is_refused(draft, options, message):
+    target = _shapes(lambda rngs: _decoder(7, rngs))
+    with pytest.raises(ValueError, match=message):
+        speculative.prepare(target, draft(), **{"prompts": [[1]], "max_tokens": 2} | options)
+
+
 def test_files_and_folders_that_are_none_are_named(ended):
     runs.check_refusal(ended["bad.jsonl"], "line 2 of", "must be an object with a prompt")
     runs.check_refusal(ended["blank.txt"], "blank.txt holds no prompt")
     runs.check_refusal(ended["no folder"], "--workdir=runs/quickstart")
     runs.check_refusal(ended["no run"], "/nowhere is not the folder of a run")
+    runs.check_refusal(ended["unfinished"], "no checkpoint in", "students; train first")
     runs.check_refusal(ended["bare"], "bare is not the folder of a run")
 
 
@@ -170,8 +213,6 @@ def test_what_cannot_be_decoded_is_refused(measured):
 
 
 def test_pieces_are_the_text_whatever_the_tokens_split():
-    from experiments.transcript import Pieces
-
     bpe = Tokenizer.train(["naïve"], 257)  # every token is a byte
     tokens = bpe.encode("naïve 漢字 \N{REPLACEMENT CHARACTER}!")
     pieces = Pieces(bpe)
@@ -184,8 +225,6 @@ def test_pieces_are_the_text_whatever_the_tokens_split():
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_colours_end_where_they_are_not_wanted(no_color, coloured, monkeypatch, capsys):
-    from experiments.transcript import Transcript
-
     for name, value in (("NO_COLOR", no_color), ("FORCE_COLOR", "1"), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
     bpe = Tokenizer.train(["a text"], 257)

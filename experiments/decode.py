@@ -52,8 +52,8 @@ GAMMA = flags.DEFINE_integer(
 ETA = flags.DEFINE_float(
     "eta",
     None,
-    f"A chain of drafts ends after a token of which the student was less sure; {KANGAROO_ETA} for a Kangaroo student "
-    "if not given, else 0, which never ends it early.",
+    "A chain of drafts ends after a token where the student's largest probability was below this; "
+    f"{KANGAROO_ETA} for a Kangaroo student if not given, else 0, which never ends it.",
 )
 TREE = flags.DEFINE_string(
     "tree", None, "A tree of drafts in place of a chain, such as 0,1,00,01: each node's ranks from the root."

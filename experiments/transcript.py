@@ -81,7 +81,8 @@ class Transcript:
         self._console.print(_legend(decoded))
         if decoded.counts.accepted.shape[1]:
             self._console.print(_positions(decoded.counts))
-            self.say(f"The draft ran {int(decoded.counts.draft_steps)} times.")
+        if steps := int(decoded.counts.draft_steps):
+            self.say(f"The draft ran {steps} times.")
         self.say(
             f"Decoding {seconds:.2f} s with the prompt's own pass: {count / seconds:,.0f} tokens/s; "
             f"compiling before it {compile_seconds:.1f} s"

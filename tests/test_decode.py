@@ -158,7 +158,13 @@ def test_text_is_printed_with_its_statistics_and_without_colour(ended):
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert done.stdout.startswith(PROMPT)
-    for told in ("tokens a call", "drafted and accepted", "in place of a refused draft", "The draft ran", "compiling"):
+    for told in (
+        "tokens a call",
+        "drafted and accepted",
+        "in place of a refused draft",
+        "rounds that drafted",
+        "compiling",
+    ):
         assert told in done.stdout
     assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
     assert "typical` is lossy" in done.stdout

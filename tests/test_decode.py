@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -216,6 +219,19 @@ def test_what_cannot_be_decoded_is_refused(measured):
     _, (_, corpus, gamma) = measured
     runs.check_refusal(corpus, "--decode needs one of the contexts generated, generated_greedy")
     runs.check_refusal(gamma, "--decode_gamma=9")
+
+
+def test_ctrl_c_ends_a_call_that_does_not_listen():
+    code = (
+        "import time; from experiments import decode; decode._timed(lambda: (print('on', flush=True), time.sleep(60)))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, **pipes) as process:
+        assert process.stdout.readline() == "on\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert error.split("\n") == ["", "error: interrupted", ""]
 
 
 def test_pieces_are_the_text_whatever_the_tokens_split():

@@ -1,6 +1,7 @@
 """Measures finished runs again from their checkpoints: other temperatures, rules or contexts; several runs pooled.
 
   python -m experiments.acceptance --workdir=runs/quickstart --temperatures=0,0.7 --rules=exact_match --output=runs/b
+  python -m experiments.acceptance --workdir=runs/quickstart --decode --decode_gamma=6 --output=runs/decoded
   python -m experiments.acceptance --workdir=runs/seed0,runs/seed1
 
 One run's results.csv and report.html are written anew; several runs' go to a folder of their own.
@@ -13,7 +14,8 @@ from absl import flags
 from experiments import cli, measuring
 from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.training import config as run_config
-from jaxdiv.training import students
+from jaxdiv.training import evaluation, students
+from jaxdiv.training.contexts import GENERATED
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
@@ -23,6 +25,12 @@ CONTEXTS = flags.DEFINE_string(
 )
 RULES = flags.DEFINE_string(
     "rules", None, f"Some of {','.join(RULE_NAMES)}; sampling is always measured. The runs' own if not given."
+)
+DECODE = flags.DEFINE_bool(
+    "decode", False, "Also decode after every prompt with every student: tokens a call and speed-up; takes minutes."
+)
+DECODE_GAMMA = flags.DEFINE_integer(
+    "decode_gamma", 4, "Drafts a round of --decode.", lower_bound=1, upper_bound=evaluation.MAX_GAMMA
 )
 OUTPUT = flags.DEFINE_string("output", None, "Where results go; the run's folder, or for several one beside them.")
 
@@ -47,15 +55,26 @@ def main(_):
     runs = [Workdir(path) for path in WORKDIR.value]
     _check_alike(runs)
     output = pathlib.Path(OUTPUT.value) if OUTPUT.value else _folder(runs)
+    contexts = _given(CONTEXTS, run_config.SOME_CONTEXTS, run_config.contexts)
+    if DECODE.value:
+        _check_decodable(runs, contexts)
     measuring.measure_and_report(
         runs,
         output=output,
-        contexts=_given(CONTEXTS, run_config.SOME_CONTEXTS, run_config.contexts),
+        contexts=contexts,
         rules=_given(RULES, run_config.SOME_RULES, run_config.rules),
         temperatures=_temperatures(TEMPERATURES.value or ()),
+        decode_gamma=DECODE_GAMMA.value if DECODE.value else None,
     )
     cli.say(f"\nWritten to {output}: open {output / 'report.html'}")
     return 0
+
+
+def _check_decodable(runs, contexts):
+    for run in runs:
+        names = contexts or run_config.contexts(run.config()["evaluation"]["contexts"])
+        if not set(names) & set(GENERATED):
+            raise ValueError(f"--decode needs one of the contexts {', '.join(GENERATED)}; give --contexts")
 
 
 def _check_alike(runs):

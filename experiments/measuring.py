@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.console import Console
 
-from experiments import cli
+from experiments import cli, decoded
+from jaxdiv.reporting import decoded as decoded_table
 from jaxdiv.reporting import html, pictures, results, table
 from jaxdiv.training import config as run_config
 from jaxdiv.training import estimates, evaluation, metrics, students
@@ -21,23 +22,27 @@ def measure_and_report(
     contexts: Sequence[str] = (),
     rules: Sequence[str] = (),
     temperatures: Sequence[float] = (),
+    decode_gamma: int | None = None,
 ) -> None:
     """Measures `runs`, pooled, and writes results.csv, pictures and report.html to `output`.
 
-    Contexts, rules and temperatures are those of each run's config where none are given.
+    Contexts, rules and temperatures are those of each run's config where none are given; with `decode_gamma` texts are
+    decoded too, with so many drafts a round.
     """
     output.mkdir(parents=True, exist_ok=True)
     measured = []
     for run in runs:
         settings = run.config()["evaluation"]
-        measured.append(
-            evaluation.measure(
-                run,
-                names=contexts or run_config.contexts(settings["contexts"]),
-                rules=rules or run_config.rules(settings["rules"]),
-                temperatures=temperatures or tuple(settings["temperatures"]),
-            )
+        names = contexts or run_config.contexts(settings["contexts"])
+        found = evaluation.measure(
+            run,
+            names=names,
+            rules=rules or run_config.rules(settings["rules"]),
+            temperatures=temperatures or tuple(settings["temperatures"]),
         )
+        if decode_gamma:
+            found = decoded.with_decoding(run, found, names=names, gamma=decode_gamma)
+        measured.append(found)
     for run, found in zip(runs, measured, strict=True):
         _tell_lost(run, found)
     frame = results.table(estimates.rows(measured))
@@ -70,7 +75,10 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path
         return
     console = Console()
     # A table needs its columns even where output is piped to a narrower default.
-    (console if console.is_terminal else Console(width=110)).print(table.rich_table(frame))
+    console = console if console.is_terminal else Console(width=110)
+    console.print(table.rich_table(frame))
+    if (by_decoding := decoded_table.rich_table(frame)) is not None:
+        console.print(by_decoding)
 
 
 def _curves(run):

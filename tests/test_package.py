@@ -20,7 +20,7 @@ SOURCES = sorted(path for folder in ("jaxdiv", "experiments") for path in (runs.
 # A room may import from lower floors alone, and its own modules.
 FLOORS = {
     5: ["experiments"],
-    4: ["jaxdiv.training", "jaxdiv.reporting"],
+    4: ["jaxdiv.training", "jaxdiv.speculative", "jaxdiv.reporting"],
     3: ["jaxdiv.models", "jaxdiv.data"],
     2: [
         "jaxdiv.contributions",

@@ -8,7 +8,7 @@ from html import escape
 import pandas as pd
 
 from jaxdiv import files
-from jaxdiv.reporting import page, pictures, results, style, table, words
+from jaxdiv.reporting import decoded, page, pictures, results, style, table, words
 
 _PICTURES = {
     "differences": "Each loss's difference to the reference with its interval; the table has the same numbers.",
@@ -115,6 +115,10 @@ def _main_table(frame, curves):
     for context in results.contexts(frame)[1:]:
         heading = f"The same {escape(table.describe(context))}"
         yield page.details(heading, _summary(frame, context))
+    if by_decoding := decoded.rows(frame):
+        head, title = map(escape, decoded.HEADERS), decoded.title(frame)
+        cells = [[words.name(loss), *map(escape, rest)] for loss, *rest in by_decoding]
+        yield page.grid(f"{escape(title)}. {escape(decoded.NOTE)}", list(head), cells, label=title)
 
 
 def _summary(frame, context):

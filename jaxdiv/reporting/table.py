@@ -152,7 +152,7 @@ def tokens(value: float) -> str:
 
 def form(measure: str) -> Callable[[float, float, float], str]:
     """How a measure's value and interval are printed: tokens, points or percent."""
-    if measure.startswith("tau"):
+    if measure.startswith("tau") or measure in ("decoded_tau", "speed_up"):
         return lambda value, low, high: tokens(value) + _half(value, low, high, ".2f")
     return points if measure == "difference" else percent
 

@@ -31,7 +31,11 @@ MEASURES = {
     "are widened together, by Holm, so that the chance of even one false finding among its losses stays below 5%.",
     "tau": "Tokens a target call, τ, with γ sampled drafts a round: what lossless decoding of this text would give, "
     "exact in expectation, by a renewal recursion over the teacher's own text.",
-    "tau_greedy_draft": "The same with greedy drafts.",
+    "decoded_tau": "The same by decoding: tokens of all texts over the target calls begun before their last token. The "
+    "texts are not those of <code>tau</code> but others after the same prompts.",
+    "speed_up": "Tokens a second of speculative over plain decoding, all prompts as one batch; of the machine that "
+    "measured it, without an interval.",
+    "tau_greedy_draft": "<code>tau</code> with greedy drafts.",
     "tau_iid": "(1 − α<sup>γ+1</sup>)/(1 − α), which takes every position's chance to be the mean one (Leviathan et "
     "al., 2023); for comparison only.",
     "acceptance_at": "Rounds whose draft at this position is accepted, over all rounds, as decoding would count them; "

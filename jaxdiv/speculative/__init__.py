@@ -1,8 +1,22 @@
 """Speculative decoding in one jit: a draft proposes, the target verifies, and the text stays the target's own."""
 
-from jaxdiv.speculative.decoding import LOOKUP, Decoded, decode
+from jaxdiv.speculative.decoding import LOOKUP, Decoded, Decoding, decode, prepare
 from jaxdiv.speculative.loop import BONUS, CORRECTED, DRAFTED, Counts
 from jaxdiv.speculative.rules import RULES
 from jaxdiv.speculative.trees import Tree, chain, parse
 
-__all__ = ["BONUS", "CORRECTED", "DRAFTED", "LOOKUP", "RULES", "Counts", "Decoded", "Tree", "chain", "decode", "parse"]
+__all__ = [
+    "BONUS",
+    "CORRECTED",
+    "DRAFTED",
+    "LOOKUP",
+    "RULES",
+    "Counts",
+    "Decoded",
+    "Decoding",
+    "Tree",
+    "chain",
+    "decode",
+    "parse",
+    "prepare",
+]

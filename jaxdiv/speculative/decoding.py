@@ -9,11 +9,13 @@ import numpy as np
 from flax import nnx
 
 from jaxdiv import warps
-from jaxdiv.models import Decoder, Student
+from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter, Student
 from jaxdiv.speculative import loop, rules, trees
 from jaxdiv.speculative.drafting import Sampling
 
 LOOKUP = "lookup"
+MAX_GAMMA = 64
+MAX_TOKENS = 2**20  # of all texts together; each takes a slot in every layer's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,35 @@ class Decoded:
         return sum(map(len, self.tokens)) / max(int(np.sum(self.counts.target_calls)), 1)
 
 
-def decode(
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """A decoding whose arguments were checked; nothing is compiled yet."""
+
+    plan: loop.Plan
+    graphs: tuple
+    arrays: tuple
+    lengths: np.ndarray
+    stream: Callable | None
+
+    def run(self) -> Decoded:
+        """Decodes, by what an earlier decoding of the same shapes compiled if there was one."""
+        return _decoded(loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream), self.lengths)
+
+    def compile(self) -> Callable[[], Decoded]:
+        """What `run` does, compiled now."""
+        compiled = loop.run.lower(self.plan, self.graphs, *self.arrays, stream=self.stream).compile()
+        return lambda: _decoded(compiled(*self.arrays), self.lengths)
+
+
+def decode(target: Decoder, draft: Student | str | None, prompts: Sequence[Sequence[int]], **options) -> Decoded:
+    """Continues each prompt; the text's distribution is the target's own, unless the rule is lossy.
+
+    Arguments and errors are those of `prepare`.
+    """
+    return prepare(target, draft, prompts, **options).run()
+
+
+def prepare(
     target: Decoder,
     draft: Student | str | None,
     prompts: Sequence[Sequence[int]],
@@ -54,50 +84,43 @@ def decode(
     seeds: Sequence[int] | None = None,
     longest: int = 3,
     stream: Callable | None = None,
-) -> Decoded:
-    """Continues each prompt; the text's distribution is the target's own, unless the rule is lossy.
+) -> Decoding:
+    """Checks all that `decode` is asked for.
 
     Args:
       target: the model whose text it is.
       draft: a student, `lookup` (prompt lookup, drafts without a model), or None for plain decoding.
       prompts: tokens of each, at least one; lengths may differ.
-      max_tokens: new tokens, for all or for each.
+      max_tokens: new tokens, for all or for each; with the prompts `MAX_TOKENS` in all.
       rule: of `rules.RULES`; for `lookup` all but `typical` are one.
-      gamma: drafts a round, at most; a tree's depth must not exceed it.
+      gamma: drafts a round, 1 to `MAX_GAMMA`, at most; a tree's depth must not exceed it.
       eta: in [0, 1]; a chain stops after a token at whose position the draft's largest probability was below (0.6 in
-        Kangaroo, arXiv 2404.18911). 0 never stops.
+        Kangaroo, arXiv 2404.18911). 0 never stops; of a student alone.
       tree: candidates in place of a chain.
       temperature, top_k, top_p: as `warps.Warp`, for target and draft alike; for all or for each.
       stop: the token that ends a text.
       seeds: of each text; None for 0, 1, 2, ... A text depends on its seed and prompt, not on its neighbours.
       longest: tokens that `lookup` compares, at most.
-      stream: called after each round with (tokens [B, T], lengths before it [B], lengths after it [B]).
+      stream: called after each round with (tokens [B, T], lengths before it [B], lengths after it [B], origin [B, T]).
 
     Raises:
       ValueError: an argument out of its range.
     """
-    prompts = [np.asarray(prompt, np.int32) for prompt in prompts]
     plan_tree = _check_drafts(draft, rule, gamma, eta, tree)
-    batch, lengths = len(prompts), np.array([len(prompt) for prompt in prompts], np.int32)
-    if batch == 0 or lengths.min() < 1:
-        raise ValueError("each prompt must have at least one token")
-    wanted = np.broadcast_to(np.asarray(max_tokens, np.int32), (batch,))
-    if wanted.min() < 1:
-        raise ValueError(f"`max_tokens` must be at least 1, got {wanted.min()}")
-    limits = lengths + wanted
-    padded = np.zeros((batch, lengths.max()), np.int32)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    _check_models(target, draft, plan_tree)
+    padded, lengths = _padded(prompts, vocab_size=target.head.shape[1])
+    batch = len(lengths)
+    limits = lengths + _wanted(max_tokens, lengths, plan_tree.size)
     kind = _kind(draft, tree)
     if kind in (LOOKUP, "none") and rules.RULES[rule].lossless:
         rule = "greedy_draft"  # what was not drawn is certain, and then the lossless rules are one
     plan = loop.Plan(kind=kind, tree=plan_tree, rule=rule, slots=int(limits.max()), stop=stop, longest=longest)
-    seeds = jnp.asarray(range(batch) if seeds is None else seeds, jnp.uint32)
-    sampling = Sampling(_how(batch, temperature, top_k, top_p), rules.Keys(jax.vmap(jax.random.key)(seeds)))
+    keys = jax.vmap(jax.random.key)(_seeds(range(batch) if seeds is None else seeds, batch))
+    sampling = Sampling(_how(batch, temperature, top_k, top_p, target.head.shape[1]), rules.Keys(keys))
     parts = [nnx.split(model) for model in (target, draft) if isinstance(model, nnx.Module)]
     graphs, params = zip(*parts, strict=True)
-    state = loop.run(plan, graphs, params, padded, lengths, limits, sampling, jnp.float32(eta), stream=stream)
-    return _decoded(state, lengths)
+    arrays = (params, padded, lengths, limits, sampling, jnp.float32(eta))
+    return Decoding(plan, graphs, arrays, lengths, stream)
 
 
 def _kind(draft, tree):
@@ -116,10 +139,14 @@ def _check_drafts(draft, rule, gamma, eta, tree):
         return trees.chain(0)
     if gamma < 1:
         raise ValueError(f"`gamma` must be at least 1, got {gamma}; without drafts, decode plainly.")
+    if gamma > MAX_GAMMA:
+        raise ValueError(f"`gamma` must be at most {MAX_GAMMA}, got {gamma}.")
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must be in [0, 1], got {eta}; 0 never stops drafting.")
     if isinstance(draft, str) and draft != LOOKUP:
         raise ValueError(f"`draft` must be a student, {LOOKUP!r} or None, got {draft!r}")
+    if draft == LOOKUP and eta > 0:
+        raise ValueError("`eta` is of a student's confidence; `lookup` has none, so it must be 0.")
     if tree is None:
         return trees.chain(gamma)
     if draft == LOOKUP:
@@ -131,12 +158,68 @@ def _check_drafts(draft, rule, gamma, eta, tree):
     return tree
 
 
-def _how(batch, temperature, top_k, top_p):
+def _check_models(target, draft, tree):
+    """The draft fits the target, and the tree the vocabulary."""
+    width, vocab_size = target.head.shape
+    if isinstance(draft, KangarooAdapter):
+        theirs = draft.attention.qkv.kernel.shape[0]
+        if theirs != width or draft.exit_layer > target.depth:
+            raise ValueError(
+                f"the draft reads layer {draft.exit_layer} of width {theirs}, "
+                f"but the target has {target.depth} layers of width {width}; it is another model's."
+            )
+    elif isinstance(draft, DecoderStudent) and draft.decoder.head.shape[1] != vocab_size:
+        raise ValueError(
+            f"the draft has {draft.decoder.head.shape[1]} tokens and the target {vocab_size}; both need one tokenizer."
+        )
+    if tree.children.shape[1] > vocab_size:
+        raise ValueError(f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}.")
+
+
+def _padded(prompts, vocab_size):
+    """(prompts [B, P], their lengths [B])."""
+    prompts = [np.asarray(prompt, np.int64) for prompt in prompts]
+    if not prompts or not min(map(len, prompts)):
+        raise ValueError("each prompt must have at least one token")
+    for i, prompt in enumerate(prompts):
+        if prompt.min() < 0 or prompt.max() >= vocab_size:
+            raise ValueError(f"prompt {i} has tokens {prompt.min()}..{prompt.max()}, not in 0..{vocab_size - 1}")
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = np.zeros((len(prompts), lengths.max()), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return padded, lengths
+
+
+def _wanted(max_tokens, lengths, drafts):
+    """The new tokens of each text [B]."""
+    wanted = [int(value) for value in np.ravel(max_tokens)]
+    if min(wanted) < 1:
+        raise ValueError(f"`max_tokens` must be at least 1, got {min(wanted)}")
+    slots = int(lengths.max()) + max(wanted) + drafts
+    if slots * len(lengths) > MAX_TOKENS:
+        raise ValueError(
+            f"{len(lengths)} texts of up to {slots:,} tokens are more than {MAX_TOKENS:,} together; "
+            f"lower `max_tokens` or decode fewer at once"
+        )
+    return np.broadcast_to(np.array(wanted, np.int32), lengths.shape)
+
+
+def _seeds(seeds, batch):
+    seeds = [int(seed) for seed in seeds]
+    if len(seeds) != batch or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise ValueError(f"`seeds` must be {batch} whole numbers in 0..2**32 - 1, one a text, got {seeds[:4]}")
+    return jnp.array(seeds, jnp.uint32)
+
+
+def _how(batch, temperature, top_k, top_p, vocab_size):
     """The warp with arrays [B]."""
     for value in np.ravel(temperature):
         warps.check_temperature(float(value))
-    for value in [] if top_k is None else np.ravel(top_k):
-        warps.check_cuts(int(value), None)
+    if top_k is not None:
+        for value in np.ravel(top_k):
+            warps.check_cuts(int(value), None)
+        top_k = [min(int(value), vocab_size) for value in np.ravel(top_k)]
     for value in [] if top_p is None else np.ravel(top_p):
         warps.check_cuts(None, float(value))
 

@@ -80,7 +80,8 @@ def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling
       limits: [B], length at which a text ends, at most `plan.slots`.
       sampling: how.
       eta: threshold of a chain.
-      stream: called after each round with (texts' tokens [B, T], lengths before [B] and after [B]), in order.
+      stream: called after each round with (texts' tokens [B, T], lengths before [B] and after [B], origin [B, T]), in
+        order.
 
     Returns:
       State.
@@ -90,7 +91,8 @@ def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling
     def step(state):
         new = _round(plan, draft, state, limits, sampling)
         if stream is not None:
-            jax.debug.callback(stream, new.texts.tokens, state.texts.length, new.texts.length, ordered=True)
+            texts = new.texts
+            jax.debug.callback(stream, texts.tokens, state.texts.length, texts.length, new.origin, ordered=True)
         return new
 
     start = _begin(plan, draft, prompts, lengths, limits)

@@ -65,20 +65,25 @@ def make(name: str, config: Mapping, corpus: Corpus, teacher: Model) -> Context:
     return Context(name, windows.inputs, windows.labels, windows.weights, windows.document, start=None)
 
 
-def _generated(name, config, corpus, teacher):
-    """Each text runs to its end-of-text token, inclusive, or to `generated_tokens`."""
+def prompts(config: Mapping, corpus: Corpus) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, "K"]]:
+    """(the beginnings of test documents after which the teacher writes, each one's document)."""
     evaluation = config["evaluation"]
-    prompts, document = pipeline.prompts(
+    return pipeline.prompts(
         corpus.splits["test"], length=evaluation["prompt_tokens"], max_documents=evaluation["documents"]
     )
+
+
+def _generated(name, config, corpus, teacher):
+    """Each text runs to its end-of-text token, inclusive, or to `generated_tokens`."""
+    beginnings, document = prompts(config, corpus)
     texts = models.generate(
         nnx.merge(teacher.graphdef, teacher.params),
-        prompts,
-        length=evaluation["generated_tokens"],
+        beginnings,
+        length=config["evaluation"]["generated_tokens"],
         temperature=GENERATED[name],
         key=jax.random.key(config["seed"]),
     )
-    texts, start = np.asarray(texts), prompts.shape[1] - 1
+    texts, start = np.asarray(texts), beginnings.shape[1] - 1
     inputs, labels = texts[:, :-1], texts[:, 1:]
     ended_before = np.cumsum(labels[:, start:] == corpus.tokenizer.end_of_text, axis=1)
     ended_before = np.pad(ended_before, ((0, 0), (1, 0)))[:, :-1]

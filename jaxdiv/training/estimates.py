@@ -1,6 +1,7 @@
 """From sums over documents to results: each seed's estimate, the pooled one, and differences between losses."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxdiv import acceptance, statistics
 from jaxdiv.training.evaluation import UNTRAINED, Measured
 
 POOLED = "all"
+_TOKENS_A_CALL = ("tau", "tau_greedy_draft", "decoded_tau")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +91,10 @@ def _estimates(key, group):
 
 
 def _ratio(key, group):
-    tokens = key.measure in ("tau", "tau_greedy_draft")
-    bounds = (1.0, 1.0 + key.gamma) if tokens else (0.0, 1.0)
+    if key.measure in _TOKENS_A_CALL:
+        bounds = (1.0, 1.0 + key.gamma)
+    else:
+        bounds = (0.0, math.inf if key.measure == "speed_up" else 1.0)
     estimate = statistics.interval(group.numerator, group.denominator, runs=group.runs, bounds=bounds)
     if key.measure != "tau_iid":
         return estimate

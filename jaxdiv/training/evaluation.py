@@ -1,7 +1,7 @@
 """Acceptance of a run's students, measured from their checkpoints: sums over each document's tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
 from jaxdiv.training import contexts, progress, students, teacher
 from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed
 from jaxdiv.training.workdir import Workdir
 
@@ -74,15 +75,15 @@ def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], tem
     config = workdir.config()
     corpus = Corpus.load(workdir)
     guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
-    groups = list(_groups(config, workdir, corpus))
+    population = list(groups(config, workdir, corpus))
     sums = {}
     for name in names:
         context = contexts.make(name, config, corpus, guide)
-        rows = _by_row(config, guide, groups, context, tuple(rules), tuple(temperatures))
+        rows = _by_row(config, guide, population, context, tuple(rules), tuple(temperatures))
         for loss, measured in rows.items():
             by_document = {key: context.by_document(value) for key, value in measured.items()}
             sums |= {(loss, key): value for key, value in _sums(context, by_document, temperatures)}
-    return _without_lost({loss: seeds for loss, _, seeds in groups}, sums)
+    return _without_lost({loss: seeds for loss, _, seeds in population}, sums)
 
 
 def _without_lost(losses, sums):
@@ -100,7 +101,7 @@ def _without_lost(losses, sums):
     return kept
 
 
-def _groups(config, workdir, corpus):
+def groups(config: Mapping, workdir: Workdir, corpus: Corpus) -> Iterator[tuple[str, Model, list[int]]]:
     """(loss, its living students, their seeds) in the config's order, then the untrained."""
     vocab_size, seeds = corpus.tokenizer.vocab_size, students.seeds(config)
     for loss in run_config.losses(config):

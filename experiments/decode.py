@@ -1,0 +1,225 @@
+"""Continues prompts by speculative decoding, and says where each token comes from and what it took.
+
+  python -m experiments.decode --workdir=runs/quickstart --loss=kl --prompt='def main('
+  python -m experiments.decode --workdir=runs/quickstart --loss=kl --tree=0,1,00,01,10,000 --temperature=0
+  python -m experiments.decode --workdir=runs/quickstart --draft=lookup --prompts_file=prompts.jsonl --output=jsonl
+  python -m experiments.decode --workdir=runs/quickstart --baseline
+
+The target is the run's teacher, the draft one of its students. A text ends with the tokenizer's end of text or after
+--max_tokens. Without a prompt, the beginning of the first held-out document is continued.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import time
+from concurrent import futures
+
+from absl import flags
+from flax import nnx
+
+from experiments import cli, transcript
+from jaxdiv import speculative
+from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.training import config as run_config
+from jaxdiv.training import contexts, students, teacher
+from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.workdir import Workdir
+
+STUDENT = "student"
+GAMMA_OF_CHAINS = 4
+KANGAROO_ETA = 0.6  # arXiv 2404.18911, section 4.1
+
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
+DRAFT = flags.DEFINE_enum("draft", STUDENT, [STUDENT, speculative.LOOKUP], "What drafts: a student, or prompt lookup.")
+LOSS = flags.DEFINE_string("loss", None, "The student's loss, as the run's config has it.")
+SEED = flags.DEFINE_integer("seed", None, "The student's seed; the run's first if not given.")
+PROMPT = flags.DEFINE_string("prompt", None, "The text to continue, as it stands.")
+PROMPTS_FILE = flags.DEFINE_string(
+    "prompts_file",
+    None,
+    'Texts to continue. A file whose name ends in .jsonl has a {"prompt": "..."} a line, with newlines as JSON writes '
+    "them; any other has a prompt a line as it stands. Blank lines are skipped.",
+)
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "New tokens of a text, at most.")
+TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of target and draft; 0 is greedy.")
+TOP_K = flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens; all if not given.")
+TOP_P = flags.DEFINE_float("top_p", None, "Only the likeliest tokens that have so much mass; all if not given.")
+GAMMA = flags.DEFINE_integer(
+    "gamma", None, f"Drafts a round, at most; {GAMMA_OF_CHAINS}, or a tree's depth, if not given."
+)
+ETA = flags.DEFINE_float(
+    "eta",
+    None,
+    "A chain of drafts ends after a token where the student's largest probability was below this; "
+    f"{KANGAROO_ETA} for a Kangaroo student if not given, else 0, which never ends it.",
+)
+TREE = flags.DEFINE_string(
+    "tree", None, "A tree of drafts in place of a chain, such as 0,1,00,01: each node's ranks from the root."
+)
+RULE = flags.DEFINE_enum("rule", "sampling", list(speculative.RULES), "How drafts are accepted; typical is lossy.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Texts for each prompt.", lower_bound=1, upper_bound=2**16)
+SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", 0, "Of a prompt's first sample; the next have the next ones.")
+BASELINE = flags.DEFINE_bool("baseline", False, "Decode without drafts, whatever else is said of them.")
+OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "For people, or a JSON object a text.")
+
+
+def main(_):
+    if not WORKDIR.value:
+        raise ValueError("give a finished run, such as --workdir=runs/quickstart")
+    run = Workdir(WORKDIR.value)
+    config, bpe = run.config(), Tokenizer.load(run.tokenizer)
+    draft, told, how = _drafting(run, config)
+    prompts = _prompts(run, config)
+    texts = [text for text in prompts for _ in range(NUM_SAMPLES.value)]
+    seeds = [SAMPLING_SEED.value + i for i in range(NUM_SAMPLES.value)] * len(prompts)
+    page = transcript.Transcript(bpe, stderr=OUTPUT.value == "jsonl")
+    streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
+    decoding = speculative.prepare(
+        _module(teacher.restore(config, run, bpe.vocab_size)),
+        draft,
+        [bpe.encode(text) for text in texts],
+        max_tokens=MAX_TOKENS.value,
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        stop=bpe.end_of_text,
+        seeds=seeds,
+        stream=page.stream if streams else None,
+        **how,
+    )
+    compiled, compile_seconds = _timed(decoding.compile)
+    if streams:
+        page.begin(texts[0])
+    decoded, seconds = _timed(compiled)
+    if OUTPUT.value == "jsonl":
+        _write_json(texts, seeds, decoded, bpe, told)
+    elif streams:
+        page.end()
+    else:
+        page.texts(texts, seeds, decoded)
+    _summarize(page, decoded, told, how, seconds=seconds, compile_seconds=compile_seconds)
+    return 0
+
+
+def _drafting(run, config):
+    """(the draft, what the output tells of it, the arguments of `speculative.prepare` that are about drafting)."""
+    if BASELINE.value:
+        return None, {"draft": None, "loss": None, "seed": None, "rule": None, "lossless": True}, {}
+    tree = None if TREE.value is None else speculative.parse(TREE.value)
+    gamma, eta = GAMMA.value, ETA.value
+    if gamma is None:
+        gamma = GAMMA_OF_CHAINS if tree is None else tree.depth
+    student = DRAFT.value == STUDENT
+    if eta is None:
+        eta = KANGAROO_ETA if student and tree is None and config["student"]["kind"] == "kangaroo" else 0.0
+    seed = students.seeds(config)[0] if SEED.value is None else SEED.value
+    told = {
+        "draft": DRAFT.value,
+        "loss": LOSS.value if student else None,
+        "seed": seed if student else None,
+        "rule": RULE.value,
+        "lossless": speculative.RULES[RULE.value].lossless,
+    }
+    draft = _student(run, config, seed) if student else speculative.LOOKUP
+    return draft, told, {"rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
+
+
+def _summarize(page, decoded, told, how, **times):
+    """How it was drafted, what that took, and whether the texts are the target's own."""
+    if BASELINE.value:
+        page.say("\nPlain decoding, without drafts.")
+    else:
+        student = f" of {told['loss']}, seed {told['seed']}" if told["loss"] else ""
+        drafts = f"a chain of {how['gamma']}, eta {how['eta']:g}" if how["tree"] is None else f"the tree {TREE.value}"
+        rule = f"rule {told['rule']}, temperature {TEMPERATURE.value:g}"
+        page.say(f"\nDrafted by {told['draft']}{student}: {drafts}; {rule}.")
+    page.statistics(decoded, **times)
+    if not told["lossless"]:
+        page.say(f"The rule `{RULE.value}` is lossy: the texts are not distributed as the target's own.")
+
+
+def _student(run, config, seed):
+    if LOSS.value is None:
+        names = [loss.text for loss in run_config.losses(config)]
+        raise ValueError(f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}")
+    return _module(students.restore_one(str(run.root), loss=LOSS.value, seed=seed))
+
+
+def _module(model):
+    return nnx.merge(model.graphdef, model.params)
+
+
+def _prompts(run, config):
+    if PROMPT.value is not None and PROMPTS_FILE.value is not None:
+        raise ValueError("give --prompt or --prompts_file, not both")
+    if PROMPTS_FILE.value is not None:
+        return _read(pathlib.Path(PROMPTS_FILE.value))
+    if PROMPT.value is not None:
+        return [_checked(PROMPT.value, "--prompt")]
+    corpus = Corpus.load(run)
+    return [corpus.tokenizer.decode(contexts.prompts(config, corpus)[0][0])]
+
+
+def _read(path):
+    """The prompts of a file, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"line {number} of {path}"
+            found.append(_checked(_from_json(line, place) if path.suffix == ".jsonl" else line, place))
+    if not found:
+        raise ValueError(f"{path} holds no prompt")
+    return found
+
+
+def _from_json(line, place):
+    try:
+        return json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{place} must be an object with a prompt, as {{"prompt": "..."}}, got {line[:60]}') from None
+
+
+def _checked(prompt, place):
+    if not isinstance(prompt, str) or not prompt:
+        raise ValueError(f"{place}: the prompt must be text that is not empty, got {prompt!r}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place}: the prompt is not UTF-8") from None
+    return prompt
+
+
+def _timed(function):
+    """(what it gives, seconds). On Ctrl-C the process ends at once, for which neither XLA nor JAX's own exit is fit."""
+    start = time.perf_counter()
+    made = futures.ThreadPoolExecutor(1).submit(function)
+    try:
+        return made.result(), time.perf_counter() - start
+    except KeyboardInterrupt:
+        cli.say("\nerror: interrupted")
+        os._exit(128 + signal.SIGINT)
+
+
+def _write_json(texts, seeds, decoded, bpe, told):
+    for i, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
+        line = {
+            "prompt": text,
+            "tokens": decoded.tokens[i].tolist(),
+            "text": bpe.decode(decoded.tokens[i]),
+            "target_calls": int(decoded.counts.target_calls[i]),
+            "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
+            **told,
+            "temperature": TEMPERATURE.value,
+            "sampling_seed": seed,
+        }
+        print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,118 @@
+"""Decoded texts for people: tokens coloured by where they come from, and what the decoding took."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.speculative import BONUS, CORRECTED, DRAFTED, Counts, Decoded
+
+_STYLES = {DRAFTED: "green", CORRECTED: "magenta", BONUS: "cyan"}
+_NAMES = {DRAFTED: "drafted and accepted", CORRECTED: "in place of a refused draft", BONUS: "after the last draft"}
+_HALF = "\N{REPLACEMENT CHARACTER}"
+# Other control characters would steer the terminal.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+
+
+class Pieces:
+    """The text of tokens one by one; the bytes of a character wait for its last."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer, self._waiting = tokenizer, []
+
+    def add(self, token: int) -> str:
+        self._waiting.append(token)
+        return "" if self._tokenizer.decode(self._waiting).endswith(_HALF) else self.rest()
+
+    def rest(self) -> str:
+        """What still waits."""
+        text = self._tokenizer.decode(self._waiting)
+        self._waiting = []
+        return text
+
+
+class Transcript:
+    """Prints on standard output, or error; in colour on a terminal, unless NO_COLOR is set."""
+
+    def __init__(self, tokenizer: Tokenizer, *, stderr: bool = False):
+        plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+        self._console = Console(stderr=stderr, highlight=False, soft_wrap=True, **plain)
+        self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._console.is_terminal
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def begin(self, prompt: str) -> None:
+        """A text's prompt; its tokens follow."""
+        self._write(prompt, "dim")
+
+    def stream(self, tokens, before, after, origin) -> None:
+        """What `speculative.prepare` calls after a round of one text."""
+        tokens, before, after, origin = (np.asarray(x)[0] for x in (tokens, before, after, origin))
+        self._add(tokens[before:after], origin[before:after])
+
+    def end(self) -> None:
+        """Ends a text."""
+        self._write(self._pieces.rest() + "\n", "")
+
+    def texts(self, prompts: Sequence[str], seeds: Sequence[int], decoded: Decoded) -> None:
+        """All texts, one after the other."""
+        for prompt, seed, tokens, origin in zip(prompts, seeds, decoded.tokens, decoded.origin, strict=True):
+            if len(prompts) > 1:
+                self._write(f"--- sampling seed {seed}, {len(tokens)} tokens\n", "bold")
+            self.begin(prompt)
+            self._add(tokens, origin)
+            self.end()
+
+    def statistics(self, decoded: Decoded, *, seconds: float, compile_seconds: float) -> None:
+        """What the decoding of all texts took."""
+        count, calls = sum(map(len, decoded.tokens)), int(decoded.counts.target_calls.sum())
+        self.say(f"{count} tokens in {calls} target calls: {decoded.tokens_per_call:.2f} tokens a call")
+        self._console.print(_legend(decoded))
+        if decoded.counts.accepted.shape[1]:
+            self._console.print(_positions(decoded.counts))
+        if steps := int(decoded.counts.draft_steps):
+            self.say(f"The draft ran {steps} times.")
+        self.say(
+            f"Decoding {seconds:.2f} s with the prompt's own pass: {count / seconds:,.0f} tokens/s; "
+            f"compiling before it {compile_seconds:.1f} s"
+        )
+
+    def _add(self, tokens, origin):
+        for token, source in zip(tokens, origin, strict=True):
+            self._write(self._pieces.add(int(token)), _STYLES[int(source)])
+
+    def _write(self, text, style):
+        if text:
+            self._console.print(Text(text.translate(_VISIBLE), style=style), end="")
+
+
+def _legend(decoded):
+    """How many tokens come from where, each in its colour."""
+    origin = np.concatenate(decoded.origin)
+    parts = [Text(f"{int((origin == kind).sum())} {_NAMES[kind]}", style=style) for kind, style in _STYLES.items()]
+    return Text(", ").join(parts)
+
+
+def _positions(counts: Counts):
+    """Acceptance by position in the draft, and how many drafts the rounds accepted."""
+    drafted, accepted, lengths = (x.sum(axis=0) for x in (counts.drafted, counts.accepted, counts.lengths))
+    percent = [f"{100 * a / d:.1f}" if d else "" for a, d in zip(accepted, drafted, strict=True)]
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made.add_column("drafts")
+    for position in range(len(lengths)):
+        made.add_column(str(position), justify="right")
+    made.add_row("rounds that drafted so many", "", *map(str, drafted))
+    made.add_row("and accepted that many or more, %", "", *percent)
+    made.add_row("rounds that accepted just so many", *map(str, lengths))
+    return made

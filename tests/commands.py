@@ -1,0 +1,70 @@
+"""Many commands of one binary in one process, and a run to try them on that nothing was trained for."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from absl.testing import flagsaver
+
+from configs import smoke
+from experiments import cli
+from jaxdiv.models import build_teacher
+from jaxdiv.training import config as run_config
+from jaxdiv.training import corpus, state, students
+from jaxdiv.training.checkpoints import Checkpoints
+from jaxdiv.training.workdir import Workdir
+from tests.runs import ROOT
+
+
+def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
+    """As `runs.run` of each command, in one process, which imports and compiles once."""
+    code = "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
+    process = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([name, commands])],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
+    )
+    assert process.returncode == 0, process.stderr
+    return [subprocess.CompletedProcess(*ended) for ended in json.loads(process.stdout)]
+
+
+def run_all(name: str, commands: list[list[str]]) -> None:
+    """What `many`'s process does: prints (arguments, exit code, output, error) of each command."""
+    main, ended = importlib.import_module(f"experiments.{name}").main, []
+    for arguments in commands:
+        sys.argv, output, error, code = [name, *arguments], io.StringIO(), io.StringIO(), 0
+        with flagsaver.flagsaver(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+            try:
+                cli.run(main)
+            except SystemExit as done:
+                code = done.code or 0
+        ended.append((arguments, code, output.getvalue(), error.getvalue()))
+    print(json.dumps(ended))
+
+
+def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
+    """The folder of a run in the smoke size as if finished, with teacher and students as they began."""
+    config = smoke.get_config().to_dict()
+    config["data"]["files"] = f"{texts}/*.txt"
+    run = Workdir(folder)
+    run.claim(config)
+    vocab_size = corpus.prepare(config, run).tokenizer.vocab_size
+    teacher = state.population(
+        lambda rngs: build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs), [config["seed"]]
+    )
+    with Checkpoints(run.teacher) as checkpoints:
+        checkpoints.save(config["teacher"]["steps"], {"params": (teacher.params,)}, {})
+    params, alive = students.untrained(config, vocab_size).params, np.ones(config["seeds"], bool)
+    count = len(run_config.losses(config))
+    with Checkpoints(run.students) as checkpoints:
+        checkpoints.save(config["student"]["steps"], {"params": (params,) * count, "alive": (alive,) * count}, {})
+    return folder

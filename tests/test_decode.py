@@ -1,0 +1,261 @@
+"""The binary that decodes: what it prints, where the tokens come from, and what it refuses."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.transcript import Pieces, Transcript
+from jaxdiv import speculative
+from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter
+from jaxdiv.reporting import results
+from jaxdiv.training.workdir import Workdir
+from tests import commands, runs
+
+PROMPT = "draft target token"
+SHORT = ["--max_tokens=12", f"--prompt={PROMPT}"]
+JSON = ["--output=jsonl", *SHORT]
+GOOD = {
+    "samples": ["--loss=kl", "--num_samples=2", "--sampling_seed=5", "--top_k=500", "--top_p=0.9", *JSON],
+    "tree": ["--loss=tv", "--seed=1", "--tree=0,1,00", "--temperature=0", *JSON],
+    "lookup": ["--draft=lookup", "--rule=typical", *SHORT],
+}
+REFUSED = {
+    "no loss": ([], ["give the student's loss, such as --loss=ce", "ce, kl, tv"]),
+    "unknown loss": (["--loss=klx"], ["has no students of loss 'klx'; it has ce, kl, tv"]),
+    "unknown seed": (["--loss=kl", "--seed=7"], ["has no seed 7; it has 0, 1"]),
+    "empty prompt": (["--loss=kl", "--prompt="], ["--prompt: the prompt must be text that is not empty"]),
+    "two prompts": (["--loss=kl", "--prompt=a", "--prompts_file=b"], ["give --prompt or --prompts_file, not both"]),
+    "no file": (["--loss=kl", "--prompts_file=/nowhere.txt"], ["/nowhere.txt"]),
+    "eta": (["--loss=kl", "--eta=1.5"], ["`eta` must be in [0, 1], got 1.5"]),
+    "eta of lookup": (["--draft=lookup", "--eta=0.5"], ["`eta`", "`lookup` has none"]),
+    "gamma": (["--loss=kl", "--gamma=0"], ["`gamma` must be at least 1, got 0"]),
+    "large gamma": (["--loss=kl", "--gamma=65"], ["`gamma` must be at most 64, got 65"]),
+    "rule": (["--loss=kl", "--rule=greedy"], ["--rule=greedy", "exact_match"]),
+    "deep tree": (["--loss=kl", "--tree=0,00,000", "--gamma=2"], ["3 tokens deep", "gamma=3 fits"]),
+    "tree and eta": (["--loss=kl", "--tree=0,1", "--eta=0.5"], ["with a tree it must be 0"]),
+    "no tree": (["--loss=kl", "--tree=0,x"], ["a tree is paths of digits", "'x'"]),
+    "no tokens": (["--loss=kl", "--max_tokens=0"], ["`max_tokens` must be at least 1, got 0"]),
+    "absurd": (["--loss=kl", f"--max_tokens={10**20}"], ["more than 1,048,576 together"]),
+    "temperature": (["--loss=kl", "--temperature=-1"], ["`temperature` must be finite and at least 0, got -1"]),
+    "top_p": (["--loss=kl", "--top_p=0"], ["`top_p` must be in (0, 1]"]),
+    "top_k": (["--loss=kl", "--top_k=0"], ["`top_k` must be at least 1"]),
+    "samples": (["--loss=kl", "--num_samples=0"], ["--num_samples=0"]),
+    "sampling seed": (["--loss=kl", "--sampling_seed=-1"], ["`seeds` must be 1 whole numbers in 0"]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    texts = runs.write_texts(tmp_path_factory.mktemp("data") / "texts")
+    return commands.untrained(tmp_path_factory.mktemp("decode") / "run", texts)
+
+
+@pytest.fixture(scope="module")
+def ended(folder):
+    """Every command's end."""
+    (folder / "bare").mkdir()
+    (folder / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    (folder / "blank.txt").write_text("\n \n")
+    (folder / "three.jsonl").write_text(
+        "".join(json.dumps({"prompt": text}) + "\n\n" for text in ("a\nb", "é", PROMPT))
+    )
+    (folder / "two.txt").write_text("draft target\ntoken accept\n")
+    here = f"--workdir={folder}"
+    plain = [here, "--baseline", "--loss=klx", "--gamma=99", "--temperature=0", "--max_tokens=12"]
+    asked = {name: [here, *given] for name, given in GOOD.items()}
+    asked |= {("refused", name): [here, *given] for name, (given, _) in REFUSED.items()}
+    asked |= {name: [*plain, f"--prompts_file={folder / name}"] for name in ("bad.jsonl", "blank.txt", "two.txt")}
+    asked["three.jsonl"] = [*plain, f"--prompts_file={folder / 'three.jsonl'}", "--output=jsonl"]
+    shutil.copytree(folder, folder / "unfinished", ignore=shutil.ignore_patterns("students", "unfinished"))
+    asked["unfinished"] = [f"--workdir={folder / 'unfinished'}", "--loss=kl"]
+    asked |= {"no folder": ["--loss=kl"], "no run": ["--workdir=/nowhere"], "bare": [f"--workdir={folder / 'bare'}"]}
+    return dict(zip(asked, commands.many("decode", list(asked.values())), strict=True))
+
+
+def lines(done):
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_one_line(ended, name):
+    runs.check_refusal(ended["refused", name], *REFUSED[name][1])
+
+
+def _shapes(make):
+    return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+
+
+def _decoder(vocab_size, rngs):
+    return Decoder(vocab_size=vocab_size, depth=1, width=8, heads=2, kv_heads=1, mlp_width=8, rngs=rngs)
+
+
+def _kangaroo(width, exit_layer):
+    return _shapes(lambda rngs: KangarooAdapter(width=width, heads=2, kv_heads=1, exit_layer=exit_layer, rngs=rngs))
+
+
+@pytest.mark.parametrize(
+    ("draft", "options", "message"),
+    [
+        (lambda: _kangaroo(16, 1), {}, "the draft reads layer 1 of width 16, but the target has 1 layers of width 8"),
+        (lambda: _kangaroo(8, 2), {}, "the draft reads layer 2 of width 8"),
+        (
+            lambda: _shapes(lambda rngs: DecoderStudent(_decoder(9, rngs))),
+            {},
+            "the draft has 9 tokens and the target 7",
+        ),
+        (lambda: _kangaroo(8, 1), {"tree": speculative.Tree((0,) * 8)}, "8 tokens wide, but there are only 7"),
+        (lambda: None, {"prompts": [[1], [7]]}, r"prompt 1 has tokens 7..7, not in 0..6"),
+        (lambda: None, {"seeds": [2**32]}, "`seeds` must be 1 whole numbers"),
+        (lambda: None, {"seeds": []}, "`seeds` must be 1 whole numbers"),
+        (lambda: None, {"max_tokens": 2**20}, "1 texts of up to 1,048,577 tokens are more than 1,048,576 together"),
+    ],
+)
+def test_what_does_not_fit_the_target_is_refused(draft, options, message):
+    target = _shapes(lambda rngs: _decoder(7, rngs))
+    with pytest.raises(ValueError, match=message):
+        speculative.prepare(target, draft(), **{"prompts": [[1]], "max_tokens": 2} | options)
+
+
+def test_files_and_folders_that_are_none_are_named(ended):
+    runs.check_refusal(ended["bad.jsonl"], "line 2 of", "must be an object with a prompt")
+    runs.check_refusal(ended["blank.txt"], "blank.txt holds no prompt")
+    runs.check_refusal(ended["no folder"], "--workdir=runs/quickstart")
+    runs.check_refusal(ended["no run"], "/nowhere is not the folder of a run")
+    runs.check_refusal(ended["unfinished"], "no checkpoint in", "students; train first")
+    runs.check_refusal(ended["bare"], "bare is not the folder of a run")
+
+
+def test_a_line_says_what_was_decoded(ended, folder):
+    line, other = lines(ended["samples"])
+    assert line["prompt"] == "draft target token"
+    assert line["lossless"]
+    assert (line["draft"], line["loss"], line["seed"], line["rule"]) == ("student", "kl", 0, "sampling")
+    assert line["text"] == Tokenizer.load(Workdir(folder).tokenizer).decode(line["tokens"])
+    assert 0 < len(line["tokens"]) <= 12
+    # Each call gives at least one token, and one that is no draft unless the last round was cut.
+    assert line["target_calls"] + line["accepted"] - len(line["tokens"]) in (0, 1)
+    assert (line["sampling_seed"], other["sampling_seed"]) == (5, 6)
+    assert line["tokens"] != other["tokens"]
+
+
+def test_prompts_are_read_from_files_and_decoded_greedily_whatever_drafts(ended):
+    (tree,), plain = lines(ended["tree"]), lines(ended["three.jsonl"])
+    assert [line["prompt"] for line in plain] == ["a\nb", "é", PROMPT]
+    assert tree["tokens"] == plain[2]["tokens"]
+    assert plain[2]["target_calls"] == len(plain[2]["tokens"])
+    assert (tree["loss"], tree["seed"]) == ("tv", 1)
+    for line in plain:
+        assert (line["accepted"], line["draft"], line["loss"], line["seed"], line["rule"]) == (0, *[None] * 4)
+
+
+def test_text_is_printed_with_its_statistics_and_without_colour(ended):
+    done = ended["lookup"]
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert done.stdout.startswith(PROMPT)
+    for told in (
+        "tokens a call",
+        "drafted and accepted",
+        "in place of a refused draft",
+        "rounds that drafted",
+        "compiling",
+    ):
+        assert told in done.stdout
+    assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
+    assert "typical` is lossy" in done.stdout
+    texts = ended["two.txt"].stdout
+    assert texts.count("--- sampling seed 0") == 2
+    assert "draft target" in texts
+    assert "token accept" in texts
+    assert "without drafts" in texts
+    assert "lossy" not in texts
+
+
+@pytest.fixture(scope="module")
+def measured(folder, tmp_path_factory):
+    """Ends of measuring with --decode, the good one's output folder."""
+    output = tmp_path_factory.mktemp("measured")
+    asked = [["--contexts=generated_greedy", "--decode_gamma=3"], ["--contexts=corpus"], ["--decode_gamma=9"]]
+    common = [f"--workdir={folder}", f"--output={output}", "--temperatures=1", "--rules=greedy_match", "--decode"]
+    return output, commands.many("acceptance", [common + given for given in asked])
+
+
+def test_greedy_decoding_gives_what_the_recursion_says(measured):
+    output, (done, *_) = measured
+    assert done.returncode == 0, done.stderr
+    frame = results.read_csv(output / "results.csv")
+    keys = ["loss", "seed"]
+    counted = frame[frame["measure"].eq("decoded_tau")].set_index(keys)
+    computed = frame[frame["measure"].eq("tau") & frame["gamma"].eq(3)].set_index(keys)
+    assert len(counted) == 4 * 3  # three losses and the untrained, two seeds and both
+    assert set(counted["temperature"]) == {0.0}
+    assert set(counted["gamma"]) == {3.0}
+    # A text's chances of acceptance are 0 and 1, so that both are one number.
+    np.testing.assert_allclose(counted["value"], computed.loc[counted.index, "value"], rtol=1e-5)
+    assert counted["value"].between(1.01, 4).all()
+    gained = frame[frame["measure"].eq("speed_up")]
+    assert len(gained) == 12
+    assert (gained["value"] > 0).all()
+
+
+def test_what_was_decoded_stands_in_table_and_report(measured):
+    output, (done, *_) = measured
+    title = "Tokens a target call by decoding, γ = 3"
+    assert title in done.stdout
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for told in (title, "decoded_tau", "speed_up", "another sample of text"):
+        assert told in page
+
+
+def test_what_cannot_be_decoded_is_refused(measured):
+    _, (_, corpus, gamma) = measured
+    runs.check_refusal(corpus, "--decode needs one of the contexts generated, generated_greedy")
+    runs.check_refusal(gamma, "--decode_gamma=9")
+
+
+def test_ctrl_c_ends_a_call_that_does_not_listen():
+    code = (
+        "import time; from experiments import decode; decode._timed(lambda: (print('on', flush=True), time.sleep(60)))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, **pipes) as process:
+        assert process.stdout.readline() == "on\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert error.split("\n") == ["", "error: interrupted", ""]
+
+
+def test_pieces_are_the_text_whatever_the_tokens_split():
+    bpe = Tokenizer.train(["naïve"], 257)  # every token is a byte
+    tokens = bpe.encode("naïve 漢字 \N{REPLACEMENT CHARACTER}!")
+    pieces = Pieces(bpe)
+    made = [pieces.add(token) for token in tokens]
+    assert made[2:4] == ["", "ï"]
+    assert "".join(made) + pieces.rest() == bpe.decode(tokens)
+    cut = Pieces(bpe)
+    assert "".join(cut.add(token) for token in tokens[:3]) + cut.rest() == bpe.decode(tokens[:3])
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_end_where_they_are_not_wanted(no_color, coloured, monkeypatch, capsys):
+    for name, value in (("NO_COLOR", no_color), ("FORCE_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    bpe = Tokenizer.train(["a text"], 257)
+    page = Transcript(bpe)
+    tokens = np.array(bpe.encode("a[b]\x1b[0m"))
+    page.begin("p")
+    page.stream(tokens[None], np.array([0]), np.array([len(tokens)]), np.ones((1, len(tokens)), np.int8))
+    page.end()
+    printed = capsys.readouterr().out
+    assert ("\x1b[32m" in printed) == coloured
+    if not coloured:
+        assert printed == "pa[b]␛[0m\n"

@@ -21,6 +21,9 @@ def get_config():
     config.data.files = ""  # a glob of text files, read in place of `source`
     config.data.vocabulary = 1024  # of the byte-level BPE tokenizer
     config.data.sequence_length = 96
+    config.data.context = "corpus"  # students read it; or what the teacher or the student writes in training
+    config.data.context_share = 0.5  # of a batch's rows that are written, if not corpus
+    config.data.context_prompt = 16  # tokens of the corpus before what is written
 
     config.teacher = ml_collections.ConfigDict()
     config.teacher.checkpoint = ""  # work folder of a run whose teacher and tokenizer to take

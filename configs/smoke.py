@@ -12,6 +12,7 @@ def get_config():
     config.seeds = 2
     config.data.vocabulary = 512
     config.data.sequence_length = 32
+    config.data.context_prompt = 8
     config.teacher.update({"depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 64})
     config.teacher.update({"steps": 20, "batch_size": 8})
     config.teacher.optimizer.warmup_steps = 5

@@ -2,7 +2,7 @@
 
 from jaxdiv.models.builders import build_student, build_teacher
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput
-from jaxdiv.models.generation import generate
+from jaxdiv.models.generation import draft_text, generate
 from jaxdiv.models.students import DecoderStudent, KangarooAdapter, Student
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "TeacherOutput",
     "build_student",
     "build_teacher",
+    "draft_text",
     "generate",
 ]

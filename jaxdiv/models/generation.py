@@ -1,6 +1,8 @@
 """Plain generation with a cache: the teacher's own text, and what speculative decoding is compared with."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jaxdiv import warps
-from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.decoder import Decoder, TeacherOutput, project
+from jaxdiv.models.students import Student
 
 
 def generate(
@@ -46,22 +49,58 @@ def generate(
 @functools.partial(jax.jit, static_argnums=0, static_argnames="length")
 def _generate(graphdef, params, prompts, temperature, key, *, length):
     decoder = nnx.merge(graphdef, params).unrolled()
+
+    def read(tokens, positions, cache):
+        hidden, cache = decoder.run_layers(decoder.embed(tokens), 0, decoder.depth, positions=positions, cache=cache)
+        return decoder.logits(hidden[:, -1:])[:, 0], cache
+
+    cache = decoder.init_cache(prompts.shape[0], prompts.shape[1] + length - 1)
+    return write(read, cache, prompts, length=length, temperature=temperature, key=key)
+
+
+def draft_text(
+    student: Student,
+    target: Decoder,
+    prompts: Int[Array, "B P"],
+    *,
+    length: int,
+    temperature: float,
+    key: Array,
+) -> Int[Array, "B total"]:
+    """As `generate`, but the student writes, on the target's first layers if it reads them; to be traced in a jit."""
+    student, target = student.unrolled(), target.unrolled()
+    exit_layer = student.exit_layer or 0
+    head = student.head(TeacherOutput(logits=None, hidden=None, head=target.head[...]))
+
+    def read(tokens, positions, caches):
+        hidden, below = target.run_layers(target.embed(tokens), 0, exit_layer, positions=positions, cache=caches[0])
+        features, own = student.extend(tokens, hidden, caches[1], positions=positions)
+        return project(features[:, -1:], head)[:, 0], (below, own)
+
+    batch, total = prompts.shape[0], prompts.shape[1] + length - 1
+    caches = (target.init_cache(batch, total), student.init_cache(batch, total))
+    return write(read, caches, prompts, length=length, temperature=temperature, key=key)
+
+
+def write(read: Callable, cache: Any, prompts: Int[Array, "B P"], *, length: int, temperature: float, key: Array):
+    """Continues prompts by what `read` makes of them: (tokens [B, L], positions, cache) -> (logits [B, V], cache).
+
+    The logits are those after the last of the tokens; the other arguments and the result are as of `generate`.
+    """
     batch, start = prompts.shape
     keys = jax.random.split(key, batch)
 
     def next_token(tokens, positions, cache):
-        hidden, cache = decoder.run_layers(decoder.embed(tokens), 0, decoder.depth, positions=positions, cache=cache)
-        logits = decoder.logits(hidden[:, -1:])[:, 0]
+        logits, cache = read(tokens, positions, cache)
         keys_here = jax.vmap(jax.random.fold_in)(keys, positions[:, -1])
         return jax.vmap(warps.draw)(keys_here, warps.warp(logits, warps.Warp(temperature))), cache
 
     def step(carry, position):
         token, cache = carry
-        positions = jnp.broadcast_to(position, (batch, 1))
-        token, cache = next_token(token[:, None], positions, cache)
+        token, cache = next_token(token[:, None], jnp.broadcast_to(position, (batch, 1)), cache)
         return (token, cache), token
 
     positions = jnp.broadcast_to(jnp.arange(start)[None], prompts.shape)
-    first, cache = next_token(prompts, positions, decoder.init_cache(batch, start + length - 1))
+    first, cache = next_token(prompts, positions, cache)
     _, rest = jax.lax.scan(step, (first, cache), start + jnp.arange(length - 1))
     return jnp.concatenate([prompts, first[:, None], rest.T], axis=1)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jaxdiv
 from jaxdiv.acceptance import RULES
 from jaxdiv.models.layers import check_heads
+from jaxdiv.training import own_text
 
 CONTEXTS = ("corpus", "generated", "generated_greedy")
 MAX_DOCUMENT_TOKENS = 2048
@@ -88,6 +89,9 @@ SCHEMA = {
         "files": TEXT,
         "vocabulary": _whole(257),
         "sequence_length": _whole(2),
+        "context": _one_of(*own_text.SOURCES),
+        "context_share": FRACTION,
+        "context_prompt": _whole(1),
     },
     "teacher": {"checkpoint": TEXT, "rope_base": POSITIVE, **DECODER, **STAGE},
     "student": {"kind": _one_of("kangaroo", "decoder"), "exit_layer": _whole(1), **DECODER, **STAGE},
@@ -208,6 +212,18 @@ def _check_together(config):
             raise ValueError(
                 f"`config.{name}.optimizer.warmup_steps` must be below `config.{name}.steps` = {stage['steps']}, "
                 f"got {stage['optimizer']['warmup_steps']}"
+            )
+    data = config["data"]
+    if data["context"] != own_text.CORPUS:
+        if data["context_prompt"] >= data["sequence_length"]:
+            raise ValueError(
+                f"`config.data.context_prompt` must be below `config.data.sequence_length` = "
+                f"{data['sequence_length']}, got {data['context_prompt']}"
+            )
+        if not own_text.rows(config):
+            raise ValueError(
+                f"`config.data.context_share` = {data['context_share']} of `config.student.batch_size` = "
+                f"{student['batch_size']} is no row; raise it, or set `config.data.context` to corpus"
             )
     if evaluation["prompt_tokens"] >= evaluation["document_tokens"]:
         raise ValueError(

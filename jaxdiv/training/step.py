@@ -16,6 +16,8 @@ Batch = Mapping[str, Array]
 Forward = Callable[[Any, Array, Any], Float[Array, "B L V"]]
 # objective(logits, what the teacher's pass gave, batch) -> values [B, L]
 Objective = Callable[[Array, Any, Batch], Float[Array, "B L"]]
+# write(teacher, parameters of one student, batch, step) -> batch
+Write = Callable[[Any, Any, Batch, Array], Batch]
 
 
 def make_optimizer(config: Mapping, steps: int) -> optax.GradientTransformation:
@@ -63,6 +65,8 @@ def make_step(
     forward: Forward,
     objectives: Sequence[Objective],
     optimizer: optax.GradientTransformation,
+    write: Write | None = None,
+    each_its_own: bool = False,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds `state, metrics = step(state, teacher, batch)`, jitted, the state donated.
 
@@ -71,6 +75,8 @@ def make_step(
       forward: one student's logits.
       objectives: a value a token, one a group of students; a group's seeds run under `vmap`.
       optimizer: each student has its own state of it, so its clipping sees that student's gradient alone.
+      write: makes the batch that is trained on from the one that was read.
+      each_its_own: whether each student writes its own batch, which then costs each a pass of the teacher.
 
     Returns:
       A step whose metrics are `loss` and `gradient_norm`, each [losses, S], and `alive`, bool [losses, S]. A
@@ -81,8 +87,13 @@ def make_step(
         values = objective(forward(params, batch["inputs"], shared), shared, batch)
         return reductions.token_mean(values, batch["weights"])
 
-    def update(student, objective, batch, shared):
+    def learned_from(teacher, params, batch, step):
+        batch = write(teacher, params, batch, step) if write else batch
+        return batch, jax.lax.stop_gradient(teach(teacher, batch["inputs"]))
+
+    def update(student, objective, lesson):
         params, opt_state, alive = student
+        batch, shared = lesson(params)
         value, gradient = jax.value_and_grad(token_mean)(params, objective, batch, shared)
         norm = optax.tree.norm(gradient)
         alive = alive & jnp.isfinite(value) & jnp.isfinite(norm)
@@ -92,9 +103,15 @@ def make_step(
         return params, opt_state, alive, value, norm
 
     def step(state, teacher, batch):
-        shared = jax.lax.stop_gradient(teach(teacher, batch["inputs"]))
+        def own_lesson(params):
+            return learned_from(teacher, params, batch, state.step)
+
+        lesson = own_lesson
+        if not each_its_own:
+            of_all = own_lesson(None)
+            lesson = lambda _: of_all  # noqa: E731
         groups = [
-            for_each_seed(lambda student, objective=objective: update(student, objective, batch, shared), group)
+            for_each_seed(lambda student, objective=objective: update(student, objective, lesson), group)
             for objective, *group in zip(objectives, state.params, state.opt_state, state.alive, strict=True)
         ]
         params, opt_state, alive, values, norms = zip(*groups, strict=True)

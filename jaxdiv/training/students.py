@@ -12,7 +12,7 @@ from jaxdiv import acceptance, models, reductions
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop
+from jaxdiv.training import loop, own_text
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
@@ -42,13 +42,16 @@ def objective(loss: jaxdiv.Loss, config: Mapping) -> Callable:
     return lambda logits, shared, batch: loss(logits, shared.logits, labels=batch["labels"], temperature=temperature)
 
 
-def beginning(config: Mapping, students: Model, teach: Callable) -> tuple[TrainState, Callable]:
+def beginning(
+    config: Mapping, students: Model, teach: Callable, write: Callable | None = None
+) -> tuple[TrainState, Callable]:
     """The state in which every loss of the config starts from `students`, and its training step.
 
     Args:
       config: the run's.
       students: of `untrained`.
       teach: the teacher's pass, as `make_step` takes it.
+      write: of `own_text.writer`.
     """
     losses, settings = run_config.losses(config), config["student"]
     optimizer = make_optimizer(settings["optimizer"], settings["steps"])
@@ -57,6 +60,8 @@ def beginning(config: Mapping, students: Model, teach: Callable) -> tuple[TrainS
         forward=lambda params, inputs, shared: students.with_params(params)(inputs, shared),
         objectives=[objective(loss, config) for loss in losses],
         optimizer=optimizer,
+        write=write,
+        each_its_own=config["data"]["context"] == own_text.STUDENT,
     )
     return initial_state(students, optimizer, losses=len(losses)), step
 
@@ -66,7 +71,8 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
     losses = run_config.losses(config)
     students = untrained(config, corpus.tokenizer.vocab_size)
     pass_of = teach(config, teacher)
-    state, step = beginning(config, students, pass_of)
+    write = own_text.writer(config, teacher, students, corpus.tokenizer.end_of_text)
+    state, step = beginning(config, students, pass_of, write)
     held_out = run_corpus.validation_batch(config, corpus)
 
     @jax.jit

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxdiv
-from jaxdiv import acceptance, models, reductions
+from jaxdiv import acceptance, files, models, reductions
 from jaxdiv.models import llama
 from jaxdiv.reporting import results
 from jaxdiv.training import corpus as run_corpus
@@ -232,6 +232,9 @@ def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path
     for flag, told in refusals.items():
         runs.check_refusal(runs.end(begun[flag]), *told)
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    runs.succeed("export", *fixed)
+    assert files.read_json(tmp_path / "adapter" / "config.json")["exit_layer"] == 1
+    assert "Kangaroo adapter after layer 1" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
     flags = [*SHORT, f"--config.data.files={texts}/*.txt", "--config.student.kind=decoder", f"--workdir={run}"]
     runs.succeed("teacher", *flags, f"--from_hf={tmp_path}/teacher")

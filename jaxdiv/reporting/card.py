@@ -42,7 +42,7 @@ def student(
         raise ValueError(f"the results hold no acceptance of loss {loss!r} and seed {seed}; measure again")
     parts = [
         _HEADER.format(library=library, more="- draft-model\n", title=f"Draft model trained with {loss}"),
-        f"{kind}.\nTrained by jaxdiv under the loss `{loss}`, seed {seed}, to draft for the teacher of that run.\n",
+        f"{kind}.\nTrained by jaxdiv under the loss `{loss}`, seed {seed}, for the teacher of the run below.\n",
         f"## Use\n\n{use}",
         "## Measured acceptance\n",
         _measured(mine),

@@ -19,6 +19,7 @@ TRAIN = [
     "orbax-checkpoint>=0.12.8",
     "pandas>=3.0",
     "rich>=15.0",
+    "safetensors>=0.8",
     "tensorboardX>=2.6.5",
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23",
@@ -40,8 +41,8 @@ setup(
         "train": TRAIN,
         "test": TRAIN + TEST,
         "dev": [*TRAIN, *TEST, "ruff>=0.15"],
-        # What the losses are measured against: over a gigabyte.
-        "peers": ["distrax>=0.1.9", "torch>=2.14"],
+        # What losses and models are compared with: over a gigabyte.
+        "peers": ["distrax>=0.1.9", "torch>=2.14", "transformers>=5.24"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },

@@ -26,13 +26,15 @@ def get_config():
     config.data.context_prompt = 16  # tokens of the corpus before what is written
 
     config.teacher = ml_collections.ConfigDict()
-    config.teacher.checkpoint = ""  # work folder of a run whose teacher and tokenizer to take
+    # Work folder of a run, or a Llama folder, whose teacher and tokenizer to take; its sizes replace those given here.
+    config.teacher.checkpoint = ""
     config.teacher.depth = 4
     config.teacher.width = 192
     config.teacher.heads = 6
     config.teacher.kv_heads = 2
     config.teacher.mlp_width = 512
     config.teacher.rope_base = 10000.0
+    config.teacher.norm_epsilon = 1e-5  # of the students' norms too
     config.teacher.steps = 500
     config.teacher.batch_size = 24
     config.teacher.optimizer = _optimizer(learning_rate=4e-3, final_fraction=0.1, beta2=0.95)

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -58,6 +59,11 @@ def loaded(config: flags.FlagHolder) -> ConfigDict:
     if config.value is None:
         raise ValueError("give a config, such as --config=configs/quickstart.py")
     return config.value
+
+
+def typed(config: flags.FlagHolder) -> dict[str, Any]:
+    """Dotted key to value of what the command line overrides in the config's file."""
+    return config_flags.get_override_values(flags.FLAGS[config.name])
 
 
 def say(text: str) -> None:

@@ -37,10 +37,8 @@ _AFTER_TEACHER = (
 
 
 def main(_):
-    config = cli.loaded(CONFIG).to_dict()
-    run_config.check(config)
     workdir = Workdir(WORKDIR.value)
-    teacher.check_donor(config, workdir)
+    config = teacher.settle(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
     try:
         workdir.claim(config)
     except ConfigDiffers as error:

@@ -1,7 +1,12 @@
-"""Trains only the teacher; `experiments.distill` with the same config and folder goes on from it.
+"""Trains only the teacher, or takes one over; `experiments.distill` with the same folder goes on from it.
 
-python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/quickstart
+  python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/quickstart
+  python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/llama --from_hf=models/llama
+
+`--from_hf` is a local Llama folder: config.json, safetensors, tokenizer.json. Its sizes replace the config's.
 """
+
+import pathlib
 
 from absl import flags
 
@@ -12,13 +17,12 @@ from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
+FROM_HF = flags.DEFINE_string("from_hf", None, "A Llama folder whose model and tokenizer to take; nothing is trained.")
 
 
 def main(_):
-    config = cli.loaded(CONFIG).to_dict()
-    run_config.check(config)
     workdir = Workdir(WORKDIR.value)
-    teacher.check_donor(config, workdir)
+    config = teacher.settle(_given(), workdir, typed=cli.typed(CONFIG))
     workdir.claim(config)
     try:
         teacher.prepare(config, workdir, corpus.prepare(config, workdir))
@@ -30,6 +34,21 @@ def main(_):
         f"--config.teacher.checkpoint={workdir.root}",
     )
     return 0
+
+
+def _given():
+    """The config; --from_hf is `config.teacher.checkpoint` that must be a Llama folder."""
+    config, folder = cli.loaded(CONFIG).to_dict(), FROM_HF.value
+    if folder is None:
+        return config
+    if not (pathlib.Path(folder) / "config.json").is_file():
+        raise ValueError(f"--from_hf={folder}: there is no config.json; give a Llama folder of this machine")
+    run_config.check_each(config)
+    named = config["teacher"]["checkpoint"]
+    if named not in ("", folder):
+        raise ValueError(f"--from_hf={folder} and --config.teacher.checkpoint={named}: give one of them")
+    config["teacher"]["checkpoint"] = folder
+    return config
 
 
 if __name__ == "__main__":

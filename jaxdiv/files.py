@@ -1,9 +1,10 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -18,14 +19,38 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     os.close(handle)
     try:
         # mkstemp's files are private; the one that stays gets what any new file would.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
+        os.chmod(name, 0o666 & ~umask())
         yield pathlib.Path(name)
         os.replace(name, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+@contextlib.contextmanager
+def making_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder beside `path` that becomes `path` when the block ends without an error.
+
+    Raises ValueError before anything is made if `path` is there and no empty folder.
+    """
+    path = pathlib.Path(path).absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} is there already and not an empty folder; give another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o777 & ~umask())
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def umask() -> int:
+    """The rights that new files of this process lack."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

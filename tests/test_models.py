@@ -14,7 +14,7 @@ from jaxdiv.models import layers
 
 V, B, L = 40, 3, 10
 TEACHER = {"depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "rope_base": 500.0}
-TEACHER["dtype"] = "float32"
+TEACHER |= {"norm_epsilon": 1e-5, "dtype": "float32"}
 STUDENTS = {
     "kangaroo": {"kind": "kangaroo", "heads": 4, "kv_heads": 1, "exit_layer": 2},
     "decoder": {"kind": "decoder", "depth": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 24},

@@ -29,6 +29,7 @@ CASES = {
         ["/nowhere is not the folder of a run"],
     ),
     "teacher alone": (["teacher", runs.SMOKE, "--config.teacher.depth=0"], ["`config.teacher.depth`", "at least 1"]),
+    "no Llama": (["teacher", runs.SMOKE, "--from_hf=/nowhere"], ["--from_hf=/nowhere: there is no config.json"]),
     "no run": (["acceptance", "--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
     "no runs": (["acceptance"], ["--workdir=runs/quickstart"]),
     "no report": (["report", "--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 import jaxdiv
-from jaxdiv import acceptance, reductions
+from jaxdiv import acceptance, files, models, reductions
+from jaxdiv.models import llama
 from jaxdiv.reporting import results
 from jaxdiv.training import corpus as run_corpus
 from jaxdiv.training import students, teacher
@@ -215,6 +216,63 @@ def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finishe
 
 def _size(folder):
     return run_corpus.Corpus.load(Workdir(folder)).tokenizer.vocab_size
+
+
+def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path):
+    folder, run = finished[0], tmp_path / "run"
+    refusals = {
+        "--loss=klx": ["no students of loss 'klx'; it has ce, kl, tv"],
+        "--seed=9": ["no seed 9; it has 0, 1"],
+        f"--output={texts}": [f"{texts} is there already and not an empty folder"],
+        "--teacher": ["--teacher exports the teacher, which has no --loss"],
+    }
+    fixed = [f"--workdir={folder}", "--loss=kl", "--seed=1", f"--output={tmp_path}/adapter"]
+    runs.succeed("export", f"--workdir={folder}", "--teacher", f"--output={tmp_path}/teacher")
+    begun = {flag: runs.start("export", *fixed, flag) for flag in refusals}
+    for flag, told in refusals.items():
+        runs.check_refusal(runs.end(begun[flag]), *told)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    runs.succeed("export", *fixed)
+    assert files.read_json(tmp_path / "adapter" / "config.json")["exit_layer"] == 1
+    assert "Kangaroo adapter after layer 1" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+
+    flags = [*SHORT, f"--config.data.files={texts}/*.txt", "--config.student.kind=decoder", f"--workdir={run}"]
+    runs.succeed("teacher", *flags, f"--from_hf={tmp_path}/teacher")
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    check_came_back(Workdir(folder), Workdir(run), source=tmp_path / "teacher")
+    export = [f"--workdir={run}", "--loss=tv", "--seed=0", f"--output={tmp_path}/draft"]
+    runs.check_refusal(runs.run("export", *export), f"no checkpoint in {run}/students; train first")
+    runs.succeed("distill", *flags)
+    check_short(run)
+    runs.succeed("export", *export)
+    check_draft(tmp_path / "draft", run)
+
+
+def check_came_back(there, here, *, source):
+    """The teacher of run `here`, by way of the Llama folder `source`, is that of run `there`."""
+    mine, theirs = (teacher.restore(run.config(), run, _size(run.root)).params for run in (here, there))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    facts = here.facts()
+    assert facts["tokenizer fingerprint"] == there.facts()["tokenizer fingerprint"]
+    assert facts["teacher taken from"] == here.config()["teacher"]["checkpoint"] == str(source)
+    assert facts[teacher.QUALITY] > 0
+    assert len(facts["fingerprint of the teacher's files"]) == 16
+
+
+def check_draft(folder, run):
+    """What lies in `folder` is the student that was measured, with its card."""
+    tokens, nothing = np.arange(24)[None], models.TeacherOutput(logits=None, hidden=None, head=None)
+    student = students.restore_one(str(run), loss="tv", seed=0)
+    np.testing.assert_array_equal(llama.read(folder)(tokens).logits, student(tokens, nothing))
+    kept = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in folder.iterdir()} == kept
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    mine = [row for row in read(run) if (row["loss"], row["seed"], row["measure"]) == ("tv", "0", "acceptance")]
+    assert len(mine) == 2
+    for row in mine:
+        value, low, high = (f"{float(row[name]):.4f}" for name in ("value", "low", "high"))
+        at = f"{float(row['temperature']):g}"
+        assert f"| generated | `acceptance` | {at} |  | {value} | {low} to {high} | {row['n']} |" in card
 
 
 SHORT = [runs.SMOKE, "--config.losses=kl,tv", "--config.seeds=1", "--config.evaluation.contexts=generated"]

@@ -1,6 +1,7 @@
-"""A byte-level BPE tokenizer: every text has an encoding, and decodes to itself."""
+"""A byte-level BPE tokenizer, or another model's: every text has an encoding, and decodes to itself."""
 
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -13,25 +14,34 @@ from jaxdiv import files
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end of text
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
 class Tokenizer:
-    """Wraps a trained byte-level BPE. The text `<|endoftext|>` inside a document is ordinary text.
+    """Wraps a BPE on bytes, or one that falls back on them. Special tokens inside a document are ordinary text.
 
     Attributes:
       vocab_size: number of tokens V.
       end_of_text: id of the token that ends each document.
-      byte_lengths: [V] UTF-8 bytes a token stands for; 0 for the end of text.
+      byte_lengths: [V] UTF-8 bytes a token stands for; 0 for special tokens, as the end of text.
       fingerprint: 16 hexadecimal digits over vocabulary and merges.
+
+    Raises:
+      ValueError: some text has no encoding, or there is no token `end_of_text`.
     """
 
-    def __init__(self, bpe: tokenizers.Tokenizer):
+    def __init__(self, bpe: tokenizers.Tokenizer, end_of_text: str = END_OF_TEXT):
+        if bpe.token_to_id(end_of_text) is None:
+            raise ValueError(f"there is no token {end_of_text}")
         bpe.encode_special_tokens = True
-        self._bpe = bpe
+        bpe.no_padding()
+        bpe.no_truncation()
+        self._bpe, self._ends_with = bpe, end_of_text
         self.vocab_size: int = bpe.get_vocab_size()
-        self.end_of_text: int = bpe.token_to_id(END_OF_TEXT)
-        self.byte_lengths: Int32[np.ndarray, "V"] = self._byte_lengths()
-        self.fingerprint: str = hashlib.sha256(bpe.to_str().encode()).hexdigest()[:16]
+        self.end_of_text: int = bpe.token_to_id(end_of_text)
+        written = bpe.to_str()
+        self.byte_lengths: Int32[np.ndarray, "V"] = _byte_lengths(bpe, json.loads(written))
+        self.fingerprint: str = hashlib.sha256(written.encode()).hexdigest()[:16]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -58,17 +68,17 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
+        bpe, settings = read_bpe(path), pathlib.Path(path).with_name(SETTINGS)
+        written = files.read_json(settings) if settings.exists() else {"eos_token": END_OF_TEXT}
         try:
-            bpe = tokenizers.Tokenizer.from_str(pathlib.Path(path).read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise ValueError(f"can't read a tokenizer from {path}: {error}") from None
-        byte_level = isinstance(bpe.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel)
-        if not byte_level or bpe.token_to_id(END_OF_TEXT) is None:
-            raise ValueError(f"{path} must hold a byte-level BPE with the token {END_OF_TEXT}")
-        return cls(bpe)
+            return cls(bpe, written["eos_token"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the JSON of `tokenizers` to `path`, atomically."""
+        """Writes the JSON of `tokenizers` to `path`, and beside it which token ends a document, atomically."""
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._ends_with}
+        files.write_json(pathlib.Path(path).with_name(SETTINGS), settings)
         files.write_text(path, self._bpe.to_str())
 
     def encode(self, text: str) -> list[int]:
@@ -83,8 +93,37 @@ class Tokenizer:
         """Text of `ids`; ends of text vanish, bytes that are no UTF-8 become U+FFFD."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def _byte_lengths(self):
-        # Byte-level BPE writes each byte as one character.
-        lengths = np.array([len(self._bpe.id_to_token(i)) for i in range(self.vocab_size)], np.int32)
-        lengths[self.end_of_text] = 0
-        return lengths
+
+def read_bpe(path: str | os.PathLike) -> tokenizers.Tokenizer:
+    """A tokenizer.json of the library `tokenizers`. Raises ValueError, naming the file, if it is none."""
+    try:
+        return tokenizers.Tokenizer.from_str(pathlib.Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"can't read a tokenizer from {path}: {error}") from None
+
+
+def _byte_lengths(bpe, written):
+    on_bytes = "ByteLevel" in json.dumps([written["pre_tokenizer"], written["decoder"]])
+    if not on_bytes and not written["model"].get("byte_fallback"):
+        raise ValueError("it must be a byte-level BPE, or one that falls back on bytes, so that it encodes every text")
+    size = _written_bytes if on_bytes else _fallen_back_bytes
+    added = bpe.get_added_tokens_decoder()
+    lengths = np.zeros(bpe.get_vocab_size(), np.int32)
+    for i in range(len(lengths)):
+        if i not in added:
+            lengths[i] = size(bpe.id_to_token(i))
+        elif not added[i].special:
+            lengths[i] = len(added[i].content.encode())
+    return lengths
+
+
+def _written_bytes(token):
+    """Byte-level BPE writes each byte as one character."""
+    return len(token)
+
+
+def _fallen_back_bytes(token):
+    """SentencePiece writes a space as ▁, and a byte that no other token has as <0x0A>."""
+    if len(token) == 6 and token.startswith("<0x"):
+        return 1
+    return len(token.replace("▁", " ").encode())

@@ -13,12 +13,12 @@ Config = Mapping | ConfigDict
 
 
 def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
-    """The decoder of `config`: depth, width, heads, kv_heads, mlp_width, rope_base and dtype."""
+    """The decoder of `config`: depth, width, heads, kv_heads, mlp_width, rope_base, norm_epsilon and dtype."""
     return _decoder(config, config, vocab_size, rngs)
 
 
 def build_student(config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs) -> Student:
-    """The student of `config` for a teacher of `teacher_config`, whose dtype and rope_base it takes.
+    """The student of `config` for a teacher of `teacher_config`, whose rope_base, norm_epsilon and dtype it takes.
 
     `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer) or `decoder` (depth, width, heads, kv_heads,
     mlp_width).
@@ -42,6 +42,7 @@ def _kangaroo(config, teacher_config, vocab_size, rngs):
         kv_heads=config["kv_heads"],
         exit_layer=exit_layer,
         rope_base=teacher_config["rope_base"],
+        norm_epsilon=teacher_config["norm_epsilon"],
         dtype=jnp.dtype(teacher_config["dtype"]),
         rngs=rngs,
     )
@@ -63,6 +64,7 @@ def _decoder(config, numerics, vocab_size, rngs):
         kv_heads=config["kv_heads"],
         mlp_width=config["mlp_width"],
         rope_base=numerics["rope_base"],
+        norm_epsilon=numerics["norm_epsilon"],
         dtype=jnp.dtype(numerics["dtype"]),
         rngs=rngs,
     )

@@ -63,6 +63,7 @@ class Decoder(nnx.Module):
         kv_heads: int,
         mlp_width: int,
         rope_base: float = 10000.0,
+        norm_epsilon: float = 1e-5,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -78,12 +79,13 @@ class Decoder(nnx.Module):
                 heads=heads,
                 kv_heads=kv_heads,
                 mlp_width=mlp_width,
+                norm_epsilon=norm_epsilon,
                 dtype=self.dtype,
                 rngs=nnx.Rngs(key),
             )
 
         self.layers = stack(jax.random.split(rngs.params(), depth))
-        self.norm = rms_norm(width, self.dtype, rngs)
+        self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
         self.head = nnx.Param(jax.random.normal(rngs.params(), (width, vocab_size)) * width**-0.5)
 
     def __call__(self, tokens: Tokens, *, exit_layer: int | None = None) -> TeacherOutput:

@@ -109,8 +109,8 @@ def attend(
     return jnp.einsum("gmt,gth->gmh", weights, values).reshape(B, N, L, H)
 
 
-def rms_norm(width: int, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+def rms_norm(width: int, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def linear(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
@@ -186,10 +186,12 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm layer of the decoder."""
 
-    def __init__(self, *, width: int, heads: int, kv_heads: int, mlp_width: int, dtype, rngs: nnx.Rngs):
-        self.attention_norm = rms_norm(width, dtype, rngs)
+    def __init__(
+        self, *, width: int, heads: int, kv_heads: int, mlp_width: int, norm_epsilon: float, dtype, rngs: nnx.Rngs
+    ):
+        self.attention_norm = rms_norm(width, norm_epsilon, dtype, rngs)
         self.attention = Attention(width=width, heads=heads, kv_heads=kv_heads, dtype=dtype, rngs=rngs)
-        self.mlp_norm = rms_norm(width, dtype, rngs)
+        self.mlp_norm = rms_norm(width, norm_epsilon, dtype, rngs)
         self.mlp = SwiGLU(width=width, mlp_width=mlp_width, dtype=dtype, rngs=rngs)
 
     def __call__(

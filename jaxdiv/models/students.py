@@ -30,13 +30,14 @@ class KangarooAdapter(nnx.Module):
         kv_heads: int,
         exit_layer: int,
         rope_base: float = 10000.0,
+        norm_epsilon: float = 1e-5,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.exit_layer, self.rope_base, self.dtype = exit_layer, rope_base, jnp.dtype(dtype)
-        self.attention_norm = rms_norm(width, self.dtype, rngs)
+        self.attention_norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
         self.attention = Attention(width=width, heads=heads, kv_heads=kv_heads, dtype=self.dtype, rngs=rngs)
-        self.norm = rms_norm(width, self.dtype, rngs)
+        self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
 
     def features(self, tokens: Tokens, teacher: TeacherOutput) -> Activations:
         """What the head multiplies; reads `teacher.hidden` alone."""

@@ -93,7 +93,7 @@ SCHEMA = {
         "context_share": FRACTION,
         "context_prompt": _whole(1),
     },
-    "teacher": {"checkpoint": TEXT, "rope_base": POSITIVE, **DECODER, **STAGE},
+    "teacher": {"checkpoint": TEXT, "rope_base": POSITIVE, "norm_epsilon": POSITIVE, **DECODER, **STAGE},
     "student": {"kind": _one_of("kangaroo", "decoder"), "exit_layer": _whole(1), **DECODER, **STAGE},
     "evaluation": {
         "temperatures": TEMPERATURES,
@@ -111,9 +111,14 @@ SCHEMA = {
 
 def check(config: Mapping) -> None:
     """Raises ValueError, one line with the key, its value and what is allowed, at the first fault."""
+    check_each(config)
+    _check_together(config)
+
+
+def check_each(config: Mapping) -> None:
+    """As `check`, but only each value by itself."""
     for key, rule, value in _pair("config", SCHEMA, config):
         check_value(f"`{key}`", rule, value)
-    _check_together(config)
 
 
 def check_value(name: str, rule: Rule, value: Any) -> None:

@@ -10,7 +10,7 @@ from jaxdiv.data import pipeline, sources
 from jaxdiv.data.corpus import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
-from jaxdiv.training import progress
+from jaxdiv.training import donors, progress
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 
@@ -91,10 +91,7 @@ def _make(config, workdir):
             directory=data["directory"] or own,
         )
         advance()
-        if donor:
-            tokenizer = Tokenizer.load(Workdir(donor).tokenizer)
-        else:
-            tokenizer = Tokenizer.train(documents.train, data["vocabulary"])
+        tokenizer = donors.find(donor).tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
         tokenizer.save(workdir.tokenizer)
         advance()
         tokens = pipeline.tokenize(documents, tokenizer)

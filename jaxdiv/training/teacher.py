@@ -1,71 +1,94 @@
-"""The teacher: trained on the next token, or taken from another run."""
+"""The teacher: trained on the next token, or taken from another run or a Llama folder."""
 
+import copy
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 import jaxdiv
-from jaxdiv import models, reductions
+from jaxdiv import reductions
 from jaxdiv.data import pipeline
+from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop
+from jaxdiv.training import donors, loop
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
-from jaxdiv.training.state import Model, initial_state, population, population_shapes
+from jaxdiv.training.donors import restore
+from jaxdiv.training.state import Model, initial_state, population
 from jaxdiv.training.step import make_optimizer, make_step
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.training.workdir import DATA_READY, Workdir
 
-_SHAPE_KEYS = ("depth", "width", "heads", "kv_heads", "mlp_width", "rope_base")
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
 
 
-def check_donor(config: Mapping, workdir: Workdir) -> None:
-    """Raises ValueError if `config.teacher.checkpoint` is no finished teacher of this config's shape.
+def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as the run will have it, checked: a teacher that is taken over brings its sizes and vocabulary.
 
-    A folder that holds the teacher already needs no donor any more.
+    A folder that took over a teacher before keeps it where the config names no other, and needs no donor any more.
+
+    Args:
+      config: as the user has it.
+      workdir: the run's folder, claimed or not.
+      typed: dotted key below `config` to value, of those that must stay as they are.
+
+    Raises:
+      ValueError, FileNotFoundError: `config.teacher.checkpoint` holds no finished teacher or no Llama that fits, or a
+        typed key says something else than its teacher has.
     """
-    path = config["teacher"]["checkpoint"]
-    if not path or _adopted(workdir):
-        return
-    donor = Workdir(path).config()
-    theirs, ours = donor["data"]["vocabulary"], config["data"]["vocabulary"]
-    if theirs != ours:
-        raise ValueError(
-            f"`config.teacher.checkpoint`: the teacher of {path} has a vocabulary of {theirs}, "
-            f"`config.data.vocabulary` is {ours}"
-        )
-    for key in _SHAPE_KEYS:
-        if donor["teacher"][key] != config["teacher"][key]:
+    run_config.check_each(config)
+    path, sizes = _taken(config, workdir)
+    if not path:
+        run_config.check(config)
+        return dict(config)
+    settled, changed = copy.deepcopy(dict(config)), []
+    settled["teacher"]["checkpoint"] = path
+    for key, theirs in sizes.items():
+        group, name = key.split(".")
+        ours, settled[group][name] = settled[group][name], theirs
+        if key in typed and ours != theirs:
             raise ValueError(
-                f"`config.teacher.{key}` is {config['teacher'][key]}, but the teacher of {path} "
-                f"(`config.teacher.checkpoint`) has {donor['teacher'][key]}"
+                f"`config.{key}` is {ours}, but the teacher of {path} (`config.teacher.checkpoint`) has {theirs}"
             )
+        changed += [f"{key}={theirs}"] if ours != theirs else []
+    run_config.check(settled)
+    if changed:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"the teacher of {path} has {', '.join(changed)}, in place of the config's", markup=False)
+    return settled
+
+
+def _taken(config, workdir):
+    """(where the teacher comes from, its sizes in the config's words); ("", {}) where it is trained."""
+    path = config["teacher"]["checkpoint"]
+    if DATA_READY in workdir.facts():
+        own = workdir.config()
+        before = own["teacher"]["checkpoint"]
+        path = path or before
+        if path == before and path and _holds(workdir):
+            return path, donors.sizes(own)
+    if not path:
+        return "", {}
+    donor = donors.find(path)
     try:
-        with Checkpoints(Workdir(path).teacher, read_only=True) as checkpoints:
-            checkpoints.require(_last_step(donor))
-    except FileNotFoundError as error:
+        donor.check()
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"`config.teacher.checkpoint`: {error}") from None
+    return path, donor.sizes()
 
 
 def prepare(config: Mapping, workdir: Workdir, corpus: Corpus) -> Model:
     """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be."""
     if config["teacher"]["checkpoint"]:
-        _adopt(config, workdir, corpus)
+        _adopt(config, workdir)
     else:
         _train(config, workdir, corpus)
     teacher = restore(config, workdir, corpus.tokenizer.vocab_size)
     if QUALITY not in workdir.facts():
         workdir.add_facts({QUALITY: round(nats_a_byte(config, corpus, teacher), 4)})
     return teacher
-
-
-def restore(config: Mapping, workdir: Workdir, vocab_size: int) -> Model:
-    """The trained teacher from the run's folder. Raises FileNotFoundError if its training did not end."""
-    shapes = population_shapes(_build(config, vocab_size), 1)
-    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
-        restored, _ = checkpoints.restore({"params": (shapes.params,)}, step=_last_step(config))
-    return shapes.with_params(restored["params"][0]).student(0)
 
 
 def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model) -> float:
@@ -88,35 +111,26 @@ def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model) -> float:
     return total / float((corpus.tokenizer.byte_lengths[windows.labels] * windows.weights).sum())
 
 
-def _build(config, vocab_size):
-    return lambda rngs: models.build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs)
-
-
-def _adopted(workdir):
+def _holds(workdir):
     if not workdir.teacher.exists():
         return False
     with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
         return checkpoints.latest() is not None
 
 
-def _last_step(config):
-    """Of an adopted teacher, which takes no steps here, 0."""
-    return 0 if config["teacher"]["checkpoint"] else config["teacher"]["steps"]
-
-
-def _adopt(config, workdir, corpus):
+def _adopt(config, workdir):
     """Copies the donor's teacher, so that this folder alone holds all that decides its result."""
-    donor = Workdir(config["teacher"]["checkpoint"])
     with Checkpoints(workdir.teacher) as checkpoints:
         if checkpoints.latest() is None:
-            teacher = restore(donor.config(), donor, corpus.tokenizer.vocab_size)
-            stacked = jax.tree.map(lambda x: x[None], teacher.params)
-            checkpoints.save(_last_step(config), {"params": (stacked,)}, {"adopted from": str(donor.root)})
+            donor = donors.find(config["teacher"]["checkpoint"])
+            workdir.add_facts(donor.facts())
+            stacked = jax.tree.map(lambda x: x[None], donor.params(config["dtype"]))
+            checkpoints.save(donors.last_step(config), {"params": (stacked,)}, {})
 
 
 def _train(config, workdir, corpus):
     seeds = [config["seed"]]
-    model = population(_build(config, corpus.tokenizer.vocab_size), seeds)
+    model = population(donors.build(config, corpus.tokenizer.vocab_size), seeds)
     optimizer = make_optimizer(config["teacher"]["optimizer"], config["teacher"]["steps"])
     held_out = run_corpus.validation_batch(config, corpus)
 

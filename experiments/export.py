@@ -1,0 +1,108 @@
+"""Writes one trained student, or the teacher, as safetensors with its config, tokenizer and a card.
+
+  python -m experiments.export --workdir=runs/quickstart --loss=kl --seed=0 --output=exported/kl
+  python -m experiments.export --workdir=runs/quickstart --teacher --output=exported/teacher
+
+A student of kind `decoder` and the teacher become Llama folders, which transformers and `--from_hf` load; a Kangaroo
+adapter becomes named tensors and a config that says what it needs of its target.
+"""
+
+from absl import flags
+from flax import nnx
+
+from experiments import cli
+from jaxdiv import files
+from jaxdiv.data.tokenizer import FILE, Tokenizer
+from jaxdiv.models import KangarooAdapter, llama, llama_tensors
+from jaxdiv.reporting import card, results
+from jaxdiv.training import students, teacher
+from jaxdiv.training.workdir import Workdir
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder of a finished run.")
+LOSS = flags.DEFINE_string("loss", None, "The student's loss, as the run's config has it.")
+SEED = flags.DEFINE_integer("seed", None, "The student's seed.")
+TEACHER = flags.DEFINE_bool("teacher", False, "Export the teacher instead.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder to make; it must not be there, or be empty.")
+
+_LLAMA = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this/folder")
+tokenizer = AutoTokenizer.from_pretrained("this/folder")
+```
+"""
+_ASSISTANT = f"""{_LLAMA}
+It drafts for a target with this tokenizer: `target.generate(**inputs, assistant_model=model)`.
+"""
+_ADAPTER = """With h the target's hidden state after its layer `exit_layer`, before any norm:
+
+    x = h + o_proj(attention(input_layernorm(h)))
+    logits = lm_head(norm(x))
+
+attention is Llama's, with rotary positions, and lm_head the target's own. config.json has the sizes.
+"""
+
+
+def main(_):
+    run = Workdir(WORKDIR.value)
+    config = run.config()
+    if not OUTPUT.value:
+        raise ValueError("give the folder to make, such as --output=exported/kl")
+    if TEACHER.value and (LOSS.value is not None or SEED.value is not None):
+        raise ValueError("--teacher exports the teacher, which has no --loss and no --seed")
+    with files.making_folder(OUTPUT.value) as folder:
+        tokenizer = Tokenizer.load(run.tokenizer)
+        guide = _module(teacher.restore(config, run, tokenizer.vocab_size))
+        if TEACHER.value:
+            _write_decoder(folder, guide, tokenizer, config)
+            text = card.teacher(use=_LLAMA, config=config, facts=run.facts())
+        else:
+            text = _write_student(folder, run, config, guide, tokenizer)
+        tokenizer.save(folder / FILE)
+        files.write_text(folder / "README.md", text)
+    cli.say(f"written to {OUTPUT.value}")
+    return 0
+
+
+def _module(model):
+    return nnx.merge(model.graphdef, model.params)
+
+
+def _write_student(folder, run, config, guide, tokenizer):
+    """Writes the student's config and tensors; its card."""
+    student = _module(students.restore_one(str(run.root), loss=_loss(config), seed=_seed(config)))
+    if not run.results.exists():
+        raise ValueError(
+            f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"
+        )
+    if isinstance(student, KangarooAdapter):
+        llama.write(folder, llama.adapter_config(student, guide), llama_tensors.adapter_tensors(student))
+        told = {"kind": f"Kangaroo adapter after layer {student.exit_layer}", "library": "jaxdiv", "use": _ADAPTER}
+    else:
+        _write_decoder(folder, student.decoder, tokenizer, config)
+        told = {"kind": "Llama decoder", "library": "transformers", "use": _ASSISTANT}
+    frame = results.read_csv(run.results)
+    return card.student(loss=LOSS.value, seed=SEED.value, frame=frame, **told, config=config, facts=run.facts())
+
+
+def _loss(config):
+    if LOSS.value is None:
+        raise ValueError(f"give --teacher or --loss, one of {config['losses']}")
+    return LOSS.value
+
+
+def _seed(config):
+    if SEED.value is None:
+        raise ValueError(f"give --seed, one of {', '.join(map(str, students.seeds(config)))}")
+    return SEED.value
+
+
+def _write_decoder(folder, decoder, tokenizer, config):
+    settings = config["evaluation"]
+    longest = max(config["data"]["sequence_length"], settings["prompt_tokens"] + settings["generated_tokens"])
+    written = llama.decoder_config(decoder, end_of_text=tokenizer.end_of_text, longest=longest)
+    llama.write(folder, written, llama_tensors.decoder_tensors(decoder))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,178 @@
+"""Models in and out of Llama folders: config.json and safetensors."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxdiv import files
+from jaxdiv.models import llama_tensors, safetensors_io
+from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.layers import check_heads
+from jaxdiv.models.safetensors_io import Tensors
+from jaxdiv.models.students import KangarooAdapter
+
+CONFIG = "config.json"
+# Our names of a decoder's sizes, and Llama's.
+_SIZES = {
+    "depth": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp_width": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+_FREQUENCIES = ".rotary_emb.inv_freq"  # which old Llamas store; rope_theta makes them
+# What a Llama may have and the decoder lacks: the value that means without.
+_WITHOUT = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """The arguments of the `Decoder` that a Llama folder's config.json describes, all but dtype and rngs.
+
+    Raises:
+      ValueError: it is missing, no Llama's, or the model has what the decoder lacks; the key is named.
+    """
+    path = pathlib.Path(folder) / CONFIG
+    config = _json(path)
+    if config.get("model_type") != "llama":
+        raise ValueError(f"{path}: `model_type` must be llama, is {config.get('model_type')!r}")
+    for key, without in _WITHOUT.items():
+        if config.get(key) not in (None, without):
+            raise ValueError(f"{path}: `{key}` must be {without!r}, all that the decoder has, is {config[key]!r}")
+    config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
+    for key in _SIZES.values():
+        if not isinstance(config.get(key), int) or config[key] < 1:
+            raise ValueError(f"{path}: `{key}` must be a whole number of at least 1, is {config.get(key)!r}")
+    made = {ours: config[theirs] for ours, theirs in _SIZES.items()}
+    try:
+        check_heads(made["width"], made["heads"], made["kv_heads"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if config.get("head_dim") not in (None, made["width"] // made["heads"]):
+        raise ValueError(
+            f"{path}: `head_dim` must be hidden_size / num_attention_heads = {made['width'] // made['heads']}, "
+            f"is {config['head_dim']!r}"
+        )
+    numbers = {"rope_theta": _rope_theta(path, config), "rms_norm_eps": config.get("rms_norm_eps", 1e-6)}
+    for key, value in numbers.items():
+        if not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{path}: `{key}` must be a number above 0, is {value!r}")
+    return made | {"rope_base": float(numbers["rope_theta"]), "norm_epsilon": float(numbers["rms_norm_eps"])}
+
+
+def _json(path):
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; a Llama folder has one")
+    config = files.read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object")
+    return config
+
+
+def _rope_theta(path, config):
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key) or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"{path}: `{key}` must be of type default, all that the decoder has, is {kind!r}")
+        config = config | {k: v for k, v in rope.items() if k == "rope_theta"}
+    return config.get("rope_theta", 10000.0)
+
+
+def weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The files that hold the weights."""
+    return Tensors(folder, ignore=_FREQUENCIES).files
+
+
+def check(folder: str | os.PathLike) -> None:
+    """Raises ValueError unless the folder holds a Llama that `read` can take; reads headers alone."""
+    _opened(folder)
+
+
+def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
+    """The decoder with a Llama folder's weights, in float32 whatever they are stored in.
+
+    Args:
+      folder: with config.json and the safetensors, one or several with their index.
+      dtype: of activations.
+
+    Raises:
+      ValueError: as `read_config` and `Tensors`, or a tensor is missing, surplus or of a wrong shape; it is named.
+    """
+    arguments, tied, tensors = _opened(folder)
+    parameters = llama_tensors.parameters(arguments, tensors, tied=tied)
+    empty = nnx.eval_shape(lambda: Decoder(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(empty)
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, parameters))
+    return nnx.merge(graphdef, state)
+
+
+def _opened(folder):
+    arguments = read_config(folder)
+    tied = bool(_json(pathlib.Path(folder) / CONFIG).get("tie_word_embeddings", False))
+    tensors, expected = Tensors(folder, ignore=_FREQUENCIES), llama_tensors.shapes(arguments)
+    if tied and llama_tensors.HEAD not in tensors.shapes:
+        del expected[llama_tensors.HEAD]
+    tensors.check(expected)
+    return arguments, tied, tensors
+
+
+def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[str, Any]:
+    """config.json of a decoder as a Llama.
+
+    Args:
+      decoder: the model.
+      end_of_text: id of the token that ends a document.
+      longest: tokens of the longest text that the model is meant for.
+    """
+    arguments = llama_tensors.sizes(decoder)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: arguments[ours] for ours, theirs in _SIZES.items()},
+        "head_dim": decoder.head_width,
+        "rope_theta": arguments["rope_base"],
+        "rms_norm_eps": arguments["norm_epsilon"],
+        **{key: without for key, without in _WITHOUT.items() if key in ("hidden_act", "attention_bias", "mlp_bias")},
+        "tie_word_embeddings": False,
+        "max_position_embeddings": longest,
+        "bos_token_id": None,
+        "eos_token_id": end_of_text,
+        "torch_dtype": "float32",
+    }
+
+
+def adapter_config(adapter: KangarooAdapter, teacher: Decoder) -> dict[str, Any]:
+    """config.json of a Kangaroo adapter: its own sizes, and what it needs of the model it drafts for."""
+    attention = adapter.attention
+    return {
+        "architectures": ["KangarooAdapter"],
+        "model_type": "kangaroo_adapter",
+        "exit_layer": adapter.exit_layer,
+        "hidden_size": adapter.norm.num_features,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_width,
+        "rope_theta": adapter.rope_base,
+        "rms_norm_eps": adapter.norm.epsilon,
+        "torch_dtype": "float32",
+        "target": {theirs: llama_tensors.sizes(teacher)[ours] for ours, theirs in _SIZES.items()},
+    }
+
+
+def write(folder: pathlib.Path, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes config.json and the safetensors."""
+    files.write_json(folder / CONFIG, dict(config))
+    safetensors_io.save(folder, tensors)

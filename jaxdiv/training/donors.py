@@ -1,0 +1,115 @@
+"""Where a teacher comes from ready made: a run's folder, or a Llama folder."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from jaxdiv import files, models
+from jaxdiv.data import llama_tokenizer
+from jaxdiv.data.tokenizer import FILE, Tokenizer
+from jaxdiv.models import llama
+from jaxdiv.training.checkpoints import Checkpoints
+from jaxdiv.training.state import Model, population_shapes
+from jaxdiv.training.workdir import Workdir
+
+SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"
+_SIZES = ("depth", "width", "heads", "kv_heads", "mlp_width", "rope_base", "norm_epsilon")
+
+
+def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Makes an untrained teacher of the run's config."""
+    return lambda rngs: models.build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs)
+
+
+def last_step(config: Mapping) -> int:
+    """Of the teacher's checkpoint; 0 of one that was taken over, which takes no steps."""
+    return 0 if config["teacher"]["checkpoint"] else config["teacher"]["steps"]
+
+
+def restore(config: Mapping, workdir: Workdir, vocab_size: int) -> Model:
+    """The trained teacher from the run's folder. Raises FileNotFoundError if its training did not end."""
+    shapes = population_shapes(build(config, vocab_size), 1)
+    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
+        restored, _ = checkpoints.restore({"params": (shapes.params,)}, step=last_step(config))
+    return shapes.with_params(restored["params"][0]).student(0)
+
+
+def sizes(config: Mapping) -> dict[str, Any]:
+    """What a run's config holds that its teacher decides, by dotted key."""
+    return {
+        **{f"teacher.{key}": config["teacher"][key] for key in _SIZES},
+        "data.vocabulary": config["data"]["vocabulary"],
+    }
+
+
+class RunDonor:
+    """The teacher of another run."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.workdir = Workdir(path)
+        self._config = self.workdir.config()
+
+    def check(self) -> None:
+        """Raises ValueError or FileNotFoundError unless `params` and `tokenizer` can be read."""
+        with Checkpoints(self.workdir.teacher, read_only=True) as checkpoints:
+            checkpoints.require(last_step(self._config))
+
+    def sizes(self) -> dict[str, Any]:
+        """As the function `sizes`."""
+        return sizes(self._config)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.workdir.tokenizer)
+
+    def params(self, dtype: str) -> Any:
+        """The teacher's parameters, for activations of `dtype`."""
+        return restore(self._config, self.workdir, self.tokenizer().vocab_size).params
+
+    def facts(self) -> dict[str, str]:
+        """What the run that takes the teacher should know of it."""
+        known = self.workdir.facts()
+        inherited = {SOURCE_FINGERPRINT: known[SOURCE_FINGERPRINT]} if SOURCE_FINGERPRINT in known else {}
+        return {SOURCE: str(self.workdir.root), **inherited}
+
+
+class LlamaDonor:
+    """The model and tokenizer of a Llama folder; the same methods."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = pathlib.Path(folder)
+        self._arguments = llama.read_config(folder)
+
+    def check(self) -> None:
+        llama.check(self.folder)
+        self.tokenizer()
+
+    def sizes(self) -> dict[str, Any]:
+        made = {f"teacher.{key}": self._arguments[key] for key in _SIZES}
+        return {**made, "data.vocabulary": self._arguments["vocab_size"]}
+
+    def tokenizer(self) -> Tokenizer:
+        return llama_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])
+
+    def params(self, dtype: str) -> Any:
+        return nnx.split(llama.read(self.folder, dtype=dtype))[1]
+
+    def facts(self) -> dict[str, str]:
+        digest = hashlib.sha256()
+        for path in (self.folder / llama.CONFIG, self.folder / FILE, *llama.weight_files(self.folder)):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return {SOURCE: str(self.folder), SOURCE_FINGERPRINT: digest.hexdigest()[:16]}
+
+
+Donor = RunDonor | LlamaDonor
+
+
+def find(path: str | os.PathLike) -> Donor:
+    """What lies in `path`, a run or a Llama; raises FileNotFoundError or ValueError if it is neither."""
+    config = pathlib.Path(path) / llama.CONFIG
+    foreign = config.is_file() and "model_type" in files.read_json(config)
+    return LlamaDonor(path) if foreign else RunDonor(path)

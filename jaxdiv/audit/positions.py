@@ -35,11 +35,8 @@ def shift(matrix: np.ndarray, lead: tuple[int, ...]) -> Shift:
 def shift_findings(shifts: Mapping[str, Shift]) -> Iterator[Finding]:
     """A causal loss that shifts labels itself meets the next one, and drops the last position: no mistake."""
     for side, (by, dropped) in shifts.items():
-        told = (
-            "one row changed at a time",
-            "position i meets i",
-            f"i meets i{by:+d} ({'cut' if dropped else 'rolled'})",
-        )
+        how = "cut" if dropped else "rolled"
+        told = ("one row changed at a time", "position i meets i", f"i meets i{by:+d} ({how})")
         if side == "labels" and (by, dropped) == (1, 1):
             yield finding("shifts_labels", told)
         else:

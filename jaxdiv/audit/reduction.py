@@ -109,11 +109,8 @@ def _growth(probe, one, by_class, dropped):
         return None
     if start == 0 or not math.isfinite(end / start):
         return None
-    hypotheses = _hypotheses(len(grown), dropped)
-    fitting = (
-        way for way in hypotheses if math.isclose(way.unit(grown) / way.unit(probe.lead), end / start, rel_tol=2e-3)
-    )
-    way = next(fitting, None)
+    ways = _hypotheses(len(grown), dropped)
+    way = next((way for way in ways if math.isclose(way.growth(probe.lead, grown), end / start, rel_tol=2e-3)), None)
     return _Growth(None) if way is None else _Growth(way.powers, way.unit(probe.lead), way.counted)
 
 
@@ -127,6 +124,9 @@ class _Way(NamedTuple):
     def unit(self, lead):
         kept = (*lead[:-1], lead[-1] - self.dropped)
         return kept[-1] / lead[-1] if self.counted else float(math.prod(map(pow, kept, self.powers)))
+
+    def growth(self, lead, grown):
+        return self.unit(grown) / self.unit(lead)
 
 
 def _hypotheses(axes, dropped):

@@ -84,9 +84,9 @@ def _examined(probe, meant):
 
 
 def _scaled(known: Recognised) -> scales.Scaled:
-    return (
-        scales.Scaled(None, np.nan) if known.fit is None else scales.explain(known.fit, known.subject.reduced.by_size)
-    )
+    if known.fit is None:
+        return scales.Scaled(None, np.nan)
+    return scales.explain(known.fit, known.subject.reduced.by_size)
 
 
 def _reduced(subject: Subject) -> tuple[str | None, list[Finding]]:

@@ -1,6 +1,6 @@
 """Weights, scale and the temperature's factor of an identified loss.
 
-What a factor may be is a table: rows in the order of their likelihood, of which the first that fits the weights is told.
+What a factor may be is a table, the likeliest first; the first row that fits the weights is told.
 """
 
 import math
@@ -16,6 +16,7 @@ from jaxdiv.audit.result import Finding, finding
 
 _BITS = 1 / math.log(2)
 _NEAR = 1e-3
+_LOOSE = 1e-2  # of what goes in steps
 # Factors by which textbooks differ.
 _CUSTOMARY = {
     "jeffreys": (0.5,),
@@ -46,6 +47,8 @@ def explain(fit: Fit, unit: float) -> Scaled:
         scaled = _of_others(fit, sum(fit.weights) / unit, temperature)
     else:
         weights = {candidate: sign * weight / unit for candidate, weight in fit.parts}
+        if fit.loose:
+            weights = {c: _plain(w / temperature**c.power, _LOOSE) * temperature**c.power for c, w in weights.items()}
         scaled = _of_weights(weights, temperature)
         scaled = Scaled(scaled.text, sign * scaled.scale, scaled.findings)
         if len(set(fit.temperatures)) > 1:  # told already; the factor of two temperatures has no right value
@@ -112,9 +115,8 @@ def _single(candidate, weight, temperature):
             told = () if power == right else (_factor_finding(temperature, power, right, weight),)
             return Scaled(candidate.text, scale, (*told, *_scale_notes(factor)))
     told = ("ordinary rows", f"T^{right} = {temperature**right:.4g}", weight)
-    return Scaled(
-        candidate.text, scale, (finding("temperature_factor_unclear", told, temperature=temperature, scale=weight),)
-    )
+    unclear = finding("temperature_factor_unclear", told, temperature=temperature, scale=weight)
+    return Scaled(candidate.text, scale, (unclear,))
 
 
 def _single_ways(candidate) -> Iterator[tuple[float, int]]:

@@ -117,6 +117,12 @@ def explain_reading(observed: Observed, rows: Rows, top: tuple[int, ...]) -> Fit
     return plainest(good, observed, rows) if good else None
 
 
+def explain_student(observed: Observed, rows: Rows) -> Fit | None:
+    """As `explain_reading`, for a softmax or logarithm alone: of values that lack the teacher's part."""
+    good = [fit for fit in by_plain_readings(observed, rows, ()) if fits(fit, observed)]
+    return plainest(good, observed, rows) if good else None
+
+
 def _by_temperatures(observed, rows, top):
     """Different temperatures on the two sides."""
     candidates = [c for c in formed(menu.candidates(rows.student.shape[-1], dense=False)) if not c.cold]

@@ -94,8 +94,7 @@ def _not_finite(subject, observed):
     values = gradients.integrated(subject.probe, rows, subject.reduced) if subject.by_row else None
     if values is None or not np.all(np.isfinite(values)):
         return None, found
-    fit = mistaken.explain_reading(Observed(values, rows.groups), rows, ())
-    return fit, found
+    return mistaken.explain_student(Observed(values, rows.groups), rows), found
 
 
 def _along(subject):

@@ -258,6 +258,7 @@ NO_DIVERGENCE = {
     "product": (lambda s, t: -jnp.mean(s * stop(t)), {"not_least_at_equality"}),
     "absolute": (lambda s, t: jnp.mean(jnp.abs(s - stop(t))), set()),
     "squared": (lambda s, t: jnp.mean((s - stop(t)) ** 2), set()),
+    "a tenth of the absolute": (lambda s, t: 0.1 * jnp.mean(jnp.abs(s - stop(t))), set()),
     "huber": (lambda s, t: jnp.mean(optax.losses.huber_loss(s, stop(t))), set()),
 }
 
@@ -269,6 +270,15 @@ def test_what_is_no_divergence_is_not_taken_for_one(name):
     assert (found.divergence, found.scale) == (None, None), str(found)
     assert codes(found.mistakes) == mistakes, str(found)
     assert codes(found.notes) & {"not_on_menu", "sides_apart"}, str(found)
+
+
+def test_sorted_sides_are_not_compared_by_class():
+    def loss(student, teacher):
+        return jnp.mean(_kl(*(jax.lax.top_k(side, 4)[0] for side in (student, teacher))))
+
+    found = audit(loss)
+    assert found.divergence is None
+    assert "classes_unmatched" in codes(found.notes)
 
 
 # Planted mistakes

@@ -48,6 +48,9 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "classes_misaligned": Code(MISTAKE, "Student and teacher are compared with classes shifted by {shift}."),
         "classes_dropped": Code(MISTAKE, "The {which} class is left out of the {side}."),
         "class_order": Code(MISTAKE, "Renumbering the classes of student and teacher alike changes it."),
+        "classes_unmatched": Code(
+            NOTE, "Renumbering the student's classes alone changes nothing: it does not compare class with class."
+        ),
         "top_k": Code(MISTAKE, "Only {k} classes of the {side} count, {how}."),
         "padded_vocabulary": Code(MISTAKE, "{count} classes that do not exist take mass from the {side}."),
         "shift_variant": Code(

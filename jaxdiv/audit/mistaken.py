@@ -145,7 +145,7 @@ def _by_other_form(observed, rows, top, others=OTHERS):
     """A formula that is not on the menu, at a common temperature."""
     for temperature in menu.TEMPERATURES:
         roles = menu.heated_roles(rows, temperature)
-        for other in others:
+        for other in others if temperature == 1 else [other for other in others if other.heated]:
             for value in other.grid or (None,):
                 with np.errstate(all="ignore"):
                     column = other.form(roles, value) if other.grid else other.form(roles)

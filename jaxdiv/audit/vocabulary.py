@@ -106,9 +106,12 @@ def axioms(observe: Callable[[Rows], Observed], rows: Rows) -> list[Finding]:
         told = ("one random array added to both sides", "another value", "the same")
         found = [finding("not_on_menu", told, form="a function of the logits' difference, without a softmax")]
     order = draw.permutation(rows.student.shape[-1])
+    labels = np.argsort(order)[rows.labels].astype(np.int32)
     permuted = {side: logits[:, order] for side, logits in sides.items()}
-    if differs(**permuted, labels=np.argsort(order)[rows.labels].astype(np.int32)):
+    if differs(**permuted, labels=labels):
         found.append(finding("class_order", ("classes renumbered on both sides", "the same value", "another")))
+    elif not differs(student=permuted["student"]):
+        found.append(finding("classes_unmatched", ("classes of the student renumbered", "another value", "the same")))
     return found
 
 

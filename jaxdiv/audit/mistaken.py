@@ -44,9 +44,12 @@ def explain(observe: Callable[[Rows], Observed], rows: Rows, top: Callable[[], t
     if other is not None and not any(doubts(other, observed, rows)[:2]):
         return other
     read = _explain_sides(observe, observed, rows, top)
-    if other is None or (read is not None and not any(doubts(read, observe(given(rows, read.fed)), rows)[:2])):
-        return read
-    return other
+    return read if other is None or (read is not None and _as_written(read)) else other
+
+
+def _as_written(fit):
+    """Whether it has no factor and no temperature: half the absolute difference is TV of what should be softmaxes."""
+    return fit.temperatures == (1.0, 1.0) and math.isclose(sum(fit.weights), 1, rel_tol=1e-3)
 
 
 def _of_other_form(observed, rows, others):

@@ -207,7 +207,7 @@ REFUSED = {
     "--p=.5,.5": "`--q` must list probabilities",
     "--p=.5,.5 --q=1,0 --losses=klx": "unknown loss `klx`",
     "--p=.5,.5 --q=1,0 --losses=ce_data": "`ce_data` is of data labels",
-    "--p=.5,.5 --q=1,0 --losses=kl,ce_top_k": "`k` of `ce_top_k` must be a whole number from 1 to the 2 classes, got 10; such as",
+    "--p=.5,.5 --q=1,0 --losses=kl,ce_top_k": "`k` of `ce_top_k` must be a whole number from 1 to",
     "--p=.5,.5 --q=1,0 --student=ce": "--student is of a run",
     "--p=.5,.5 --q=1,0 --workdir=runs/x": "give --p and --q, or --workdir, not both",
     "--workdir=nowhere": "nowhere is not the folder of a run",

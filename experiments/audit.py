@@ -3,7 +3,8 @@
   python -m experiments.audit --loss=my_project.losses:distillation_loss --expected=kl
 
 The function takes student and teacher logits, and labels and a mask if it has parameters of such names. Modules are
-found from the current folder. The exit code is 1 if a mistake is found, 0 if none.
+found from the current folder. The exit code is 1 if a mistake is found, 0 if none, 2 if the command is wrong or the
+function fails on ordinary logits.
 """
 
 import importlib
@@ -60,10 +61,14 @@ def _module(name):
 
 
 def examine() -> Audit:
+    """Raises ValueError if there is no such function, or none that takes logits."""
     if FRAMEWORK.value == "torch" and importlib.util.find_spec("torch") is None:
         raise ValueError("`--framework=torch` needs PyTorch, which is not installed.")
     loss = _ADAPTERS[FRAMEWORK.value](find(LOSS.value))
-    return audit_loss(loss, expected=EXPECTED.value, axes=AXES.value)
+    found = audit_loss(loss, expected=EXPECTED.value, axes=AXES.value)
+    if {finding.code for finding in found.findings} == {"does_not_run"}:
+        raise ValueError(f"--loss={LOSS.value}: it can't be called with logits: {found.findings[0].evidence.got}")
+    return found
 
 
 def main(argv) -> int:

@@ -22,12 +22,16 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "An ml_collections config, such as configs/quickstart.py.")
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs an absl main; bad input becomes one line on standard error and exit code 2."""
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> None:
+    """Runs an absl main; bad input becomes one line on standard error and exit code 2.
+
+    Args:
+      resumes: whether the same command goes on where it was interrupted.
+    """
+    app.run(lambda argv: _guarded(main, argv, resumes), flags_parser=_parse)
 
 
-def _guarded(main, argv):
+def _guarded(main, argv, resumes):
     logging.set_verbosity(logging.ERROR)
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
@@ -38,7 +42,8 @@ def _guarded(main, argv):
     try:
         code = main(argv)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from what was saved", code=128 + signal.SIGINT)
+        mend = "; the same command goes on from what was saved" if resumes else ""
+        _fail("interrupted" + mend, code=128 + signal.SIGINT)
     except (ValueError, OSError) as error:
         if TRACEBACK.value:
             raise

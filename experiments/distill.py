@@ -86,4 +86,4 @@ def _without(*flags_left_out):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

@@ -52,4 +52,4 @@ def _given():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

@@ -69,9 +69,10 @@ def shares(parts) -> jax.Array:
       parts: [..., V].
 
     Returns:
-      [..., V] in [0, 1]; 0 where all parts are 0. Infinite parts share all alike.
+      [..., V] in [0, 1], float32 at least; 0 where all parts are 0. Infinite parts share all alike.
     """
     parts = jnp.asarray(parts)
+    parts = parts.astype(jnp.promote_types(parts.dtype, jnp.float32))
     # Bounded so that no sum of them overflows.
     sizes = jnp.minimum(jnp.abs(parts), jnp.finfo(parts.dtype).max / (8 * parts.shape[-1]))
     total = jnp.sum(sizes, axis=-1, keepdims=True)

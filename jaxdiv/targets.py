@@ -24,7 +24,7 @@ def _pytree(*, meta=()):
 
 @_pytree()
 class Labels:
-    """One class a row, as a teacher that is certain of it.
+    """One class a row, as a teacher that is certain of it, heated like any other under a distillation temperature.
 
     Attributes:
       classes: [...] integers in [0, V).
@@ -110,13 +110,15 @@ def top_k_of_log_probabilities(indices: jax.Array, log_probabilities: jax.Array,
     return TopK(jnp.asarray(indices), log_probabilities, tail, temperature)
 
 
-def as_top_k(target: Labels | TopK, temperature: float) -> TopK:
+def as_top_k(target: Labels | TopK, temperature: float, rows: tuple[int, ...]) -> TopK:
     """A target of few classes in one form.
 
     Raises:
-      ValueError: if it was cut at another temperature, or its classes are no integers.
+      ValueError: if it was cut at another temperature, its classes are no integers, or labels do not fit the rows.
     """
     if isinstance(target, Labels):
+        if jnp.shape(target.classes) != rows:
+            raise ValueError(f"`Labels` must have the rows' shape {rows}, got {jnp.shape(target.classes)}.")
         zeros = jnp.zeros(jnp.shape(target.classes), jnp.float32)
         target = TopK(jnp.asarray(target.classes)[..., None], zeros[..., None], zeros - jnp.inf, temperature)
     check(target.indices, target.temperature, temperature)

@@ -184,6 +184,20 @@ plant("log taken twice, exp missing", _exp_missing, "exp_missing")
 plant("log taken twice, NaN", _log_twice, "nan_on_ordinary_logits")
 
 
+def _probabilities_for_log_targets(student, teacher):
+    p, _, _, lq = sides(student, teacher)
+    return jnp.mean(jnp.sum(jnp.exp(p) * (p - lq), -1))
+
+
+def _log_targets_for_probabilities(student, teacher):
+    _, lp, _, lq = sides(student, teacher)
+    return jnp.mean(jnp.sum(lp * (jnp.log(lp) - lq), -1))
+
+
+plant("probabilities taken for log targets", _probabilities_for_log_targets, "log_missing", meant="kl")
+plant("log targets taken for probabilities", _log_targets_for_probabilities, "exp_missing")
+
+
 # Arguments and direction
 
 plant("swapped, gradient to the teacher", lambda s, t: jnp.mean(kl(*sides(t, s))), "swapped_arguments")
@@ -270,6 +284,12 @@ def _hinton_warm_labels(student, teacher, labels):
     return jnp.mean(0.5 * hard + 0.5 * 4 * kl(*sides(student, teacher, 2.0)))
 
 
+def _factor_on_all(student, teacher, labels):
+    hard = -jnp.take_along_axis(log_softmax(student), labels[..., None], -1)[..., 0]
+    return 4 * jnp.mean(hard + kl(*sides(student, teacher, 2.0)))
+
+
+plant("T² on labels too", _factor_on_all, "labels_factor", meant="ce_data + kl")
 plant("labels at T", _hinton_warm_labels, "temperature_on_labels")
 plant("T² missing in a sum with labels", _hinton_without_factor, "temperature_factor")
 
@@ -278,8 +298,12 @@ plant("T² missing in a sum with labels", _hinton_without_factor, "temperature_f
 
 
 def _shifted_labels(student, labels):
-    log = log_softmax(student)[:, :-1]
-    return -jnp.mean(jnp.take_along_axis(log, labels[:, 1:, None], -1))
+    log = log_softmax(student)[:, 1:]
+    return -jnp.mean(jnp.take_along_axis(log, labels[:, :-1, None], -1))
+
+
+def _rolled_labels(student, labels):
+    return -jnp.mean(jnp.take_along_axis(log_softmax(student), jnp.roll(labels, -1, 1)[..., None], -1))
 
 
 def _rolled_teacher(student, teacher):
@@ -291,6 +315,7 @@ def _cut_apart(student, teacher):
 
 
 plant("labels shifted", _shifted_labels, "labels_shifted")
+plant("labels rolled", _rolled_labels, "labels_shifted")
 plant("teacher rolled", _rolled_teacher, "positions_shifted", meant="kl")
 plant("student and teacher cut apart", _cut_apart, "positions_shifted", meant="jsd")
 
@@ -381,7 +406,8 @@ def _masked(name, how):
             "ignored": lambda: jnp.mean(values),
             "count": lambda: jnp.mean(values * mask),
             "inverted": lambda: jnp.sum(values * (1 - mask)) / jnp.sum(1 - mask + 1e-9),
-            "shifted": lambda: jnp.sum(values[:, :-1] * mask[:, 1:]) / jnp.sum(mask),
+            "shifted": lambda: jnp.sum(values[:, 1:] * mask[:, :-1]) / jnp.sum(mask),
+            "rolled": lambda: jnp.sum(values * jnp.roll(mask, -1, 1)) / jnp.sum(mask),
             "leak": lambda: jnp.sum(values * mask) / jnp.sum(mask) + 0.1 * jnp.mean(values),
         }[how]()
 
@@ -392,6 +418,14 @@ plant("mask ignored", _masked("kl", "ignored"), "mask_ignored", meant="kl")
 plant("mask counted", _masked("jsd", "count"), "mask_count", meant="jsd")
 plant("mask leaks", _masked("kl", "leak"), "mask_leak")
 plant("mask shifted", _masked("tv", "shifted"), "mask_shifted")
+plant("mask rolled", _masked("kl", "rolled"), "mask_shifted")
+
+
+def _last_counted(student, teacher):
+    return jnp.sum(kl(*sides(student, teacher))[:, :-1]) / (student.shape[0] * student.shape[1])
+
+
+plant("last position dropped, but counted", _last_counted, "dropped_count", meant="kl")
 
 
 # Numbers
@@ -433,6 +467,11 @@ def _half(dtype, name):
     return loss
 
 
+def _half_teacher(student, teacher):
+    return jnp.mean(kl(*sides(student, teacher.astype(jnp.float16))))
+
+
+plant("teacher in float16", _half_teacher, "low_precision", meant="kl")
 plant("log of softmax", _unstable, "nan_at_large_logits")
 plant("exp overflows", _exp_overflow, "nan_at_large_logits", "float16_overflow")
 plant("bfloat16 inside", _half(jnp.bfloat16, "kl"), "low_precision")

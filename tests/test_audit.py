@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 import jaxdiv
+from experiments import cli
 from jaxdiv import reductions
 from jaxdiv.audit import CODES, MISTAKE, Audit, audit, menu, numpy_loss, torch_loss
 from jaxdiv.audit.forms import FORMS
@@ -171,6 +173,112 @@ def test_no_mistake_in_torch_and_its_planted_ones():
     }
     for code, loss in planted.items():
         assert code in codes(audit(torch_loss(loss)).mistakes)
+
+
+# How losses are called, and what is right in one way of calling them
+
+
+def _kl(student, teacher):
+    log_p = _log_p(teacher)
+    return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(student)), -1)
+
+
+def _shifting(logits, labels):
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels[:, 1:]))
+
+
+def _shifting_masked(logits, labels, mask):
+    values = optax.losses.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels[:, 1:])
+    return reductions.token_mean(values, mask[:, 1:])
+
+
+def _shifting_beside_a_teacher(student, teacher, labels):
+    return 0.5 * jnp.mean(_kl(student, teacher)) + 0.5 * _shifting(student, labels)
+
+
+@pytest.mark.parametrize("loss", [_shifting, _shifting_masked, _shifting_beside_a_teacher])
+def test_a_loss_may_shift_labels_itself(loss):
+    found = audit(loss)
+    assert not found.mistakes, str(found)
+    assert "shifts_labels" in codes(found.notes)
+    assert "ce_data" in found.divergence
+
+
+def test_a_mask_of_tokens_stands_at_the_token_that_is_predicted():
+    def loss(student, teacher, mask):
+        return reductions.token_mean(_kl(student, teacher)[:, :-1], mask[:, 1:])
+
+    found = audit(loss)
+    assert not found.mistakes, str(found)
+    assert "mask_of_next" in codes(found.notes)
+    assert found.reduction == "token mean"
+
+
+def _named_sides(*, student_logits, teacher_logits):
+    return jnp.mean(_kl(student_logits, teacher_logits))
+
+
+def _named_target(*, target, input):
+    return jnp.mean(_kl(input, target))
+
+
+def _named_labels(*, logits, labels):
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _named_teacher(logits, *, teacher_logits, temperature):
+    return temperature**2 * jnp.mean(_kl(logits / temperature, teacher_logits / temperature))
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(_named_sides, "kl"), (_named_target, "kl"), (_named_labels, "ce_data"), (_named_teacher, "kl")],
+)
+def test_sides_passed_by_name(loss, text):
+    found = audit(loss)
+    assert not found.mistakes, str(found)
+    assert found.divergence == text
+
+
+def test_names_that_say_nothing_are_refused():
+    def loss(*, a, b):
+        return jnp.mean(_kl(a, b))
+
+    found = audit(loss)
+    assert codes(found.mistakes) == {"does_not_run"}
+    assert "keyword-only (a, b)" in str(found)
+
+
+# What is no divergence
+
+
+NO_DIVERGENCE = {
+    "difference": (lambda s, t: jnp.sum(s - t), {"not_least_at_equality", "teacher_not_detached"}),
+    "norm": (lambda s, t: jnp.mean(s**2), {"shift_variant", "not_least_at_equality"}),
+    "product": (lambda s, t: -jnp.mean(s * stop(t)), {"not_least_at_equality"}),
+    "absolute": (lambda s, t: jnp.mean(jnp.abs(s - stop(t))), set()),
+    "squared": (lambda s, t: jnp.mean((s - stop(t)) ** 2), set()),
+    "a tenth of the absolute": (lambda s, t: 0.1 * jnp.mean(jnp.abs(s - stop(t))), set()),
+    "huber": (lambda s, t: jnp.mean(optax.losses.huber_loss(s, stop(t))), set()),
+}
+
+
+@pytest.mark.parametrize("name", NO_DIVERGENCE)
+def test_what_is_no_divergence_is_not_taken_for_one(name):
+    loss, mistakes = NO_DIVERGENCE[name]
+    found = audit(loss)
+    assert (found.divergence, found.scale) == (None, None), str(found)
+    assert codes(found.mistakes) == mistakes, str(found)
+    assert codes(found.notes) & {"not_on_menu", "sides_apart"}, str(found)
+
+
+def test_sorted_sides_are_not_compared_by_class():
+    def loss(student, teacher):
+        return jnp.mean(_kl(*(jax.lax.top_k(side, 4)[0] for side in (student, teacher))))
+
+    found = audit(loss)
+    assert found.divergence is None
+    assert "classes_unmatched" in codes(found.notes)
 
 
 # Planted mistakes
@@ -349,6 +457,19 @@ def test_binary(tmp_path, monkeypatch):
     runs.check_refusal(runs.run("audit", "--loss=mine:detached"), "there is no `detached` in `mine`", "attached")
 
 
+def test_an_interrupted_audit_has_nothing_to_go_on_from(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "TRACEBACK", types.SimpleNamespace(value=True))
+    monkeypatch.setattr(cli, "keep_compilations", lambda: None)
+    for resumes in (False, True):
+        with pytest.raises(SystemExit) as ended:
+            cli._guarded(interrupted, ["audit"], resumes)
+        assert ended.value.code == 130
+        assert ("goes on" in capsys.readouterr().err) is resumes
+
+
 @pytest.mark.slow
 def test_binary_passes_and_refuses(tmp_path, monkeypatch):
     write_losses(tmp_path)
@@ -358,5 +479,6 @@ def test_binary_passes_and_refuses(tmp_path, monkeypatch):
         "yours:kl": "there is no module `yours`",
         "mine": "must be module:function",
         "mine:value": "must be a function, got int",
+        "math:sqrt": "--loss=math:sqrt: it can't be called with logits",
     }.items():
         runs.check_refusal(runs.run("audit", f"--loss={loss}"), told)

@@ -67,6 +67,22 @@ def test_blocks_are_taken_and_pass_through_transformations(monkeypatch):
         loss(STUDENT, TEACHER[..., 1:])
     with pytest.raises(ValueError, match=r"rows' shape \(3, 5\), got \(3, 4\)"):
         jaxdiv.cross_entropy_data(STUDENT, LABELS[:, 1:])
+    # So are rows that `where` multiplies.
+    masks = jnp.stack([WHERE, ~WHERE])[:, None, None]
+    np.testing.assert_allclose(loss(STUDENT, TEACHER, where=masks)[0], loss(STUDENT, TEACHER, where=WHERE), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`where` must broadcast to the logits \(3, 5, 16\), got \(15,\)"):
+        loss(STUDENT, TEACHER, where=WHERE[1:])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_row_that_is_not_a_number_has_a_gradient_of_0(monkeypatch, text):
+    monkeypatch.setattr(blocks, "BLOCK", 4 * V)
+    loss, student = jaxdiv.get(text), STUDENT.at[1, 2].set(jnp.nan)
+    values, pull = jax.vjp(lambda s: loss(s, TEACHER, labels=LABELS), student)
+    gradient = pull(jnp.ones_like(values))[0]
+    assert np.isnan(values).sum() == 1
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[1, 2], 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -104,6 +104,7 @@ def test_shares_sum_to_1_and_to_0_where_there_is_nothing():
     found = shares(jnp.array([[0.0, 0, 0], [1, -2, 1], [jnp.inf, -jnp.inf, 1], [1, 3e38, -3e38]]))
     np.testing.assert_allclose(found, [[0, 0, 0], [0.25, 0.5, 0.25], [0.5, 0.5, 0], [0, 0.5, 0.5]], atol=1e-30)
     np.testing.assert_allclose(shares(TEACHER).sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(shares(np.array([1, -2, 1])), [0.25, 0.5, 0.25])
 
 
 def test_top_movers_are_the_largest_and_ties_go_by_class():
@@ -206,6 +207,7 @@ REFUSED = {
     "--p=.5,.5": "`--q` must list probabilities",
     "--p=.5,.5 --q=1,0 --losses=klx": "unknown loss `klx`",
     "--p=.5,.5 --q=1,0 --losses=ce_data": "`ce_data` is of data labels",
+    "--p=.5,.5 --q=1,0 --losses=kl,ce_top_k": "`k` of `ce_top_k` must be a whole number from 1 to",
     "--p=.5,.5 --q=1,0 --student=ce": "--student is of a run",
     "--p=.5,.5 --q=1,0 --workdir=runs/x": "give --p and --q, or --workdir, not both",
     "--workdir=nowhere": "nowhere is not the folder of a run",

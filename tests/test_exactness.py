@@ -66,6 +66,8 @@ EXACT = {
     "rjsd(beta=0.25)": lambda p, q: _jensen_shannon(q, p, mpmath.mpf("0.25")),
     "skl(alpha=0.125)": lambda p, q: _kl(p, _mix(p, q, mpmath.mpf("0.125"))),
     "srkl(alpha=0.125)": lambda p, q: _kl(q, _mix(q, p, mpmath.mpf("0.125"))),
+    "skl(alpha=0.99999)": lambda p, q: _kl(p, _mix(p, q, mpmath.mpf(0.99999))),
+    "srkl(alpha=0.99999)": lambda p, q: _kl(q, _mix(q, p, mpmath.mpf(0.99999))),
     "alpha(alpha=0.75)": _alpha(0.75),
     "alpha(alpha=-2.5)": _alpha(-2.5),
     "alpha(alpha=3)": _alpha(3),
@@ -127,6 +129,24 @@ def test_large_logits_are_exact_as_far_as_float32_holds_the_value_and_infinite_b
         assert not np.isnan(pull(jnp.ones_like(value))[0]).any(), text
         if not text.startswith(("alpha", "pearson", "neyman")):
             assert np.isfinite(value).all(), text
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 5])
+def test_gradients_of_skewed_mixtures_keep_their_digits_near_the_end(scale):
+    """In float64 the plain derivatives still have them: q·w and -q·(log(q/M) - α·q/M), each less q times its sum."""
+    alpha = 0.999
+    teacher = RNG.normal(size=(4, 9)).astype(np.float32)
+    student = (teacher + scale * RNG.normal(size=teacher.shape)).astype(np.float32)
+    p, q = (np.exp(references.log_softmax(side)) for side in (teacher, student))
+    slopes = {
+        "skl": -(1 - alpha) * q * p / (alpha * p + (1 - alpha) * q),
+        "srkl": -q * (np.log1p((1 - alpha) * (p / q - 1)) + alpha * q / (alpha * q + (1 - alpha) * p)),
+    }
+    for name, slope in slopes.items():
+        expected = slope - q * slope.sum(-1, keepdims=True)
+        loss = jaxdiv.get(f"{name}(alpha={alpha})")
+        gradient = jax.grad(lambda s, loss=loss: loss(s, teacher).sum())(jnp.asarray(student))
+        np.testing.assert_allclose(gradient, expected, atol=2e-6 * np.abs(expected).max(), err_msg=name)
 
 
 def test_gradients_of_chi_squared_are_right_while_they_can_be_held():

@@ -106,6 +106,19 @@ def test_a_traced_temperature_gives_the_same():
     np.testing.assert_allclose(traced, _value("kl + tv", temperature=2.5), rtol=1e-6)
 
 
+def test_a_traced_temperature_is_held_in_range_and_is_a_constant():
+    def total(student, temperature):
+        return jaxdiv.get("kl + tv")(student, TEACHER, temperature=temperature).sum()
+
+    by_student = jax.jit(jax.value_and_grad(total))
+    for temperature in (1e20, 1e-40):
+        for number in by_student(STUDENT, jnp.float32(temperature)):
+            assert np.isfinite(number).all(), temperature
+    assert np.isnan(by_student(STUDENT, jnp.float32(-1.0))[0])
+    with pytest.raises(ValueError, match="`temperature` is a constant, by which no loss has a derivative"):
+        jax.grad(total, argnums=1)(STUDENT, jnp.float32(2.0))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -113,9 +126,15 @@ def test_a_traced_temperature_gives_the_same():
         ("0.5*kl + jds", r"unknown loss `jds`; did you mean `jsd`\?"),
         ("zzzzzz", r"unknown loss `zzzzzz`; Known: "),
         ("", r"must have a name, got empty text"),
-        ("-1*kl", r"weight must be above 0 and finite, got -1 in"),
-        ("0*kl", r"weight must be above 0 and finite, got 0 in"),
-        ("1e999*kl", r"weight must be above 0 and finite, got 1e999 in"),
+        ("-1*kl", r"weight must be in \[1e-30, 1e\+30\], got -1 in"),
+        ("0*kl", r"weight must be in \[1e-30, 1e\+30\], got 0 in"),
+        ("1e999*kl", r"weight must be in \[1e-30, 1e\+30\], got 1e999 in"),
+        ("1e-50*kl", r"weight must be in \[1e-30, 1e\+30\], got 1e-50 in"),  # 0 in float32, and NaN times infinity
+        ("\u0663*kl", "can't read `\u0663\\*kl` at"),
+        ("ce_top_k(k=\u0663)", "can't read `k=\u0663` in"),
+        ("kl()", r"nothing stands in the parentheses of `kl\(\)`; write `kl`"),
+        ("ce_top_k(k=1e300)", r"`k` of `ce_top_k` must be in \[1, 1e\+09\), a whole number, got 1e300"),
+        (None, r"must be text, such as `kl`, got None"),
         ("nan*kl", r"can't read `nan\*kl` at `\*kl`|unknown loss `nan`"),
         ("kl tv", r"can't read `kl tv` at `tv`"),
         ("kl +", r"can't read `kl \+` at ``|at the end"),
@@ -130,9 +149,9 @@ def test_a_traced_temperature_gives_the_same():
         ("kl(beta=.5)", r"`kl` has no parameter `beta`; known: none"),
         ("jsd(beta=.5, beta=.4)", r"`beta` stands twice"),
         ("jsd(.5)", r"can't read `.5` in `jsd\(.5\)`; write jsd\(parameter=number\)"),
-        ("ce_top_k(k=2.5)", r"`k` of `ce_top_k` must be in \[1, inf\), a whole number, got 2.5"),
+        ("ce_top_k(k=2.5)", r"`k` of `ce_top_k` must be in \[1, 1e\+09\), a whole number, got 2.5"),
         ("alpha(alpha=7)", r"`alpha` of `alpha` must be in \[-4, 5\], got 7"),
-        ("jsd()", r"can't read `` in `jsd\(\)`"),
+        ("jsd( )", r"nothing stands in the parentheses of `jsd\( \)`; write `jsd`"),
         ("jsd(beta=.5", r"can't read `jsd\(beta=.5` at `\(beta=.5`"),
     ],
 )
@@ -145,9 +164,18 @@ def test_what_is_no_loss_is_refused_in_one_line(text, message):
 def test_missing_labels_and_wrong_temperatures_are_refused():
     with pytest.raises(ValueError, match=r"`ce_data` needs `labels`, got None"):
         jaxdiv.get("ce_data")(STUDENT, TEACHER)
-    for temperature in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"`temperature` must be in \(0, inf\), got"):
+    for text in ("kl", "ce_data + 0.1*tv"):
+        with pytest.raises(ValueError, match=r"` needs the teacher's logits, got None"):
+            jaxdiv.get(text)(STUDENT, None, labels=LABELS)
+    for temperature in (0, -1.0, 1e20, 1e-40, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"`temperature` must be in \[1e-06, 1e\+06\], got"):
             _value("kl", temperature=temperature)
+
+
+def test_a_loss_of_labels_alone_needs_no_teacher():
+    value = jaxdiv.get("ce_data + 1e-4*z_loss")(STUDENT, None, labels=LABELS, vocab_size=60)
+    expected = jaxdiv.get("ce_data + 1e-4*z_loss")(STUDENT[:, :60], TEACHER[:, :60], labels=LABELS)
+    np.testing.assert_array_equal(value, expected)
 
 
 def test_split():

@@ -167,6 +167,8 @@ def test_a_temperature_belongs_to_the_target():
             "`negative_log_acceptance` is no mean over the teacher's samples",
         ),
         ("kl", targets.Labels(LABELS * 1.0), {}, "classes must be integers, got float32"),
+        ("kl", targets.Labels(LABELS[:2]), {}, r"`Labels` must have the rows' shape \(5,\), got \(2,\)"),
+        ("kl", targets.Labels(LABELS[:, None]), {}, r"`Labels` must have the rows' shape \(5,\), got \(5, 1\)"),
         ("kl", targets.top_k(TEACHER[:2], K), {}, r"must have rows \(5,\), got indices \(2, 6\)"),
         ("ce", targets.Samples(LABELS[:2, None]), {}, r"must have rows \(5,\), got classes \(2, 1\)"),
         ("kl", TEACHER, {"vocab_size": V + 1}, r"`vocab_size` 41 must be from 1 to the classes of logits \(5, 40\)"),

@@ -16,7 +16,8 @@ _LABELS = re.compile(r"^(labels?|label_ids|target_ids|token_ids|tokens|targets?|
 _MASK = re.compile(r"mask|valid|pad|weights?$|keep|ignore", re.IGNORECASE)
 _TEMPERATURE = re.compile(r"^(t|tau|temp|temperature)$", re.IGNORECASE)
 _TEACHER = re.compile(r"teacher|target|reference", re.IGNORECASE)
-_STUDENT = re.compile(r"student|draft|pred|input", re.IGNORECASE)
+_STUDENT = re.compile(r"student|draft|pred|input(?!_ids)", re.IGNORECASE)
+_LOGITS = re.compile(r"^(logits?|x|outputs?|s|q)$", re.IGNORECASE)
 
 
 def open_probe(function: Callable, axes: str | None = None) -> Probe:
@@ -70,17 +71,56 @@ def _conventions(function):
         return [("student", "teacher", {})]
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     named = [p for p in parameters if p not in plain[:2] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    keywords = _keywords(named)
-    if len(plain) < 2:
-        only = "student", None
-        return [(*only, keywords)] if plain else [("student", "teacher", keywords)]
-    first, second = plain[0].name, plain[1].name
+    if len(plain) >= 2:
+        return _positional(plain[0].name, plain[1].name, _keywords(named))
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return [("student", "teacher", _keywords(named))]
+    first = "student" if plain else None
+    if first is None and not named:
+        return []
+    return [(first, None, keywords) for keywords in _by_name(named, alone=first is None)]
+
+
+def _positional(first, second, keywords):
     if _LABELS.match(second) and "labels" not in keywords.values():
-        order = ["labels", "teacher"] if "target" not in second else ["teacher", "labels"]
-        return [("student", role, keywords) for role in order]
+        return [("student", role, keywords) for role in _target_roles(second)]
     if _TEACHER.search(first) and not _TEACHER.search(second):
         return [("teacher", "student", keywords), ("student", "teacher", keywords)]
     return [("student", "teacher", keywords), ("student", "labels", keywords)]
+
+
+def _target_roles(name):
+    """What a parameter of a target's name may take, the likeliest first."""
+    return ["teacher", "labels"] if "target" in name else ["labels", "teacher"]
+
+
+def _by_name(parameters, alone):
+    """Keywords of logits that can be passed by name only; `alone`: the student's are among them.
+
+    Raises:
+      CallError: if no name says which the student's are.
+    """
+    left, student = list(parameters), {}
+    if alone:
+        name = _first_called(_STUDENT, left) or _first_called(_LOGITS, left)
+        if name is None:
+            names = ", ".join(p.name for p in left)
+            raise CallError(f"its parameters are keyword-only ({names}) and none is called student_logits or logits")
+        student = {name: "student"}
+        left = [p for p in left if p.name != name]
+    given = [p for p in left if p.default is p.empty or p.default is None]
+    teacher = _first_called(_TEACHER, given)
+    keywords = student | _keywords([p for p in left if p.name != teacher])
+    if teacher is None:
+        return [keywords]
+    roles = _target_roles(teacher) if _LABELS.match(teacher) and "labels" not in keywords.values() else ["teacher"]
+    return [keywords | {teacher: role} for role in roles]
+
+
+def _first_called(pattern, parameters):
+    """The first name of logits that has `pattern` in it."""
+    names = (p.name for p in parameters if not (_MASK.search(p.name) or "temp" in p.name))
+    return next((name for name in names if pattern.search(name)), None)
 
 
 def _keywords(parameters):

@@ -23,6 +23,9 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "unidentified": Code(
             NOTE, "No loss of the menu, no sum of up to three, and no known mistake in one explains it."
         ),
+        "sides_apart": Code(
+            NOTE, "Student and teacher never meet: it is a function of each, added, and compares nothing."
+        ),
         "not_on_menu": Code(NOTE, "It is {form}, which is not on the menu."),
         # what reaches the softmax
         "does_not_run": Code(MISTAKE, "It fails on ordinary logits: {error}"),
@@ -45,6 +48,9 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "classes_misaligned": Code(MISTAKE, "Student and teacher are compared with classes shifted by {shift}."),
         "classes_dropped": Code(MISTAKE, "The {which} class is left out of the {side}."),
         "class_order": Code(MISTAKE, "Renumbering the classes of student and teacher alike changes it."),
+        "classes_unmatched": Code(
+            NOTE, "Renumbering the student's classes alone changes nothing: it does not compare class with class."
+        ),
         "top_k": Code(MISTAKE, "Only {k} classes of the {side} count, {how}."),
         "padded_vocabulary": Code(MISTAKE, "{count} classes that do not exist take mass from the {side}."),
         "shift_variant": Code(
@@ -88,6 +94,9 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "temperature_factor_unclear": Code(
             NOTE, "T = {temperature:.3g} and the factor {scale:.4g}: whether T² is in it can't be told."
         ),
+        "labels_factor": Code(
+            MISTAKE, "The factor T² is on the cross-entropy with labels too: it belongs on the part at T alone."
+        ),
         "temperature_on_labels": Code(
             MISTAKE, "The cross-entropy with labels is at T = {temperature:.3g} like the rest: it belongs at T = 1."
         ),
@@ -112,6 +121,9 @@ CODES: Mapping[str, Code] = MappingProxyType(
             MISTAKE, "The student's position i is compared with the teacher's position i{shift:+d}."
         ),
         "labels_shifted": Code(MISTAKE, "The student's position i is compared with the label of position i{shift:+d}."),
+        "shifts_labels": Code(
+            NOTE, "It shifts the labels itself, so that position i meets the next one: give it unshifted labels."
+        ),
         "batch_dependence": Code(MISTAKE, "A row's loss depends on the other rows of the batch."),
         "batch_weight": Code(
             NOTE, "Its adaptive weight is one for the whole batch, so the cut into micro-batches matters."
@@ -119,6 +131,7 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "batch_order": Code(MISTAKE, "Reordering the sequences of a batch changes it."),
         "position_weights": Code(NOTE, "Positions of a sequence have different weights: {weights}."),
         "positions_dropped": Code(NOTE, "{count} position(s) a sequence give no loss."),
+        "dropped_count": Code(MISTAKE, "{count} position(s) a sequence give no loss but are counted in the mean."),
         "not_deterministic": Code(MISTAKE, "Two calls on equal input differ."),
         # reduction
         "mean_over_vocabulary": Code(
@@ -135,6 +148,9 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "mask_ignored": Code(MISTAKE, "The mask changes nothing."),
         "mask_inverted": Code(MISTAKE, "The mask is inverted: positions with 1 are left out."),
         "mask_shifted": Code(MISTAKE, "The mask is read one position off."),
+        "mask_of_next": Code(
+            NOTE, "Position i is masked by i+1, the token that it predicts: right for a mask of tokens."
+        ),
         "mask_count": Code(MISTAKE, "Masked positions are left out of the sum but counted in the mean."),
         "mask_leak": Code(MISTAKE, "Logits at masked positions change it."),
         "mask_unclear": Code(NOTE, "How it divides under a mask is neither by tokens nor by sequences."),

@@ -170,7 +170,8 @@ PARTS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = MappingProxyType({"
 class Other(NamedTuple):
     """A form that is not on the menu: what it is, the code of its finding, and the menu's loss that was meant.
 
-    One that is `established`, a loss by its own right, is never taken for a mistake in another.
+    One that is `established`, a loss by its own right, is never taken for a mistake in another. What is not `heated`
+    takes the logits themselves, where a temperature is no more than a factor.
     """
 
     form: Form
@@ -179,6 +180,7 @@ class Other(NamedTuple):
     meant: str | None
     grid: tuple[float, ...] = ()
     established: bool = False
+    heated: bool = True
 
 
 _GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -188,28 +190,27 @@ def _entropy(log):
     return -(np.exp(log) * log).sum(-1)
 
 
-def _squared_gap(roles):
-    return ((roles.student - roles.teacher) ** 2).sum(-1)
+def _cosine(a, b):
+    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+
+def _of_logits(form, text):
+    return Other(form, text, "not_on_menu", None, established=True, heated=False)
 
 
 OTHERS: tuple[Other, ...] = (
     Other(lambda r: -(r.q * r.log_p).sum(-1), "-Σ q·log p", "student_entropy_dropped", "reverse_kl"),
     Other(lambda r: np.abs(r.p * (r.log_p - r.log_q)).sum(-1), "Σ p·|log p/q|", "absolute_terms", "forward_kl"),
     Other(lambda r: np.abs(r.q * (r.log_p - r.log_q)).sum(-1), "Σ q·|log q/p|", "absolute_terms", "reverse_kl"),
-    Other(lambda r: ((r.p - r.q) ** 2).sum(-1), "Σ (q-p)², the Brier score", "not_on_menu", None, (), True),
+    Other(lambda r: ((r.p - r.q) ** 2).sum(-1), "Σ (q-p)², the Brier score", "not_on_menu", None, established=True),
+    _of_logits(lambda r: ((r.student - r.teacher) ** 2).sum(-1), "the squared difference of logits"),
+    _of_logits(lambda r: np.abs(r.student - r.teacher).sum(-1), "the absolute difference of logits"),
+    _of_logits(lambda r: 1 - _cosine(r.student, r.teacher), "1 less the cosine of the logits"),
+    _of_logits(lambda r: -(r.student * r.teacher).sum(-1), "the product of the logits"),
     Other(lambda r: np.abs(r.log_p - r.log_q).sum(-1), "Σ |log q - log p|", "not_on_menu", None),
     Other(lambda r: ((r.log_p - r.log_q) ** 2).sum(-1), "Σ (log q - log p)²", "not_on_menu", None),
     Other(lambda r: (r.p * (r.log_p - r.log_q) ** 2).sum(-1), "Σ p·(log q - log p)²", "not_on_menu", None),
     Other(lambda r: (r.q * (r.log_p - r.log_q) ** 2).sum(-1), "Σ q·(log q - log p)²", "not_on_menu", None),
-    Other(
-        lambda r: ((r.student - r.teacher) ** 2).sum(-1),
-        "the squared difference of logits",
-        "not_on_menu",
-        None,
-        (),
-        True,
-    ),
-    Other(lambda r: np.abs(r.student - r.teacher).sum(-1), "the absolute difference of logits", "not_on_menu", None),
     Other(lambda r: -(r.p * r.q).sum(-1), "-Σ p·q", "not_on_menu", None),
     Other(lambda r: -np.log((r.p * r.q).sum(-1)), "-log Σ p·q", "not_on_menu", None),
     Other(lambda r: -_entropy(r.log_q), "the student's negative entropy", "not_on_menu", None),

@@ -70,3 +70,15 @@ def repeated(one: Batch, count: int) -> Batch:
 
 def joined(batches) -> Batch:
     return Batch(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+
+def flattened(one: Batch, n: int) -> Batch:
+    """One input as [1, n, V]."""
+    classes = one.student.shape[-1]
+    logits = (one.student.reshape(1, n, classes), one.teacher.reshape(1, n, classes))
+    return Batch(*logits, one.labels.reshape(1, n), one.mask.reshape(1, n))
+
+
+def shaped(inputs: Batch, lead: tuple[int, ...]) -> Batch:
+    """Inputs [M, n, V] as [M, *lead, V]."""
+    return Batch(*(part.reshape(len(part), *lead, *part.shape[2:]) for part in inputs))

@@ -8,22 +8,23 @@ from jaxdiv.audit.inputs import Rows, joined, random_batch
 from jaxdiv.audit.probe import CallError, Probe
 from jaxdiv.audit.reduction import Reduction, row_values
 from jaxdiv.audit.result import Finding, finding
+from jaxdiv.audit.structure import Structure
 
 
-def examine(probe: Probe, reduction: Reduction) -> tuple[str | None, list[Finding]]:
-    """The reduction under a mask (None: as it was), and findings."""
+def examine(probe: Probe, reduction: Reduction, seen: Structure) -> tuple[str | None, list[Finding]]:
+    """The reduction under a mask (None: as it was), and findings; `seen`: of positions."""
     mask = ragged(probe.lead)
     try:
         shown = random_batch(probe.lead, probe.classes, seed=7)._replace(mask=mask[None])
         shape = probe.values(shown).shape[1:]
-        seen = _weights(probe, mask, reduction)
+        weighed = _weights(probe, mask, reduction, seen.ahead)
     except CallError as error:
         return None, [finding("mask_unclear", ("a ragged mask", "a value", str(error)))]
-    if seen is None:
+    if weighed is None:
         return None, []
-    weights, added = seen
+    weights, added = weighed
     rows_left = len([size for i, size in enumerate(shape) if i != reduction.by_class and size != 1]) == len(probe.lead)
-    name, findings = _interpret(weights, mask, rows_left, reduction)
+    name, findings = _interpret(weights, mask, rows_left, reduction, seen)
     if not probe.mask_keeps and not probe.mask_drops:
         told = ("a mask of ones, and one of zeros", "each position's loss, and none", "none, and each position's loss")
         findings = [finding("mask_inverted", told), *findings]
@@ -33,7 +34,7 @@ def examine(probe: Probe, reduction: Reduction) -> tuple[str | None, list[Findin
     return name, findings + list(_edges(probe, shown, reduction))
 
 
-def _weights(probe, mask, reduction):
+def _weights(probe, mask, reduction, ahead):
     """The weight, [*lead], of each position's loss in the output under a mask, and whether more is added.
 
     The output is linear in the rows' losses: they are known from batches in which a row stands everywhere, and batches
@@ -42,7 +43,10 @@ def _weights(probe, mask, reduction):
     n = int(np.prod(probe.lead))
     count = 3 * n
     batches = joined([random_batch(probe.lead, probe.classes, seed=200 + i) for i in range(count)])
-    masked = batches._replace(mask=np.broadcast_to(mask, batches.mask.shape).astype(np.float32))
+    masked = batches._replace(
+        mask=np.broadcast_to(mask, batches.mask.shape).astype(np.float32),
+        labels=np.roll(batches.labels, ahead, -1),
+    )
     rows = Rows(
         batches.student.reshape(count * n, -1),
         batches.teacher.reshape(count * n, -1),
@@ -68,12 +72,14 @@ def ragged(lead: tuple[int, ...]) -> np.ndarray:
     return mask.reshape(lead)
 
 
-def _interpret(weights, mask, rows_left, reduction):
+def _interpret(weights, mask, rows_left, reduction, seen):
     """(reduction's name, findings) of the weights that positions have."""
     support = (weights != 0).astype(float)
     told = ("a ragged mask", f"weights at {_drawn(mask)}", f"at {_drawn(support)}")
-    if np.array_equal(support, mask):
-        return (None, []) if rows_left else _denominator(weights, mask)
+    for kept, code in _right_supports(mask, seen):
+        if np.array_equal(support, kept):
+            name, findings = (None, []) if rows_left else _denominator(weights, kept)
+            return name, [*findings, finding(code, told)] if code else findings
     name = None if rows_left else "token mean"
     if np.all(support == 1) and np.ptp(weights) < 5e-3 * np.abs(weights).max():
         return reduction.name, [finding("mask_ignored", told)]
@@ -84,6 +90,15 @@ def _interpret(weights, mask, rows_left, reduction):
     if np.all(support <= mask):
         return name, [finding("mask_unclear", told)]
     return name, [finding("mask_leak", told)]
+
+
+def _right_supports(mask, seen):
+    """(positions that may count, code of a note): where the last is dropped, a mask of tokens is read one ahead."""
+    yield mask, None
+    if seen.dropped == 1:
+        last = np.arange(mask.shape[-1]) < mask.shape[-1] - 1
+        yield mask * last, None
+        yield np.roll(mask, -1, -1) * last, None if seen.ahead else "mask_of_next"
 
 
 def _is_shifted(support, mask, by):

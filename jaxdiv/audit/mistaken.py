@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxdiv.audit import menu
-from jaxdiv.audit.fits import Observed, refine, singles, sums
+from jaxdiv.audit import menu, mixtures
+from jaxdiv.audit.fits import Observed, singles
 from jaxdiv.audit.forms import OTHERS, log_softmax
-from jaxdiv.audit.identify import Fit, doubts, fits, identify_one, identify_single, plainest, rounding
+from jaxdiv.audit.identify import Fit, doubts, fits, identify_one, identify_single, offset, plainest
 from jaxdiv.audit.inputs import Rows
 from jaxdiv.audit.misread import (
     by_plain_readings,
@@ -38,19 +38,52 @@ def explain(observe: Callable[[Rows], Observed], rows: Rows, top: Callable[[], t
       top: gives the sizes of a top-k truncation that are worth trying.
     """
     observed = observe(rows)
-    established = [fit for fit in _by_other_form(observed, rows, ()) if fit.others[0][0].established]
-    good = [fit for fit in established if fits(fit, observed)]
-    if good:
-        return plainest(good, observed, rows)
-    fed = explain_feeding(observe, rows, identify_single)
-    if not np.all(np.isfinite(observed.values)):
-        return fed or explain_feeding(observe, rows, identify_one)
+    if sides_apart(observe, rows):
+        return _of_other_form(observed, rows, OTHERS)
+    other = _of_other_form(observed, rows, [other for other in OTHERS if other.established])
+    if other is not None and not any(doubts(other, observed, rows)[:2]):
+        return other
+    read = _explain_sides(observe, observed, rows, top)
+    return read if other is None or (read is not None and _as_written(read)) else other
+
+
+def _as_written(fit):
+    """Whether it has no factor and no temperature: half the absolute difference is TV of what should be softmaxes."""
+    return fit.temperatures == (1.0, 1.0) and math.isclose(sum(fit.weights), 1, rel_tol=1e-3)
+
+
+def _of_other_form(observed, rows, others):
+    good = [fit for fit in _by_other_form(observed, rows, (), others) if fits(fit, observed)]
+    return plainest(good, observed, rows) if good else None
+
+
+def sides_apart(observe: Callable[[Rows], Observed], rows: Rows) -> bool:
+    """Whether student and teacher, labels with it, never meet: the value is a function of each, added."""
+    few = rows.take(slice(None, None, 5))
+    value = {}
+    for by_student in (0, 1):
+        for by_teacher in (0, 1):
+            moved = few._replace(student=np.roll(few.student, by_student, 0))
+            moved = moved._replace(teacher=np.roll(few.teacher, by_teacher, 0), labels=np.roll(few.labels, by_teacher))
+            value[by_student, by_teacher] = observe(moved).values
+    meeting = value[0, 0] - value[0, 1] - value[1, 0] + value[1, 1]
+    return bool(np.max(np.abs(meeting)) < 1e-5 * np.max(np.abs(value[0, 0])))
+
+
+def _explain_sides(observe, observed, rows, top):
+    """Arguments of the wrong kind, or a side read wrongly."""
+    fed = _fed(observe, rows, identify_single)
     if fed is not None and not any(doubts(fed, observe(given(rows, fed.fed)), rows)[:2]):
         return fed
     read = explain_reading(observed, rows, top())
     if read is None or fed is None:
-        return read or fed or explain_feeding(observe, rows, identify_one)
+        return read or fed or _fed(observe, rows, identify_one)
     return min((read, observed), (fed, observe(given(rows, fed.fed))), key=lambda pair: doubts(*pair, rows))[0]
+
+
+def explain_fed(observe: Callable[[Rows], Observed], rows: Rows) -> Fit | None:
+    """Arguments of the wrong kind: a loss that is right once probabilities or log-probabilities are handed to it."""
+    return _fed(observe, rows, identify_single) or _fed(observe, rows, identify_one)
 
 
 def given(rows: Rows, fed: tuple[str, str]) -> Rows:
@@ -58,8 +91,7 @@ def given(rows: Rows, fed: tuple[str, str]) -> Rows:
     return rows._replace(student=FEEDS[fed[0]](rows.student), teacher=FEEDS[fed[1]](rows.teacher))
 
 
-def explain_feeding(observe: Callable[[Rows], Observed], rows: Rows, identified: Callable) -> Fit | None:
-    """A loss that is right, as `identified` tells, once probabilities or log-probabilities are handed to it."""
+def _fed(observe, rows, identified):
     pairs = [(s, t) for s in FEEDS for t in FEEDS if (s, t) != ("logits", "logits")]
     for fed in sorted(pairs, key=lambda pair: (pair.count("logits") == 0, pair)):
         observed = observe(given(rows, fed))
@@ -77,7 +109,7 @@ def explain_reading(observed: Observed, rows: Rows, top: tuple[int, ...]) -> Fit
     for stage in (
         _by_temperatures,
         _by_other_form,
-        _by_mixture,
+        mixtures.explain,
         by_plain_readings,
         by_shaped_readings,
         by_sums_of_readings,
@@ -85,6 +117,12 @@ def explain_reading(observed: Observed, rows: Rows, top: tuple[int, ...]) -> Fit
         good += [fit for fit in stage(observed, rows, top) if fits(fit, observed)]
         if good and not any(doubts(plainest(good, observed, rows), observed, rows)[:3]):
             break
+    return plainest(good, observed, rows) if good else None
+
+
+def explain_student(observed: Observed, rows: Rows) -> Fit | None:
+    """As `explain_reading`, for a softmax or logarithm alone: of values that lack the teacher's part."""
+    good = [fit for fit in by_plain_readings(observed, rows, ()) if fits(fit, observed)]
     return plainest(good, observed, rows) if good else None
 
 
@@ -106,11 +144,11 @@ def _by_temperatures(observed, rows, top):
         yield readjusted(fit, observed, rows, apart=True)
 
 
-def _by_other_form(observed, rows, top):
+def _by_other_form(observed, rows, top, others=OTHERS):
     """A formula that is not on the menu, at a common temperature."""
     for temperature in menu.TEMPERATURES:
         roles = menu.heated_roles(rows, temperature)
-        for other in OTHERS:
+        for other in others if temperature == 1 else [other for other in others if other.heated]:
             for value in other.grid or (None,):
                 with np.errstate(all="ignore"):
                     column = other.form(roles, value) if other.grid else other.form(roles)
@@ -118,55 +156,6 @@ def _by_other_form(observed, rows, top):
                     continue
                 for best in singles(column[None], observed, 1):
                     yield Fit((), (temperature,) * 2, best.residual, others=((other, best.weights[0], value),))
-
-
-def _by_mixture(observed, rows, top):
-    """Two of KL(p‖M), KL(q‖M), KL(M‖p), KL(M‖q), KL(p‖q), KL(q‖p) with one M."""
-    found = []
-    for temperature in (1.0, 2.0, 4.0, 3.0):
-        for beta in FROM_MIXTURE[0].grid:
-            candidates, columns = _mixture_columns(rows, temperature, beta)
-            for best in sums(columns, observed, 2, 3):
-                if max(best.index) >= len(candidates):
-                    found.append((best, temperature, beta))
-    found.sort(key=lambda each: each[0].residual)
-    for best, temperature, beta in found[:6]:
-
-        def model(point, index=best.index):
-            return _mixture_columns(rows, *point)[1][list(index)]
-
-        refined = refine(model, (temperature, beta), ((0.0, math.inf), (0.0, 1.0)), observed)
-        point, weights, residual = rounding(model, refined.parameters, observed, refined.residual, refined.weights)
-        yield _mixture_fit(best.index, weights, residual, rows, *point)
-
-
-FROM_MIXTURE = tuple(other for other in OTHERS if other.grid)
-
-
-def _mixture_columns(rows, temperature, beta):
-    candidates = (
-        menu.Candidate("skew_kl", (("alpha", beta),)),
-        menu.Candidate("skew_reverse_kl", (("alpha", 1 - beta),)),
-        menu.Candidate("forward_kl"),
-        menu.Candidate("reverse_kl"),
-    )
-    roles = menu.heated_roles(rows, temperature)
-    with np.errstate(all="ignore"):
-        columns = [candidate.column(roles, temperature) for candidate in candidates]
-        columns += [other.form(roles, beta) for other in FROM_MIXTURE]
-    return candidates, np.stack(columns)
-
-
-def _mixture_fit(index, weights, residual, rows, temperature, beta):
-    candidates, _ = _mixture_columns(rows, temperature, beta)
-    pairs = list(zip(index, weights, strict=True))
-    n = len(candidates)
-    return Fit(
-        tuple((candidates[i], w) for i, w in pairs if i < n),
-        (temperature,) * 2,
-        residual,
-        others=tuple((FROM_MIXTURE[i - n], w, beta) for i, w in pairs if i >= n),
-    )
 
 
 OUTER = {
@@ -209,10 +198,11 @@ def explain_loosely(observed: Observed, rows: Rows) -> Fit | None:
     """A single loss to two digits, for values that go in steps as after a cast to half precision."""
     close = sorted(identify_only(observed, rows, limit=2e-2), key=lambda fit: fit.residual)
     plain = [fit for fit in close if fit.residual < 3 * close[0].residual]
-    return replace(min(plain, key=lambda fit: _roughness(fit)), loose=True) if plain else None
+    return replace(min(plain, key=lambda fit: _roughness(fit, observed, rows)), loose=True) if plain else None
 
 
-def _roughness(fit):
+def _roughness(fit, observed, rows):
     (candidate, weight), *_ = fit.parts
-    near = abs(math.log(abs(weight) / fit.temperature**candidate.power)) > 0.02
-    return near, candidate.complexity, fit.temperature != 1, fit.residual
+    unexplained = abs(math.log(abs(weight) / fit.temperature**candidate.power)) > 0.02
+    added = np.max(np.abs(offset(fit, observed, rows))) > 0.03 * np.max(np.abs(observed.values))
+    return unexplained, added, candidate.complexity, fit.temperature != 1, fit.residual

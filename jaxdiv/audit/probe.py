@@ -49,8 +49,8 @@ class Probe:
 
     Attributes:
       lead: the axes before V that it takes: (B, L), (N,) or ().
-      first, second: what its first two parameters take: `student`, `teacher` or `labels`.
-      keywords: what is passed by name: parameter -> `labels`, `mask`, or a number.
+      first, second: what its first two parameters take: `student`, `teacher` or `labels`; None if passed by name.
+      keywords: what is passed by name: parameter -> `student`, `teacher`, `labels`, `mask`, or a number.
       mask_keeps: whether a mask's 1 means that a position counts.
       notes: how it had to be called, as (code, details).
     """
@@ -59,7 +59,7 @@ class Probe:
     framework: str
     lead: tuple[int, ...]
     classes: int
-    first: str
+    first: str | None
     second: str | None
     keywords: dict[str, object]
     mask_type: str = "float32"
@@ -81,7 +81,7 @@ class Probe:
 
     @property
     def takes_teacher(self) -> bool:
-        return "teacher" in (self.first, self.second)
+        return "teacher" in (self.first, self.second, *self.keywords.values())
 
     @property
     def takes_labels(self) -> bool:
@@ -230,6 +230,3 @@ def _torch_gradient(probe, arrays):
         np.zeros(tuple(side.shape)) if slope is None else slope.double().numpy()
         for side, slope in zip(sides, found, strict=True)
     ]
-
-
-# How to call it

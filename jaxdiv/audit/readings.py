@@ -88,6 +88,7 @@ _PROBS = {
     "raw cold": _raw_cold,
     "exp": exp_of(_raw),
     "log": clean_log,
+    "exp prob": exp_of(exp_of(clean_log)),
     "sigmoid": exp_of(_log_sigmoid),
 }
 
@@ -113,6 +114,7 @@ _PAIR_CODES = {
     ("cold", "raw"): "log_softmax_missing",
     ("exp", "clean"): "softmax_missing",
     ("clean", "prob"): "log_missing",
+    ("exp prob", "prob"): "log_missing",
     ("double", "double"): "double_softmax",
     ("double", "clean"): "double_softmax",
     ("clean", "double"): "double_softmax",
@@ -142,7 +144,7 @@ def base_readings() -> list[Reading]:
 
 
 def _deviating(prob, log):
-    consistent = prob == log or (prob, log) == ("exp", "raw")
+    consistent = prob == log or (prob, log) in (("exp", "raw"), ("exp prob", "prob"))
     return 1 if consistent else (prob != "clean") + (log != "clean")
 
 
@@ -155,7 +157,7 @@ def _code_of(prob, log):
         return "log_softmax_missing"
     if prob == "log":
         return "exp_missing"
-    if log == "prob":
+    if "prob" in (log, prob.removeprefix("exp ")):
         return "log_missing"
     return "sigmoid" if "sigmoid" in (prob, log) else "temperature_in_part"
 

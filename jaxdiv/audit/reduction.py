@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,22 +64,20 @@ def examine(probe: Probe, rows: Rows, seen) -> Reduction:
         found.append(finding("elementwise", ("a batch", "one value a row", f"an output of shape {shape}")))
     if not probe.lead:
         return Reduction("none", 1.0, by_class, shape, tuple(found))
-    dropped = seen.dropped
-    grown = _exponents(probe, one, by_class, dropped) if seen.axis is None else None
-    if grown is not None and math.isnan(grown[0]) and not seen.findings:
-        told = ("one row repeated to a larger batch", "growth as a sum's or a mean's", "another")
-        found.append(finding("reduction_unusual", told, batch="?", length="?"))
-    if grown is None or math.isnan(grown[0]):
+    grown = _growth(probe, one, by_class, seen.dropped) if seen.axis is None else None
+    if grown is None or grown.powers is None:
+        if grown is not None and not seen.findings:
+            told = ("one row repeated to a larger batch", "growth as a sum's or a mean's", "another")
+            found.append(finding("reduction_unusual", told, batch="?", length="?"))
         return Reduction(_by_shape(rest, probe.lead), 1.0, by_class, shape, tuple(found))
-    unit = math.prod(
-        (size - dropped * (i == len(probe.lead) - 1)) ** p
-        for i, (size, p) in enumerate(zip(probe.lead, grown, strict=True))
-    )
-    name, code = _named(rest, grown, probe.lead)
-    if code and not any(told.code == "batch_order" for told in seen.findings):
-        told = "one row repeated to larger batches", "growth as a sum's or a mean's", _growth(grown)
-        found.append(finding(code, told, **({} if code == "batchmean" else _powers(grown))))
-    return Reduction(name, float(unit), by_class, shape, tuple(found))
+    name, code = _named(rest, grown.powers, probe.lead)
+    if grown.counted:
+        told = ("one row repeated to a larger batch", "a mean over the positions that count", f"{grown.unit:.4g} of it")
+        found.append(finding("dropped_count", told, count=seen.dropped))
+    elif code and not any(told.code == "batch_order" for told in seen.findings):
+        told = "one row repeated to larger batches", "growth as a sum's or a mean's", _in_words(grown.powers)
+        found.append(finding(code, told, **({} if code == "batchmean" else _powers(grown.powers))))
+    return Reduction(name, grown.unit, by_class, shape, tuple(found))
 
 
 def _finite_row(probe, one):
@@ -89,30 +88,52 @@ def _finite_row(probe, one):
     return one._replace(student=student, teacher=teacher)
 
 
-def _exponents(probe, one, by_class, dropped):
-    """Powers with which the value grows along each axis of `lead`; NaN if they are no small
-    whole numbers, None if it can't be told.
+class _Growth(NamedTuple):
+    """Powers with which the value grows along each axis of `lead` (None: no small whole numbers), the value of a loss
+    of 1 everywhere, and whether positions without loss are counted in the mean."""
+
+    powers: tuple[int, ...] | None
+    unit: float = 1.0
+    counted: bool = False
+
+
+def _growth(probe, one, by_class, dropped):
+    """How the value grows with the batch; None if it can't be told.
 
     The first axis grows by 3 and the last by 2 at once: products of small powers of the two are all different.
     """
-    sizes = [size - dropped * (i == len(probe.lead) - 1) for i, size in enumerate(probe.lead)]
     grown = tuple(size * factor for size, factor in zip(probe.lead, _FACTORS[-len(probe.lead) :], strict=True))
-    factors = [
-        (size - dropped * (i == len(grown) - 1)) / before
-        for i, (size, before) in enumerate(zip(grown, sizes, strict=True))
-    ]
     try:
-        start = float(_repeated(probe, one, by_class, probe.lead)[0])
-        ratio = float(_repeated(probe, one, by_class, grown)[0]) / start
-    except (CallError, ZeroDivisionError):
+        start, end = (float(_repeated(probe, one, by_class, lead)[0]) for lead in (probe.lead, grown))
+    except CallError:
         return None
-    if not math.isfinite(ratio):
+    if start == 0 or not math.isfinite(end / start):
         return None
-    powers = itertools.product((0, 1, -1, 2, -2), repeat=len(factors))
-    return next(
-        (p for p in powers if math.isclose(math.prod(map(pow, factors, p)), ratio, rel_tol=2e-3)),
-        (math.nan,) * len(factors),
-    )
+    ways = _hypotheses(len(grown), dropped)
+    way = next((way for way in ways if math.isclose(way.growth(probe.lead, grown), end / start, rel_tol=2e-3)), None)
+    return _Growth(None) if way is None else _Growth(way.powers, way.unit(probe.lead), way.counted)
+
+
+class _Way(NamedTuple):
+    """A hypothesis on the growth: by the sizes to `powers`, `dropped` positions aside, or counted in a mean."""
+
+    powers: tuple[int, ...]
+    dropped: int
+    counted: bool = False
+
+    def unit(self, lead):
+        kept = (*lead[:-1], lead[-1] - self.dropped)
+        return kept[-1] / lead[-1] if self.counted else float(math.prod(map(pow, kept, self.powers)))
+
+    def growth(self, lead, grown):
+        return self.unit(grown) / self.unit(lead)
+
+
+def _hypotheses(axes, dropped):
+    for powers in itertools.product((0, 1, -1, 2, -2), repeat=axes):
+        yield _Way(powers, dropped)
+    if dropped:
+        yield _Way((0,) * axes, dropped, counted=True)
 
 
 def _by_shape(rest, lead):
@@ -145,5 +166,5 @@ def _powers(grown):
     return {"batch": grown[0] if len(grown) > 1 else 0, "length": grown[-1]}
 
 
-def _growth(grown):
+def _in_words(grown):
     return " · ".join(f"{axis}^{power}" for axis, power in zip("BL" if len(grown) > 1 else "N", grown, strict=True))

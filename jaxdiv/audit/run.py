@@ -1,18 +1,16 @@
 """The audit: probe a loss, name it, and tell what is wrong with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxdiv.audit import edges, gradients, masks, mistaken, naming, reduction, scales, structure, vocabulary
+from jaxdiv.audit import edges, gradients, masks, naming, recognise, reduction, scales, structure, vocabulary
 from jaxdiv.audit.calling import open_probe
 from jaxdiv.audit.codes import MISTAKE
-from jaxdiv.audit.fits import Observed
-from jaxdiv.audit.identify import Fit, identify, is_nothing
-from jaxdiv.audit.inputs import Rows, random_rows
-from jaxdiv.audit.probe import CallError, Probe
-from jaxdiv.audit.reduction import row_values
+from jaxdiv.audit.identify import is_nothing
+from jaxdiv.audit.inputs import random_rows
+from jaxdiv.audit.probe import CallError
+from jaxdiv.audit.recognise import Recognised, Subject
 from jaxdiv.audit.result import Audit, Finding, finding
 from jaxdiv.divergences.loss import get
 
@@ -44,7 +42,7 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
         probe = open_probe(loss_fn, axes)
     except CallError as error:
         return _unrunnable(loss_fn, error)
-    return _Examination(probe, meant).result()
+    return _examined(probe, meant)
 
 
 def _unrunnable(loss_fn, error):
@@ -53,145 +51,83 @@ def _unrunnable(loss_fn, error):
     return Audit(name, None, None, None, None, (found,))
 
 
-@dataclass
-class _Examination:
-    """One loss under examination: what is known so far."""
+def _examined(probe, meant):
+    """Each stage tells its findings; which loss it is comes first, as what is right depends on it."""
+    rows = random_rows(probe.classes)
+    seen = structure.examine(probe)
+    subject = Subject(probe, rows, seen, reduction.examine(probe, rows, seen))
+    known = recognise.examine(subject)
+    scaled = _scaled(known)
+    subject, fit = known.subject, known.fit
+    name, under_mask = _reduced(subject)
+    findings = [
+        *known.findings,
+        *scaled.findings,
+        *(naming.of_fit(fit, scaled) if fit else ()),
+        *_behaviour(known),
+        *under_mask,
+        *vocabulary.examine(probe, fit),
+        *naming.examine(probe, scaled.text, meant, fit),
+        *(finding(code, _HOW, **details) for code, details in _how_called(probe)),
+    ]
+    if fit is None and not any(found.severity == MISTAKE for found in known.findings):
+        findings.append(finding("unidentified", ("ordinary rows", "a loss of the menu", "none that fits")))
+    return Audit(
+        name=probe.name,
+        divergence=scaled.text,
+        scale=None if scaled.text is None else float(scaled.scale),
+        temperature=None if fit is None else float(fit.temperature),
+        reduction=name,
+        findings=_ordered(findings),
+        called={"framework": probe.framework, "logits": str([*probe.lead, probe.classes])},
+    )
 
-    probe: Probe
-    meant: object
-    findings: list[Finding] = field(default_factory=list)
 
-    def result(self) -> Audit:
-        probe = self.probe
-        seen = structure.examine(probe)
-        rows = random_rows(probe.classes)
-        self.findings += seen.findings
-        self.reduced = reduction.examine(probe, rows, seen)
-        self.findings += self.reduced.findings
-        fit = self.identified(rows, seen)
-        if fit is not None and not fit.outer and not fit.loose and seen.axis is None:
-            fit = self.checked_wide(fit)
-        self.soften(fit, seen)
-        scaled = self.scaled(fit, rows)
-        self.examine_edges(fit, rows, seen)
-        name = self.reduced.name
-        if probe.takes_mask and probe.lead:
-            under_mask, found = masks.examine(probe, self.reduced)
-            self.findings += found
-            name = under_mask or name
-        elif name == "token mean" and len(probe.lead) > 1:
-            told = ("full sequences", "a mask argument", "none")
-            self.findings.append(finding("sequence_or_token", told))
-        self.findings += vocabulary.examine(probe, fit)
-        self.findings += naming.examine(probe, scaled.text, self.meant, fit)
-        self.findings += [finding(code, _HOW, **details) for code, details in _how_called(probe)]
-        return self.told(fit, scaled, name)
+def _scaled(known: Recognised) -> scales.Scaled:
+    if known.fit is None:
+        return scales.Scaled(None, np.nan)
+    return scales.explain(known.fit, known.subject.reduced.by_size)
 
-    def observe(self, rows: Rows) -> Observed:
-        return Observed(row_values(self.probe, rows, self.reduced), rows.groups)
 
-    def identified(self, rows: Rows, seen) -> Fit | None:
-        """The fit, with findings of what it lacks."""
-        if seen.axis is not None:
-            return self.along(seen.axis)
-        observed = self.observe(rows)
-        if seen.coarse:
-            return mistaken.explain_loosely(observed, rows)
-        finite = np.all(np.isfinite(observed.values))
-        if finite and np.max(np.abs(observed.centred)) < 1e-6 * (np.max(np.abs(observed.values)) + 1e-6):
-            return None
-        fit = identify(observed, rows) if finite else None
-        if fit is None or naming.is_odd(fit, observed, rows):
-            explained = mistaken.explain(self.observe, rows, lambda: self.counting(rows))
-            if fit is None or (explained is not None and not naming.is_odd(explained, observed, rows)):
-                fit = explained
-        if fit is None and not finite:
-            got = observed.values[~np.isfinite(observed.values)][0]
-            self.findings.append(
-                finding("nan_on_ordinary_logits", ("logits of size 1.5", "a finite value", float(got)))
-            )
-            return None
-        return fit or mistaken.explain_outer(observed, rows)
+def _reduced(subject: Subject) -> tuple[str | None, list[Finding]]:
+    """The reduction's name, and findings of the mask."""
+    name = subject.reduced.name
+    if subject.probe.takes_mask and subject.probe.lead:
+        under_mask, found = masks.examine(subject.probe, subject.reduced, subject.seen)
+        return under_mask or name, found
+    if name == "token mean" and len(subject.probe.lead) > 1:
+        return name, [finding("sequence_or_token", ("full sequences", "a mask argument", "none"))]
+    return name, []
 
-    def counting(self, rows: Rows) -> tuple[int, ...]:
-        """Sizes of a top-k truncation that are worth trying: none if every class of both sides matters."""
-        return vocabulary.counting(self.observe, rows)
 
-    def along(self, axis: int) -> Fit | None:
-        """The loss with classes along an axis of positions, over which the softmax runs."""
+def _behaviour(known: Recognised) -> list[Finding]:
+    """Gradients, invariances and edges."""
+    subject, fit = known.subject, known.fit
+    probe, seen, reduced, rows = subject.probe, subject.seen, subject.reduced, subject.rows
+    observed = subject.observe(rows)
+    if not np.all(np.isfinite(observed.values)):
+        return []
+    found, added = [], False
+    if fit is not None and fit.clean and seen.axis is None:
+        extra = observed.values - fit.predict(rows)
+        added = not is_nothing(extra, observed)
+        found += naming.of_offset(fit, extra, observed, rows) if added else []
+    if (fit is None or fit.others) and subject.by_row:
+        found += vocabulary.axioms(subject.observe, rows) if fit is None else []
+        found += edges.stationary(probe, reduced) if probe.takes_teacher else []
+    found += gradients.examine(probe, rows, reduced, fit, by_row=seen.axis is None and not seen.coarse)
+    if seen.axis is None:
+        told = edges.examine(probe, reduced, fit, added)
+        # Rare classes' gradients tell of a clamp only where the others' are right.
+        detached = any(one.code in ("wrong_gradient", "no_gradient") for one in (*known.findings, *found))
+        found += [one for one in told if not (detached and one.code == "clamped_log")]
+    return found
 
-        def observe(rows):
-            values = structure.observe_along(self.probe, axis, rows.student, rows.teacher, rows.labels)
-            return None if values is None else Observed(values, rows.groups)
 
-        rows = random_rows(self.probe.classes)
-        observed = observe(rows)
-        if observed is None or not np.all(np.isfinite(observed.values)) or np.allclose(observed.centred, 0):
-            return None
-        return identify(observed, rows)
-
-    def checked_wide(self, fit: Fit) -> Fit:
-        """The same loss at other vocabulary sizes: a mean over V, a truncation or padding shows there."""
-        found, reduced, better = vocabulary.compare_sizes(self.probe, self.reduced, fit)
-        self.findings += found
-        self.reduced = reduced
-        return better
-
-    def scaled(self, fit: Fit | None, rows: Rows) -> scales.Scaled:
-        if fit is None:
-            if not any(found.severity == MISTAKE for found in self.findings):
-                self.findings.append(finding("unidentified", ("ordinary rows", "a loss of the menu", "none that fits")))
-            return scales.Scaled(None, np.nan)
-        scaled = scales.explain(fit, self.reduced.by_size)
-        self.findings += scaled.findings
-        self.findings += naming.of_fit(fit, scaled)
-        return scaled
-
-    def soften(self, fit: Fit | None, seen) -> None:
-        """A weight λ of the menu that is taken over the batch, as its paper may have it, is no mistake."""
-        if fit is None or not (fit.clean and seen.interacting):
-            return
-        if any("λ" in candidate.entry.formula for candidate, _ in fit.parts):
-            told = ("two rows changed, alone and together", "the changes add up", "they don't")
-            self.findings = [f for f in self.findings if f.code not in ("batch_dependence", "rows_interact")]
-            self.findings.append(finding("batch_weight", told))
-
-    def examine_edges(self, fit: Fit | None, rows: Rows, seen) -> None:
-        """Gradients, invariances and edges."""
-        probe = self.probe
-        observed = self.observe(rows)
-        if not np.all(np.isfinite(observed.values)):
-            return
-        added = False
-        if fit is not None and fit.clean and seen.axis is None:
-            extra = observed.values - fit.predict(rows)
-            added = not is_nothing(extra, observed)
-            self.findings += naming.of_offset(fit, extra, observed, rows) if added else []
-        if fit is None and not seen.interacting and not seen.coarse and seen.axis is None:
-            self.findings += vocabulary.axioms(probe, self.observe, rows)
-            self.findings += edges.stationary(probe, self.reduced) if probe.takes_teacher else []
-        self.findings += gradients.examine(probe, rows, self.reduced, fit, by_row=seen.axis is None and not seen.coarse)
-        if seen.axis is None:
-            detached = any(found.code in ("wrong_gradient", "no_gradient") for found in self.findings)
-            told = edges.examine(probe, self.reduced, fit, added)
-            # Rare classes' gradients tell of a clamp only where the others' are right.
-            self.findings += [found for found in told if not (detached and found.code == "clamped_log")]
-
-    def told(self, fit: Fit | None, scaled: scales.Scaled, name: str | None) -> Audit:
-        probe = self.probe
-        order = {id(found): i for i, found in enumerate(self.findings)}
-        unique = {found.code + found.message: found for found in reversed(self.findings)}.values()
-        findings = sorted(unique, key=lambda found: (found.severity != MISTAKE, order[id(found)]))
-        called = {"framework": probe.framework, "logits": str([*probe.lead, probe.classes])}
-        return Audit(
-            name=probe.name,
-            divergence=scaled.text,
-            scale=None if fit is None or scaled.text is None else float(scaled.scale),
-            temperature=None if fit is None else float(fit.temperature),
-            reduction=name,
-            findings=tuple(findings),
-            called=called,
-        )
+def _ordered(findings):
+    """Each once, mistakes first."""
+    unique = list({one.code + one.message: one for one in reversed(findings)}.values())[::-1]
+    return tuple(sorted(unique, key=lambda one: one.severity != MISTAKE))
 
 
 _HOW = ("the call", "f(student, teacher) with logits [B, L, V]", "another")

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxdiv.divergences.rows import along
-
 BLOCK = 2**19  # logits of a block
 
 
@@ -78,11 +76,17 @@ def by_rows(function: Callable, student: jax.Array, *given: jax.Array, axis: int
     rows = student.shape[:-1]
     size = max(BLOCK // max(student.shape[-1], 1), 2) if student.shape else 1
     same_rows = axis in (-1, len(rows)) and all(x.shape[: len(rows)] == rows for x in given)
+    same_rows = same_rows and (where is None or _spreads(jnp.shape(where), student.shape))
     few = math.prod(rows) < 2 * size
     if few or not same_rows or not _is_hashable(function) or _explicitly_sharded(student, *given):
         return function(student, *given, axis=axis, where=where)
     masked = () if where is None else (jnp.broadcast_to(jnp.asarray(where, bool), student.shape),)
     return _value(_Static(function, size, bool(masked)), student, (*given, *masked))
+
+
+def _spreads(shape, to):
+    """Whether an array of this shape broadcasts to the other."""
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 def _is_hashable(function):
@@ -105,7 +109,8 @@ def _value(static, student, given):
 @_value.defjvp
 def _value_jvp(static, primals, tangents):
     value, slope = _value_and_slope(static, *primals)
-    return value, along(slope.astype(value.dtype), tangents[0].astype(value.dtype))
+    # Not `along`: the slope has no NaN left, and to look for them once more takes a pass over all logits.
+    return value, jnp.sum(slope.astype(value.dtype) * tangents[0].astype(value.dtype), axis=-1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

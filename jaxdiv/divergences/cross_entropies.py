@@ -50,8 +50,12 @@ def cross_entropy_top_k(student_logits, teacher_logits, *, k: int = CLASSES, axi
     Source: HASS, arXiv 2408.15766, section 3.1, with k = 10.
     """
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
-    if not (k == int(k) and 1 <= k <= teacher.shape[-1]):
-        raise ValueError(f"`k` must be a whole number from 1 to the {teacher.shape[-1]} classes, got {k}.")
+    classes = teacher.shape[-1]
+    if not (1 <= k <= classes and k == int(k)):
+        raise ValueError(
+            f"`k` of `ce_top_k` must be a whole number from 1 to the {classes} classes, got {k}; such as "
+            f"`ce_top_k(k={classes})`."
+        )
     return _soft_top_k(int(k), student, teacher)
 
 

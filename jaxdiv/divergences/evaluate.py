@@ -68,7 +68,8 @@ def _coarse(entry, parameters, given):
             raise ValueError(f"`{_name(entry)}` looks at single classes, which a top-k target's tail hides.")
         if parameters.get("smoothing"):
             raise ValueError(f"`{_name(entry)}` with smoothing spreads over all classes, which a top-k target sums up.")
-    return targets.coarse(_student_rows(given), targets.as_top_k(given.teacher, given.temperature))
+    student = _student_rows(given)
+    return targets.coarse(student, targets.as_top_k(given.teacher, given.temperature, student.shape[:-1]))
 
 
 def _mean_over_samples(entry, parameters, given):

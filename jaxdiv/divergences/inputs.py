@@ -44,7 +44,10 @@ def classes_last(logits, *, dtype, axis: int, where) -> jax.Array:
     logits = jnp.asarray(logits).astype(dtype)
     if where is not None:
         where = jnp.asarray(where, dtype=bool)
-        shape = jnp.broadcast_shapes(logits.shape, where.shape)
+        try:
+            shape = jnp.broadcast_shapes(logits.shape, where.shape)
+        except ValueError:
+            raise ValueError(f"`where` must broadcast to the logits {logits.shape}, got {where.shape}.") from None
         logits = jnp.where(_spread(where, shape), _spread(logits, shape), -jnp.inf)
     return jnp.moveaxis(logits, axis, -1)
 

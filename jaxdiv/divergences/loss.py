@@ -1,10 +1,10 @@
 """Losses from text: a name, a name with parameters, or a weighted sum of them."""
 
-import math
 import re
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiv import targets
 from jaxdiv.divergences import inputs
@@ -14,8 +14,13 @@ from jaxdiv.divergences.evaluate import Given, evaluate
 from jaxdiv.divergences.registry import ENTRIES, canonical
 
 _NUMBER = r"\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
-_PART = re.compile(rf"(?:(?P<weight>[+-]?(?:{_NUMBER}))\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<inside>[^()]*)\))?")
-_PARAMETER = re.compile(rf"(?P<key>[A-Za-z_]\w*)\s*=\s*(?P<value>[+-]?(?:{_NUMBER}|inf|nan))")
+_PART = re.compile(
+    rf"(?:(?P<weight>[+-]?(?:{_NUMBER}))\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<inside>[^()]*)\))?", re.ASCII
+)
+_PARAMETER = re.compile(rf"(?P<key>[A-Za-z_]\w*)\s*=\s*(?P<value>[+-]?(?:{_NUMBER}|inf|nan))", re.ASCII)
+# Beyond these float32 may hold a weight or a temperature, but not what it makes of a loss.
+WEIGHTS = (1e-30, 1e30)
+TEMPERATURES = (1e-6, 1e6)
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,12 @@ class Loss:
 
         Args:
           student_logits: [..., V].
-          teacher: a constant: logits or log-probabilities [..., V], or a `Labels`, `TopK` or `Samples` of `targets`.
+          teacher: a constant: logits or log-probabilities [..., V], or a `Labels`, `TopK` or `Samples` of `targets`;
+            None where no part looks at it.
           labels: [...] integers, for losses on data labels; a teacher of `Labels` is its own.
-          temperature: T > 0 divides both sides' logits; the factor T² (T where the gradient would grow otherwise)
-            keeps the gradient's size. Terms on labels stay at T = 1.
+          temperature: T in [1e-6, 1e6], a constant, divides both sides' logits; the factor T² (T where the gradient
+            would grow otherwise) keeps the gradient's size. Losses on data labels (`ce_data`) stay at T = 1; a teacher
+            of `Labels` is heated as any other. A traced T is held in that range, and NaN below 0.
           vocab_size: only the first so many classes exist, on both sides; needed where their padded sizes differ.
           axis: the classes, of logits.
           where: classes that exist, broadcast to the logits.
@@ -79,20 +86,43 @@ class Loss:
           [...], float32 at least.
 
         Raises:
-          ValueError: if labels are missing, the temperature is not above 0, a vocabulary is smaller than `vocab_size`,
-            or the loss can't be had from what the teacher gives.
+          ValueError: if teacher or labels are missing, the temperature is out of its range or a derivative by it is
+            asked for, a vocabulary is smaller than `vocab_size`, or the loss can't be had from what the teacher gives.
         """
         if isinstance(teacher, targets.Labels) and labels is None:
             labels = teacher.classes
         if self.needs_labels and labels is None:
             raise ValueError(f"`{self.text}` needs `labels`, got None.")
-        if not isinstance(temperature, jax.core.Tracer) and not (0 < temperature < math.inf):
-            raise ValueError(f"`temperature` must be in (0, inf), got {temperature}.")
+        temperature = _checked(temperature)
+        if teacher is None:
+            if any(part.entry.target == "logits" for part in self.parts):
+                raise ValueError(f"`{self.text}` needs the teacher's logits, got None.")
+            teacher = student_logits  # of the right shape, and not looked at
         student_logits, labels = inputs.cut(student_logits, vocab_size, axis), () if labels is None else (labels,)
         if isinstance(teacher, targets.Labels | targets.TopK | targets.Samples):
             return _Rows(self.parts, temperature)(student_logits, teacher, *labels, axis=axis, where=where)
         teacher, labels = inputs.cut(teacher, vocab_size, axis), labels if self.needs_labels else ()
         return by_rows(_Rows(self.parts, temperature), student_logits, teacher, *labels, axis=axis, where=where)
+
+
+def _checked(temperature):
+    low, high = TEMPERATURES
+    if isinstance(temperature, jax.core.Tracer):
+        temperature = _constant(temperature)
+        return jnp.where(temperature < 0, jnp.nan, jnp.clip(temperature, low, high))
+    if not low <= temperature <= high:
+        raise ValueError(f"`temperature` must be in [{low:g}, {high:g}], got {temperature}.")
+    return temperature
+
+
+@jax.custom_jvp
+def _constant(temperature):
+    return temperature
+
+
+@_constant.defjvp
+def _constant_jvp(primals, tangents):
+    raise ValueError("`temperature` is a constant, by which no loss has a derivative; put jax.lax.stop_gradient on it.")
 
 
 @dataclass(frozen=True)
@@ -113,6 +143,8 @@ def get(text: str) -> Loss:
     Raises:
       ValueError: if the text is no such sum, a name or parameter is unknown, or a number is out of its range.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a loss must be text, such as `kl`, got {text!r}.")
     stripped = text.strip()
     if not stripped:
         raise ValueError("a loss must have a name, got empty text.")
@@ -138,8 +170,9 @@ def _parts(text):
 
 def _part(match, text):
     weight = float(match["weight"] or 1)
-    if not 0 < weight < math.inf:
-        raise ValueError(f"a weight must be above 0 and finite, got {match['weight']} in `{text}`.")
+    low, high = WEIGHTS
+    if not low <= weight <= high:
+        raise ValueError(f"a weight must be in [{low:g}, {high:g}], got {match['weight']} in `{text}`.")
     name = canonical(match["name"])
     return Part(weight=weight, name=name, parameters=_parameters(match["inside"], match["name"], ENTRIES[name]))
 
@@ -147,6 +180,8 @@ def _part(match, text):
 def _parameters(inside, name, entry):
     if inside is None:
         return ()
+    if not inside.strip():
+        raise ValueError(f"nothing stands in the parentheses of `{name}({inside})`; write `{name}`.")
     given = {}
     for piece in inside.split(","):
         match = _PARAMETER.fullmatch(piece.strip())

@@ -67,7 +67,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             source="HASS, arXiv 2408.15766, section 3.1",
             coarsens=False,
-            parameters=_one("k", default=cross_entropies.CLASSES, low=1, high=_INFINITY, low_included=True, whole=True),
+            parameters=_one("k", default=cross_entropies.CLASSES, low=1, high=1e9, low_included=True, whole=True),
         ),
         "z_loss": Entry(
             regularizers.z_loss,

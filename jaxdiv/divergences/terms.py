@@ -185,8 +185,13 @@ def skew_reverse_kl(alpha: float) -> Term:
         return (1 - alpha) * rows.p / mixture, rows.excess / mixture
 
     def slope(rows):
-        log = divergence(rows.q, rows.p, -rows.r)[1]
-        return -rows.q * (log + alpha * (1 - alpha) * own(rows)[1])
+        value, log = divergence(rows.q, rows.p, -rows.r)
+        share, gap = own(rows)
+        plain = -rows.q * (log + alpha * (1 - alpha) * gap)
+        if alpha <= _SKEWED:
+            return plain
+        change = _far_change(alpha, -rows.r)
+        return near_or_far(change, value + (1 - alpha) * share * rows.excess, plain)
 
     def curvature(rows):
         return slope(rows) + rows.q * jnp.square(own(rows)[0])
@@ -195,19 +200,32 @@ def skew_reverse_kl(alpha: float) -> Term:
 
 
 def _skew(alpha):
-    """Of (p, q, r): p·g((1-α)(eʳ-1)) with g(x) = x - log(1+x), and log(α + (1-α)eʳ)."""
-    log_series = _log_mixture_series(alpha)
-    value_series = tuple(0.0 if k < 2 else (1 - alpha) / math.factorial(k) - log for k, log in enumerate(log_series))
+    """Of (p, q, r): p·g(x) with x = (1-α)(eʳ-1) and g(x) = x - log(1+x), and log(α + (1-α)eʳ) = log(1+x)."""
+    log_series, value_series = _log_mixture_series(alpha), _skew_series(alpha)
 
     def of(p, q, r):
         small = jnp.exp(-jnp.abs(r))
         log = _far_log_mixture(alpha, r)
         above = q * ((1 - alpha) * (1 - small) - small * log)
         below = p * ((1 - alpha) * (small - 1) - log)
-        value = near_or_far(r, p * polynomial(value_series, r), jnp.where(r > 0, above, below))
+        far = jnp.where(r > 0, above, below)
+        if alpha > _SKEWED:
+            change = _far_change(alpha, r)
+            far = near_or_far(change, jnp.where(r > 0, q * small, p) * polynomial(_LESS_LOG1P, change), far)
+        value = near_or_far(r, p * polynomial(value_series, r), far)
         return value, near_or_far(r, polynomial(log_series, r), log)
 
     return of
+
+
+_SKEWED = 0.75  # α above which x is small, and x - log(1+x) cancels, at log ratios that are not
+_LESS_LOG1P = (0.0, 0.0, *((-1) ** k / k for k in range(2, 64)))  # x - log(1+x)
+
+
+def _skew_series(alpha):
+    """Power series in r of g(x): its derivative is x times the logistic function of `_logistic_series`."""
+    product = (1 - alpha) * np.convolve(expm1_series(), _logistic_series(alpha))[: len(expm1_series())]
+    return (0.0, *(product[:-1] / np.arange(1, len(product))).tolist())
 
 
 @functools.lru_cache
@@ -246,19 +264,29 @@ def _jensen_shannon_series(beta, by_p):
     return tuple(whole.tolist())
 
 
+def _far_change(weight, r):
+    """(1-w)(eʳ-1) where |r| >= NEAR."""
+    small = jnp.exp(-jnp.abs(r))
+    return (1 - weight) * jnp.where(r > 0, (1 - small) / jnp.maximum(small, _tiny(r)), small - 1)
+
+
 def _far_log_mixture(weight, r):
     """log(w + (1-w)eʳ) where |r| >= NEAR."""
-    small = jnp.exp(-jnp.abs(r))
-    rise = (1 - small) / jnp.maximum(small, _tiny(r))
-    change = (1 - weight) * jnp.where(r > 0, rise, small - 1)
-    return jnp.where(change < -0.5, jnp.log(weight + (1 - weight) * small), jnp.log1p(change))
+    change = _far_change(weight, r)
+    return jnp.where(change < -0.5, jnp.log(weight + (1 - weight) * jnp.exp(-jnp.abs(r))), jnp.log1p(change))
+
+
+def _log_mixture_series(weight):
+    """Power series in r of log(w + (1-w)eʳ)."""
+    logistic = _logistic_series(weight)
+    return (0.0, *(logistic[:-1] / np.arange(1, len(logistic))).tolist())
 
 
 @functools.lru_cache
-def _log_mixture_series(weight, count=40):
-    """Power series in r of log(w + (1-w)eʳ): its derivative, the logistic function, solves s' = s(1 - s)."""
+def _logistic_series(weight, count=40):
+    """Power series in r of (1-w)eʳ/(w + (1-w)eʳ), the logistic function: it solves s' = s(1 - s)."""
     logistic = np.zeros(count)
     logistic[0] = 1 - weight
     for k in range(count - 1):
         logistic[k + 1] = (logistic[k] - logistic[: k + 1] @ logistic[k::-1]) / (k + 1)
-    return (0.0, *(logistic[:-1] / np.arange(1, count)).tolist())
+    return logistic

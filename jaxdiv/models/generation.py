@@ -82,7 +82,9 @@ def draft_text(
     return write(read, caches, prompts, length=length, temperature=temperature, key=key)
 
 
-def write(read: Callable, cache: Any, prompts: Int[Array, "B P"], *, length: int, temperature: float, key: Array):
+def write(
+    read: Callable, cache: Any, prompts: Int[Array, "B P"], *, length: int, temperature: float | Array, key: Array
+):
     """Continues prompts by what `read` makes of them: (tokens [B, L], positions, cache) -> (logits [B, V], cache).
 
     The logits are those after the last of the tokens; the other arguments and the result are as of `generate`.

@@ -55,13 +55,13 @@ class KangarooAdapter(nnx.Module):
         return (empty_cache(batch, attention.kv_heads, length, attention.head_width, self.dtype),)
 
     def extend(
-        self, tokens: Tokens, hidden: Activations, cache: Cache, *, positions: Int[Array, "B L"], **places
+        self, tokens: Tokens, hidden: Float[Array, "B L W"], cache: Cache, *, positions: Int[Array, "B L"], **places
     ) -> tuple[Activations, Cache]:
         """Features [B, L, D] of more tokens, and the cache with them; arguments as `Decoder.run_layers`.
 
         Args:
           tokens: not read.
-          hidden: [B, L, D], the teacher's, of these tokens after the exit layer.
+          hidden: [B, L, W], the teacher's, of these tokens after the exit layer.
           cache: of `init_cache`.
           positions: [B, L].
           **places: `slots` and `visible`, where they don't follow from the positions.
@@ -106,7 +106,7 @@ class DecoderStudent(nnx.Module):
         return self.decoder.init_cache(batch, length)
 
     def extend(
-        self, tokens: Tokens, hidden: Activations, cache: Cache, *, positions: Int[Array, "B L"], **places
+        self, tokens: Tokens, hidden: Float[Array, "B L W"], cache: Cache, *, positions: Int[Array, "B L"], **places
     ) -> tuple[Activations, Cache]:
         """As `KangarooAdapter.extend`, but reads `tokens` and not `hidden`."""
         decoder = self.decoder

@@ -163,7 +163,7 @@ def _gather(caches, last, path):
     What stands for nodes that were not accepted is written over by the next round.
     """
     rows = jnp.arange(path.shape[0])[:, None]
-    taken, put = last[:, None] + path, last[:, None] + 1 + jnp.arange(path.shape[1])
+    taken, put = last[:, None] + path, last[:, None] + 1 + jnp.arange(path.shape[1])[None]
 
     def move(held):
         return held.at[rows, :, put].set(held[rows, :, taken])

@@ -11,7 +11,7 @@ from scipy import stats
 
 from jaxdiv import models, speculative
 
-DRAWS = 200_000
+DRAWS, BATCH = 200_000, 50_000
 _CONFIG = {"depth": 2, "width": 8, "heads": 2, "kv_heads": 1, "mlp_width": 12, "rope_base": 100.0, "dtype": "float32"}
 _STUDENTS = {
     "kangaroo": {"kind": "kangaroo", "exit_layer": 1, "heads": 2, "kv_heads": 1},
@@ -103,10 +103,19 @@ def p_value(seen, chances):
     return stats.chisquare(merged[0], merged[1] * merged[0].sum() / merged[1].sum()).pvalue
 
 
+def decode(draft, prompts, *, seed, **options):
+    """The texts [B, n] of many prompts, of `BATCH` at once, each with a seed of its own."""
+    texts = []
+    for start in range(0, len(prompts), BATCH):
+        part = slice(start, start + BATCH)
+        mine = {name: value[part] if isinstance(value, list) else value for name, value in options.items()}
+        seeds = seed + np.arange(start, start + len(prompts[part]))
+        texts += speculative.decode(target(), draft, prompts[part], seeds=seeds, **mine).tokens
+    return np.stack(texts)
+
+
 def lossless(draft, *, gamma, draws=DRAWS, prompt=(2, 1), **options):
     """The p-value of gamma + 3 tokens of `draws` texts, so that two rounds at least have written them."""
-    decoded = speculative.decode(
-        target(), draft, [prompt] * draws, max_tokens=gamma + 3, gamma=gamma, seeds=np.arange(draws) + 7, **options
-    )
+    texts = decode(draft, [prompt] * draws, seed=7, max_tokens=gamma + 3, gamma=gamma, **options)
     how = {name: options[name] for name in ("temperature", "top_k", "top_p") if name in options}
-    return p_value(cells(together(decoded), 4), joint(target(), prompt, gamma + 3, **how))
+    return p_value(cells(texts, 4), joint(target(), prompt, gamma + 3, **how))

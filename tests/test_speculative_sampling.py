@@ -63,12 +63,17 @@ def test_texts_follow_their_own_distribution_among_others():
         {"prompt": (0, 3, 1, 1, 2), "temperature": 2.0, "top_p": 0.9, "top_k": 3},
     ]
     batch = {name: [way[name] for way in ways] * cases.DRAWS for name in ways[0]}
-    tree = speculative.parse("0,1,00")
-    decoded = speculative.decode(
-        cases.target(), cases.student("decoder"), batch.pop("prompt"), max_tokens=5, gamma=2, tree=tree, **batch
+    texts = cases.decode(
+        cases.student("decoder"),
+        batch.pop("prompt"),
+        seed=0,
+        max_tokens=5,
+        gamma=2,
+        tree=speculative.parse("0,1,00"),
+        **batch,
     )
     for number, way in enumerate(ways):
-        seen = cases.cells(cases.together(decoded)[number::2], 4)
+        seen = cases.cells(texts[number::2], 4)
         assert cases.p_value(seen, cases.joint(cases.target(), tokens=5, **way)) > LEVEL / FAMILY
 
 

@@ -54,7 +54,7 @@ class _Node(NamedTuple):
 
 
 def _rejection(node):
-    """Recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2); with one child, arXiv 2211.17192.
+    """Recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2); of one child, arXiv 2211.17192.
 
     A candidate that q gives no mass, as after it has run out of classes, counts as a certain one.
     """

@@ -13,11 +13,18 @@ from tests import speculative_cases as cases
 V = 20
 
 
-@pytest.mark.parametrize("kind", ["kangaroo", "decoder"])
+CHAIN = {"gamma": 3, "eta": 0.25}
+TREE = {"tree": speculative.parse("0,1,2,00,01,10,100,101")}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"gamma": 3, "eta": 0.25}, {"tree": speculative.parse("0,1,2,00,01,10,100,101")}],
-    ids=["chain", "tree"],
+    ("kind", "options"),
+    [
+        ("kangaroo", CHAIN),
+        ("decoder", TREE),
+        pytest.param("kangaroo", TREE, marks=pytest.mark.slow),
+        pytest.param("decoder", CHAIN, marks=pytest.mark.slow),
+    ],
 )
 def test_caches_are_those_of_the_text(kind, options, monkeypatch):
     monkeypatch.setattr(decoding, "_decoded", lambda state, lengths: state)

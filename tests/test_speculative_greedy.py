@@ -87,6 +87,7 @@ def test_matching_rules_draw_the_plain_text(kind, options, plain):
     assert decoded.counts.target_calls.sum() < plain.counts.target_calls.sum()
 
 
+@pytest.mark.slow
 def test_coupled_drafts_are_accepted_more_often_than_matched_ones():
     coupled, matched = (decode("kangaroo", gamma=3, rule=rule) for rule in ("coupled", "exact_match"))
     assert coupled.tokens_per_call > matched.tokens_per_call

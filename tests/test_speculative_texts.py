@@ -18,7 +18,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6], [7], *cases.prompts(TEXTS - 2, V)]
 WANTED = np.array([LONGEST, 9, 24, 24, 5, 1, 17, 24, 30, 30, 3, 2, 12, 30, 30, 30])
 WAYS = {
     "chain with eta": ("kangaroo", {"gamma": 3, "eta": 0.25}),
-    "tree": ("decoder", {"gamma": 3, "tree": speculative.parse("0,1,00,01,000")}),
+    "tree": ("kangaroo", {"gamma": 3, "tree": speculative.parse("0,1,00,01,000")}),
     "lookup": (speculative.LOOKUP, {"gamma": 3}),
 }
 CHAIN_FIRST = ["chain with eta", *(pytest.param(way, marks=pytest.mark.slow) for way in ("tree", "lookup"))]

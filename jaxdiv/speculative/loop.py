@@ -53,11 +53,11 @@ class Counts:
       draft_steps: how often the draft ran, for all texts at once.
     """
 
-    target_calls: Int[Array, "B"]
-    drafted: Int[Array, "B D"]
-    accepted: Int[Array, "B D"]
-    lengths: Int[Array, "B D1"]
-    draft_steps: Int[Array, ""]
+    target_calls: Int[Array | np.ndarray, "B"]
+    drafted: Int[Array | np.ndarray, "B D"]
+    accepted: Int[Array | np.ndarray, "B D"]
+    lengths: Int[Array | np.ndarray, "B D1"]
+    draft_steps: Int[Array | np.ndarray, ""]
 
 
 class State(NamedTuple):

@@ -98,16 +98,20 @@ def greedy_given(student_logits: jax.Array, tokens: jax.Array) -> jax.Array:
     return _unless_nan(_float(jnp.argmax(student_logits, axis=-1) == tokens), student_logits)
 
 
-def renewal(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
+def renewal(accept: jax.Array, valid: jax.Array, *, gamma: int, sure: jax.Array | None = None) -> jax.Array:
     """Chance that a round (one target call: gamma drafts, then the target's own token) begins at each position.
 
     A position is at offset 0 to gamma of its round. From an offset below gamma the round goes on if the draft is
-    accepted, else the next round begins; after offset gamma, the target's own token, it always does.
+    accepted, else the next round begins; after offset gamma, the target's own token, it always does. A draft that
+    was not sure is the round's last: the position after it is at offset gamma.
 
     Args:
       accept: [..., n], chance of acceptance given the text: `sampling_given` or `greedy_given`.
       valid: integers, tokens of each text, [...] or what broadcasts to it; what lies behind is ignored, even NaN.
-      gamma: drafts a round, at least 1.
+      gamma: drafts a round at most, at least 1.
+      sure: [..., n] bool, whether drafting goes on after the draft at this position: Kangaroo's threshold (arXiv
+        2404.18911) asks whether the draft's largest probability there is at least eta. It may depend on the text
+        before the position, not on its token. None for always.
 
     Returns:
       [..., n], in [0, 1]; 1 at the first position, 0 behind the text.
@@ -119,42 +123,48 @@ def renewal(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
         raise ValueError(f"`gamma` must be at least 1, got {gamma}.")
     inside = _left(accept, valid) > 0
 
-    def advance(at_offset, chance):
-        drafted = at_offset[:-1] * chance[None]
+    def advance(at_offset, here):
+        chance, sure = here
+        accepted = at_offset[:-1] * chance[None]
         begins = jnp.sum(at_offset[:-1] * (1 - chance)[None], axis=0) + at_offset[-1]
-        return jnp.concatenate([begins[None], drafted]), at_offset[0]
+        unsure = jnp.sum(jnp.where(sure[None], 0, accepted), axis=0)
+        goes_on = jnp.where(sure[None], accepted, 0).at[-1].add(unsure)
+        return jnp.concatenate([begins[None], goes_on]), at_offset[0]
 
     chances = jnp.moveaxis(jnp.where(inside, accept, 0), -1, 0)
     first = jnp.zeros((gamma + 1, *chances.shape[1:]), chances.dtype).at[0].set(1)
-    _, begins = jax.lax.scan(advance, first, chances)
+    _, begins = jax.lax.scan(advance, first, (chances, jnp.moveaxis(_sure(accept, sure), -1, 0)))
     return jnp.where(inside, jnp.moveaxis(begins, 0, -1), 0)
 
 
-def calls(accept: jax.Array, valid: jax.Array, *, gamma: int) -> jax.Array:
+def calls(accept: jax.Array, valid: jax.Array, *, gamma: int, sure: jax.Array | None = None) -> jax.Array:
     """Expected number of target calls that begin inside each text, [...]; arguments as `renewal`.
 
     Tokens a target call is the texts' pooled `valid` by their pooled `calls`, never a mean of ratios. The prompt's own
     pass is no call.
     """
-    return jnp.sum(renewal(accept, valid, gamma=gamma), axis=-1)
+    return jnp.sum(renewal(accept, valid, gamma=gamma, sure=sure), axis=-1)
 
 
-def accepted_at(accept: jax.Array, valid: jax.Array, *, gamma: int) -> tuple[jax.Array, jax.Array]:
+def accepted_at(
+    accept: jax.Array, valid: jax.Array, *, gamma: int, sure: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Acceptance by position in the draft, as decoding would count it; arguments as `renewal`.
 
-    Only rounds whose gamma drafts all lie inside the text count.
+    Only rounds that have room for gamma drafts in the text count.
 
     Returns:
       accepted: [..., gamma], expected number of rounds that accepted the draft at this position and all before it.
       rounds: [..., gamma], expected number of rounds, the same for every position.
     """
     left = _left(accept, valid)
-    begins = jnp.where(left >= gamma, renewal(accept, valid, gamma=gamma), 0)
-    accept = jnp.where(left > 0, accept, 0)
+    begins = jnp.where(left >= gamma, renewal(accept, valid, gamma=gamma, sure=sure), 0)
+    accept, sure = jnp.where(left > 0, accept, 0), _sure(accept, sure)
     accepted, alive = [], begins
     for offset in range(gamma):
         alive = alive * _ahead(accept, offset)
         accepted.append(jnp.sum(alive, axis=-1))
+        alive = jnp.where(_ahead(sure, offset), alive, 0)
     rounds = jnp.sum(begins, axis=-1, keepdims=True)
     accepted = jnp.stack(accepted, axis=-1)
     return accepted, jnp.broadcast_to(rounds, accepted.shape)
@@ -188,6 +198,11 @@ def _left(accept, valid):
     """Tokens of the text from each position on, [..., n]; 0 and less behind it."""
     positions = jax.lax.broadcasted_iota(jnp.int32, accept.shape, accept.ndim - 1)
     return jnp.broadcast_to(valid, accept.shape[:-1])[..., None] - positions
+
+
+def _sure(accept, sure):
+    """Whether drafting goes on, [..., n], where nothing was said too."""
+    return jnp.ones(accept.shape, bool) if sure is None else jnp.broadcast_to(sure, accept.shape)
 
 
 def _ahead(values, offset):

@@ -12,7 +12,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook(["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"], "beartype.beartype")
 
 # What takes longest comes first, so that no worker is left with it alone at the end.
-_LONGEST = ("test_smoke.py", "test_divergences.py", "test_resume.py", "test_exactness.py", "test_refusals.py")
+_LONGEST = (
+    "test_smoke.py",
+    "test_speculative_sampling.py",
+    "test_divergences.py",
+    "test_resume.py",
+    "test_exactness.py",
+    "test_refusals.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -28,8 +28,10 @@ def plain_text(rng, target, texts, length):
     return tokens[:, 1:]
 
 
-def speculative_text(rng, target, draft, texts, length, gamma):
+def speculative_text(rng, target, draft, texts, length, gamma, *, eta=0.0):
     """Decodes by rounds: gamma drafts, verified one by one, then the residual's token or the bonus.
+
+    With `eta` a round drafts no more after a token at whose position the draft's largest probability was below it.
 
     Returns:
       tokens: [texts, length]; calls: [texts] rounds that begin inside; rounds: [texts] those whose gamma drafts all
@@ -40,7 +42,7 @@ def speculative_text(rng, target, draft, texts, length, gamma):
     accepted = np.zeros((texts, gamma), int)
     while (active := np.flatnonzero(position < length)).size:
         start = position[active]
-        proposal, kept = _round(rng, target, draft, tokens[active, start], gamma)
+        proposal, kept = _round(rng, target, draft, tokens[active, start], gamma, eta)
         for offset in range(gamma + 1):  # tokens[:, i + 1] holds position i; what was rejected is overwritten later
             tokens[active, start + offset + 1] = proposal[:, offset]
         inside = start + gamma <= length
@@ -51,7 +53,7 @@ def speculative_text(rng, target, draft, texts, length, gamma):
     return tokens[:, 1 : length + 1], calls, rounds, accepted
 
 
-def _round(rng, target, draft, last, gamma):
+def _round(rng, target, draft, last, gamma, eta):
     """Tokens [M, gamma + 1] of one round, of which the first kept + 1 count, and kept [M]."""
     path = [last]
     for _ in range(gamma):
@@ -59,9 +61,11 @@ def _round(rng, target, draft, last, gamma):
     path = np.stack(path, axis=1)
     before, drafted = path[:, :-1], path[:, 1:]
     passes = rng.random(drafted.shape) * draft[before, drafted] < target[before, drafted]
-    kept = np.cumprod(passes, axis=1).sum(axis=1)
+    sure = np.cumprod(draft[before].max(axis=-1) >= eta, axis=1)
+    drafts = 1 + sure[:, :-1].sum(axis=1)
+    kept = np.minimum(np.cumprod(passes, axis=1).sum(axis=1), drafts)
     row = path[np.arange(len(last)), kept]
-    residual = np.maximum(target[row] - np.where((kept < gamma)[:, None], draft[row], 0), 0)
+    residual = np.maximum(target[row] - np.where((kept < drafts)[:, None], draft[row], 0), 0)
     proposal = np.concatenate([drafted, np.zeros((len(last), 1), int)], axis=1)
     proposal[np.arange(len(last)), kept] = sample(rng, residual / residual.sum(axis=1, keepdims=True))
     return proposal, kept

@@ -141,26 +141,57 @@ def test_bad_gamma_is_refused(gamma):
         acceptance.renewal(jnp.ones(3), 3, gamma=gamma)
 
 
-@pytest.mark.parametrize("rule", ["sampling", "greedy"])
-@pytest.mark.parametrize("gamma", [1, 4])
-def test_target_calls_agree_with_decoding(rule, gamma):
+def test_target_calls_agree_with_enumeration_where_drafting_may_stop():
+    gamma, length, rng = 3, 9, np.random.default_rng(2)
+    accept, sure = rng.random(length), rng.random(length) < 0.6
+    begins, passed = np.zeros(length), np.zeros(gamma)
+    for coins in itertools.product([0, 1], repeat=length):
+        weight, start = np.prod(np.where(coins, accept, 1 - accept)), 0
+        while start < length:
+            drafts = next((k + 1 for k in range(gamma - 1) if not [*sure, *[True] * gamma][start + k]), gamma)
+            kept = next((k for k, coin in enumerate(coins[start : start + drafts]) if not coin), drafts)
+            begins[start] += weight
+            if start + gamma <= length:
+                passed[:kept] += weight
+            start += kept + 1
+    accept = jnp.asarray(accept, jnp.float32)
+    np.testing.assert_allclose(acceptance.renewal(accept, length, gamma=gamma, sure=sure), begins, rtol=1e-5)
+    accepted, _ = acceptance.accepted_at(accept, length, gamma=gamma, sure=sure)
+    np.testing.assert_allclose(accepted, passed, rtol=1e-5)
+    for value in (True, None):
+        same = acceptance.renewal(accept, length, gamma=gamma, sure=value)
+        np.testing.assert_array_equal(same, acceptance.renewal(accept, length, gamma=gamma))
+    never = acceptance.renewal(accept, length, gamma=gamma, sure=False)
+    np.testing.assert_allclose(never, acceptance.renewal(accept, length, gamma=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "gamma", "eta"),
+    [("sampling", 1, 0.0), ("sampling", 4, 0.0), ("sampling", 4, 0.6), ("greedy", 1, 0.0), ("greedy", 4, 0.0)],
+)
+def test_target_calls_agree_with_decoding(rule, gamma, eta):
     """The expected calls given a text, against the calls of the decoder that wrote it and on the target's own texts."""
     rng = np.random.default_rng(gamma)
     texts, length = 20_000, 40
     target, draft = decoding.chains(rng, classes=5)
     used = np.eye(5)[np.argmax(draft, axis=-1)] if rule == "greedy" else draft
-    tokens, calls, rounds, accepted = decoding.speculative_text(rng, target, used, texts, length, gamma)
+    tokens, calls, rounds, accepted = decoding.speculative_text(rng, target, used, texts, length, gamma, eta=eta)
+
+    def before(tokens):
+        return np.concatenate([np.zeros((texts, 1), int), tokens[:, :-1]], axis=1)
 
     def chances(tokens):
-        before = np.concatenate([np.zeros((texts, 1), int), tokens[:, :-1]], axis=1)
         if rule == "greedy":
-            return acceptance.greedy_given(np.log(draft)[before], tokens)
-        return acceptance.sampling_given(np.log(draft)[before], np.log(target)[before], tokens)
+            return acceptance.greedy_given(np.log(draft)[before(tokens)], tokens)
+        return acceptance.sampling_given(np.log(draft)[before(tokens)], np.log(target)[before(tokens)], tokens)
 
-    expected = acceptance.calls(chances(tokens), length, gamma=gamma)
-    expected_accepted, expected_rounds = acceptance.accepted_at(chances(tokens), length, gamma=gamma)
+    def given(tokens):
+        return {"accept": chances(tokens), "sure": used.max(axis=-1)[before(tokens)] >= eta}
+
+    expected = acceptance.calls(**given(tokens), valid=length, gamma=gamma)
+    expected_accepted, expected_rounds = acceptance.accepted_at(**given(tokens), valid=length, gamma=gamma)
     own = decoding.plain_text(rng, target, texts, length)
-    expected_own = acceptance.calls(chances(own), length, gamma=gamma)
+    expected_own = acceptance.calls(**given(own), valid=length, gamma=gamma)
 
     zs = [z_score(calls, expected), z_score(rounds, expected_rounds[:, 0]), two_sample_z(calls, expected_own)]
     zs += [z_score(a, b) for a, b in zip(accepted.T, np.asarray(expected_accepted).T, strict=True)]

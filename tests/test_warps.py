@@ -1,11 +1,13 @@
-"""Temperature: against SciPy in float64, and at its edges."""
+"""Temperature, top-k and top-p: against float64, and at their edges."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
 from jaxdiv import warps
+from tests import speculative_cases as cases
 
 LOGITS = np.random.default_rng(0).normal(scale=4, size=(6, 37)).astype(np.float32)
 
@@ -42,3 +44,66 @@ def test_low_precision_logits_give_float32():
 def test_bad_temperature_is_refused(temperature):
     with pytest.raises(ValueError, match=r"`temperature` must be finite and at least 0, got .*; 0 is greedy"):
         warps.probabilities(LOGITS, temperature=temperature)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 5, 37, 100])
+@pytest.mark.parametrize("top_p", [None, 0.01, 0.5, 0.95, 1.0])
+def test_cuts_agree_with_numpy(top_k, top_p):
+    warped = warps.warp(LOGITS, warps.Warp(1.5, top_k, top_p))
+    expected = cases.warped(LOGITS, temperature=1.5, top_k=top_k, top_p=top_p)
+    np.testing.assert_allclose(special.softmax(warped, axis=-1), expected, rtol=1e-5)
+    np.testing.assert_array_equal(np.isfinite(warped), expected > 0)
+
+
+def test_rows_are_warped_each_in_their_way():
+    ways = {"temperature": [0.0, 0.3, 1.0, 1.0, 2.0, 0.0], "top_k": [9, 37, 1, 4, 6, 2]}
+    ways["top_p"] = [0.5, 0.9, 1.0, 1.0, 0.3, 1.0]
+    warped = warps.warp(LOGITS, warps.Warp(*(jnp.array(ways[name]) for name in warps.Warp._fields)))
+    for row, logits in enumerate(LOGITS):
+        alone = warps.warp(logits, warps.Warp(*(ways[name][row] for name in warps.Warp._fields)))
+        np.testing.assert_allclose(warped[row], alone, rtol=1e-6)
+    # Of a batch of nodes, a value for all the nodes of a sequence.
+    nodes = warps.warp(jnp.asarray(LOGITS)[:, None], warps.Warp(jnp.array(ways["temperature"])[:, None]))
+    np.testing.assert_allclose(nodes[:, 0], warps.warp(LOGITS, warps.Warp(jnp.array(ways["temperature"]))), rtol=1e-6)
+
+
+def test_at_top_p_1_nothing_is_left_out():
+    """Not even what rounding puts beyond it."""
+    logits = np.linspace(0, -80, 5000).astype(np.float32)
+    assert np.isfinite(warps.warp(logits, warps.Warp(1.0, None, 1.0))).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        ({"top_k": 1}, [1, 2]),
+        ({"top_k": 3}, [1, 2, 3, 5]),
+        ({"top_p": 0.3}, [1, 2]),
+        ({"top_p": 0.85}, [1, 2, 3, 5]),
+        ({"top_k": 3, "top_p": 0.3}, [1, 2]),
+        ({"top_k": 6}, [0, 1, 2, 3, 5, 6]),
+        ({"top_k": 9}, [0, 1, 2, 3, 5, 6]),
+    ],
+)
+def test_equals_of_the_last_are_kept_and_missing_classes_are_not(how, kept):
+    logits = np.array([-1.0, 3.0, 3.0, 2.0, -np.inf, 2.0, 0.0])
+    assert np.flatnonzero(np.isfinite(warps.warp(logits, warps.Warp(**how)))).tolist() == kept
+
+
+def test_greedy_has_no_use_for_cuts():
+    warped = warps.warp(LOGITS, warps.Warp(0.0, 3, 0.5))
+    np.testing.assert_array_equal(np.isfinite(warped).argmax(axis=-1), LOGITS.argmax(axis=-1))
+    assert (np.isfinite(warped).sum(axis=-1) == 1).all()
+
+
+@pytest.mark.parametrize(("k", "p", "name"), [(0, None, "top_k"), (None, 0.0, "top_p"), (None, 1.5, "top_p")])
+def test_bad_cuts_are_refused(k, p, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*; None keeps all"):
+        warps.check_cuts(k, p)
+
+
+def test_draws_follow_the_distribution():
+    logits = jnp.asarray(LOGITS[0])
+    warped = warps.warp(logits, warps.Warp(2.0, 8))
+    drawn = jax.jit(jax.vmap(lambda key: warps.draw(key, warped)))(jax.random.split(jax.random.key(0), 50_000))
+    assert cases.p_value(np.asarray(drawn), cases.warped(logits, temperature=2.0, top_k=8)) > 1e-3

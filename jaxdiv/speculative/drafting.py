@@ -73,13 +73,13 @@ def places(tree: Tree, nodes, last: Int[Array, "B"], slots: int) -> dict:
       last: [B], the root's position.
       slots: T, the cache's length.
     """
-    positions = last[:, None] + jnp.asarray(tree.depths)[nodes]
+    positions = last[:, None] + jnp.asarray(tree.depths)[nodes][None]
     node_at = jnp.arange(slots)[None, :] - last[:, None]
     inside = (node_at >= 0) & (node_at <= tree.size)
     seen = jnp.asarray(tree.ancestors)[nodes][:, jnp.clip(node_at, 0, tree.size)].swapaxes(0, 1)
     return {
         "positions": positions,
-        "slots": last[:, None] + jnp.asarray(nodes),
+        "slots": last[:, None] + jnp.asarray(nodes)[None],
         "visible": jnp.where(inside[:, None], seen, node_at[:, None] < 0),
     }
 
@@ -207,7 +207,7 @@ class Branches(ModelDraft):
             else:
                 q.append(jnp.zeros((*new.shape[:2], self.target.head.shape[1]), jnp.float32))
         tokens, hidden, q = (jnp.concatenate(parts, axis=1) for parts in (tokens, hidden, q))
-        valid = jnp.ones(tokens.shape, bool)
+        valid = jnp.broadcast_to(texts.active[:, None], tokens.shape)
         return Proposal(tokens, valid, q if self.rule.keeps_q else None, hidden, *caches, steps=jnp.array(tree.depth))
 
     def _level(self, logits, sampling, positions, nodes, children):
@@ -247,7 +247,7 @@ class Lookup:
         return self.target.embed(tokens), None, target_cache, draft_cache
 
     def propose(self, texts: Texts, sampling: Sampling) -> Proposal:
-        nodes = texts.last[:, None] + jnp.arange(self.gamma + 1)
+        nodes = texts.last[:, None] + jnp.arange(self.gamma + 1)[None]
         count, origin = jax.vmap(self._find)(texts.tokens, texts.length)
         taken = jnp.where(nodes == texts.last[:, None], nodes, nodes - (texts.length - origin)[:, None])
         tokens = jnp.take_along_axis(texts.tokens, jnp.maximum(taken, 0), axis=1)

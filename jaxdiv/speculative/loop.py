@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jaxdiv import warps
-from jaxdiv.models import Cache, Decoder, Student
+from jaxdiv.models import Cache
 from jaxdiv.speculative import rules, trees
-from jaxdiv.speculative.drafting import Branches, Chain, Draft, Lookup, Proposal, Sampling, Texts, places
+from jaxdiv.speculative.drafting import Branches, Chain, Draft, Lookup, Sampling, Texts, places
 
 PROMPT, DRAFTED, CORRECTED, BONUS = range(4)  # where a token comes from
 
@@ -53,11 +53,11 @@ class Counts:
       draft_steps: how often the draft ran, for all texts at once.
     """
 
-    target_calls: Int[Array, "B"]
-    drafted: Int[Array, "B D"]
-    accepted: Int[Array, "B D"]
-    lengths: Int[Array, "B D1"]
-    draft_steps: Int[Array, ""]
+    target_calls: Int[Array | np.ndarray, "B"]
+    drafted: Int[Array | np.ndarray, "B D"]
+    accepted: Int[Array | np.ndarray, "B D"]
+    lengths: Int[Array | np.ndarray, "B D1"]
+    draft_steps: Int[Array | np.ndarray, ""]
 
 
 class State(NamedTuple):
@@ -176,7 +176,7 @@ def _gather(caches, last, path):
     What stands for nodes that were not accepted is written over by the next round.
     """
     batch = path.shape[0]
-    taken, put = last[:, None] + path, last[:, None] + 1 + jnp.arange(path.shape[1])
+    taken, put = last[:, None] + path, last[:, None] + 1 + jnp.arange(path.shape[1])[None]
 
     def move(held):
         heads = held.shape[0] // batch

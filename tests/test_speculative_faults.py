@@ -1,0 +1,174 @@
+"""Mistakes that decoders have been known to make, planted here: the check of the distribution must see each of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdiv.models import layers
+from jaxdiv.speculative import drafting, loop, rules
+from tests import speculative_cases as cases
+
+DRAWS = 50_000
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """`monkeypatch`, with nothing compiled before or kept after."""
+    loop.run.clear_cache()
+    yield monkeypatch
+    monkeypatch.undo()
+    loop.run.clear_cache()
+
+
+def _verify(plant, verify):
+    plant.setitem(rules.RULES, "sampling", dataclasses.replace(rules.RULES["sampling"], verify=verify))
+
+
+def residual_not_normalised(plant):
+    """Drawn by its cumulative sum, of which the last class gets what is missing."""
+
+    def verify(node):
+        chosen, _ = rules._rejection(node)
+        residual = jnp.maximum(node.p - node.q, 0)
+        return chosen, residual.at[-1].add(1 - jnp.sum(residual))
+
+    _verify(plant, verify)
+
+
+def residual_of_the_draft(plant):
+    """max(q - p, 0) in place of max(p - q, 0)."""
+    _verify(plant, lambda node: (rules._rejection(node)[0], jnp.maximum(node.q - node.p, 1e-30)))
+
+
+def ratio_upside_down(plant):
+    def verify(node):
+        x = node.candidates[0]
+        return (node.valid & (node.uniforms * node.p[x] < node.q[x])), rules._rejection(node)[1]
+
+    _verify(plant, verify)
+
+
+def drafts_of_another_temperature(plant):
+    def candidates(self, logits, sampling, *rest, right=drafting.ModelDraft.candidates):
+        warmer = sampling._replace(how=sampling.how._replace(temperature=1.5 * sampling.how.temperature))
+        return right(self, logits, warmer, *rest)[0], right(self, logits, sampling, *rest)[1]
+
+    plant.setattr(drafting.ModelDraft, "candidates", candidates)
+
+
+def stale_cache(plant):
+    """What a refused draft left in the cache stays there."""
+
+    def write(cache, keys, values, slots, *, right=layers._write):
+        new = right(cache, keys, values, slots)
+        return jax.tree.map(lambda old, new: jnp.where(jnp.any(old != 0, axis=-1, keepdims=True), old, new), cache, new)
+
+    plant.setattr(layers, "_write", write)
+
+
+def positions_off_by_one(plant):
+    """The target's after a text's first roll-back, on the layers that verify."""
+    right_round, right_places = loop._round, loop.places
+
+    def one_round(plan, draft, state, *rest):
+        counts = state.counts
+        rolled_back = jnp.sum(counts.drafted, axis=1) > jnp.sum(counts.accepted, axis=1)
+
+        def places(*arguments):
+            where = right_places(*arguments)
+            return where | {"positions": where["positions"] + rolled_back[:, None]}
+
+        plant.setattr(loop, "places", places)
+        return right_round(plan, draft, state, *rest)
+
+    plant.setattr(loop, "_round", one_round)
+
+
+def bonus_of_the_draft(plant):
+    def propose(self, texts, sampling, *, right=drafting.Chain.propose):
+        made, position = right(self, texts, sampling), texts.last + self.gamma
+        features = self.read(made.tokens[:, -1:], made.target_cache, made.draft_cache, positions=position[:, None])[1]
+        _, q = self.candidates(self.logits(features)[:, 0], sampling, position, 0, 1)
+        return made._replace(q=made.q.at[:, -1].set(q))
+
+    def walk(*arguments, p, q, right=rules.walk, **rest):
+        return right(*arguments, p=p.at[-1].set(q[-1]), q=q, **rest)
+
+    plant.setattr(drafting.Chain, "propose", propose)
+    plant.setattr(rules, "walk", walk)
+
+
+def unlikely_drafts_dropped(plant):
+    """Those of small q(x), before they are verified: the stop depends on the token itself."""
+
+    def propose(self, *arguments, right=drafting.Chain.propose):
+        made = right(self, *arguments)
+        own = jnp.take_along_axis(made.q[:, :-1], made.tokens[:, 1:, None], axis=-1)[..., 0]
+        return made._replace(valid=made.valid.at[:, 1:].set(jnp.cumprod(own > 0.3, axis=1) > 0))
+
+    plant.setattr(drafting.Chain, "propose", propose)
+
+
+def siblings_of_the_whole_draft(plant):
+    """A second candidate held against q as if the first had not been taken out of it."""
+
+    def verify(node):
+        p, accepted = node.p, jnp.array(False)
+        chosen = []
+        for x, uniform in zip(node.candidates, node.uniforms, strict=True):
+            accept = ~accepted & (uniform * node.q[x] < p[x])
+            chosen.append(accept)
+            accepted |= accept
+            p = jnp.where(accepted, p, rules._normalized(jnp.maximum(p - node.q, 0))[0])
+        return jnp.stack(chosen), p
+
+    _verify(plant, verify)
+
+
+def drafts_seen_by_their_siblings(plant):
+    """A tree's nodes see all that stands in the cache up to their slots."""
+    for module in (drafting, loop):
+
+        def places(*arguments, right=module.places):
+            where = right(*arguments)
+            return where | {"visible": jnp.arange(where["visible"].shape[-1])[None, None] <= where["slots"][..., None]}
+
+        plant.setattr(module, "places", places)
+
+
+TREE = rules.Tree((0, 0, 1, 1))
+FAULTS = {  # with gamma and the tree
+    residual_not_normalised: (1, None),
+    stale_cache: (1, None),
+    residual_of_the_draft: (1, None),
+    ratio_upside_down: (1, None),
+    drafts_of_another_temperature: (1, None),
+    positions_off_by_one: (1, None),
+    bonus_of_the_draft: (1, None),
+    unlikely_drafts_dropped: (1, None),
+    siblings_of_the_whole_draft: (1, rules.Tree((0, 0))),
+    drafts_seen_by_their_siblings: (2, TREE),
+}
+QUICK = (residual_not_normalised, stale_cache)
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, id=f.__name__, marks=[] if f in QUICK else pytest.mark.slow) for f in FAULTS]
+)
+def test_fault_is_seen(fault, plant):
+    gamma, tree = FAULTS[fault]
+    fault(plant)
+    assert cases.lossless(cases.student("decoder"), gamma=gamma, tree=tree, draws=DRAWS) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gamma", "tree"), [(1, None), (1, rules.Tree((0, 0))), (2, TREE)])
+def test_without_a_fault_nothing_is_seen(gamma, tree):
+    assert cases.lossless(cases.student("decoder"), gamma=gamma, tree=tree, draws=DRAWS) > 1e-4
+
+
+def test_a_lossy_rule_is_seen():
+    draft = cases.student("decoder")
+    assert cases.lossless(draft, gamma=1, draws=DRAWS, rule="typical") < 1e-9

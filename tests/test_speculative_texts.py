@@ -1,0 +1,196 @@
+"""What a text depends on, where it ends, what is counted and streamed, and what is refused."""
+
+import itertools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiv import speculative
+from jaxdiv.speculative import loop
+from jaxdiv.speculative.drafting import Lookup
+from tests import speculative_cases as cases
+
+V, TEXTS, LONGEST = 20, 16, 30
+# All decodings have one shape, so that each way is compiled once.
+PROMPTS = [[1, 2, 3, 4, 5, 6], [7], *cases.prompts(TEXTS - 2, V)]
+WANTED = np.array([LONGEST, 9, 24, 24, 5, 1, 17, 24, 30, 30, 3, 2, 12, 30, 30, 30])
+WAYS = {
+    "chain with eta": ("kangaroo", {"gamma": 3, "eta": 0.25}),
+    "tree": ("kangaroo", {"gamma": 3, "tree": speculative.parse("0,1,00,01,000")}),
+    "lookup": (speculative.LOOKUP, {"gamma": 3}),
+}
+CHAIN_FIRST = ["chain with eta", *(pytest.param(way, marks=pytest.mark.slow) for way in ("tree", "lookup"))]
+
+
+def decode(kind, prompts, *, max_tokens=LONGEST, **options):
+    draft = kind if kind in (None, speculative.LOOKUP) else cases.student(kind, V, 16)
+    return speculative.decode(cases.target(V, 16), draft, prompts, max_tokens=max_tokens, **options)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_text_depends_on_its_prompt_and_seed_alone(way):
+    """Bit for bit, with neighbours of other prompts, lengths, seeds and temperatures."""
+    kind, options = WAYS[way]
+    mine, other = np.arange(TEXTS) % 2 == 0, cases.prompts(TEXTS, V, seed=1)
+    temperature = np.linspace(0, 1.5, TEXTS)
+    first = decode(kind, PROMPTS, seeds=range(TEXTS), max_tokens=WANTED, temperature=temperature, **options)
+    second = decode(
+        kind,
+        [PROMPTS[i] if mine[i] else other[i] for i in range(TEXTS)],
+        seeds=np.where(mine, np.arange(TEXTS), 100),
+        max_tokens=np.where(mine, WANTED, 20),
+        temperature=np.where(mine, temperature, 3.0),
+        **options,
+    )
+    assert [len(tokens) for tokens in first.tokens] == WANTED.tolist()
+    for i in np.flatnonzero(mine):
+        np.testing.assert_array_equal(first.tokens[i], second.tokens[i])
+        np.testing.assert_array_equal(first.origin[i], second.origin[i])
+        assert first.counts.target_calls[i] == second.counts.target_calls[i]
+        np.testing.assert_array_equal(first.counts.lengths[i], second.counts.lengths[i])
+
+
+@pytest.mark.parametrize("way", CHAIN_FIRST)
+def test_a_text_among_others_is_what_it_is_alone(way):
+    kind, options = WAYS[way]
+    together = decode(kind, PROMPTS, **options)
+    for i in (1, 4):
+        alone = decode(kind, [PROMPTS[i]], seeds=[i], **options)
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[i])
+        np.testing.assert_array_equal(alone.origin[0], together.origin[i])
+
+
+def test_other_seeds_give_other_texts():
+    prompts = PROMPTS[:1] * TEXTS
+    together, backwards = (decode("kangaroo", prompts, gamma=3, seeds=range(TEXTS)[::step]) for step in (1, -1))
+    assert len({tuple(tokens) for tokens in together.tokens}) == TEXTS
+    cases.assert_same(together, decode("kangaroo", prompts, gamma=3))
+    for tokens, same in zip(together.tokens, backwards.tokens[::-1], strict=True):
+        np.testing.assert_array_equal(tokens, same)
+
+
+@pytest.mark.parametrize("way", CHAIN_FIRST)
+def test_texts_end_with_the_stop_token(way):
+    """The text is that without a stop token, cut after the first, wherever in a round it stands."""
+    kind, options = WAYS[way]
+    whole = decode(kind, PROMPTS, **options)
+    stop = int(np.bincount(np.concatenate(whole.tokens)).argmax())
+    cut = decode(kind, PROMPTS, stop=stop, **options)
+    inside = 0
+    for row, (long, short, origin) in enumerate(zip(whole.tokens, cut.tokens, whole.origin, strict=True)):
+        places = np.flatnonzero(long == stop)
+        end = places[0] + 1 if places.size else len(long)
+        np.testing.assert_array_equal(short, long[:end])
+        np.testing.assert_array_equal(cut.origin[row], origin[:end])
+        inside += end < len(long) and origin[end - 1] == origin[end] == loop.DRAFTED
+    assert inside > 0 or kind == speculative.LOOKUP  # an accepted token stood behind one
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_counts_agree_with_the_texts(way):
+    kind, options = WAYS[way]
+    decoded = decode(kind, PROMPTS, max_tokens=WANTED, **options)
+    counts, depth = decoded.counts, 3
+    assert (counts.drafted >= counts.accepted).all()
+    assert (np.diff(counts.accepted, axis=1) <= 0).all()
+    assert (np.diff(counts.drafted, axis=1) <= 0).all()
+    np.testing.assert_array_equal(counts.lengths.sum(axis=1), counts.target_calls)
+    np.testing.assert_array_equal(counts.lengths @ np.arange(depth + 1), counts.accepted.sum(axis=1))
+    np.testing.assert_array_equal(counts.lengths[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.accepted)
+    lost = counts.accepted.sum(axis=1) + counts.target_calls - WANTED
+    assert ((lost >= 0) & (lost <= depth)).all()
+    drafted = np.array([(origin == loop.DRAFTED).sum() for origin in decoded.origin])
+    # The last round may be cut before the target's own token.
+    np.testing.assert_array_equal(WANTED - drafted + (lost > 0), counts.target_calls)
+    assert (drafted <= counts.accepted.sum(axis=1)).all()
+    assert decoded.tokens_per_call == WANTED.sum() / counts.target_calls.sum()
+    if kind == speculative.LOOKUP:
+        assert counts.draft_steps == 0
+    if way == "tree":
+        assert (counts.drafted == counts.target_calls[:, None]).all()
+
+
+def test_plain_decoding_calls_the_target_once_a_token():
+    decoded = decode(None, [[3], [4, 5]], max_tokens=[7, 12])
+    assert decoded.counts.target_calls.tolist() == [7, 12]
+    assert decoded.tokens_per_call == 1
+    assert all((origin == loop.BONUS).all() for origin in decoded.origin)
+
+
+def test_a_bonus_follows_accepted_drafts_alone():
+    """A round is some drafts and then one token of the target: a correction where a draft was refused."""
+    decoded = decode("kangaroo", PROMPTS, gamma=3)
+    letters = np.array(["", "d", "c", "b"])
+    rounds = [re.findall("d*[cb]", "".join(letters[origin])) for origin in decoded.origin]
+    assert set(itertools.chain(*rounds)) == {"c", "dc", "ddc", "dddb"}
+
+
+def test_lookup_copies_what_followed_the_longest_repetition():
+    """The latest of them; no more than the text holds."""
+
+    def find(text, gamma=3, longest=3):
+        tokens = np.zeros(12, np.int32)
+        tokens[: len(text)] = text
+        count, start = Lookup(None, gamma, longest)._find(jax.numpy.asarray(tokens), jax.numpy.array(len(text)))
+        return text[int(start) : int(start) + int(count)]
+
+    assert find([1, 2, 3, 4, 1, 2]) == [3, 4, 1]
+    assert find([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2]) == [7, 6, 1]  # three repeat there, two at the later place
+    assert find([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2], longest=2) == [8, 5, 1]
+    assert find([1, 2, 1, 3, 1]) == [3, 1]  # the latest, and no more than there is
+    assert find([4, 4]) == [4]
+    assert find([1, 2, 3]) == []
+    assert find([0]) == []
+    assert find([1, 2, 0]) == []  # what lies behind the text is no text
+
+
+def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch):
+    rounds, traces = [], []
+
+    def stream(tokens, before, after, *_):
+        rounds.append([np.array(x) for x in (tokens, before, after)])
+
+    monkeypatch.setattr(loop, "_begin", lambda *a, right=loop._begin: traces.append(None) or right(*a))
+    prompts = PROMPTS[:6]
+    for seed in (0, 6):
+        rounds.clear()
+        options = {"seeds": range(seed, seed + 6), "temperature": 1 + seed, "eta": seed / 20}
+        decoded = decode("kangaroo", prompts, max_tokens=WANTED[:6], gamma=3, stream=stream, **options)
+        jax.effects_barrier()
+        assert len(rounds) == decoded.counts.target_calls.max()
+        for row, text in enumerate(decoded.tokens):
+            parts = [tokens[row, before[row] : after[row]] for tokens, before, after in rounds]
+            np.testing.assert_array_equal(np.concatenate(parts), text)
+            assert sum(part.size > 0 for part in parts) == decoded.counts.target_calls[row]
+            np.testing.assert_array_equal(rounds[-1][0][row, : len(prompts[row])], prompts[row])
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, "each prompt must have at least one token"),
+        ({"prompts": [[1], []]}, "each prompt must have at least one token"),
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1, got 0"),
+        ({"max_tokens": [4, 0]}, "`max_tokens` must be at least 1, got 0"),
+        ({"rule": "best"}, "`rule` must be one of sampling, .*typical, got 'best'"),
+        ({"gamma": 0}, "`gamma` must be at least 1, got 0; without drafts, decode plainly"),
+        ({"eta": 1.5}, r"`eta` must be in \[0, 1\], got 1.5; 0 never stops drafting"),
+        ({"draft": "ngram"}, "`draft` must be a student, 'lookup' or None, got 'ngram'"),
+        ({"draft": "lookup", "tree": WAYS["tree"][1]["tree"]}, "`lookup` drafts a chain; a tree needs a student"),
+        (
+            {"tree": WAYS["tree"][1]["tree"], "gamma": 2},
+            "the tree is 3 tokens deep, but `gamma` allows 2; gamma=3 fits",
+        ),
+        ({"tree": WAYS["tree"][1]["tree"], "eta": 0.1}, "`eta` ends a chain; with a tree it must be 0"),
+        ({"temperature": [1.0, -1.0]}, "`temperature` must be finite and at least 0, got -1.0"),
+        ({"top_k": [3, 0]}, "`top_k` must be at least 1, got 0; None keeps all"),
+        ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0; None keeps all"),
+    ],
+)
+def test_impossible_requests_are_refused(options, message):
+    options = {"draft": cases.student("kangaroo", V, 16), "prompts": [[1], [2]], "max_tokens": 4} | options
+    with pytest.raises(ValueError, match=message):
+        speculative.decode(cases.target(V, 16), options.pop("draft"), options.pop("prompts"), **options)

@@ -36,6 +36,7 @@ def test_caches_are_those_of_the_text(kind, options, monkeypatch):
     fresh = _read(target, student, state.texts.tokens)
     for decoded, expected in zip((state.texts.target_cache, state.texts.draft_cache), fresh, strict=True):
         for one, other in zip(jax.tree.leaves(decoded), jax.tree.leaves(expected), strict=True):
+            one, other = (x.reshape(len(prompts), -1, *x.shape[1:]) for x in (one, other))
             for row, length in enumerate(state.texts.length):
                 held, wanted_here = one[row, :, : length - 1], other[row, :, : length - 1]
                 np.testing.assert_allclose(held, wanted_here, rtol=1e-4, atol=1e-5)

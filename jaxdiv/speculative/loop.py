@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jaxdiv import warps
-from jaxdiv.models import Cache
+from jaxdiv.models import Cache, Decoder, Student
 from jaxdiv.speculative import rules, trees
-from jaxdiv.speculative.drafting import Branches, Chain, Draft, Lookup, Sampling, Texts, places
+from jaxdiv.speculative.drafting import Branches, Chain, Draft, Lookup, Proposal, Sampling, Texts, places
 
 PROMPT, DRAFTED, CORRECTED, BONUS = range(4)  # where a token comes from
 

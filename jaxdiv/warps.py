@@ -56,7 +56,8 @@ def _smallest_kept(scaled, how):
         before = jnp.cumsum(masses, axis=-1) - masses
         # At p = 1 nothing is left out, not even what rounding puts beyond it.
         kept &= (before < _a_row(how.top_p, scaled)) | (_a_row(how.top_p, scaled) == 1)
-    last = jnp.sum(kept, axis=-1, keepdims=True) - 1
+    # The likeliest stays, however small the mass: 1e-50 is 0 in float32.
+    last = jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True) - 1, 0)
     return jnp.take_along_axis(falling, last, axis=-1)
 
 

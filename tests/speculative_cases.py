@@ -12,7 +12,16 @@ from scipy import stats
 from jaxdiv import models, speculative
 
 DRAWS, BATCH = 200_000, 50_000
-_CONFIG = {"depth": 2, "width": 8, "heads": 2, "kv_heads": 1, "mlp_width": 12, "rope_base": 100.0, "dtype": "float32"}
+_CONFIG = {
+    "depth": 2,
+    "width": 8,
+    "heads": 2,
+    "kv_heads": 1,
+    "mlp_width": 12,
+    "rope_base": 100.0,
+    "norm_epsilon": 1e-5,
+    "dtype": "float32",
+}
 _STUDENTS = {
     "kangaroo": {"kind": "kangaroo", "exit_layer": 1, "heads": 2, "kv_heads": 1},
     "decoder": _CONFIG | {"kind": "decoder", "depth": 1},

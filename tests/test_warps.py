@@ -107,3 +107,9 @@ def test_draws_follow_the_distribution():
     warped = warps.warp(logits, warps.Warp(2.0, 8))
     drawn = jax.jit(jax.vmap(lambda key: warps.draw(key, warped)))(jax.random.split(jax.random.key(0), 50_000))
     assert cases.p_value(np.asarray(drawn), cases.warped(logits, temperature=2.0, top_k=8)) > 1e-3
+
+
+def test_the_likeliest_class_stays_however_small_the_mass():
+    logits = jnp.array([[0.0, 2.0, 1.0]])
+    for top_p in (1e-50, 1e-6):
+        np.testing.assert_array_equal(jnp.isfinite(warps.warp(logits, warps.Warp(top_p=top_p))), [[False, True, False]])

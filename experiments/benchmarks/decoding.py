@@ -47,7 +47,7 @@ _REPEATS = 32  # of a part, in one compiled loop
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A target and a student of a finished run, layers unrolled, and the beginnings of held-out documents [K, P]."""
+    """A target and a student of a finished run, and the beginnings of held-out documents [K, P]."""
 
     target: models.Decoder
     student: models.Student
@@ -60,7 +60,7 @@ class Run:
         target = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
         student = students.restore_one(path, loss, config["seed"])
         prompts, _ = pipeline.prompts(corpus.splits["test"], length=PROMPT_TOKENS)
-        made = [nnx.merge(model.graphdef, model.params).unrolled() for model in (target, student)]
+        made = [nnx.merge(model.graphdef, model.params) for model in (target, student)]
         return cls(*made, prompts)
 
     def decode(self, draft, prompts, **settings):

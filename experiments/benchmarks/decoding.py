@@ -164,7 +164,7 @@ def _parts_of(name, plan, model, sampling, batch):
             made = draft.propose(texts, sampling)
             return texts._replace(target_cache=made.target_cache, draft_cache=made.draft_cache)
 
-        return repeat(step, texts(draft)).length
+        return repeat(step, texts(draft))  # the caches too: what nothing needs is never computed
 
     @jax.jit
     def verify(params):

@@ -17,7 +17,6 @@ import time
 from concurrent import futures
 
 from absl import flags
-from flax import nnx
 
 from experiments import cli, transcript
 from jaxdiv import speculative
@@ -77,7 +76,7 @@ def main(_):
     page = transcript.Transcript(bpe, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
     decoding = speculative.prepare(
-        _module(teacher.restore(config, run, bpe.vocab_size)),
+        teacher.restore(config, run, bpe.vocab_size).module(),
         draft,
         [bpe.encode(text) for text in texts],
         max_tokens=MAX_TOKENS.value,
@@ -144,11 +143,7 @@ def _student(run, config, seed):
     if LOSS.value is None:
         names = [loss.text for loss in run_config.losses(config)]
         raise ValueError(f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}")
-    return _module(students.restore_one(str(run.root), loss=LOSS.value, seed=seed))
-
-
-def _module(model):
-    return nnx.merge(model.graphdef, model.params)
+    return students.restore_one(str(run.root), loss=LOSS.value, seed=seed).module()
 
 
 def _prompts(run, config):

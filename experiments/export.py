@@ -8,7 +8,6 @@ adapter becomes named tensors and a config that says what it needs of its target
 """
 
 from absl import flags
-from flax import nnx
 
 from experiments import cli
 from jaxdiv import files
@@ -52,7 +51,7 @@ def main(_):
         raise ValueError("--teacher exports the teacher, which has no --loss and no --seed")
     with files.making_folder(OUTPUT.value) as folder:
         tokenizer = Tokenizer.load(run.tokenizer)
-        guide = _module(teacher.restore(config, run, tokenizer.vocab_size))
+        guide = teacher.restore(config, run, tokenizer.vocab_size).module()
         if TEACHER.value:
             _write_decoder(folder, guide, tokenizer, config)
             text = card.teacher(use=_LLAMA, config=config, facts=run.facts())
@@ -64,13 +63,9 @@ def main(_):
     return 0
 
 
-def _module(model):
-    return nnx.merge(model.graphdef, model.params)
-
-
 def _write_student(folder, run, config, guide, tokenizer):
     """Writes the student's config and tensors; its card."""
-    student = _module(students.restore_one(str(run.root), loss=_loss(config), seed=_seed(config)))
+    student = students.restore_one(str(run.root), loss=_loss(config), seed=_seed(config)).module()
     if not run.results.exists():
         raise ValueError(
             f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"

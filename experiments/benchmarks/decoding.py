@@ -60,7 +60,7 @@ class Run:
         target = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
         student = students.restore_one(path, loss, config["seed"])
         prompts, _ = pipeline.prompts(corpus.splits["test"], length=PROMPT_TOKENS)
-        made = [nnx.merge(model.graphdef, model.params) for model in (target, student)]
+        made = [model.module() for model in (target, student)]
         return cls(*made, prompts)
 
     def decode(self, draft, prompts, **settings):

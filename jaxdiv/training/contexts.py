@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float32, Int32
 
 from jaxdiv import models
@@ -77,7 +76,7 @@ def _generated(name, config, corpus, teacher):
     """Each text runs to its end-of-text token, inclusive, or to `generated_tokens`."""
     beginnings, document = prompts(config, corpus)
     texts = models.generate(
-        nnx.merge(teacher.graphdef, teacher.params),
+        teacher.module(),
         beginnings,
         length=config["evaluation"]["generated_tokens"],
         temperature=GENERATED[name],

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxdiv import models
 from jaxdiv.training.state import Model
@@ -36,7 +35,7 @@ def writer(config: Mapping, teacher: Model, students: Model, end_of_text: int) -
     base = jax.random.fold_in(jax.random.key(config["seed"]), np.uint32(2**32 - 1))  # no step is so late
 
     def write(teacher_params, student_params, batch, step):
-        target = nnx.merge(teacher.graphdef, teacher_params)
+        target = teacher.with_params(teacher_params).module()
         how = {
             "length": length + 1 - prompt_tokens,
             "temperature": TEMPERATURE,
@@ -46,7 +45,8 @@ def writer(config: Mapping, teacher: Model, students: Model, end_of_text: int) -
         if data["context"] == TEACHER:
             text = models.generate(target, prompts, **how)
         else:
-            text = models.draft_text(nnx.merge(students.graphdef, student_params), target, prompts, **how)
+            student = students.with_params(student_params).module()
+            text = models.draft_text(student, target, prompts, **how)
         written = {
             "inputs": text[:, :-1],
             "labels": text[:, 1:],

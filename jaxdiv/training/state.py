@@ -20,7 +20,11 @@ class Model:
     params: Any
 
     def __call__(self, *args, **kwargs):
-        return nnx.merge(self.graphdef, self.params)(*args, **kwargs)
+        return self.module()(*args, **kwargs)
+
+    def module(self) -> nnx.Module:
+        """Put together."""
+        return nnx.merge(self.graphdef, self.params)
 
     def with_params(self, params: Any) -> "Model":
         return Model(self.graphdef, params)

@@ -103,13 +103,11 @@ def make_step(
         return params, opt_state, alive, value, norm
 
     def step(state, teacher, batch):
-        def own_lesson(params):
-            return learned_from(teacher, params, batch, state.step)
+        of_all = None if each_its_own else learned_from(teacher, None, batch, state.step)
 
-        lesson = own_lesson
-        if not each_its_own:
-            of_all = own_lesson(None)
-            lesson = lambda _: of_all  # noqa: E731
+        def lesson(params):
+            return of_all or learned_from(teacher, params, batch, state.step)
+
         groups = [
             for_each_seed(lambda student, objective=objective: update(student, objective, lesson), group)
             for objective, *group in zip(objectives, state.params, state.opt_state, state.alive, strict=True)

@@ -178,6 +178,14 @@ def test_wrong_tensors_are_named(folder, change, told):
     check_refusal(folder, told)
 
 
+def test_a_tensor_that_is_not_finite_is_named(folder):
+    tensors = tensors_of(folder)
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = np.nan
+    keep(folder, tensors)
+    with pytest.raises(ValueError, match="down.* not finite"):
+        llama.read(folder)
+
+
 def test_wrong_files_are_named(folder):
     save_file({Q: np.zeros((32, 32), np.float32)}, folder / "second.safetensors")
     check_refusal(folder, f"tensor {Q} stands twice, in .*model.safetensors and in .*second.safetensors")

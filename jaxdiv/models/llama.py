@@ -109,10 +109,14 @@ def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
       dtype: of activations.
 
     Raises:
-      ValueError: as `read_config` and `Tensors`, or a tensor is missing, surplus or of a wrong shape; it is named.
+      ValueError: as `read_config` and `Tensors`, or a tensor is missing, surplus, of a wrong shape or not finite; it
+        is named.
     """
     arguments, tied, tensors = _opened(folder)
     parameters = llama_tensors.parameters(arguments, tensors, tied=tied)
+    for path, value in jax.tree_util.tree_leaves_with_path(parameters):
+        if not np.isfinite(value).all():
+            raise ValueError(f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not finite")
     empty = nnx.eval_shape(lambda: Decoder(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(empty)
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, parameters))

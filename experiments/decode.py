@@ -59,7 +59,7 @@ TREE = flags.DEFINE_string(
 )
 RULE = flags.DEFINE_enum("rule", "sampling", list(speculative.RULES), "How drafts are accepted; typical is lossy.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Texts for each prompt.", lower_bound=1, upper_bound=2**16)
-SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", 0, "Of a prompt's first sample; the next have the next ones.")
+SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", 0, "Of the first text; the next have the next ones.")
 BASELINE = flags.DEFINE_bool("baseline", False, "Decode without drafts, whatever else is said of them.")
 OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "For people, or a JSON object a text.")
 
@@ -72,7 +72,7 @@ def main(_):
     draft, told, how = _drafting(run, config)
     prompts = _prompts(run, config)
     texts = [text for text in prompts for _ in range(NUM_SAMPLES.value)]
-    seeds = [SAMPLING_SEED.value + i for i in range(NUM_SAMPLES.value)] * len(prompts)
+    seeds = [SAMPLING_SEED.value + i for i in range(len(texts))]
     page = transcript.Transcript(bpe, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
     decoding = speculative.prepare(
@@ -160,7 +160,7 @@ def _prompts(run, config):
 def _read(path):
     """The prompts of a file, one a line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from None
     found = []
@@ -176,7 +176,7 @@ def _read(path):
 def _from_json(line, place):
     try:
         return json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f'{place} must be an object with a prompt, as {{"prompt": "..."}}, got {line[:60]}') from None
 
 

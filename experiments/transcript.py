@@ -15,8 +15,9 @@ from jaxdiv.speculative import BONUS, CORRECTED, DRAFTED, Counts, Decoded
 _STYLES = {DRAFTED: "green", CORRECTED: "magenta", BONUS: "cyan"}
 _NAMES = {DRAFTED: "drafted and accepted", CORRECTED: "in place of a refused draft", BONUS: "after the last draft"}
 _HALF = "\N{REPLACEMENT CHARACTER}"
-# Other control characters would steer the terminal.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+# Other control characters, also those that turn the direction of writing, would steer the terminal.
+_STEERING = (*range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(_STEERING, _HALF)
 
 
 class Pieces:

@@ -182,7 +182,7 @@ def test_a_tensor_that_is_not_finite_is_named(folder):
     tensors = tensors_of(folder)
     tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = np.nan
     keep(folder, tensors)
-    with pytest.raises(ValueError, match="down.* not finite"):
+    with pytest.raises(ValueError, match=r"down.* not finite"):
         llama.read(folder)
 
 

@@ -9,6 +9,7 @@ fifth of the 8-grams stood before. The reading time of the weights is that of co
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -62,6 +63,11 @@ class Run:
         prompts, _ = pipeline.prompts(corpus.splits["test"], length=PROMPT_TOKENS)
         made = [model.module() for model in (target, student)]
         return cls(*made, prompts)
+
+    @functools.cached_property
+    def unrolled(self) -> "Run":
+        """With each layer's weights apart, so that no call has to take them out of the stacked ones."""
+        return Run(self.target.unrolled(), self.student.unrolled(), self.prompts)
 
     def decode(self, draft, prompts, **settings):
         return speculative.decode(self.target, draft, prompts, max_tokens=TOKENS.value, **settings)
@@ -128,7 +134,7 @@ def measure(run: Run, prompts: np.ndarray, temperature: float, batch: int) -> pd
     return pd.DataFrame(rows)
 
 
-def parts(run: Run, gamma: int, batch: int = 1) -> dict[str, float]:
+def parts(run: Run, gamma: int, batch: int) -> dict[str, float]:
     """Milliseconds of each part of a round, and of reading the weights once."""
     length = PROMPT_TOKENS + TOKENS.value
     sampling = drafting.Sampling(
@@ -194,7 +200,7 @@ def _copy(model):
 
 
 def predicted(measured: pd.DataFrame, cost: dict[str, float], gamma: int) -> float:
-    """The speed-up that the parts' times and the target calls give for a chain of gamma without early exit."""
+    """The speed-up that the parts' times and the target calls give for a chain of gamma that never exits early."""
     row = measured[measured.setting == f"γ={gamma} η=0"].iloc[0]
     return row.tau * (cost["plain: draft"] + cost["plain: verify"]) / (cost["round: draft"] + cost["round: verify"])
 
@@ -211,17 +217,22 @@ def table(measured: pd.DataFrame) -> Table:
 def main(_):
     if not WORKDIR.value:
         raise ValueError("give a finished run, such as --workdir=runs/decoding")
-    run = Run.load(WORKDIR.value, LOSS.value)
+    gammas, batches = list(map(int, GAMMAS.value)), list(map(int, BATCHES.value))
+    if "0" not in ETAS.value:
+        raise ValueError("--etas must have 0: what is predicted is a chain that never exits early")
+    run = Run.load(WORKDIR.value, LOSS.value).unrolled
     prompts = telling(run, TEXTS.value)
     console = Console(width=130)
     frames = []
-    for temperature, batch in itertools.product(map(float, TEMPERATURES.value), map(int, BATCHES.value)):
+    for temperature, batch in itertools.product(map(float, TEMPERATURES.value), batches):
         frames.append(measure(run, prompts, temperature, batch))
         console.print(table(frames[-1]))
-    for gamma in map(int, GAMMAS.value):
-        cost = parts(run, gamma)
+    for gamma in gammas:
+        cost = parts(run, gamma, batches[0])
         text = ", ".join(f"{name} {ms:.2f}" for name, ms in cost.items())
-        console.print(f"γ={gamma}, batch 1, ms: {text}; predicted speed-up {predicted(frames[0], cost, gamma):.2f}")
+        console.print(
+            f"γ={gamma}, batch {batches[0]}, ms: {text}; predicted speed-up {predicted(frames[0], cost, gamma):.2f}"
+        )
     if OUTPUT.value:
         files.write_text(OUTPUT.value, pd.concat(frames).to_csv(index=False))
     return 0

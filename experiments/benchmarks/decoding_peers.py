@@ -48,8 +48,10 @@ def contestants(run: Run, prompts: np.ndarray) -> dict:
     length = prompts.shape[1] + TOKENS.value
     target, draft = load_theirs(run.target, length), load_theirs(run.student.decoder, length)
 
+    fast = run.unrolled
+
     def ours(draft, **settings):
-        return lambda: [run.decode(draft, p[None], temperature=0.0, **settings).tokens[0] for p in prompts]
+        return lambda: [fast.decode(draft, p[None], temperature=0.0, **settings).tokens[0] for p in prompts]
 
     def theirs(**settings):
         def one(prompt):
@@ -67,7 +69,7 @@ def contestants(run: Run, prompts: np.ndarray) -> dict:
     draft.generation_config.assistant_confidence_threshold = 0.0
     return {
         "plain": ours(None),
-        f"draft γ={GAMMA.value}": ours(run.student, gamma=GAMMA.value),
+        f"draft γ={GAMMA.value}": ours(fast.student, gamma=GAMMA.value),
         f"lookup γ={GAMMA.value}": ours(speculative.LOOKUP, gamma=GAMMA.value),
         "transformers: plain": theirs(),
         f"transformers: draft γ={GAMMA.value}": theirs(assistant_model=draft),

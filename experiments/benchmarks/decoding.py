@@ -221,10 +221,11 @@ def main(_):
     if "0" not in ETAS.value:
         raise ValueError("--etas must have 0: what is predicted is a chain that never exits early")
     run = Run.load(WORKDIR.value, LOSS.value).unrolled
-    prompts = telling(run, TEXTS.value)
+    temperatures = list(map(float, TEMPERATURES.value))
+    prompts = telling(run, TEXTS.value) if 0 in temperatures else run.prompts[: TEXTS.value]
     console = Console(width=130)
     frames = []
-    for temperature, batch in itertools.product(map(float, TEMPERATURES.value), batches):
+    for temperature, batch in itertools.product(temperatures, batches):
         frames.append(measure(run, prompts, temperature, batch))
         console.print(table(frames[-1]))
     for gamma in gammas:

@@ -10,7 +10,7 @@ from jaxdiv.models import layers
 from jaxdiv.speculative import drafting, loop, rules
 from tests import speculative_cases as cases
 
-DRAWS = 50_000
+DRAWS = cases.DRAWS
 
 
 @pytest.fixture

@@ -1,46 +1,158 @@
-"""Every trained student of a run, greedy, against the target alone on many prompts."""
+"""Every loss's trained students: greedy texts against the target's own, target calls against the prediction."""
+
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import stats
 
-from jaxdiv import models, speculative
+from jaxdiv import acceptance, models, speculative
 from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
 from jaxdiv.training import students, teacher
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.workdir import Workdir
 from tests import runs
+from tests.test_acceptance import z_score
 
 pytestmark = pytest.mark.slow
-PROMPTS, TOKENS, CLOSE = 200, 128, 1e-4
+LOSSES = "ce,ce_argmax,ce_data,kl,rkl,jeffreys,jsd,tv,nla,lk_hybrid"
+PROMPT, PROMPTS, TOKENS, CLOSE = 8, 200, 128, 1e-4
+TREE = speculative.parse("0,1,2,00,01,10,000,100")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speculative") / "run"
-    runs.succeed("distill", runs.SMOKE, f"--workdir={folder}")
-    return Workdir(folder)
+class Trained:
+    """A finished run, its target and the beginnings of its texts."""
 
+    def __init__(self, folder, kind):
+        # A rate high enough that so short a run gives students that differ.
+        rates = ["--config.student.optimizer.learning_rate=2e-2", "--config.teacher.optimizer.learning_rate=1e-2"]
+        longer = ["--config.teacher.steps=100", "--config.student.steps=40"]
+        kind = f"--config.student.kind={kind}"
+        runs.succeed("distill", runs.SMOKE, f"--workdir={folder}", f"--config.losses={LOSSES}", kind, *rates, *longer)
+        self.workdir = Workdir(folder)
+        self.config, corpus = self.workdir.config(), Corpus.load(self.workdir)
+        self.vocab_size = corpus.tokenizer.vocab_size
+        self.target = teacher.restore(self.config, self.workdir, self.vocab_size).module().unrolled()
+        self.prompts, _ = pipeline.prompts(corpus.splits["train"], length=PROMPT, max_documents=PROMPTS)
+        assert len(self.prompts) == PROMPTS
 
-def test_every_losss_student_leaves_the_greedy_text_as_it_is(run):
-    """A text may part from it only where the target's two largest logits all but tie, and hardly one does."""
-    config, corpus = run.config(), Corpus.load(run)
-    size = corpus.tokenizer.vocab_size
-    guide = teacher.restore(config, run, size)
-    target = nnx.merge(guide.graphdef, guide.params)
-    prompts, _ = pipeline.prompts(corpus.splits["train"], length=8, max_documents=PROMPTS)
-    assert len(prompts) == PROMPTS
-    plain = np.asarray(models.generate(target, prompts, length=TOKENS, temperature=0.0, key=jax.random.key(0)))
-    logits = jax.jit(lambda tokens: jax.lax.top_k(target(tokens).logits, 2)[0])(plain)[:, 7:-1]
-    close = np.asarray(logits[..., 0] - logits[..., 1]) < CLOSE
-    for loss in run_config.losses(config):
-        made = students.restore(config, run, size, loss.text)[0].student(0)
-        draft = nnx.merge(made.graphdef, made.params)
-        decoded = speculative.decode(target, draft, prompts, max_tokens=TOKENS, temperature=0.0)
-        differs = np.stack(decoded.tokens) != plain[:, 8:]
+    def students(self):
+        """(loss, seed, student) of all."""
+        for loss in run_config.losses(self.config):
+            model, alive = students.restore(self.config, self.workdir, self.vocab_size, loss.text)
+            for seed in range(len(alive)):
+                yield loss.text, seed, model.student(seed).module()
+
+    def untrained(self, *, adversarial):
+        """One that thinks least likely what it should think likeliest, if adversarial."""
+        made = students.untrained(self.config, self.vocab_size).student(0).module()
+        norm = made.norm if self.config["student"]["kind"] == "kangaroo" else made.decoder.norm
+        if adversarial:
+            norm.scale[...] = -norm.scale[...]
+        return made
+
+    @functools.cached_property
+    def greedy(self):
+        """(the target's greedy texts [K, n], whether its two largest logits all but tie at a token [K, n])."""
+        text = models.generate(self.target, self.prompts, length=TOKENS, temperature=0.0, key=jax.random.key(0))
+        largest = jax.jit(lambda tokens: jax.lax.top_k(self.target(tokens).logits, 2)[0])(text)[:, PROMPT - 1 : -1]
+        return np.asarray(text)[:, PROMPT:], np.asarray(largest[..., 0] - largest[..., 1]) < CLOSE
+
+    def check_greedy(self, draft, **options):
+        """A text may part from the target's only where it all but ties, and hardly one does."""
+        decoded = speculative.decode(self.target, draft, self.prompts, max_tokens=TOKENS, temperature=0.0, **options)
+        text, close = self.greedy
+        differs = np.stack(decoded.tokens) != text
         parted = np.flatnonzero(differs.any(axis=1))
         assert all(close[row, differs[row].argmax()] for row in parted)
         assert len(parted) <= 1
-        assert decoded.tokens_per_call > 1
+        return decoded
+
+
+@pytest.fixture(scope="module", params=["kangaroo", "decoder"])
+def trained(request, tmp_path_factory):
+    return Trained(tmp_path_factory.mktemp("speculative") / "run", request.param)
+
+
+def test_every_student_leaves_the_greedy_text_as_it_is(trained):
+    seen = 0
+    for _, _, draft in trained.students():
+        assert trained.check_greedy(draft).tokens_per_call > 1
+        seen += 1
+    assert seen == 20
+
+
+@pytest.mark.parametrize("options", [{"eta": 0.3}, {"tree": TREE}, {"rule": "coupled"}], ids=["eta", "tree", "coupled"])
+def test_ways_of_drafting_leave_the_greedy_text_as_it_is(trained, options):
+    for _, seed, draft in trained.students():
+        if seed == 0:
+            trained.check_greedy(draft, **options)
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_untrained_students_leave_the_greedy_text_as_it_is(trained, adversarial):
+    for options in ({}, {"tree": TREE}):
+        trained.check_greedy(trained.untrained(adversarial=adversarial), **options)
+
+
+def test_lookup_leaves_the_greedy_text_as_it_is(trained):
+    trained.check_greedy(speculative.LOOKUP)
+
+
+GAMMA, SHORT, REPEATS = 4, 48, 20
+RULES = {
+    "sampling": (acceptance.sampling_given, acceptance.sampling),
+    "greedy_draft": (lambda q, _, tokens: acceptance.greedy_given(q, tokens), acceptance.greedy_draft),
+    "exact_match": (
+        lambda q, _, tokens: jnp.take_along_axis(jax.nn.softmax(q), tokens[..., None], axis=-1)[..., 0],
+        acceptance.exact_match,
+    ),
+}
+
+
+def test_target_calls_and_acceptance_are_those_predicted(trained):
+    """Over losses and rules, at temperature 1; a text's own prediction takes its noise out of the difference."""
+    prompts = np.repeat(trained.prompts, REPEATS, axis=0)
+    zs = []
+    for loss, seed, draft in trained.students():
+        if seed:
+            continue
+        predict = _predictor(trained.target, draft)
+        for rule in RULES:
+            seeds = np.arange(len(prompts)) + len(prompts) * len(zs)
+            decoded = speculative.decode(
+                trained.target, draft, prompts, max_tokens=SHORT, gamma=GAMMA, rule=rule, seeds=seeds
+            )
+            calls = decoded.counts.target_calls
+            half_width = 1.96 * calls.std(ddof=1) / np.sqrt(calls.size) / calls.mean()
+            assert half_width <= 0.01, (loss, rule)
+            expected = predict(rule, np.concatenate([prompts, np.stack(decoded.tokens)], axis=1))
+            zs += [z_score(calls, expected[0]), z_score(decoded.counts.accepted[:, 0], expected[1])]
+    assert len(zs) == 2 * len(LOSSES.split(",")) * len(RULES)
+    assert np.abs(zs).max() <= 3.5
+    for of_one_kind in (zs[::2], zs[1::2]):
+        assert stats.chi2.sf(np.square(of_one_kind).sum(), len(of_one_kind)) >= 1e-3
+
+
+def _predictor(target, draft):
+    """Of a rule and texts [K, T], by one pass: expected target calls, and rounds whose first draft is accepted."""
+    parts = nnx.split((target, draft))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def predict(params, rule, whole):
+        target, draft = nnx.merge(parts[0], params)
+        output = target(whole, exit_layer=draft.exit_layer)
+        q, p = (logits[:, PROMPT - 1 : -1] for logits in (draft(whole, output), output.logits))
+        given, closed_form = RULES[rule]
+        begins = acceptance.renewal(given(q, p, whole[:, PROMPT:]), SHORT, gamma=GAMMA)
+        return jnp.sum(begins, axis=-1), jnp.sum(begins * closed_form(q, p), axis=-1)
+
+    def in_parts(rule, whole):
+        made = [predict(parts[1], rule, some) for some in np.split(whole, REPEATS)]
+        return [np.concatenate(x) for x in zip(*made, strict=True)]
+
+    return in_parts

@@ -3,9 +3,10 @@
   python -m experiments.distill --config=configs/decoding.py --workdir=runs/decoding
   python -m experiments.benchmarks.decoding --workdir=runs/decoding --loss=kl --gammas=2,4 --etas=0,0.6
 
-All contestants take turns in one process. Prompts are the beginnings of held-out documents. Under greedy decoding
-small models repeat themselves, which flatters every draft: of the greedy texts only those count in which at most a
-fifth of the 8-grams stood before. The reading time of the weights is that of copying as many bytes, halved.
+All contestants take turns in one process. Prompts are cut from held-out documents, every 512 tokens, in random order.
+Under greedy decoding small models repeat themselves, which flatters every draft: of the greedy texts only those count
+in which at most a fifth of the 8-grams stood before. The reading time of the weights is that of copying as many bytes,
+halved.
 """
 
 import dataclasses
@@ -42,13 +43,14 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each is timed; the medians
 OUTPUT = flags.DEFINE_string("output", None, "A CSV file for the numbers.")
 
 PROMPT_TOKENS = 32
+PIECE_TOKENS = 512
 MOST_REPEATED = 0.2
 _REPEATS = 32  # of a part, in one compiled loop
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A target and a student of a finished run, and the beginnings of held-out documents [K, P]."""
+    """A target and a student of a finished run, and prompts from held-out documents [K, P]."""
 
     target: models.Decoder
     student: models.Student
@@ -60,9 +62,8 @@ class Run:
         config, corpus = workdir.config(), Corpus.load(workdir)
         target = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
         student = students.restore_one(path, loss, config["seed"])
-        prompts, _ = pipeline.prompts(corpus.splits["test"], length=PROMPT_TOKENS)
         made = [model.module() for model in (target, student)]
-        return cls(*made, prompts)
+        return cls(*made, _prompts(corpus.splits["test"]))
 
     @functools.cached_property
     def unrolled(self) -> "Run":
@@ -71,6 +72,13 @@ class Run:
 
     def decode(self, draft, prompts, **settings):
         return speculative.decode(self.target, draft, prompts, max_tokens=TOKENS.value, **settings)
+
+
+def _prompts(held_out):
+    cuts = np.arange(0, held_out.offsets[-1], PIECE_TOKENS)
+    pieces = dataclasses.replace(held_out, offsets=np.union1d(held_out.offsets, cuts))
+    prompts, _ = pipeline.prompts(pieces, length=PROMPT_TOKENS)
+    return np.random.default_rng(0).permutation(prompts)
 
 
 def repeated(tokens: np.ndarray, size: int = 8) -> float:

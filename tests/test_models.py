@@ -201,6 +201,20 @@ def test_grouped_heads_equal_repeated_heads():
     assert_close(layers.attend(q, k, v, visible), repeated, 1e-6)
 
 
+@pytest.mark.parametrize("inputs", [64, 63])
+def test_a_lone_row_is_multiplied_like_many(inputs):
+    x, matrix = (jax.random.normal(jax.random.key(i), (inputs, 48)) for i in range(2))
+    many = layers.multiply(x.T, matrix)
+    assert_close(many, np.asarray(x.T, np.float64) @ np.asarray(matrix, np.float64))
+    for row, alone in enumerate(jax.lax.map(lambda row: layers.multiply(row[None, None], matrix)[0, 0], x.T)):
+        assert_close(alone, many[row])
+    half = layers.multiply(
+        x.T[:1].astype(jnp.bfloat16), matrix.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+    )
+    assert half.dtype == jnp.float32
+    assert_close(half, many[:1], 0.1)
+
+
 def test_stacked_layers_equal_unrolled_ones(teacher, tokens):
     def squares(model):
         return jnp.mean(model(tokens).logits ** 2)

@@ -18,6 +18,7 @@ from jaxdiv.models.layers import (
     check_heads,
     empty_cache,
     layout,
+    multiply,
     rms_norm,
 )
 
@@ -183,4 +184,4 @@ class Decoder(nnx.Module):
 
 def project(features: Activations, head: Float[Array, "D V"]) -> Float[Array, "B L V"]:
     """Logits in float32 of features that are normed already; the head is taken in their type."""
-    return jnp.einsum("bld,dv->blv", features, head.astype(features.dtype), preferred_element_type=jnp.float32)
+    return multiply(features, head.astype(features.dtype), preferred_element_type=jnp.float32)

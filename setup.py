@@ -24,7 +24,7 @@ TRAIN = [
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23",
 ]
-TEST = ["beartype>=0.22", "equinox>=0.13", "hypothesis>=6.170", "mpmath>=1.4", "pytest>=9.0", "pytest-xdist>=3.8"]
+TEST = ["beartype>=0.22", "equinox>=0.13", "hypothesis>=6.170", "mpmath>=1.3", "pytest>=9.0", "pytest-xdist>=3.8"]
 
 setup(
     name="jaxdiv",
@@ -42,7 +42,7 @@ setup(
         "test": TRAIN + TEST,
         "dev": [*TRAIN, *TEST, "ruff>=0.15"],
         # What losses and models are compared with: over a gigabyte.
-        "peers": ["distrax>=0.1.9", "torch>=2.14", "transformers>=5.24"],
+        "peers": ["distrax>=0.1.9", "torch>=2.13", "transformers>=5.24"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },

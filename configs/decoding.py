@@ -15,6 +15,7 @@ def get_config():
     config.teacher.update({"steps": 800, "batch_size": 4})  # many small steps: so little text teaches more by them
     config.teacher.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 30})
     config.student.update({"exit_layer": 2, "heads": 7, "kv_heads": 1, "steps": 400, "batch_size": 8})
+    config.student.update({"depth": 2, "width": 224, "mlp_width": 640})  # of kind decoder
     config.evaluation.update({"documents": 16, "document_tokens": 256})
     config.evaluation.temperatures = (1.0,)
     config.checkpoint.every = 100

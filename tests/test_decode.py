@@ -224,6 +224,19 @@ def test_what_cannot_be_decoded_is_refused(measured):
     runs.check_refusal(gamma, "--decode_gamma=9")
 
 
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["held back until the end", "written before it"])
+def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
+    code = (
+        "import sys; from experiments import cli; sys.stdin.readline(); "
+        f"sys.argv = ['x']; cli.run(lambda _: print('a line\\n' * {lines}))"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, **pipes) as process:
+        process.stdout.close()
+        _, error = process.communicate("\n", timeout=60)
+    assert (process.returncode, error) == (1, "")
+
+
 def test_ctrl_c_ends_a_call_that_does_not_listen():
     code = (
         "import time; from experiments import decode; decode._timed(lambda: (print('on', flush=True), time.sleep(60)))"

@@ -1,5 +1,6 @@
 """The binary that decodes: what it prints, where the tokens come from, and what it refuses."""
 
+import functools
 import json
 import shutil
 import signal
@@ -124,6 +125,21 @@ def test_what_does_not_fit_the_target_is_refused(draft, options, message):
     target = _shapes(lambda rngs: _decoder(7, rngs))
     with pytest.raises(ValueError, match=message):
         speculative.prepare(target, draft(), **{"prompts": [[1]], "max_tokens": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "texts", "message"),
+    [
+        ("sampling", 215, "215 texts of 4 drafts a round over 1,000,000 tokens need 2,150,000,000 probabilities of "),
+        ("greedy_draft", 430, "need 2,150,000,000 probabilities of the target, more than 2,147,483,648; decode fewer"),
+    ],
+)
+def test_distributions_beyond_any_memory_are_refused(rule, texts, message):
+    target = _shapes(lambda rngs: _decoder(10**6, rngs))
+    prepare = functools.partial(speculative.prepare, target, _kangaroo(8, 1), max_tokens=2, rule=rule)
+    with pytest.raises(ValueError, match=message):
+        prepare([[1]] * texts)
+    prepare([[1]] * (texts - 1))
 
 
 def test_files_and_folders_that_are_none_are_named(ended):

@@ -187,6 +187,11 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
         ({"tree": WAYS["tree"][1]["tree"], "eta": 0.1}, "`eta` ends a chain; with a tree it must be 0"),
         ({"temperature": [1.0, -1.0]}, "`temperature` must be finite and at least 0, got -1.0"),
         ({"top_k": [3, 0]}, "`top_k` must be at least 1, got 0; None keeps all"),
+        ({"max_tokens": [4, 4, 4]}, "`max_tokens` has 3 values for 2 texts; give one for all, or one for each"),
+        ({"max_tokens": []}, "`max_tokens` has 0 values for 2 texts"),
+        ({"temperature": [1.0, 1.0, 0.0]}, "`temperature` has 3 values for 2 texts"),
+        ({"top_k": [3, 2, 1, 1]}, "`top_k` has 4 values for 2 texts"),
+        ({"top_p": [0.5] * 3}, "`top_p` has 3 values for 2 texts"),
         ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0; None keeps all"),
     ],
 )

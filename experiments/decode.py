@@ -18,7 +18,7 @@ from concurrent import futures
 
 from absl import flags
 
-from experiments import cli, prompts, transcript
+from experiments import cli, parts, prompts, transcript
 from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.models import Student
@@ -29,6 +29,7 @@ from jaxdiv.training.workdir import Workdir
 STUDENT = "student"
 GAMMA_OF_CHAINS = 4
 KANGAROO_ETA = 0.6  # arXiv 2404.18911, section 4.1
+TIMINGS = 5  # of each part; the medians count
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
 DRAFT = flags.DEFINE_enum("draft", STUDENT, [STUDENT, speculative.LOOKUP], "What drafts: a student, or prompt lookup.")
@@ -61,6 +62,7 @@ RULE = flags.DEFINE_enum("rule", "sampling", list(speculative.RULES), "How draft
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Texts for each prompt.", lower_bound=1, upper_bound=2**16)
 SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", 0, "Of the first text; the next have the next ones.")
 BASELINE = flags.DEFINE_bool("baseline", False, "Decode without drafts, whatever else is said of them.")
+TIME_SPLIT = flags.DEFINE_bool("time_split", False, "Time drafting and verification apart too, which compiles more.")
 OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "For people, or a JSON object a text.")
 
 
@@ -144,6 +146,9 @@ def main(_):
         page.texts(texts, seeds, decoded)
     page.say(f"\n{drafting}")
     page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
+    if TIME_SPLIT.value:
+        ((cost,), _) = _timed(lambda: parts.milliseconds([decoding], repeats=TIMINGS))
+        page.say(parts.sentence(cost, decoded, seconds))
     if not drafting.lossless:
         page.say(f"The rule `{drafting.rule}` is lossy: the texts are not distributed as the target's own.")
     return 0

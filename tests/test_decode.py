@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ JSON = ["--output=jsonl", *SHORT]
 GOOD = {
     "samples": ["--loss=kl", "--num_samples=2", "--sampling_seed=5", "--top_k=500", "--top_p=0.9", *JSON],
     "tree": ["--loss=tv", "--seed=1", "--tree=0,1,00", "--temperature=0", *JSON],
-    "lookup": ["--draft=lookup", "--rule=typical", *SHORT],
+    "lookup": ["--draft=lookup", "--rule=typical", "--time_split", *SHORT],
 }
 REFUSED = {
     "no loss": ([], ["give the student's loss, such as --loss=ce", "ce, kl, tv"]),
@@ -190,11 +191,13 @@ def test_text_is_printed_with_its_statistics_and_without_colour(ended):
         assert told in done.stdout
     assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
     assert "typical` is lossy" in done.stdout
+    assert re.search(r"A round takes \S+ ms: drafting \S+, verification \S+ \(each timed apart\)", done.stdout)
     texts = ended["two.txt"].stdout
     assert [texts.count(f"--- sampling seed {seed}") for seed in (0, 1)] == [1, 1]
     assert "draft target" in texts
     assert "token accept" in texts
     assert "without drafts" in texts
+    assert "timed apart" not in texts
     assert "lossy" not in texts
 
 

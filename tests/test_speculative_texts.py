@@ -166,7 +166,7 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
     def stream(tokens, before, after, *_):
         rounds.append([np.array(x) for x in (tokens, before, after)])
 
-    monkeypatch.setattr(loop, "_begin", lambda *a, right=loop._begin: traces.append(None) or right(*a))
+    monkeypatch.setattr(loop, "begin", lambda *a, right=loop.begin: traces.append(None) or right(*a))
     prompts = PROMPTS[:6]
     for seed in (0, 6):
         rounds.clear()

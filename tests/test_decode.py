@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 import signal
@@ -250,7 +251,8 @@ def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
         f"sys.argv = ['x']; cli.run(lambda _: print('a line\\n' * {lines}))"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, **pipes) as process:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, env=env, **pipes) as process:
         process.stdout.close()
         _, error = process.communicate("\n", timeout=60)
     assert (process.returncode, error) == (1, "")

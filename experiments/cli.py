@@ -15,6 +15,7 @@ from rich.console import Console
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 BAD_INPUT = 2
+CLOSED_PIPE = 1  # as rich's console ends then
 
 
 def define_config() -> flags.FlagHolder:
@@ -23,7 +24,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> None:
-    """Runs an absl main; bad input becomes one line on standard error and exit code 2.
+    """Runs an absl main; bad input becomes one line on standard error and exit code 2, a reader that left nothing.
 
     Args:
       resumes: whether the same command goes on where it was interrupted.
@@ -41,6 +42,11 @@ def _guarded(main, argv, resumes):
         sys.unraisablehook = lambda _: None
     try:
         code = main(argv)
+        sys.stdout.flush()  # while a reader that has gone can still be caught
+    except BrokenPipeError:
+        # As `| head` does. Python would flush once more at its end, and tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
     except KeyboardInterrupt:
         mend = "; the same command goes on from what was saved" if resumes else ""
         _fail("interrupted" + mend, code=128 + signal.SIGINT)

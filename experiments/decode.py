@@ -9,26 +9,27 @@ The target is the run's teacher, the draft one of its students. A text ends with
 --max_tokens. Without a prompt, the beginning of the first held-out document is continued.
 """
 
+import dataclasses
 import json
 import os
-import pathlib
 import signal
 import time
 from concurrent import futures
 
 from absl import flags
 
-from experiments import cli, transcript
+from experiments import cli, parts, prompts, transcript
 from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.models import Student
 from jaxdiv.training import config as run_config
-from jaxdiv.training import contexts, students, teacher
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.training import students, teacher
 from jaxdiv.training.workdir import Workdir
 
 STUDENT = "student"
 GAMMA_OF_CHAINS = 4
 KANGAROO_ETA = 0.6  # arXiv 2404.18911, section 4.1
+TIMINGS = 5  # of each part; the medians count
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
 DRAFT = flags.DEFINE_enum("draft", STUDENT, [STUDENT, speculative.LOOKUP], "What drafts: a student, or prompt lookup.")
@@ -61,7 +62,52 @@ RULE = flags.DEFINE_enum("rule", "sampling", list(speculative.RULES), "How draft
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Texts for each prompt.", lower_bound=1, upper_bound=2**16)
 SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", 0, "Of the first text; the next have the next ones.")
 BASELINE = flags.DEFINE_bool("baseline", False, "Decode without drafts, whatever else is said of them.")
+TIME_SPLIT = flags.DEFINE_bool("time_split", False, "Time drafting and verification apart too, which compiles more.")
 OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "For people, or a JSON object a text.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafting:
+    """How drafts are made; of plain decoding, None everywhere.
+
+    Attributes:
+      draft: what `speculative.prepare` takes.
+      name: the draft's, as --draft has it.
+      loss, seed: of a student.
+      rule, gamma, eta, tree: as `speculative.prepare` has them.
+    """
+
+    draft: Student | str | None = None
+    name: str | None = None
+    loss: str | None = None
+    seed: int | None = None
+    rule: str | None = None
+    gamma: int | None = None
+    eta: float | None = None
+    tree: speculative.Tree | None = None
+
+    @property
+    def lossless(self) -> bool:
+        return self.rule is None or speculative.RULES[self.rule].lossless
+
+    @property
+    def options(self) -> dict:
+        """The arguments of `speculative.prepare` that are about drafting."""
+        names = () if self.draft is None else ("rule", "gamma", "eta", "tree")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def told(self) -> dict:
+        """What a line of JSON tells of it."""
+        names = {"draft": self.name, "loss": self.loss, "seed": self.seed}
+        return {**names, "rule": self.rule, "lossless": self.lossless}
+
+    def __str__(self) -> str:
+        if self.draft is None:
+            return "Plain decoding, without drafts."
+        student = f" of {self.loss}, seed {self.seed}" if self.loss else ""
+        drafts = f"a chain of {self.gamma}, eta {self.eta:g}" if self.tree is None else f"the tree {TREE.value}"
+        return f"Drafted by {self.name}{student}: {drafts}; rule {self.rule}, temperature {TEMPERATURE.value:g}."
 
 
 def main(_):
@@ -69,15 +115,15 @@ def main(_):
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     run = Workdir(WORKDIR.value)
     config, bpe = run.config(), Tokenizer.load(run.tokenizer)
-    draft, told, how = _drafting(run, config)
-    prompts = _prompts(run, config)
-    texts = [text for text in prompts for _ in range(NUM_SAMPLES.value)]
+    drafting = Drafting() if BASELINE.value else _drafting(run, config)
+    given = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
+    texts = [text for text in given for _ in range(NUM_SAMPLES.value)]
     seeds = [SAMPLING_SEED.value + i for i in range(len(texts))]
     page = transcript.Transcript(bpe, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
     decoding = speculative.prepare(
         teacher.restore(config, run, bpe.vocab_size).module(),
-        draft,
+        drafting.draft,
         [bpe.encode(text) for text in texts],
         max_tokens=MAX_TOKENS.value,
         temperature=TEMPERATURE.value,
@@ -86,26 +132,30 @@ def main(_):
         stop=bpe.end_of_text,
         seeds=seeds,
         stream=page.stream if streams else None,
-        **how,
+        **drafting.options,
     )
     compiled, compile_seconds = _timed(decoding.compile)
     if streams:
         page.begin(texts[0])
     decoded, seconds = _timed(compiled)
     if OUTPUT.value == "jsonl":
-        _write_json(texts, seeds, decoded, bpe, told)
+        _write_json(texts, seeds, decoded, bpe, drafting)
     elif streams:
         page.end()
     else:
         page.texts(texts, seeds, decoded)
-    _summarize(page, decoded, told, how, seconds=seconds, compile_seconds=compile_seconds)
+    page.say(f"\n{drafting}")
+    page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
+    if TIME_SPLIT.value:
+        ((cost,), _) = _timed(lambda: parts.milliseconds([decoding], repeats=TIMINGS))
+        page.say(parts.sentence(cost, decoded, seconds))
+    if not drafting.lossless:
+        page.say(f"The rule `{drafting.rule}` is lossy: the texts are not distributed as the target's own.")
     return 0
 
 
 def _drafting(run, config):
-    """(the draft, what the output tells of it, the arguments of `speculative.prepare` that are about drafting)."""
-    if BASELINE.value:
-        return None, {"draft": None, "loss": None, "seed": None, "rule": None, "lossless": True}, {}
+    """What the flags say."""
     tree = None if TREE.value is None else speculative.parse(TREE.value)
     gamma, eta = GAMMA.value, ETA.value
     if gamma is None:
@@ -113,30 +163,11 @@ def _drafting(run, config):
     student = DRAFT.value == STUDENT
     if eta is None:
         eta = KANGAROO_ETA if student and tree is None and config["student"]["kind"] == "kangaroo" else 0.0
+    how = {"name": DRAFT.value, "rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
+    if not student:
+        return Drafting(speculative.LOOKUP, **how)
     seed = students.seeds(config)[0] if SEED.value is None else SEED.value
-    told = {
-        "draft": DRAFT.value,
-        "loss": LOSS.value if student else None,
-        "seed": seed if student else None,
-        "rule": RULE.value,
-        "lossless": speculative.RULES[RULE.value].lossless,
-    }
-    draft = _student(run, config, seed) if student else speculative.LOOKUP
-    return draft, told, {"rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
-
-
-def _summarize(page, decoded, told, how, **times):
-    """How it was drafted, what that took, and whether the texts are the target's own."""
-    if BASELINE.value:
-        page.say("\nPlain decoding, without drafts.")
-    else:
-        student = f" of {told['loss']}, seed {told['seed']}" if told["loss"] else ""
-        drafts = f"a chain of {how['gamma']}, eta {how['eta']:g}" if how["tree"] is None else f"the tree {TREE.value}"
-        rule = f"rule {told['rule']}, temperature {TEMPERATURE.value:g}"
-        page.say(f"\nDrafted by {told['draft']}{student}: {drafts}; {rule}.")
-    page.statistics(decoded, **times)
-    if not told["lossless"]:
-        page.say(f"The rule `{RULE.value}` is lossy: the texts are not distributed as the target's own.")
+    return Drafting(_student(run, config, seed), loss=LOSS.value, seed=seed, **how)
 
 
 def _student(run, config, seed):
@@ -144,50 +175,6 @@ def _student(run, config, seed):
         names = [loss.text for loss in run_config.losses(config)]
         raise ValueError(f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}")
     return students.restore_one(str(run.root), loss=LOSS.value, seed=seed).module()
-
-
-def _prompts(run, config):
-    if PROMPT.value is not None and PROMPTS_FILE.value is not None:
-        raise ValueError("give --prompt or --prompts_file, not both")
-    if PROMPTS_FILE.value is not None:
-        return _read(pathlib.Path(PROMPTS_FILE.value))
-    if PROMPT.value is not None:
-        return [_checked(PROMPT.value, "--prompt")]
-    corpus = Corpus.load(run)
-    return [corpus.tokenizer.decode(contexts.prompts(config, corpus)[0][0])]
-
-
-def _read(path):
-    """The prompts of a file, one a line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from None
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"line {number} of {path}"
-            found.append(_checked(_from_json(line, place) if path.suffix == ".jsonl" else line, place))
-    if not found:
-        raise ValueError(f"{path} holds no prompt")
-    return found
-
-
-def _from_json(line, place):
-    try:
-        return json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f'{place} must be an object with a prompt, as {{"prompt": "..."}}, got {line[:60]}') from None
-
-
-def _checked(prompt, place):
-    if not isinstance(prompt, str) or not prompt:
-        raise ValueError(f"{place}: the prompt must be text that is not empty, got {prompt!r}")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{place}: the prompt is not UTF-8") from None
-    return prompt
 
 
 def _timed(function):
@@ -201,7 +188,7 @@ def _timed(function):
         os._exit(128 + signal.SIGINT)
 
 
-def _write_json(texts, seeds, decoded, bpe, told):
+def _write_json(texts, seeds, decoded, bpe, drafting):
     for i, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
         line = {
             "prompt": text,
@@ -209,7 +196,7 @@ def _write_json(texts, seeds, decoded, bpe, told):
             "text": bpe.decode(decoded.tokens[i]),
             "target_calls": int(decoded.counts.target_calls[i]),
             "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
-            **told,
+            **drafting.told,
             "temperature": TEMPERATURE.value,
             "sampling_seed": seed,
         }

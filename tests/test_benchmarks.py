@@ -1,12 +1,13 @@
 """Benchmarks run and print what they say; their times are no test's business."""
 
 import csv
+import re
 
 import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import losses, peers
-from tests import runs
+from tests import commands, runs
 
 
 def _rows(printed):
@@ -39,6 +40,21 @@ def test_losses_prints_and_writes_a_row_for_each_loss_and_library(tmp_path):
         assert row[1] == record["library"]
         assert float(row[2]) == pytest.approx(float(record["value"]), abs=0.006)
         assert (record["rows"], record["vocabulary"], record["dtype"]) == ("3", "500", "float32")
+
+
+def test_decoding_prints_speeds_parts_and_whether_greedy_texts_are_plain_decodings(tmp_path):
+    folder = commands.untrained(tmp_path / "run", runs.write_texts(tmp_path / "texts"))
+    output = tmp_path / "decoding.csv"
+    sizes = ["--texts=3", "--tokens=8", "--rounds=2", "--batches=2", "--gammas=2", "--etas=0,0.6"]
+    printed = runs.succeed("benchmarks.decoding", f"--workdir={folder}", f"--output={output}", *sizes)
+    with output.open(encoding="utf-8") as stream:
+        written = list(csv.DictReader(stream))
+    names = ["plain", "γ=2 η=0", "γ=2 η=0.6", "lookup γ=2"]
+    assert [(row["temperature"], row["setting"]) for row in written] == [(t, n) for t in ("0.0", "1.0") for n in names]
+    assert [row["as_plain"] for row in written] == ["3/3"] * 4 + [""] * 4
+    assert all(float(row["compile_s"]) > 0 for row in written)
+    assert printed.count("Reading the weights") == 2
+    assert re.search(r"γ=2, batch 2, ms: plain: prompt .*draft .*verify .*; chain: prompt .*speed-up \d", printed)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """The binary that decodes: what it prints, where the tokens come from, and what it refuses."""
 
+import functools
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +27,7 @@ JSON = ["--output=jsonl", *SHORT]
 GOOD = {
     "samples": ["--loss=kl", "--num_samples=2", "--sampling_seed=5", "--top_k=500", "--top_p=0.9", *JSON],
     "tree": ["--loss=tv", "--seed=1", "--tree=0,1,00", "--temperature=0", *JSON],
-    "lookup": ["--draft=lookup", "--rule=typical", *SHORT],
+    "lookup": ["--draft=lookup", "--rule=typical", "--time_split", *SHORT],
 }
 REFUSED = {
     "no loss": ([], ["give the student's loss, such as --loss=ce", "ce, kl, tv"]),
@@ -126,6 +129,21 @@ def test_what_does_not_fit_the_target_is_refused(draft, options, message):
         speculative.prepare(target, draft(), **{"prompts": [[1]], "max_tokens": 2} | options)
 
 
+@pytest.mark.parametrize(
+    ("rule", "texts", "message"),
+    [
+        ("sampling", 215, "215 texts of 4 drafts a round over 1,000,000 tokens need 2,150,000,000 probabilities of "),
+        ("greedy_draft", 430, "need 2,150,000,000 probabilities of the target, more than 2,147,483,648; decode fewer"),
+    ],
+)
+def test_distributions_beyond_any_memory_are_refused(rule, texts, message):
+    target = _shapes(lambda rngs: _decoder(10**6, rngs))
+    prepare = functools.partial(speculative.prepare, target, _kangaroo(8, 1), max_tokens=2, rule=rule)
+    with pytest.raises(ValueError, match=message):
+        prepare([[1]] * texts)
+    prepare([[1]] * (texts - 1))
+
+
 def test_files_and_folders_that_are_none_are_named(ended):
     runs.check_refusal(ended["bad.jsonl"], "line 2 of", "must be an object with a prompt")
     runs.check_refusal(ended["blank.txt"], "blank.txt holds no prompt")
@@ -174,11 +192,13 @@ def test_text_is_printed_with_its_statistics_and_without_colour(ended):
         assert told in done.stdout
     assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
     assert "typical` is lossy" in done.stdout
+    assert re.search(r"A round takes \S+ ms: drafting \S+, verification \S+ \(each timed apart\)", done.stdout)
     texts = ended["two.txt"].stdout
     assert [texts.count(f"--- sampling seed {seed}") for seed in (0, 1)] == [1, 1]
     assert "draft target" in texts
     assert "token accept" in texts
     assert "without drafts" in texts
+    assert "timed apart" not in texts
     assert "lossy" not in texts
 
 
@@ -222,6 +242,20 @@ def test_what_cannot_be_decoded_is_refused(measured):
     _, (_, corpus, gamma) = measured
     runs.check_refusal(corpus, "--decode needs one of the contexts generated, generated_greedy")
     runs.check_refusal(gamma, "--decode_gamma=9")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["held back until the end", "written before it"])
+def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
+    code = (
+        "import sys; from experiments import cli; sys.stdin.readline(); "
+        f"sys.argv = ['x']; cli.run(lambda _: print('a line\\n' * {lines}))"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, env=env, **pipes) as process:
+        process.stdout.close()
+        _, error = process.communicate("\n", timeout=60)
+    assert (process.returncode, error) == (1, "")
 
 
 def test_ctrl_c_ends_a_call_that_does_not_listen():

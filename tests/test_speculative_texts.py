@@ -4,12 +4,13 @@ import itertools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdiv import speculative
 from jaxdiv.speculative import loop
-from jaxdiv.speculative.drafting import Lookup
+from jaxdiv.speculative.drafting import Lookup, Texts
 from tests import speculative_cases as cases
 
 V, TEXTS, LONGEST = 20, 16, 30
@@ -128,22 +129,35 @@ def test_a_bonus_follows_accepted_drafts_alone():
 
 
 def test_lookup_copies_what_followed_the_longest_repetition():
-    """The latest of them; no more than the text holds."""
+    """The latest of them; again and again where the text ends before gamma tokens."""
 
-    def find(text, gamma=3, longest=3):
-        tokens = np.zeros(12, np.int32)
-        tokens[: len(text)] = text
-        count, start = Lookup(None, gamma, longest)._find(jax.numpy.asarray(tokens), jax.numpy.array(len(text)))
-        return text[int(start) : int(start) + int(count)]
+    def drafts(text, gamma=3, longest=3):
+        tokens = np.zeros((1, 12), np.int32)
+        tokens[0, : len(text)] = text
+        length = np.array([len(text)])
+        texts = Texts(jnp.asarray(tokens), jnp.asarray(length), jnp.asarray(length > 0), (), ())
+        made = Lookup(cases.target(V, 16), gamma, longest).propose(texts, None)
+        assert made.tokens[0, 0] == text[-1]
+        return made.tokens[0][made.valid[0]].tolist()[1:]
 
-    assert find([1, 2, 3, 4, 1, 2]) == [3, 4, 1]
-    assert find([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2]) == [7, 6, 1]  # three repeat there, two at the later place
-    assert find([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2], longest=2) == [8, 5, 1]
-    assert find([1, 2, 1, 3, 1]) == [3, 1]  # the latest, and no more than there is
-    assert find([4, 4]) == [4]
-    assert find([1, 2, 3]) == []
-    assert find([0]) == []
-    assert find([1, 2, 0]) == []  # what lies behind the text is no text
+    assert drafts([1, 2, 3, 4, 1, 2]) == [3, 4, 1]
+    assert drafts([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2]) == [7, 6, 1]  # three repeat there, two at the later place
+    assert drafts([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2], longest=2) == [8, 5, 1]
+    assert drafts([1, 2, 1, 3, 1]) == [3, 1, 3]  # the latest
+    assert drafts([4, 4], gamma=5) == [4] * 5
+    assert drafts([9, 1, 2, 3, 1, 2, 3], gamma=5) == [1, 2, 3, 1, 2]
+    assert drafts([1, 2, 3]) == []
+    assert drafts([0]) == []
+    assert drafts([1, 2, 0]) == []  # what lies behind the text is no text
+    assert drafts([4, 4], gamma=0) == []
+
+
+def test_lookup_drafts_gamma_tokens_of_a_periodic_text_and_the_text_stays_the_targets():
+    prompts = [[1, 2, 3] * 3, [7] * 5, *PROMPTS[2:]]
+    quick, plain = (decode(kind, prompts, gamma=3) for kind in (speculative.LOOKUP, None))
+    cases.assert_same(quick, plain)
+    first = decode(speculative.LOOKUP, prompts, gamma=3, max_tokens=1).counts
+    assert first.drafted[:2].tolist() == [[1, 1, 1]] * 2
 
 
 def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch):
@@ -152,7 +166,7 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
     def stream(tokens, before, after, *_):
         rounds.append([np.array(x) for x in (tokens, before, after)])
 
-    monkeypatch.setattr(loop, "_begin", lambda *a, right=loop._begin: traces.append(None) or right(*a))
+    monkeypatch.setattr(loop, "begin", lambda *a, right=loop.begin: traces.append(None) or right(*a))
     prompts = PROMPTS[:6]
     for seed in (0, 6):
         rounds.clear()
@@ -187,6 +201,11 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
         ({"tree": WAYS["tree"][1]["tree"], "eta": 0.1}, "`eta` ends a chain; with a tree it must be 0"),
         ({"temperature": [1.0, -1.0]}, "`temperature` must be finite and at least 0, got -1.0"),
         ({"top_k": [3, 0]}, "`top_k` must be at least 1, got 0; None keeps all"),
+        ({"max_tokens": [4, 4, 4]}, "`max_tokens` has 3 values for 2 texts; give one for all, or one for each"),
+        ({"max_tokens": []}, "`max_tokens` has 0 values for 2 texts"),
+        ({"temperature": [1.0, 1.0, 0.0]}, "`temperature` has 3 values for 2 texts"),
+        ({"top_k": [3, 2, 1, 1]}, "`top_k` has 4 values for 2 texts"),
+        ({"top_p": [0.5] * 3}, "`top_p` has 3 values for 2 texts"),
         ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0; None keeps all"),
     ],
 )

@@ -6,12 +6,14 @@
 All contestants take turns in one process. Prompts are cut from held-out documents, every 512 tokens, in random order.
 Under greedy decoding small models repeat themselves, which flatters every draft: of the greedy texts only those count
 in which at most a fifth of the 8-grams stood before. The reading time of the weights is that of copying as many bytes,
-halved.
+halved. Compiling is timed with an empty cache.
 """
 
 import dataclasses
 import functools
 import itertools
+import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +24,10 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from experiments import cli, parts
 from experiments.benchmarks import timing
-from jaxdiv import files, models, speculative, warps
+from jaxdiv import files, models, speculative
 from jaxdiv.data import pipeline
-from jaxdiv.speculative import drafting, loop, rules, trees
 from jaxdiv.training import students, teacher
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.workdir import Workdir
@@ -45,7 +46,7 @@ OUTPUT = flags.DEFINE_string("output", None, "A CSV file for the numbers.")
 PROMPT_TOKENS = 32
 PIECE_TOKENS = 512
 MOST_REPEATED = 0.2
-_REPEATS = 32  # of a part, in one compiled loop
+_WEIGHTS = "weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,11 @@ class Run:
         """With each layer's weights apart, so that no call has to take them out of the stacked ones."""
         return Run(self.target.unrolled(), self.student.unrolled(), self.prompts)
 
+    def prepare(self, draft, prompts, **settings):
+        return speculative.prepare(self.target, draft, prompts, max_tokens=TOKENS.value, **settings)
+
     def decode(self, draft, prompts, **settings):
-        return speculative.decode(self.target, draft, prompts, max_tokens=TOKENS.value, **settings)
+        return self.prepare(draft, prompts, **settings).run()
 
 
 def _prompts(held_out):
@@ -108,8 +112,25 @@ def contestants(run: Run) -> dict:
     return made | {f"lookup γ={gamma}": {"draft": speculative.LOOKUP, "gamma": gamma}}
 
 
-def measure(run: Run, prompts: np.ndarray, temperature: float, batch: int) -> pd.DataFrame:
-    """A row a contestant: seconds and target calls of all texts, and what its speed-up over plain decoding is."""
+def compile_seconds(run: Run, prompts: np.ndarray) -> dict[str, float]:
+    """What each contestant takes to compile for so many prompts, at any temperature and eta."""
+    seconds = {}
+    for name, settings in contestants(run).items():
+        if _compiled(name) not in seconds:
+            decoding = run.prepare(prompts=prompts, **settings)
+            start = time.perf_counter()
+            decoding.compile()
+            seconds[_compiled(name)] = time.perf_counter() - start
+    return seconds
+
+
+def _compiled(name):
+    """What contestants share that differ in eta alone."""
+    return name.split(" η=")[0]
+
+
+def measure(run: Run, prompts: np.ndarray, temperature: float, batch: int) -> tuple[pd.DataFrame, float]:
+    """A row a contestant: its speed, target calls and speed-up over plain decoding; and ms of reading the weights."""
     groups = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
     decoded = {}
 
@@ -120,10 +141,12 @@ def measure(run: Run, prompts: np.ndarray, temperature: float, batch: int) -> pd
         return decode
 
     calls = {name: call(name, settings) for name, settings in contestants(run).items()}
-    seconds = timing.interleaved(calls, rounds=ROUNDS.value)
+    seconds = timing.interleaved(calls | {_WEIGHTS: _copy(run.target)}, rounds=ROUNDS.value)
+    plain = _texts(decoded["plain"])
     rows = []
     for name, results in decoded.items():
-        tokens = sum(len(text) for result in results for text in result.tokens)
+        texts = _texts(results)
+        tokens = sum(map(len, texts))
         target_calls = sum(int(result.counts.target_calls.sum()) for result in results)
         rounds = sum(int(result.counts.target_calls.max()) for result in results)
         rows.append(
@@ -136,69 +159,22 @@ def measure(run: Run, prompts: np.ndarray, temperature: float, batch: int) -> pd
                 "speed_up": np.median(seconds["plain"] / seconds[name]),
                 "ms_a_round": 1e3 * np.median(seconds[name]) / rounds,
                 "draft_steps_a_round": sum(int(result.counts.draft_steps) for result in results) / rounds,
-                "repeated": np.mean([repeated(text) for result in results for text in result.tokens]),
+                "repeated": np.mean([repeated(text) for text in texts]),
             }
+            | ({} if temperature else {"as_plain": f"{sum(map(np.array_equal, texts, plain))}/{len(texts)}"})
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), 1e3 * float(np.median(seconds[_WEIGHTS])) / 2
 
 
-def parts(run: Run, gamma: int, batch: int) -> dict[str, float]:
-    """Milliseconds of each part of a round, and of reading the weights once."""
-    length = PROMPT_TOKENS + TOKENS.value
-    sampling = drafting.Sampling(
-        warps.Warp(jnp.zeros(batch)), rules.Keys(jax.vmap(jax.random.key)(jnp.arange(batch, dtype=jnp.uint32)))
-    )
-    contestants = {"weights": _copy(run.target)}
-    for name, tree, model in (("plain", 0, [run.target]), ("round", gamma, [run.target, run.student])):
-        kind = "chain" if tree else "none"
-        plan = loop.Plan(kind, trees.chain(tree), "sampling" if tree else "greedy_draft", length + tree)
-        contestants |= _parts_of(name, plan, model, sampling, batch)
-    seconds = timing.interleaved(contestants, rounds=ROUNDS.value)
-    scale = {"weights": 1e3 / 2}
-    return {name: float(np.median(t)) * scale.get(name, 1e3 / _REPEATS) for name, t in seconds.items()}
-
-
-def _parts_of(name, plan, model, sampling, batch):
-    """The round's draft and its verification, each repeated in one loop that writes the caches in place."""
-    graphs, params = zip(*map(nnx.split, model), strict=True)
-    middle = jnp.full(batch, PROMPT_TOKENS + TOKENS.value // 2, jnp.int32)
-
-    def texts(draft):
-        caches = (draft.target.init_cache(batch, plan.slots), draft.init_cache(batch, plan.slots))
-        return drafting.Texts(jnp.zeros((batch, plan.slots), jnp.int32), middle, middle > 0, *caches)
-
-    def repeat(step, start):
-        return jax.lax.fori_loop(0, _REPEATS, lambda _, carry: step(carry), start)
-
-    @jax.jit
-    def propose(params):
-        draft = loop.make_draft(plan, list(map(nnx.merge, graphs, params)), jnp.float32(0))
-
-        def step(texts):
-            made = draft.propose(texts, sampling)
-            return texts._replace(target_cache=made.target_cache, draft_cache=made.draft_cache)
-
-        return repeat(step, texts(draft))  # the caches too: what nothing needs is never computed
-
-    @jax.jit
-    def verify(params):
-        draft = loop.make_draft(plan, list(map(nnx.merge, graphs, params)), jnp.float32(0))
-        proposal = draft.propose(texts(draft), sampling)
-
-        def step(carry):
-            cache, total = carry
-            verdict, cache = loop.verify(plan, draft, middle - 1, proposal._replace(target_cache=cache), sampling)
-            return cache, total + verdict.token
-
-        return repeat(step, (proposal.target_cache, jnp.zeros(batch, jnp.int32)))[1]
-
-    return {f"{name}: draft": lambda: propose(params), f"{name}: verify": lambda: verify(params)}
+def _texts(results):
+    return [text for result in results for text in result.tokens]
 
 
 def _copy(model):
-    size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    """A call that reads and writes as many bytes as the model's parameters are."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
-    held = [jnp.zeros(size, jnp.float32)]
+    held = [jnp.zeros(size // 4, jnp.float32)]
 
     def call():
         held[0] = copy(held[0])
@@ -207,10 +183,22 @@ def _copy(model):
     return call
 
 
-def predicted(measured: pd.DataFrame, cost: dict[str, float], gamma: int) -> float:
+def predicted(measured: pd.DataFrame, plain: dict[str, float], drafted: dict[str, float], gamma: int) -> float:
     """The speed-up that the parts' times and the target calls give for a chain of gamma that never exits early."""
     row = measured[measured.setting == f"γ={gamma} η=0"].iloc[0]
-    return row.tau * (cost["plain: draft"] + cost["plain: verify"]) / (cost["round: draft"] + cost["round: verify"])
+    return row.tau * (plain[parts.DRAFT] + plain[parts.VERIFY]) / (drafted[parts.DRAFT] + drafted[parts.VERIFY])
+
+
+def _split(run, prompts, temperature, measured, gamma):
+    """Where the time of a chain's rounds goes, in words."""
+    made = [{"draft": None}, {"draft": run.student, "gamma": gamma}]
+    decodings = [run.prepare(prompts=prompts, temperature=temperature, **settings) for settings in made]
+    costs = parts.milliseconds(decodings, repeats=ROUNDS.value)
+    told = (", ".join(f"{part} {ms:.2f}" for part, ms in cost.items()) for cost in costs)
+    return (
+        f"γ={gamma}, batch {len(prompts)}, ms: plain: {'; chain: '.join(told)}; "
+        f"predicted speed-up {predicted(measured, *costs, gamma):.2f}"
+    )
 
 
 def table(measured: pd.DataFrame) -> Table:
@@ -228,23 +216,31 @@ def main(_):
     gammas, batches = list(map(int, GAMMAS.value)), list(map(int, BATCHES.value))
     if "0" not in ETAS.value:
         raise ValueError("--etas must have 0: what is predicted is a chain that never exits early")
-    run = Run.load(WORKDIR.value, LOSS.value).unrolled
-    temperatures = list(map(float, TEMPERATURES.value))
-    prompts = telling(run, TEXTS.value) if 0 in temperatures else run.prompts[: TEXTS.value]
-    console = Console(width=130)
-    frames = []
-    for temperature, batch in itertools.product(temperatures, batches):
-        frames.append(measure(run, prompts, temperature, batch))
-        console.print(table(frames[-1]))
-    for gamma in gammas:
-        cost = parts(run, gamma, batches[0])
-        text = ", ".join(f"{name} {ms:.2f}" for name, ms in cost.items())
-        console.print(
-            f"γ={gamma}, batch {batches[0]}, ms: {text}; predicted speed-up {predicted(frames[0], cost, gamma):.2f}"
-        )
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        frames = list(_frames(Run.load(WORKDIR.value, LOSS.value).unrolled, gammas, batches))
     if OUTPUT.value:
         files.write_text(OUTPUT.value, pd.concat(frames).to_csv(index=False))
     return 0
+
+
+def _frames(run, gammas, batches):
+    """Measures and prints; a frame for each temperature and batch."""
+    temperatures = list(map(float, TEMPERATURES.value))
+    prompts = telling(run, TEXTS.value) if 0 in temperatures else run.prompts[: TEXTS.value]
+    console = Console(width=140)
+    compiling = {batch: compile_seconds(run, prompts[:batch]) for batch in batches}
+    first = None
+    for temperature, batch in itertools.product(temperatures, batches):
+        measured, reading = measure(run, prompts, temperature, batch)
+        measured["compile_s"] = measured.setting.map(_compiled).map(compiling[batch])
+        first = measured if first is None else first
+        console.print(table(measured))
+        plain = measured.ms_a_round.iloc[0]
+        console.print(f"Reading the weights {reading:.2f} ms; plain decoding {plain / reading:.2f} × that a token.")
+        yield measured
+    for gamma in gammas:
+        console.print(_split(run, prompts[: batches[0]], temperatures[0], first, gamma))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jaxdiv.speculative.drafting import Sampling
 LOOKUP = "lookup"
 MAX_GAMMA = 64
 MAX_TOKENS = 2**20  # of all texts together; each takes a slot in every layer's cache
+MAX_PROBABILITIES = 2**31  # of a round, the draft's included: 8 GiB, and beyond it 32 bits don't count an array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,7 @@ def prepare(
     kind = _kind(draft, tree)
     if kind in (LOOKUP, "none") and rules.RULES[rule].lossless:
         rule = "greedy_draft"  # what was not drawn is certain, and then the lossless rules are one
+    _check_probabilities(batch, plan_tree, target.head.shape[1], rules.RULES[rule])
     plan = loop.Plan(kind=kind, tree=plan_tree, rule=rule, slots=int(limits.max()), stop=stop, longest=longest)
     keys = jax.vmap(jax.random.key)(_seeds(range(batch) if seeds is None else seeds, batch))
     sampling = Sampling(_how(batch, temperature, top_k, top_p, target.head.shape[1]), rules.Keys(keys))
@@ -176,6 +178,17 @@ def _check_models(target, draft, tree):
         raise ValueError(f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}.")
 
 
+def _check_probabilities(batch, tree, vocab_size, rule):
+    """A round's distributions fit in memory."""
+    count = batch * (tree.size + 1) * vocab_size * (2 if rule.keeps_q else 1)
+    if count > MAX_PROBABILITIES:
+        held = "target and draft" if rule.keeps_q else "the target"
+        raise ValueError(
+            f"{batch} texts of {tree.size} drafts a round over {vocab_size:,} tokens need {count:,} probabilities of "
+            f"{held}, more than {MAX_PROBABILITIES:,}; decode fewer texts at once or draft less"
+        )
+
+
 def _padded(prompts, vocab_size):
     """(prompts [B, P], their lengths [B])."""
     prompts = [np.asarray(prompt, np.int64) for prompt in prompts]
@@ -193,7 +206,7 @@ def _padded(prompts, vocab_size):
 
 def _wanted(max_tokens, lengths, drafts):
     """The new tokens of each text [B]."""
-    wanted = [int(value) for value in np.ravel(max_tokens)]
+    wanted = [int(value) for value in _values("max_tokens", max_tokens, len(lengths))]
     if min(wanted) < 1:
         raise ValueError(f"`max_tokens` must be at least 1, got {min(wanted)}")
     slots = int(lengths.max()) + max(wanted) + drafts
@@ -214,19 +227,31 @@ def _seeds(seeds, batch):
 
 def _how(batch, temperature, top_k, top_p, vocab_size):
     """The warp with arrays [B]."""
-    for value in np.ravel(temperature):
+    temperature = _values("temperature", temperature, batch)
+    for value in temperature:
         warps.check_temperature(float(value))
     if top_k is not None:
-        for value in np.ravel(top_k):
+        top_k = _values("top_k", top_k, batch)
+        for value in top_k:
             warps.check_cuts(int(value), None)
-        top_k = [min(int(value), vocab_size) for value in np.ravel(top_k)]
-    for value in [] if top_p is None else np.ravel(top_p):
-        warps.check_cuts(None, float(value))
+        top_k = [min(int(value), vocab_size) for value in top_k]
+    if top_p is not None:
+        top_p = _values("top_p", top_p, batch)
+        for value in top_p:
+            warps.check_cuts(None, float(value))
 
     def each(value, dtype):
         return None if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
 
     return warps.Warp(each(temperature, jnp.float32), each(top_k, jnp.int32), each(top_p, jnp.float32))
+
+
+def _values(name, given, batch):
+    """One value, or one for each text: [1] or [B]."""
+    values = np.ravel(given)
+    if len(values) not in (1, batch):
+        raise ValueError(f"`{name}` has {len(values)} values for {batch} texts; give one for all, or one for each.")
+    return values
 
 
 def _decoded(state, lengths):

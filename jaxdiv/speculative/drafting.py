@@ -225,12 +225,12 @@ class Branches(ModelDraft):
 class Lookup:
     """Drafts what followed the text's last tokens where they stood before: prompt lookup, a draft without training.
 
-    Of the earlier places that repeat the most of the last `longest` tokens, the latest; without one token that
-    repeats, nothing is drafted.
+    Of the earlier places that repeat the most of the last `longest` tokens, the latest. Where what followed it ends
+    before gamma tokens, it is copied again and again. Without one token that repeats, nothing is drafted.
 
     Attributes:
       target: the target.
-      gamma: drafts a round at most; 0 is plain decoding.
+      gamma: drafts a round; 0 is plain decoding.
       longest: tokens compared, at most.
     """
 
@@ -247,16 +247,16 @@ class Lookup:
         return self.target.embed(tokens), None, target_cache, draft_cache
 
     def propose(self, texts: Texts, sampling: Sampling) -> Proposal:
-        nodes = texts.last[:, None] + jnp.arange(self.gamma + 1)[None]
-        count, origin = jax.vmap(self._find)(texts.tokens, texts.length)
-        taken = jnp.where(nodes == texts.last[:, None], nodes, nodes - (texts.length - origin)[:, None])
-        tokens = jnp.take_along_axis(texts.tokens, jnp.maximum(taken, 0), axis=1)
-        valid = jnp.arange(self.gamma + 1)[None] <= count[:, None]
+        found, origin = jax.vmap(self._find)(texts.tokens, texts.length)
+        origin, nodes = origin[:, None], jnp.arange(self.gamma + 1)[None]
+        copied = origin + (nodes - 1) % (texts.length[:, None] - origin)
+        tokens = jnp.take_along_axis(texts.tokens, jnp.where(nodes == 0, texts.last[:, None], copied), axis=1)
+        valid = (nodes == 0) | found[:, None]
         hidden = self.target.embed(tokens)
         return Proposal(tokens, valid, None, hidden, texts.target_cache, texts.draft_cache, steps=jnp.array(0))
 
     def _find(self, tokens, length):
-        """How many tokens to copy, and from which position on."""
+        """Whether a place was found, and the position behind it."""
         starts = jnp.arange(tokens.shape[0])  # a match ends just before one
         same, run = jnp.zeros_like(starts), jnp.ones(starts.shape, bool)
         for back in range(1, self.longest + 1):
@@ -265,7 +265,7 @@ class Lookup:
             same = same + run
         same = jnp.where(starts < length, same, 0)
         best = jnp.argmax(same * tokens.shape[0] + starts * (same > 0))
-        return jnp.where(same[best] > 0, jnp.minimum(self.gamma, length - best), 0), best
+        return same[best] > 0, best
 
 
 Draft = Chain | Branches | Lookup

@@ -95,7 +95,7 @@ def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling
             jax.debug.callback(stream, texts.tokens, state.texts.length, texts.length, new.origin, ordered=True)
         return new
 
-    start = _begin(plan, draft, prompts, lengths, limits)
+    start = begin(plan, draft, prompts, lengths, limits)
     return jax.lax.while_loop(lambda state: jnp.any(state.texts.active), step, start)
 
 
@@ -110,7 +110,7 @@ def make_draft(plan: Plan, models: Sequence[Decoder | Student], eta: Array) -> D
     return Chain(target, student, rule, plan.tree.depth, eta)
 
 
-def _begin(plan, draft, prompts, lengths, limits):
+def begin(plan: Plan, draft: Draft, prompts, lengths, limits) -> State:
     """Reads all but the last token of each prompt; what a short prompt's row reads beyond it is written over later."""
     batch, width = prompts.shape
     slots = plan.slots + plan.tree.size  # a round writes its drafts before it knows how many count

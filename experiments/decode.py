@@ -122,7 +122,7 @@ def main(_):
     page = transcript.Transcript(bpe, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
     decoding = speculative.prepare(
-        teacher.restore(config, run, bpe.vocab_size).module(),
+        teacher.restore(config, run, bpe.vocab_size).module().unrolled(),
         drafting.draft,
         [bpe.encode(text) for text in texts],
         max_tokens=MAX_TOKENS.value,
@@ -174,7 +174,7 @@ def _student(run, config, seed):
     if LOSS.value is None:
         names = [loss.text for loss in run_config.losses(config)]
         raise ValueError(f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}")
-    return students.restore_one(str(run.root), loss=LOSS.value, seed=seed).module()
+    return students.restore_one(str(run.root), loss=LOSS.value, seed=seed).module().unrolled()
 
 
 def _timed(function):

@@ -27,7 +27,7 @@ def with_decoding(run: Workdir, measured: Measured, *, names: Sequence[str], gam
     """
     config, corpus = run.config(), Corpus.load(run)
     model = teacher.restore(config, run, corpus.tokenizer.vocab_size)
-    target = model.module()
+    target = model.module().unrolled()
     groups = {
         loss: (model, [seeds.index(seed) for seed in measured.losses[loss]], measured.losses[loss])
         for loss, model, seeds in evaluation.groups(config, run, corpus)
@@ -48,7 +48,7 @@ def with_decoding(run: Workdir, measured: Measured, *, names: Sequence[str], gam
 def _compile(target, groups, prompts, how):
     """All students have one shape: what one of them compiles serves the others, at every temperature."""
     model, (place, *_), _ = next(iter(groups.values()))
-    for draft in (None, model.student(place).module()):
+    for draft in (None, model.student(place).module().unrolled()):
         speculative.decode(target, draft, prompts, **how)
 
 
@@ -63,7 +63,7 @@ def _decode_all(target, groups, prompts, name, how, gamma):
             plain_rate = seconds / sum(map(len, plain.tokens))
             for loss, (model, places, seeds) in groups.items():
                 if seed in seeds:
-                    draft = model.student(places[seeds.index(seed)]).module()
+                    draft = model.student(places[seeds.index(seed)]).module().unrolled()
                     decoded, seconds = _timed(target, draft, prompts, {**how, "gamma": gamma})
                     tokens = np.array([len(text) for text in decoded.tokens])
                     made[loss].append((tokens, decoded.counts.target_calls, seconds, plain_rate))

@@ -184,9 +184,13 @@ def _copy(model):
 
 
 def predicted(measured: pd.DataFrame, plain: dict[str, float], drafted: dict[str, float], gamma: int) -> float:
-    """The speed-up that the parts' times and the target calls give for a chain of gamma that never exits early."""
+    """A text's speed-up as the parts' times and the target calls of a chain of gamma, without a threshold, give it."""
     row = measured[measured.setting == f"γ={gamma} η=0"].iloc[0]
-    return row.tau * (plain[parts.DRAFT] + plain[parts.VERIFY]) / (drafted[parts.DRAFT] + drafted[parts.VERIFY])
+
+    def taken(cost, rounds):
+        return cost[parts.PROMPT] + rounds * (cost[parts.DRAFT] + cost[parts.VERIFY])
+
+    return taken(plain, TOKENS.value) / taken(drafted, TOKENS.value / row.tau)
 
 
 def _split(run, prompts, temperature, measured, gamma):

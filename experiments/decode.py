@@ -148,7 +148,7 @@ def main(_):
     page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
     if TIME_SPLIT.value:
         ((cost,), _) = _timed(lambda: parts.milliseconds([decoding], repeats=TIMINGS))
-        page.say(parts.sentence(cost, decoded, seconds))
+        page.say(parts.sentence(cost))
     if not drafting.lossless:
         page.say(f"The rule `{drafting.rule}` is lossy: the texts are not distributed as the target's own.")
     return 0
@@ -165,6 +165,8 @@ def _drafting(run, config):
         eta = KANGAROO_ETA if student and tree is None and config["student"]["kind"] == "kangaroo" else 0.0
     how = {"name": DRAFT.value, "rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
     if not student:
+        if LOSS.value is not None or SEED.value is not None:
+            raise ValueError(f"--loss and --seed are of a student; --draft={DRAFT.value} has none.")
         return Drafting(speculative.LOOKUP, **how)
     seed = students.seeds(config)[0] if SEED.value is None else SEED.value
     return Drafting(_student(run, config, seed), loss=LOSS.value, seed=seed, **how)

@@ -15,7 +15,7 @@ from flax import nnx
 
 from experiments.benchmarks import timing
 from jaxdiv.models import Cache
-from jaxdiv.speculative import CORRECTED, Decoded, Decoding, loop
+from jaxdiv.speculative import CORRECTED, Decoding, loop
 from jaxdiv.speculative.drafting import Proposal, Texts
 from jaxdiv.speculative.rules import Verdict
 
@@ -43,18 +43,11 @@ def milliseconds(decodings: Sequence[Decoding], *, repeats: int) -> list[dict[st
     ]
 
 
-def sentence(cost: dict[str, float], decoded: Decoded, seconds: float) -> str:
-    """Where the time of a round goes, in words.
-
-    Args:
-      cost: of `milliseconds`.
-      decoded: by that decoding.
-      seconds: what it took, the prompt's pass included.
-    """
-    a_round = (1e3 * seconds - cost[PROMPT]) / int(np.max(decoded.counts.target_calls))
+def sentence(cost: dict[str, float]) -> str:
+    """What `milliseconds` gives, in words."""
     return (
-        f"A round takes {a_round:.2f} ms: drafting {cost[DRAFT]:.2f}, verification {cost[VERIFY]:.2f} "
-        f"(each timed apart); the prompt's pass {cost[PROMPT]:.2f} ms."
+        f"Timed apart, a round's drafting takes {cost[DRAFT]:.2f} ms and its verification {cost[VERIFY]:.2f}; "
+        f"the prompt's pass {cost[PROMPT]:.2f} ms."
     )
 
 

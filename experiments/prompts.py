@@ -30,6 +30,8 @@ def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
 
 
 def _read(path):
+    if not path.is_file():
+        raise ValueError(f"--prompts_file={path} is no file")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -38,7 +40,7 @@ def _read(path):
     for number, line in enumerate(lines, start=1):
         if line.strip():
             place = f"line {number} of {path}"
-            found.append(_checked(_from_json(line, place) if path.suffix == ".jsonl" else line, place))
+            found.append(_checked(_from_json(line, place) if path.suffix.lower() == ".jsonl" else line, place))
     if not found:
         raise ValueError(f"{path} holds no prompt")
     return found

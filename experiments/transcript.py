@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -95,7 +97,8 @@ class Transcript:
 
     def _write(self, text, style):
         if text:
-            self._console.print(Text(text.translate(_VISIBLE), style=style), end="")
+            # As segments, for rich's text would turn tabs into spaces.
+            self._console.print(Segments([Segment(text.translate(_VISIBLE), Style.parse(style))]), end="")
 
 
 def _legend(decoded):
@@ -108,12 +111,15 @@ def _legend(decoded):
 def _positions(counts: Counts):
     """Acceptance by position in the draft, and how many drafts the rounds accepted."""
     drafted, accepted, lengths = (x.sum(axis=0) for x in (counts.drafted, counts.accepted, counts.lengths))
-    percent = [f"{100 * a / d:.1f}" if d else "" for a, d in zip(accepted, drafted, strict=True)]
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    made.add_column("drafts")
-    for position in range(len(lengths)):
-        made.add_column(str(position), justify="right")
-    made.add_row("rounds that drafted so many", "", *map(str, drafted))
-    made.add_row("and accepted that many or more, %", "", *percent)
-    made.add_row("rounds that accepted just so many", *map(str, lengths))
+    for name in (
+        "drafts",
+        "rounds that drafted as many or more",
+        "of these accepted, %",
+        "rounds that accepted so many",
+    ):
+        made.add_column(name, justify="right")
+    made.add_row("0", "", "", str(lengths[0]))
+    for position, (begun, kept, just) in enumerate(zip(drafted, accepted, lengths[1:], strict=True), start=1):
+        made.add_row(str(position), str(begun), f"{100 * kept / begun:.1f}" if begun else "", str(just))
     return made

@@ -35,7 +35,8 @@ REFUSED = {
     "unknown seed": (["--loss=kl", "--seed=7"], ["has no seed 7; it has 0, 1"]),
     "empty prompt": (["--loss=kl", "--prompt="], ["--prompt: the prompt must be text that is not empty"]),
     "two prompts": (["--loss=kl", "--prompt=a", "--prompts_file=b"], ["give --prompt or --prompts_file, not both"]),
-    "no file": (["--loss=kl", "--prompts_file=/nowhere.txt"], ["/nowhere.txt"]),
+    "no file": (["--loss=kl", "--prompts_file=/nowhere.txt"], ["--prompts_file=/nowhere.txt is no file"]),
+    "loss of lookup": (["--draft=lookup", "--loss=kl"], ["--loss and --seed are of a student"]),
     "eta": (["--loss=kl", "--eta=1.5"], ["`eta` must be in [0, 1], got 1.5"]),
     "eta of lookup": (["--draft=lookup", "--eta=0.5"], ["`eta`", "`lookup` has none"]),
     "gamma": (["--loss=kl", "--gamma=0"], ["`gamma` must be at least 1, got 0"]),
@@ -120,6 +121,21 @@ def _kangaroo(width, exit_layer):
         (lambda: None, {"prompts": [[1], [7]]}, r"prompt 1 has tokens 7..7, not in 0..6"),
         (lambda: None, {"seeds": [2**32]}, "`seeds` must be 1 whole numbers"),
         (lambda: None, {"seeds": []}, "`seeds` must be 1 whole numbers"),
+        (lambda: None, {"seeds": [0.5]}, "`seeds` must be 1 whole numbers"),
+        (lambda: None, {"prompts": [1, 2]}, "each prompt must have at least one token, and be a row of tokens"),
+        (lambda: None, {"prompts": [[]]}, "each prompt must have at least one token"),
+        (lambda: None, {"prompts": [[1.5]]}, r"prompt 0 must be whole numbers, got \[1.5\]"),
+        (lambda: None, {"prompts": [[1] * 40_000]}, "1 prompts of up to 40,000 tokens need 3,200,000,000 attention"),
+        (lambda: None, {"stop": 7}, "`stop` must be a whole number in 0..6, got 7"),
+        (lambda: None, {"stop": [1, 2]}, r"`stop` must be a whole number in 0..6, got \[1, 2\]"),
+        (lambda: None, {"max_tokens": 2.7}, "`max_tokens` must be whole numbers, got 2.7"),
+        (lambda: None, {"top_k": [None]}, "`top_k` must be whole numbers, got None"),
+        (lambda: None, {"temperature": "1"}, "`temperature` must be numbers, got '1'"),
+        (lambda: _shapes(lambda rngs: _decoder(7, rngs)), {}, "`draft` must be a student, 'lookup' or None, got "),
+        (lambda: _kangaroo(8, 1), {"gamma": 2.5}, "`gamma` must be a whole number, got 2.5"),
+        (lambda: _kangaroo(8, 1), {"eta": [0.2]}, r"`eta` must be in \[0, 1\], got \[0.2\]"),
+        (lambda: _kangaroo(8, 1), {"tree": "0,1"}, "`tree` must be a Tree, as speculative.parse makes"),
+        (lambda: speculative.LOOKUP, {"longest": 0}, "`longest` must be a whole number in 1.., got 0"),
         (lambda: None, {"max_tokens": 2**20}, "1 texts of up to 1,048,577 tokens are more than 1,048,576 together"),
     ],
 )
@@ -192,13 +208,13 @@ def test_text_is_printed_with_its_statistics_and_without_colour(ended):
         assert told in done.stdout
     assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
     assert "typical` is lossy" in done.stdout
-    assert re.search(r"A round takes \S+ ms: drafting \S+, verification \S+ \(each timed apart\)", done.stdout)
+    assert re.search(r"Timed apart, a round's drafting takes \S+ ms and its verification \S+;", done.stdout)
     texts = ended["two.txt"].stdout
     assert [texts.count(f"--- sampling seed {seed}") for seed in (0, 1)] == [1, 1]
     assert "draft target" in texts
     assert "token accept" in texts
     assert "without drafts" in texts
-    assert "timed apart" not in texts
+    assert "Timed apart" not in texts
     assert "lossy" not in texts
 
 
@@ -271,6 +287,18 @@ def test_ctrl_c_ends_a_call_that_does_not_listen():
     assert error.split("\n") == ["", "error: interrupted", ""]
 
 
+@pytest.mark.parametrize("gamma", [4, 64])
+def test_every_position_of_a_draft_stands_in_80_columns(gamma, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    count = np.full((1, gamma), 123_456)
+    counts = speculative.Counts(count[:, 0] * 9, count, count // 2, np.full((1, gamma + 1), 654_321), np.array(0))
+    decoded = speculative.Decoded([np.zeros(3, int)], [np.zeros(3, np.int8)], counts)
+    Transcript(Tokenizer.train(["a text"], 257)).statistics(decoded, seconds=1.0, compile_seconds=1.0)
+    printed = capsys.readouterr().out
+    for position in range(1, gamma + 1):
+        assert re.search(rf"^ *{position} +123456 +50\.0 +654321 *$", printed, re.MULTILINE)
+
+
 def test_pieces_are_the_text_whatever_the_tokens_split():
     bpe = Tokenizer.train(["naïve"], 257)  # every token is a byte
     tokens = bpe.encode("naïve 漢字 \N{REPLACEMENT CHARACTER}!")
@@ -289,10 +317,10 @@ def test_colours_end_where_they_are_not_wanted(no_color, coloured, monkeypatch, 
     bpe = Tokenizer.train(["a text"], 257)
     page = Transcript(bpe)
     tokens = np.array(bpe.encode("a[b]\x1b[0m\u009b\u202e"))
-    page.begin("p")
+    page.begin("p\t")
     page.stream(tokens[None], np.array([0]), np.array([len(tokens)]), np.ones((1, len(tokens)), np.int8))
     page.end()
     printed = capsys.readouterr().out
     assert ("\x1b[32m" in printed) == coloured
     if not coloured:
-        assert printed == "pa[b]␛[0m\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n"
+        assert printed == "p\ta[b]␛[0m\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n"

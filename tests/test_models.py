@@ -208,11 +208,17 @@ def test_a_lone_row_is_multiplied_like_many(inputs):
     assert_close(many, np.asarray(x.T, np.float64) @ np.asarray(matrix, np.float64))
     for row, alone in enumerate(jax.lax.map(lambda row: layers.multiply(row[None, None], matrix)[0, 0], x.T)):
         assert_close(alone, many[row])
-    half = layers.multiply(
-        x.T[:1].astype(jnp.bfloat16), matrix.astype(jnp.bfloat16), preferred_element_type=jnp.float32
-    )
-    assert half.dtype == jnp.float32
-    assert_close(half, many[:1], 0.1)
+    assert layers.multiply(x.T[:0], matrix).shape == (0, 48)
+
+
+def test_a_lone_row_in_bfloat16_is_rounded_once():
+    x = jax.random.normal(jax.random.key(0), (1, 2048), jnp.bfloat16)
+    matrix = jax.random.normal(jax.random.key(1), (2048, 64), jnp.bfloat16)
+    lone = layers.multiply(x, matrix)
+    assert lone.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64) @ np.asarray(matrix, np.float64)
+    np.testing.assert_allclose(np.asarray(lone, np.float64), exact, rtol=1.01 * 2.0**-8, atol=1e-3)
+    assert layers.multiply(x, matrix, preferred_element_type=jnp.float32).dtype == jnp.float32
 
 
 def test_stacked_layers_equal_unrolled_ones(teacher, tokens):

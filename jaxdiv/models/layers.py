@@ -121,14 +121,17 @@ def _product(x, matrix, _, **options):
     return multiply(x, matrix, **options)
 
 
-def multiply(x: Float[Array, "*B D"], matrix: Float[Array, "D E"], **options) -> Float[Array, "*B E"]:
+def multiply(
+    x: Float[Array, "*B D"], matrix: Float[Array, "D E"], preferred_element_type=None, **options
+) -> Float[Array, "*B E"]:
     """Their product; options as of `jax.lax.dot_general`."""
     D = x.shape[-1]
-    if x.size > D or D % 2:
-        return jnp.einsum("...d,de->...e", x, matrix, **options)
+    if x.size != D or D < 2 or D % 2:
+        return jnp.einsum("...d,de->...e", x, matrix, preferred_element_type=preferred_element_type, **options)
     # For a lone row XLA on a CPU reads a matrix with one core, but a batch of two with two.
-    halves = jnp.einsum("hd,hde->he", x.reshape(2, D // 2), matrix.reshape(2, D // 2, -1), **options)
-    return (halves[0] + halves[1]).reshape(*x.shape[:-1], -1)
+    parts = x.reshape(2, D // 2), matrix.reshape(2, D // 2, -1)
+    halves = jnp.einsum("hd,hde->he", *parts, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32), **options)
+    return (halves[0] + halves[1]).astype(preferred_element_type or x.dtype).reshape(*x.shape[:-1], -1)
 
 
 class Attention(nnx.Module):

@@ -1,0 +1,173 @@
+"""What a decoding is asked for, checked before anything is compiled; each error is a ValueError of one line."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiv import warps
+from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter
+from jaxdiv.speculative import rules, trees
+
+LOOKUP = "lookup"
+MAX_GAMMA = 64
+MAX_TOKENS = 2**20  # of all texts together; each takes a slot in every layer's cache
+MAX_NUMBERS = 2**31  # of one array in float32: 8 GiB, and beyond it 32 bits don't count its numbers
+
+
+def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
+    """The drafts of a round: `tree`, or a chain."""
+    if rule not in rules.RULES:
+        raise ValueError(f"`rule` must be one of {', '.join(rules.RULES)}, got {rule!r}")
+    if draft is None:
+        return trees.chain(0)
+    if not isinstance(draft, KangarooAdapter | DecoderStudent) and draft != LOOKUP:
+        raise ValueError(f"`draft` must be a student, {LOOKUP!r} or None, got {_short(draft)}")
+    gamma = whole("gamma", gamma)
+    if gamma < 1:
+        raise ValueError(f"`gamma` must be at least 1, got {gamma}; without drafts, decode plainly.")
+    if gamma > MAX_GAMMA:
+        raise ValueError(f"`gamma` must be at most {MAX_GAMMA}, got {gamma}.")
+    if not _is(eta, numbers.Real) or not 0 <= eta <= 1:
+        raise ValueError(f"`eta` must be in [0, 1], got {eta}; 0 never stops drafting.")
+    if draft == LOOKUP and eta > 0:
+        raise ValueError("`eta` is of a student's confidence; `lookup` has none, so it must be 0.")
+    if tree is None:
+        return trees.chain(gamma)
+    if draft == LOOKUP:
+        raise ValueError("`lookup` drafts a chain; a tree needs a student.")
+    if not isinstance(tree, trees.Tree):
+        raise ValueError(f"`tree` must be a Tree, as speculative.parse makes of text, got {_short(tree)}")
+    if tree.depth > gamma:
+        raise ValueError(f"the tree is {tree.depth} tokens deep, but `gamma` allows {gamma}; gamma={tree.depth} fits.")
+    if eta > 0:
+        raise ValueError("`eta` ends a chain; with a tree it must be 0.")
+    return tree
+
+
+def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
+    """The draft fits the target, and the tree the vocabulary."""
+    width, vocab_size = target.head.shape
+    if isinstance(draft, KangarooAdapter):
+        (theirs,) = draft.norm.scale.shape
+        if theirs != width or draft.exit_layer > target.depth:
+            raise ValueError(
+                f"the draft reads layer {draft.exit_layer} of width {theirs}, "
+                f"but the target has {target.depth} layers of width {width}; it is another model's."
+            )
+    elif isinstance(draft, DecoderStudent) and draft.decoder.head.shape[1] != vocab_size:
+        raise ValueError(
+            f"the draft has {draft.decoder.head.shape[1]} tokens and the target {vocab_size}; both need one tokenizer."
+        )
+    if tree.children.shape[1] > vocab_size:
+        raise ValueError(f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}.")
+
+
+def check_memory(target: Decoder, prompts: tuple[int, int], tree: trees.Tree, rule: rules.Rule) -> None:
+    """A round's distributions and the prompts' attention, of prompts [B, P], are arrays of a size that can be held."""
+    width, vocab_size = target.head.shape
+    batch, longest = prompts
+    count = batch * (tree.size + 1) * vocab_size * (2 if rule.keeps_q else 1)
+    if count > MAX_NUMBERS:
+        held = "target and draft" if rule.keeps_q else "the target"
+        raise ValueError(
+            f"{batch} texts of {tree.size} drafts a round over {vocab_size:,} tokens need {count:,} probabilities of "
+            f"{held}, more than {MAX_NUMBERS:,}; decode fewer texts at once or draft less"
+        )
+    heads = width // target.head_width
+    count = batch * heads * longest**2
+    if count > MAX_NUMBERS:
+        raise ValueError(
+            f"{batch} prompts of up to {longest:,} tokens need {count:,} attention weights a layer, more than "
+            f"{MAX_NUMBERS:,}; decode fewer texts at once or shorten the prompts"
+        )
+
+
+def padded(prompts, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(prompts [B, P], their lengths [B])."""
+    rows = [np.asarray(prompt) for prompt in prompts]
+    if not rows or any(row.ndim != 1 or not row.size for row in rows):
+        raise ValueError("each prompt must have at least one token, and be a row of tokens")
+    for i, row in enumerate(rows):
+        if row.dtype.kind not in "iu":
+            raise ValueError(f"prompt {i} must be whole numbers, got {_short(row.tolist())}")
+        if row.min() < 0 or row.max() >= vocab_size:
+            raise ValueError(f"prompt {i} has tokens {row.min()}..{row.max()}, not in 0..{vocab_size - 1}")
+    lengths = np.array([len(row) for row in rows], np.int32)
+    made = np.zeros((len(rows), lengths.max()), np.int32)
+    for to, row in zip(made, rows, strict=True):
+        to[: len(row)] = row
+    return made, lengths
+
+
+def wanted(max_tokens, lengths: np.ndarray, drafts: int) -> np.ndarray:
+    """The new tokens of each text [B]."""
+    counts = _values("max_tokens", max_tokens, len(lengths), numbers.Integral)
+    if min(counts) < 1:
+        raise ValueError(f"`max_tokens` must be at least 1, got {min(counts)}")
+    slots = int(lengths.max()) + max(counts) + drafts
+    if slots * len(lengths) > MAX_TOKENS:
+        raise ValueError(
+            f"{len(lengths)} texts of up to {slots:,} tokens are more than {MAX_TOKENS:,} together; "
+            f"lower `max_tokens` or decode fewer at once"
+        )
+    return np.broadcast_to(np.array(counts, np.int32), lengths.shape)
+
+
+def seeds_of(seeds, batch: int) -> jax.Array:
+    """uint32 [B]."""
+    values = np.ravel(seeds).tolist()
+    if len(values) != batch or not all(_is(seed, numbers.Integral) and 0 <= seed < 2**32 for seed in values):
+        raise ValueError(f"`seeds` must be {batch} whole numbers in 0..2**32 - 1, one a text, got {values[:4]}")
+    return jnp.array(values, jnp.uint32)
+
+
+def warp_of(batch: int, vocab_size: int, *, temperature, top_k, top_p) -> warps.Warp:
+    """The warp with arrays [B]."""
+    temperature = _values("temperature", temperature, batch, numbers.Real)
+    for value in temperature:
+        warps.check_temperature(value)
+    if top_k is not None:
+        top_k = _values("top_k", top_k, batch, numbers.Integral)
+        for value in top_k:
+            warps.check_cuts(value, None)
+        top_k = [min(value, vocab_size) for value in top_k]
+    if top_p is not None:
+        top_p = _values("top_p", top_p, batch, numbers.Real)
+        for value in top_p:
+            warps.check_cuts(None, value)
+
+    def each(value, dtype):
+        return None if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
+
+    return warps.Warp(each(temperature, jnp.float32), each(top_k, jnp.int32), each(top_p, jnp.float32))
+
+
+def whole(name: str, value, *, low: int | None = None, high: int | None = None) -> int:
+    """The whole number `value`, in low..high."""
+    value = value.item() if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0 else value
+    ends = f" in {low}..{'' if high is None else high}" if low is not None else ""
+    if not _is(value, numbers.Integral) or (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"`{name}` must be a whole number{ends}, got {_short(value)}")
+    return value
+
+
+def _values(name, given, batch, kind):
+    """One value, or one for each text: 1 or B of them."""
+    values = np.ravel(given).tolist()
+    if len(values) not in (1, batch):
+        raise ValueError(f"`{name}` has {len(values)} values for {batch} texts; give one for all, or one for each.")
+    for value in values:
+        if not _is(value, kind):
+            words = "whole numbers" if kind is numbers.Integral else "numbers"
+            raise ValueError(f"`{name}` must be {words}, got {_short(value)}")
+    return values
+
+
+def _is(value, kind):
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _short(value):
+    return repr(value)[:60]

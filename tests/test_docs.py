@@ -12,7 +12,9 @@ import jaxdiv
 from tests import runs
 
 TEXT = (runs.ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
-PAGES = TEXT + "".join((runs.ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("audit.md", "decoding.md"))
+OTHERS = ("audit.md", "decoding.md", "fused.md")
+PAGES = TEXT + "".join((runs.ROOT / "docs" / page).read_text(encoding="utf-8") for page in OTHERS)
+
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGES, flags=re.MULTILINE | re.DOTALL)
 RNG = np.random.default_rng(3)
 STUDENT, TEACHER = RNG.normal(size=(2, 6, 9)).astype(np.float32)

@@ -25,6 +25,7 @@ FLOORS = {
     2: [
         "jaxdiv.contributions",
         "jaxdiv.audit",
+        "jaxdiv.fused",
         "jaxdiv.reductions",
         "jaxdiv.acceptance jaxdiv.warps",
         "jaxdiv.statistics",

@@ -20,10 +20,10 @@ CASES = {
     "chain": ("kangaroo", 2, {}),
     "decoder, top-p": ("decoder", 1, {"top_p": 0.7}),
     "tree": ("decoder", 2, {"tree": speculative.parse("0,1,00,01")}),
-    "tree, fewer classes than candidates": ("kangaroo", 2, {"tree": WIDE, "top_k": 2}),
     "eta, warm": ("decoder", 2, {"eta": 0.45, "temperature": 2.0}),
 }
 MORE = {
+    "tree, fewer classes than candidates": ("kangaroo", 2, {"tree": WIDE, "top_k": 2}),
     "chain of 1": ("kangaroo", 1, {}),
     "chain of the decoder": ("decoder", 2, {}),
     "cold": ("decoder", 2, {"temperature": 0.7}),

@@ -1,0 +1,50 @@
+"""The last matrix of a model and what is done to its product before it is logits."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix", "bias"], meta_fields=["scale", "soft_cap"])
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """logits = cap(scale · (hidden @ matrix + bias)), with cap(z) = soft_cap · tanh(z / soft_cap).
+
+    Attributes:
+      matrix: [D, V]; of a tied head the transposed embedding.
+      bias: [V] or None; -inf is a class that does not exist, such as one that pads the vocabulary.
+      scale: of the logits, as Cohere's models have it.
+      soft_cap: their bound, as Gemma 2's (arXiv 2408.00118, section 2) have it; None for none.
+
+    Raises:
+      ValueError: if `soft_cap` is not above 0.
+    """
+
+    matrix: jax.Array
+    bias: jax.Array | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def __post_init__(self):
+        if self.soft_cap is not None and not self.soft_cap > 0:
+            raise ValueError(f"`soft_cap` must be above 0, got {self.soft_cap}; None is without.")
+
+    def product(self, hidden: jax.Array) -> jax.Array:
+        """hidden [C, D] @ matrix, [C, V] in float32 at least."""
+        return matmul(hidden, self.matrix, "cd,dv->cv")
+
+    def logits(self, product: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """What becomes of a product [C, V]."""
+        z = product if bias is None else product + bias.astype(product.dtype)[None]
+        z = z if self.scale == 1 else self.scale * z
+        if self.soft_cap is None:
+            return z
+        return jnp.where(jnp.isneginf(z), z, self.soft_cap * jnp.tanh(z / self.soft_cap))
+
+
+def matmul(a: jax.Array, b: jax.Array, axes: str) -> jax.Array:
+    """einsum(axes, a, b) with sums in float32 at least."""
+    dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    return jnp.einsum(axes, a, b, preferred_element_type=dtype)

@@ -1,0 +1,227 @@
+"""The loop over chunks of tokens: values of every student's loss and, in the same pass, their gradients."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiv.fused import chunks
+from jaxdiv.fused.heads import Head, matmul
+
+# objective(student's logits [C, V], the teacher's chunk, labels [C] or None) -> [C]
+Objective = Callable[[jax.Array, Any, jax.Array | None], jax.Array]
+
+
+class Student(NamedTuple):
+    """Hidden states [N, D] and the head that they go through."""
+
+    hidden: jax.Array
+    head: Head
+
+
+class Teacher(NamedTuple):
+    """Hidden states [N, D] with their head; without one `hidden` is what a loss takes, such as logits [N, V]."""
+
+    hidden: Any
+    head: Head | None
+
+
+class Given(NamedTuple):
+    """What no gradient reaches: the teacher, and labels [N] or None."""
+
+    teacher: Teacher
+    labels: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is fixed at trace time: each student's objective, what else is measured of each, tokens of a chunk."""
+
+    objectives: tuple[Objective, ...]
+    metrics: tuple[Objective, ...]
+    chunk: int
+
+
+class Chunk(NamedTuple):
+    """What students share of a chunk's tokens: the first, which of them are new [C], and of each what `Plan` asks."""
+
+    first: jax.Array
+    new: jax.Array
+    teacher: Any
+    labels: jax.Array | None
+    weights: jax.Array
+
+
+class Made(NamedTuple):
+    """Of a student's tokens: the loss and metrics, [C] each, and the gradient by hidden [C, D] or None."""
+
+    values: jax.Array
+    metrics: tuple[jax.Array, ...]
+    by_hidden: jax.Array | None
+
+
+class Wanted(NamedTuple):
+    """Which arrays of a student a gradient is asked for."""
+
+    hidden: bool = False
+    matrix: bool = False
+    bias: bool = False
+
+
+def rematerialized(plan: Plan, students: tuple[Student, ...], given: Given, weights: jax.Array):
+    """Values w·D [N] of each student, and its metrics, by a loop that JAX differentiates as any other.
+
+    Derivatives compute each chunk once more, so that memory stays that of a chunk.
+    """
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def pieces(number):
+        chunk = _chunk(plan, given, weights, number)
+        return chunk.first, tuple(_measure(plan, i, one, Wanted(), chunk)[0] for i, one in enumerate(students))
+
+    def body(made, number):
+        first, new = pieces(number)
+        return chunks.put(made, new, first), None
+
+    made = _whole(jax.eval_shape(pieces, 0)[1], len(weights))
+    made = jax.lax.scan(body, made, jnp.arange(_count(plan, weights)))[0]
+    return _results(made, weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def one_pass(plan: Plan, students: tuple[Student, ...], given: Given, weights: jax.Array):
+    """As `rematerialized`, but the gradient is made with the values and costs no second pass.
+
+    It is that of Σ w·D: values may be summed and scaled, not weighted token by token. A cotangent that differs between
+    a student's tokens is exact for its hidden states, and makes its head's gradient NaN rather than wrong.
+    """
+    made, _ = _run(plan, students, given, weights, tuple(Wanted() for _ in students))
+    return _results(made, weights)
+
+
+def _results(made, weights):
+    """Of tokens without weight, whose numbers mean nothing, 0."""
+    made = [(_weighted(weights, one.values), _at(weights, one.metrics)) for one in made]
+    return tuple(values for values, _ in made), tuple(metrics for _, metrics in made)
+
+
+def _at(weights, metrics):
+    return jax.tree.map(lambda metric: jnp.where(weights == 0, 0, metric), metrics)
+
+
+def _forward(plan, students, given, weights):
+    wanted = tuple(
+        Wanted(s.hidden.perturbed, s.head.matrix.perturbed, s.head.bias is not None and s.head.bias.perturbed)
+        for s in students
+    )
+    students, given, weights = jax.tree.map(lambda primal: primal.value, (students, given, weights))
+    made, sums = _run(plan, students, given, weights, wanted)
+    return _results(made, weights), (students, weights, made, sums)
+
+
+def _backward(plan, residuals, cotangents):
+    students, weights, made, sums = residuals
+    gradients = []
+    for student, one, (matrix, bias), cotangent in zip(students, made, sums, cotangents[0], strict=True):
+        uniform = _uniform(cotangent, weights)
+        hidden = _scaled(one.by_hidden, jnp.where(weights == 0, 0, cotangent)[:, None], student.hidden)
+        head = dataclasses.replace(
+            student.head,
+            matrix=_scaled(matrix, uniform, student.head.matrix),
+            bias=_scaled(bias, uniform, student.head.bias),
+        )
+        gradients.append(Student(hidden, head))
+    by_weights = sum(jnp.where(weights == 0, 0, c * one.values) for c, one in zip(cotangents[0], made, strict=True))
+    return tuple(gradients), None, by_weights.astype(weights.dtype)
+
+
+def _scaled(gradient, factor, like):
+    return None if gradient is None else (factor * gradient).astype(like.dtype)
+
+
+def _uniform(cotangent, weights):
+    """What stands at every token that has a weight; NaN if they differ."""
+    counted = weights != 0
+    high = jnp.max(cotangent, where=counted, initial=-jnp.inf)
+    low = jnp.min(cotangent, where=counted, initial=jnp.inf)
+    return jnp.where(jnp.any(counted), jnp.where(high == low, high, jnp.nan), 0)
+
+
+one_pass.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _run(plan, students, given, weights, wanted):
+    """Of each student what is `Made` of all tokens, and the gradients (matrix, bias) of its head, in float32."""
+
+    def pieces(number):
+        chunk = _chunk(plan, given, weights, number)
+        each = (_measure(plan, i, *both, chunk) for i, both in enumerate(zip(students, wanted, strict=True)))
+        made, sums = zip(*each, strict=True)
+        return chunk.first, made, sums
+
+    def body(number, carry):
+        first, new, added = pieces(number)
+        made, sums = carry
+        return chunks.put(made, new, first), jax.tree.map(jnp.add, sums, added)
+
+    _, made, sums = jax.eval_shape(pieces, 0)
+    start = _whole(made, len(weights)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    return jax.lax.fori_loop(0, _count(plan, weights), body, start)
+
+
+def _count(plan, weights):
+    return -(-len(weights) // plan.chunk)
+
+
+def _whole(pieces, tokens):
+    """Arrays [N, ...] for pieces [C, ...]."""
+    return jax.tree.map(lambda x: jnp.zeros((tokens, *x.shape[1:]), x.dtype), pieces)
+
+
+def _chunk(plan, given, weights, number):
+    first, new = chunks.begin(number, plan.chunk, len(weights))
+    (hidden, head), labels = given
+    hidden, labels, weights = chunks.cut((hidden, labels, weights), first, plan.chunk)
+    if isinstance(hidden, jax.Array):
+        hidden = _counted(weights, hidden)
+    teacher = hidden if head is None else head.logits(head.product(hidden), head.bias)
+    return Chunk(first, new, teacher, labels, weights)
+
+
+def _counted(weights, rows):
+    """Rows [C, ...], 0 at tokens without weight: what is there may be no number, which a product would spread."""
+    return jnp.where(weights[:, None] == 0, 0, rows)
+
+
+def _measure(plan, i, student, wanted, chunk):
+    """What is `Made` of a student's chunk, and what its new tokens add to the gradients (matrix, bias)."""
+    head, weights = student.head, chunk.weights[:, None]
+    hidden = _counted(chunk.weights, chunks.cut(student.hidden, chunk.first, plan.chunk))
+    product = head.product(hidden)
+
+    def value(product):
+        return plan.objectives[i](head.logits(product, head.bias), chunk.teacher, chunk.labels)
+
+    logits = jax.lax.stop_gradient(head.logits(product, head.bias))
+    metrics = tuple(metric(logits, chunk.teacher, chunk.labels) for metric in plan.metrics)
+    if not any(wanted):
+        return Made(value(product), metrics, None), (None, None)
+    values, pull = jax.vjp(value, product)
+    (slope,) = pull(jnp.ones_like(values))
+    # Weights scale what is [C, D], not the slope, which is [C, V] and may have to go through half precision.
+    new = jnp.where(chunk.new[:, None], weights, 0)
+    by_hidden = by_matrix = by_bias = None
+    if wanted.hidden:
+        by_hidden = weights * matmul(slope.astype(head.matrix.dtype), head.matrix, "cv,dv->cd")
+    if wanted.matrix:
+        by_matrix = matmul((new * hidden).astype(hidden.dtype), slope.astype(hidden.dtype), "cd,cv->dv")
+    if wanted.bias:
+        by_bias = jnp.sum(new * slope, axis=0)
+    return Made(values, metrics, by_hidden), (by_matrix, by_bias)
+
+
+def _weighted(weights, values):
+    return jnp.where(weights == 0, 0, weights * values)

@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import math
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from flax import nnx
 import jaxdiv
 from jaxdiv import targets
 from jaxdiv.fused import Head, chunks, linear_divergence, linear_divergences
+from tests import runs
 
 MENU = tuple(name for name in jaxdiv.names() if name not in ("cross_entropy_data", "z_loss"))
 LOSSES = (*MENU, "ce_data(smoothing=0.1)", "0.7*kl + 0.3*tv + 1e-2*z_loss", "jsd(beta=0.2)")
@@ -322,6 +326,49 @@ def test_other_teachers_metrics_functions_and_leading_axes():
     np.testing.assert_allclose(made, jaxdiv.forward_kl(z, logits).reshape(4, 9), rtol=1e-5)
 
 
+# Losses whose gradient by the teacher's logits is that of a loss with both sides exchanged.
+MIRRORED = (
+    "kl", "rkl", "jeffreys", "jsd(beta=0.2)", "rjsd(beta=0.2)", "skl(alpha=0.3)", "srkl(alpha=0.3)", "alpha(alpha=1.7)",
+    "renyi(alpha=0.3)", "bhattacharyya", "hellinger", "pearson", "neyman", "tv", "negative_acceptance", "nla",
+    "0.5*kl + 2*pearson",
+)  # fmt: skip
+
+
+def test_gradient_by_the_teacher_is_that_of_the_definition():
+    """Against finite differences of values in float64."""
+    draw = np.random.default_rng(4)
+    student, teacher = draw.normal(size=(2, 5, 7))
+    weights, step = draw.uniform(0.5, 1, size=5), 1e-6
+    with jax.enable_x64(True):
+
+        def value(text, hidden, matrix, mode="one_pass"):
+            made = linear_divergence(
+                text, student, np.eye(7), hidden, matrix, weights=weights, teacher_gradient=True, mode=mode, chunk=2
+            )
+            return made.sum()
+
+        @jax.jit
+        def gradients(hidden, matrix):
+            return [jax.grad(value, argnums=(1, 2))(text, hidden, matrix) for text in MIRRORED]
+
+        made = gradients(teacher, np.eye(7))
+        again = jax.grad(value, argnums=(1, 2))("kl", teacher, np.eye(7), "remat")
+        assert apart(again, made[0]) < 1e-10
+        for text, (by_hidden, by_matrix) in zip(MIRRORED, made, strict=True):
+            loss = jaxdiv.get(text)
+
+            def of(teacher, loss=loss):
+                return float((weights * np.asarray(loss(student, teacher))).sum())
+
+            slope = np.zeros_like(teacher)
+            for at in np.ndindex(*teacher.shape):
+                moved = np.zeros_like(teacher)
+                moved[at] = step
+                slope[at] = (of(teacher + moved) - of(teacher - moved)) / (2 * step)
+            assert apart(by_hidden, slope) < 1e-5, text
+            assert apart(by_matrix, teacher.T @ slope) < 1e-5, text
+
+
 def test_works_under_checkpoint_scan_and_nnx():
     given = arrays(1001, np.float32, tokens=40)
     expected = gradient(trained(given), rest(given))
@@ -350,6 +397,13 @@ def test_works_under_checkpoint_scan_and_nnx():
     assert apart((value, by["kernel"][...]), (expected[0], expected[1]["matrix"])) < 1e-6
 
 
+def test_spread_over_eight_devices_it_is_the_same():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "tests.sharded_fused"]
+    done = subprocess.run(command, cwd=runs.ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 REFUSED = {
     "`student_head` must be [12, V]": {"student_head": jnp.ones((13, 9))},
     "`teacher_hidden` must be [37, D]": {"teacher_hidden": jnp.ones((36, 20))},
@@ -362,6 +416,9 @@ REFUSED = {
     "the bias of `student_head` must be [9]": {"student_head": Head(jnp.ones((12, 9)), jnp.ones(8))},
     "unknown loss `klx`": {"loss": "klx"},
     "a loss must be text": {"loss": 3},
+    "`tokens_over` must name an axis of the mesh": {"tokens_over": "data"},
+    "`lk_hybrid` has no mirror": {"loss": "lk_hybrid", "teacher_gradient": True},
+    "`teacher_gradient` needs a loss by name": {"loss": jaxdiv.forward_kl, "teacher_gradient": True},
     "a function has its own": {"loss": jaxdiv.forward_kl, "temperature": 2.0},
     "a loss must give one value a row": {"loss": lambda s, t: (s - t).sum()},
     "`ce_data` needs `labels`": {"loss": "ce_data"},

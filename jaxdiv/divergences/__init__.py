@@ -18,7 +18,7 @@ from jaxdiv.divergences.f_divergences import (
     total_variation,
 )
 from jaxdiv.divergences.hard_labels import cross_entropy_argmax, cross_entropy_data
-from jaxdiv.divergences.loss import Loss, get, split
+from jaxdiv.divergences.loss import Loss, get, mirror, split
 from jaxdiv.divergences.registry import names
 from jaxdiv.divergences.regularizers import z_loss
 from jaxdiv.divergences.renyi import bhattacharyya, renyi
@@ -37,6 +37,7 @@ __all__ = [
     "jeffreys",
     "jensen_shannon",
     "lk_hybrid",
+    "mirror",
     "names",
     "negative_acceptance",
     "negative_log_acceptance",

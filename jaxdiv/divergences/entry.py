@@ -45,6 +45,8 @@ class Entry:
       parameters: by name.
       parts: where parts of a loss scale differently, a function that gives them, and each one's power.
       term: of an f-divergence, from its parameters.
+      mirror: from its parameters, the loss (weight, name, parameters) that it is with student and teacher exchanged;
+        None where there is none on the menu.
     """
 
     function: Callable
@@ -59,6 +61,7 @@ class Entry:
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: MappingProxyType({}))
     parts: tuple[Callable, tuple[int, ...]] | None = None
     term: Callable[..., Term] | None = None
+    mirror: Callable[..., tuple[float, str, dict[str, float]] | None] = lambda **_: None
 
     @property
     def defaults(self) -> dict[str, float]:

@@ -105,6 +105,23 @@ class Loss:
         return by_rows(_Rows(self.parts, temperature), student_logits, teacher, *labels, axis=axis, where=where)
 
 
+def mirror(loss: Loss) -> Loss:
+    """The loss L' with L'(teacher, student) = L(student, teacher), whose gradient is L's by the teacher's logits.
+
+    Raises:
+      ValueError: if a part has none on the menu.
+    """
+    return Loss(text=f"mirror of {loss.text}", parts=tuple(map(_mirrored, loss.parts)))
+
+
+def _mirrored(part):
+    made = part.entry.mirror(**part.all_parameters)
+    if made is None:
+        raise ValueError(f"`{part.name}` has no mirror on the menu, so that no gradient by its teacher can be had.")
+    weight, name, parameters = made
+    return Part(part.weight * weight, name, tuple(sorted(parameters.items())))
+
+
 def _checked(temperature):
     low, high = TEMPERATURES
     if isinstance(temperature, jax.core.Tracer):

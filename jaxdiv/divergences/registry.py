@@ -1,7 +1,7 @@
 """Every loss by name: its function, aliases, parameters, temperature factor, formula, range and source."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from jaxdiv.divergences import (
@@ -22,6 +22,15 @@ _LOW, _HIGH = f_divergences.ALPHA_RANGE
 
 def _one(name: str, **interval) -> Mapping[str, Parameter]:
     return MappingProxyType({name: Parameter(**interval)})
+
+
+def _as(name: str) -> Callable:
+    """`Entry.mirror` of a loss that is another of the same parameters."""
+    return lambda **parameters: (1.0, name, parameters)
+
+
+def _mirrored_renyi(alpha):
+    return (alpha / (1 - alpha), "renyi", {"alpha": 1 - alpha}) if alpha < 1 else None
 
 
 _SMOOTHING = _one("smoothing", default=0.0, low=0.0, high=1.0, low_included=True)
@@ -86,6 +95,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             source="arXiv 1503.02531, section 2",
             term=lambda: terms.FORWARD_KL,
+            mirror=_as("reverse_kl"),
         ),
         "reverse_kl": Entry(
             f_divergences.reverse_kl,
@@ -95,6 +105,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             source="MiniLLM, arXiv 2306.08543, equation 1",
             term=lambda: terms.REVERSE_KL,
+            mirror=_as("forward_kl"),
         ),
         "jeffreys": Entry(
             f_divergences.jeffreys,
@@ -105,6 +116,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             symmetric="yes",
             source="Jeffreys (1946)",
             term=lambda: terms.JEFFREYS,
+            mirror=_as("jeffreys"),
         ),
         "adaptive_kl": Entry(
             adaptive.adaptive_kl,
@@ -126,6 +138,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             source="GKD, arXiv 2306.13649, equation 1",
             parameters=_BETA,
             term=terms.jensen_shannon,
+            mirror=_as("reverse_jensen_shannon"),
         ),
         "reverse_jensen_shannon": Entry(
             f_divergences.reverse_jensen_shannon,
@@ -137,6 +150,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             source="Lin (1991), equation 4.1, β on the student",
             parameters=_BETA,
             term=lambda beta: terms.jensen_shannon(1 - beta),
+            mirror=_as("jensen_shannon"),
         ),
         "skew_kl": Entry(
             f_divergences.skew_kl,
@@ -147,6 +161,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             source="DistiLLM, arXiv 2402.03898, definition 1",
             parameters=_SKEW,
             term=terms.skew_kl,
+            mirror=_as("skew_reverse_kl"),
         ),
         "skew_reverse_kl": Entry(
             f_divergences.skew_reverse_kl,
@@ -157,6 +172,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             source="DistiLLM, arXiv 2402.03898, section 3.1",
             parameters=_SKEW,
             term=terms.skew_reverse_kl,
+            mirror=_as("skew_kl"),
         ),
         "alpha_divergence": Entry(
             f_divergences.alpha_divergence,
@@ -168,6 +184,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             source="Amari (1985), section 3.5",
             parameters=_one("alpha", default=0.5, low=_LOW, high=_HIGH, low_included=True, high_included=True),
             term=terms.alpha_divergence,
+            mirror=lambda alpha: (1.0, "alpha_divergence", {"alpha": 1 - alpha}),
         ),
         "renyi": Entry(
             renyi.renyi,
@@ -178,6 +195,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             symmetric="at α = ½",
             source="arXiv 1206.2459, equation 1",
             parameters=_one("alpha", default=0.5, low=0.0, high=renyi.LARGEST, high_included=True),
+            mirror=_mirrored_renyi,
         ),
         "bhattacharyya": Entry(
             renyi.bhattacharyya,
@@ -187,6 +205,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             symmetric="yes",
             source="Bhattacharyya (1943)",
+            mirror=_as("bhattacharyya"),
         ),
         "squared_hellinger": Entry(
             f_divergences.squared_hellinger,
@@ -197,6 +216,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             symmetric="yes",
             source="Hellinger (1909)",
             term=lambda: terms.SQUARED_HELLINGER,
+            mirror=_as("squared_hellinger"),
         ),
         "pearson_chi_squared": Entry(
             f_divergences.pearson_chi_squared,
@@ -206,6 +226,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             source="Pearson (1900)",
             term=lambda: terms.PEARSON_CHI_SQUARED,
+            mirror=_as("neyman_chi_squared"),
         ),
         "neyman_chi_squared": Entry(
             f_divergences.neyman_chi_squared,
@@ -215,6 +236,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             source="Neyman (1949)",
             term=lambda: terms.NEYMAN_CHI_SQUARED,
+            mirror=_as("pearson_chi_squared"),
         ),
         "total_variation": Entry(
             f_divergences.total_variation,
@@ -225,6 +247,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             symmetric="yes",
             source="arXiv 2211.17192, theorem 3.5",
             term=lambda: terms.TOTAL_VARIATION,
+            mirror=_as("total_variation"),
         ),
         "negative_acceptance": Entry(
             acceptance.negative_acceptance,
@@ -234,6 +257,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[-1, 0]",
             symmetric="yes",
             source="arXiv 2211.17192, corollary 3.6",
+            mirror=_as("negative_acceptance"),
         ),
         "negative_log_acceptance": Entry(
             acceptance.negative_log_acceptance,
@@ -243,6 +267,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             symmetric="yes",
             source="LK losses, arXiv 2602.23881",
+            mirror=_as("negative_log_acceptance"),
         ),
         "lk_hybrid": Entry(
             acceptance.lk_hybrid,

@@ -28,9 +28,11 @@ def linear_divergence(
     metrics: Sequence[str | Loss | Callable] = (),
     temperature: float = 1.0,
     vocab_size: int | None = None,
+    teacher_gradient: bool = False,
     mode: str = "one_pass",
     chunk: int | None = None,
     memory: int | None = None,
+    tokens_over: str | None = None,
 ):
     """weight · divergence of every token, from what comes before the logits.
 
@@ -44,17 +46,21 @@ def linear_divergence(
         what stands in its place, and `labels=` where they are given) to [C].
       student_hidden: [..., D].
       student_head: [D, V], or a `Head` with bias, scale or soft cap.
-      teacher_hidden: [..., D'], a constant; with `teacher_head` None, dense logits [..., V], `Labels`, `TopK` or
-        `Samples` of `targets`; None for a loss that has no teacher.
-      teacher_head: [D', V] or a `Head`, a constant.
+      teacher_hidden: [..., D'], a constant unless `teacher_gradient`; with `teacher_head` None, dense logits [..., V],
+        `Labels`, `TopK` or `Samples` of `targets`; None for a loss that has no teacher.
+      teacher_head: [D', V] or a `Head`, likewise.
       labels: [...] integers, for losses on data labels.
       weights: [...], of each token; None for 1. A token of weight 0 may have anything in it.
       metrics: losses that are only measured, on the same logits.
-      temperature, vocab_size: as `Loss` has them; a function does what it does.
+      temperature, vocab_size: as `Loss` has them, the temperature a number; a function does what it does.
+      teacher_gradient: whether the teacher is trained too, by a loss that is another one's mirror (`kl` is that of
+        `rkl`, `tv` its own; `ce` and `lk_hybrid` have none). Both sides' logits are then made twice.
       mode: `one_pass`, or `remat`, which computes each chunk of logits twice but is differentiable as often as the
         loss, forwards and backwards, and under any weighting.
       chunk: tokens a chunk; None for as many as `memory` allows.
       memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64 MiB at least.
+      tokens_over: the axis of the mesh in `jax.set_mesh` over which the first axis of the tokens is spread: each device
+        then goes through its own. Heads may be spread by their classes over other axes, of type `Auto`.
 
     Returns:
       [...]; with `metrics`, ([...], a tuple of each one's values [...], without weights).
@@ -62,22 +68,33 @@ def linear_divergence(
     Raises:
       ValueError: for shapes that do not fit, an unknown mode, and whatever the loss refuses.
     """
+    shared = {"weights": weights, "temperature": temperature, "vocab_size": vocab_size}
+    shared |= {"mode": mode, "chunk": chunk, "memory": memory, "tokens_over": tokens_over}
+    student, teacher = (student_hidden, student_head), (teacher_hidden, teacher_head)
     made, measured = linear_divergences(
-        [loss],
-        [student_hidden],
-        [student_head],
-        teacher_hidden,
-        teacher_head,
-        labels=labels,
-        weights=weights,
-        metrics=metrics,
-        temperature=temperature,
-        vocab_size=vocab_size,
-        mode=mode,
-        chunk=chunk,
-        memory=memory,
+        [loss], [student_hidden], [student_head], *teacher, labels=labels, metrics=metrics, **shared
     )
-    return (made[0], measured[0]) if metrics else made[0]
+    values = made[0]
+    if teacher_gradient:
+        values = _also(values, linear_divergence(_mirror(loss, teacher_head), *teacher, *student, **shared))
+    return (values, measured[0]) if metrics else values
+
+
+def _mirror(loss, teacher_head):
+    if not isinstance(loss, str | Loss) or teacher_head is None:
+        raise ValueError("`teacher_gradient` needs a loss by name, and a teacher's hidden states with their head.")
+    return divergences.mirror(divergences.get(loss) if isinstance(loss, str) else loss)
+
+
+@jax.custom_jvp
+def _also(values, others):
+    """The values, which also change as the others do."""
+    return values
+
+
+@_also.defjvp
+def _also_jvp(primals, tangents):
+    return primals[0], tangents[0] + tangents[1]
 
 
 def linear_divergences(
@@ -95,6 +112,7 @@ def linear_divergences(
     mode: str = "one_pass",
     chunk: int | None = None,
     memory: int | None = None,
+    tokens_over: str | None = None,
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[jax.Array, ...], ...]]:
     """`linear_divergence` of several students, each under its own loss, on one pass of the teacher's head.
 
@@ -125,15 +143,33 @@ def linear_divergences(
     )
     weights = jnp.ones(rows) if weights is None else _weights(weights, rows)
     classes, width = (max(s.head.matrix.shape[axis] for s in students) for axis in (1, 0))
-    chunk = chunks.size(math.prod(rows), classes, width, memory) if chunk is None else min(chunk, math.prod(rows))
+    tokens = math.prod(rows) // _devices(tokens_over, rows)
+    chunk = chunks.size(tokens, classes, width, memory) if chunk is None else min(chunk, tokens)
     if chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1, and there must be tokens, got {chunk} of {math.prod(rows)}.")
-    options = _Options(temperature, vocab_size)
+        raise ValueError(f"`chunk` must be at least 1, and there must be tokens, got {chunk} of {tokens}.")
+    if isinstance(temperature, jax.core.Tracer):
+        raise ValueError("`temperature` must be a number that is known before it is compiled, got a traced array.")
+    options = _Options(float(temperature), vocab_size)
     plan = values.Plan(
-        tuple(_objective(loss, options) for loss in losses), tuple(_objective(loss, options) for loss in metrics), chunk
+        tuple(_objective(loss, options) for loss in losses),
+        tuple(_objective(loss, options) for loss in metrics),
+        chunk,
+        tokens_over,
     )
     run = values.one_pass if mode == "one_pass" else values.rematerialized
     return jax.tree.map(lambda x: x.reshape(rows), run(plan, students, given, weights.reshape(-1)))
+
+
+def _devices(axis, rows):
+    """How many the tokens are spread over."""
+    if axis is None:
+        return 1
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if axis not in sizes:
+        raise ValueError(f"`tokens_over` must name an axis of the mesh in `jax.set_mesh`, {dict(sizes)}, got {axis!r}.")
+    if not rows or rows[0] % sizes[axis]:
+        raise ValueError(f"`tokens_over` {axis!r} has {sizes[axis]} devices, which must divide {_told(rows)} tokens.")
+    return sizes[axis]
 
 
 @dataclasses.dataclass(frozen=True)

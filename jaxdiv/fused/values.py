@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxdiv.fused import chunks
 from jaxdiv.fused.heads import Head, matmul
 
-# objective(student's logits [C, V], the teacher's chunk, labels [C] or None) -> [C]
+# objective(student's logits [C, V], the teacher's chunk, labels [C] or None) -> [C], by its first two differentiable
 Objective = Callable[[jax.Array, Any, jax.Array | None], jax.Array]
 
 
@@ -38,11 +38,19 @@ class Given(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is fixed at trace time: each student's objective, what else is measured of each, tokens of a chunk."""
+    """What is fixed at trace time.
+
+    Attributes:
+      objectives: each student's.
+      metrics: what else is measured of each.
+      chunk: tokens of a chunk.
+      axis: of the mesh, that tokens are spread over; or None.
+    """
 
     objectives: tuple[Objective, ...]
     metrics: tuple[Objective, ...]
     chunk: int
+    axis: str | None
 
 
 class Chunk(NamedTuple):
@@ -76,6 +84,12 @@ def rematerialized(plan: Plan, students: tuple[Student, ...], given: Given, weig
 
     Derivatives compute each chunk once more, so that memory stays that of a chunk.
     """
+    made = _on_each_device(plan, lambda *local: (_again(plan, *local), ()))(students, given, weights)[0]
+    return _results(made, weights)
+
+
+def _again(plan, students, given, weights):
+    """What is `Made` of each student's tokens."""
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def pieces(number):
@@ -87,8 +101,7 @@ def rematerialized(plan: Plan, students: tuple[Student, ...], given: Given, weig
         return chunks.put(made, new, first), None
 
     made = _whole(jax.eval_shape(pieces, 0)[1], len(weights))
-    made = jax.lax.scan(body, made, jnp.arange(_count(plan, weights)))[0]
-    return _results(made, weights)
+    return jax.lax.scan(body, made, jnp.arange(_count(plan, weights)))[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -155,6 +168,42 @@ one_pass.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _run(plan, students, given, weights, wanted):
     """Of each student what is `Made` of all tokens, and the gradients (matrix, bias) of its head, in float32."""
+    return _on_each_device(plan, lambda *local: _once(plan, *local, wanted))(students, given, weights)
+
+
+def _on_each_device(plan, run):
+    """run(students, given, weights) -> (what each token has, sums over tokens), of tokens that devices share.
+
+    Heads go in and sums come out with an axis for the devices: XLA can't add up over some axes of a mesh while it
+    shares out others by itself.
+    """
+    if plan.axis is None:
+        return run
+
+    def local(heads, hidden, *given):
+        made, sums = run(*_with_heads(jax.tree.map(lambda x: x[0], heads), hidden, *given))
+        return made, jax.tree.map(lambda x: x[None], sums)
+
+    def spread(students, given, weights):
+        heads = [one.head for one in students], given.teacher.head
+        devices = jax.sharding.get_abstract_mesh().shape[plan.axis]
+        heads = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), heads)
+        hidden = [one.hidden for one in students], given.teacher.hidden
+        tokens = jax.P(plan.axis)
+        mapped = jax.shard_map(local, in_specs=tokens, out_specs=tokens, axis_names={plan.axis}, check_vma=False)
+        made, sums = mapped(heads, hidden, given.labels, weights)
+        return made, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+    return spread
+
+
+def _with_heads(heads, hidden, labels, weights):
+    (own, of_teacher), (students, teacher) = heads, hidden
+    return tuple(map(Student, students, own)), Given(Teacher(teacher, of_teacher), labels), weights
+
+
+def _once(plan, students, given, weights, wanted):
+    """`_run` on one device's tokens."""
 
     def pieces(number):
         chunk = _chunk(plan, given, weights, number)

@@ -1,0 +1,54 @@
+"""Run as a program with 8 host devices: tokens over one axis, heads' classes over the other, all as on one device."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdiv
+
+TOKENS, WIDTH, CLASSES, CHUNK = (8, 9), 12, 1024, 8
+MESHES = {"data and tensor": (2, 4), "data": (8, 1), "tensor": (1, 8)}
+
+
+def total(student, teacher, weights, *, loss="kl", **options):
+    made = jaxdiv.linear_divergence(loss, *student, *teacher, weights=weights, chunk=CHUNK, **options)
+    return made.sum()
+
+
+def check(name, shape, given, expected):
+    mesh = jax.make_mesh(shape, ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    tokens, head = (jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P(None, "tensor")))
+    (hidden, matrix), (teacher_hidden, teacher_matrix), weights = given
+    put = jax.device_put
+    spread = (
+        (put(hidden, tokens), put(matrix, head)),
+        (put(teacher_hidden, tokens), put(teacher_matrix, head)),
+        put(weights, tokens),
+    )
+    with jax.set_mesh(mesh):
+        for mode in ("one_pass", "remat"):
+            run = jax.jit(jax.value_and_grad(lambda *x, mode=mode: total(*x, mode=mode, tokens_over="data")))
+            for made, right in zip(*map(jax.tree.leaves, (run(*spread), expected)), strict=True):
+                np.testing.assert_allclose(made, right, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {mode}")
+        compiled = run.lower(*spread).compile().as_text()
+    # No device ever sees the logits of all tokens, or a chunk's of all classes where they are spread.
+    for rows, classes in re.findall(r"f32\[(\d+),(\d+)\]", compiled):
+        assert int(rows) * int(classes) < max(CHUNK, WIDTH) * CLASSES // shape[1] + 1, (name, rows, classes)
+
+
+def main():
+    assert jax.device_count() == 8
+    rng = np.random.default_rng(0)
+    shapes = [(*TOKENS, WIDTH), (WIDTH, CLASSES)] * 2
+    hidden, matrix, *teacher = (jnp.asarray(rng.normal(size=shape), jnp.float32) / 3 for shape in shapes)
+    weights = jnp.asarray(rng.uniform(size=TOKENS), jnp.float32)
+    given = (hidden, matrix), tuple(teacher), weights
+    expected = jax.jit(jax.value_and_grad(total))(*given)
+    for name, shape in MESHES.items():
+        check(name, shape, given, expected)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiv
+from experiments.benchmarks import fused_compiled
 
 TOKENS, WIDTH, CLASSES, CHUNK = (8, 9), 12, 1024, 8
 MESHES = {"data and tensor": (2, 4), "data": (8, 1), "tensor": (1, 8)}
@@ -32,10 +33,19 @@ def check(name, shape, given, expected):
             run = jax.jit(jax.value_and_grad(lambda *x, mode=mode: total(*x, mode=mode, tokens_over="data")))
             for made, right in zip(*map(jax.tree.leaves, (run(*spread), expected)), strict=True):
                 np.testing.assert_allclose(made, right, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {mode}")
-        compiled = run.lower(*spread).compile().as_text()
+            compiled = run.lower(*spread).compile().as_text()
+            if name == "tensor" and mode == "one_pass":
+                check_traffic(compiled)
     # No device ever sees the logits of all tokens, or a chunk's of all classes where they are spread.
     for rows, classes in re.findall(r"f32\[(\d+),(\d+)\]", compiled):
         assert int(rows) * int(classes) < max(CHUNK, WIDTH) * CLASSES // shape[1] + 1, (name, rows, classes)
+
+
+def check_traffic(program):
+    """Of every token the gradient by its hidden state is added up over the classes, and a few numbers beside it."""
+    tokens = TOKENS[0] * TOKENS[1]
+    sent = fused_compiled.sent(program, times=tokens // CHUNK) / (4 * tokens)
+    assert WIDTH < sent < WIDTH + 12, sent
 
 
 def main():

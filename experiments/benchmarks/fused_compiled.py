@@ -1,0 +1,113 @@
+"""What head and divergence take on a TPU that is not there: compiled for it ahead of time, nothing is run.
+
+  pip install -e '.[train,tpu]'
+  python -m experiments.benchmarks.fused_compiled --topology=v5e:2x2
+  python -m experiments.benchmarks.fused_compiled --topology=v5e:2x4 --classes_over=8
+
+Value and gradient of `kl` by hidden states and head in bfloat16, fused and on whole logits: memory of one chip as XLA
+plans it and, with the heads' classes spread over several chips, what each of these sends to be added up in one step.
+"""
+
+import math
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from rich.console import Console
+from rich.table import Table
+
+import jaxdiv
+from experiments import cli
+from jaxdiv.fused import chunks
+
+TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Kind and shape of the TPU slice.")
+TOKENS = flags.DEFINE_integer("tokens", 8192, "Tokens, N.", lower_bound=1)
+WIDTH = flags.DEFINE_integer("width", 2048, "Of both sides' hidden states, D.", lower_bound=1)
+VOCABULARY = flags.DEFINE_integer("vocabulary", 128256, "Classes, V.", lower_bound=2)
+CLASSES_OVER = flags.DEFINE_integer("classes_over", 1, "Chips that the heads' classes are spread over.", lower_bound=1)
+CHUNK = flags.DEFINE_integer("chunk", None, "Tokens a chunk; what the library chooses if not given.", lower_bound=1)
+
+# Without these libtpu looks for the machine that it is not on.
+ELSEWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+AXIS = "tensor"
+_COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
+_ARRAY = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]")
+
+
+def mesh() -> jax.sharding.Mesh:
+    """The chips that are compiled for. Raises ValueError if there is no such slice, or it has fewer."""
+    try:
+        chips = topologies.get_topology_desc(topology_name=TOPOLOGY.value, platform="tpu").devices
+    except Exception as error:  # of many kinds, after libtpu's own
+        raise ValueError(f"can't compile for --topology={TOPOLOGY.value}: {str(error).splitlines()[0]}") from None
+    if len(chips) < CLASSES_OVER.value:
+        raise ValueError(f"--topology={TOPOLOGY.value} has {len(chips)} chips, --classes_over={CLASSES_OVER.value}")
+    axis_types = (jax.sharding.AxisType.Auto,)
+    return jax.sharding.Mesh(np.array(chips[: CLASSES_OVER.value]), (AXIS,), axis_types=axis_types)
+
+
+def compiled(function, over: jax.sharding.Mesh):
+    """Its value and gradients, for hidden states that every chip has and heads of which each has its classes."""
+    whole, by_class = (jax.NamedSharding(over, spec) for spec in (jax.P(), jax.P(None, AXIS)))
+
+    def shape(*sizes, sharding):
+        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=sharding)
+
+    hidden = shape(TOKENS.value, WIDTH.value, sharding=whole)
+    head = shape(WIDTH.value, VOCABULARY.value, sharding=by_class)
+    run = jax.jit(jax.value_and_grad(function, argnums=(0, 1)), out_shardings=(whole, (whole, by_class)))
+    return run.lower(hidden, head, hidden, head).compile()
+
+
+def fused(*sides):
+    return jaxdiv.linear_divergence("kl", *sides, chunk=CHUNK.value).mean()
+
+
+def dense(hidden, head, teacher_hidden, teacher_head):
+    sides = (hidden, head), (teacher_hidden, teacher_head)
+    return jaxdiv.forward_kl(*(jnp.matmul(*side, preferred_element_type=jnp.float32) for side in sides)).mean()
+
+
+def sent(program: str, times: int) -> int:
+    """Bytes of the arrays that a program's collectives make, those in a loop's body `times` as often."""
+    total = 0
+    for line in program.splitlines():
+        if found := _COLLECTIVE.search(line):
+            total += _size(found[1]) * (times if "while/body" in line else 1)
+    return total
+
+
+def _size(text):
+    """Bytes of all arrays in a result's type, such as (f32[8]{0}, bf16[2,8]{1,0})."""
+    arrays = _ARRAY.findall(text)
+    return sum(int(bits) // 8 * math.prod(int(n) for n in sizes.split(",") if n) for _, bits, sizes in arrays)
+
+
+def main(_):
+    for name, value in ELSEWHERE.items():
+        os.environ.setdefault(name, value)
+    over = mesh()
+    chunk = CHUNK.value or chunks.size(TOKENS.value, VOCABULARY.value, WIDTH.value)
+    title = (
+        f"{TOPOLOGY.value}, classes over {over.size}: N = {TOKENS.value}, D = {WIDTH.value}, V = {VOCABULARY.value}, "
+        f"bfloat16, chunks of {chunk}"
+    )
+    made = Table(title=title, title_justify="left")
+    for column in ("", "temporaries, GB a chip", "arguments", "outputs", "added up, × N·D·4 bytes"):
+        made.add_column(column, justify="right" if column else "left")
+    for name, function, loops in (("fused", fused, -(-TOKENS.value // chunk)), ("dense", dense, 1)):
+        program = compiled(function, over)
+        memory = program.memory_analysis()
+        sizes = memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes
+        traffic = sent(program.as_text(), loops) / (TOKENS.value * WIDTH.value * 4)
+        made.add_row(name, *(f"{size / 1e9:.2f}" for size in sizes), f"{traffic:.2f}")
+    Console(width=120).print(made)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxdiv
 from experiments.benchmarks import fused_compiled
@@ -33,6 +34,7 @@ def check(name, shape, given, expected):
             run = jax.jit(jax.value_and_grad(lambda *x, mode=mode: total(*x, mode=mode, tokens_over="data")))
             for made, right in zip(*map(jax.tree.leaves, (run(*spread), expected)), strict=True):
                 np.testing.assert_allclose(made, right, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {mode}")
+            np.testing.assert_allclose(total(*spread, mode=mode, tokens_over="data"), expected[0], rtol=1e-4)
             compiled = run.lower(*spread).compile().as_text()
             if name == "tensor" and mode == "one_pass":
                 check_traffic(compiled)
@@ -58,6 +60,9 @@ def main():
     expected = jax.jit(jax.value_and_grad(total))(*given)
     for name, shape in MESHES.items():
         check(name, shape, given, expected)
+    explicit = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit), pytest.raises(ValueError, match="axes are all of type Auto"):
+        total(*given, tokens_over="data")
 
 
 if __name__ == "__main__":

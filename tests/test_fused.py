@@ -261,6 +261,103 @@ def test_gradient_by_the_weights_is_the_divergence():
     np.testing.assert_allclose(by_weights(fused), by_weights(dense), rtol=1e-5)
 
 
+def test_a_teacher_that_is_trained_changes_no_gradient_by_weights():
+    given = arrays(101, np.float32)
+    sides = given["hidden"], given["matrix"], given["teacher_hidden"], given["teacher_matrix"]
+
+    def by_weights(**options):
+        return jax.grad(lambda weights: linear_divergence("kl", *sides, weights=weights, **options).sum())(jnp.ones(N))
+
+    assert apart(by_weights(teacher_gradient=True), by_weights()) == 0
+
+
+def test_outputs_that_nothing_is_asked_of_have_no_gradient():
+    given = arrays(101, np.float32)
+    sides = [[given["hidden"]] * 2, [given["matrix"]] * 2, given["teacher_hidden"], given["teacher_matrix"]]
+
+    def of_one(hidden, loss):
+        return linear_divergences(["kl", "tv"], [hidden] * 2, *sides[1:])[0][loss].sum()
+
+    def alone(hidden):
+        return linear_divergence("tv", hidden, given["matrix"], *sides[2:]).sum()
+
+    assert apart(jax.grad(of_one)(given["hidden"], 1), jax.grad(alone)(given["hidden"])) < 1e-6
+
+    def metric(matrix):
+        return linear_divergence("kl", given["hidden"], matrix, *sides[2:], metrics=["tv"])[1][0].sum()
+
+    np.testing.assert_array_equal(jax.grad(metric)(given["matrix"]), np.zeros((D_S, 101)))
+
+
+@pytest.mark.parametrize("mode", ["one_pass", "remat"])
+def test_losses_without_a_slope_spoil_nothing_where_there_is_no_weight(mode):
+    given = arrays(101, np.float32)
+    unweighted = given["weights"] == 0
+
+    def distance(student, teacher):  # whose slope is NaN where both are alike
+        return jnp.sqrt(jnp.sum((jax.nn.softmax(student) - jax.nn.softmax(teacher)) ** 2, axis=-1))
+
+    drawn, chances = jnp.ones((N, 4), int), -jnp.ones((N, 4))
+    samples = targets.Samples(
+        jnp.where(unweighted[:, None], -100, drawn), jnp.where(unweighted[:, None], jnp.nan, chances)
+    )
+    for loss, *teacher in ((distance, given["teacher_hidden"], given["teacher_matrix"]), ("kl", samples)):
+
+        def total(hidden, matrix, loss=loss, teacher=teacher):
+            how = {"weights": given["weights"], "mode": mode, "chunk": CHUNK}
+            return linear_divergence(loss, hidden, matrix, *teacher, **how).sum()
+
+        for leaf in jax.grad(total, argnums=(0, 1))(given["hidden"], given["matrix"]):
+            assert np.isfinite(leaf).all()
+            assert np.any(leaf)
+
+
+def test_mixed_and_half_precision_lose_no_more_than_the_dense_form():
+    given = arrays(101, np.float32, tokens=64)
+    teacher = given["teacher_hidden"] @ given["teacher_matrix"]
+
+    def gradients(weight, types, function):
+        arguments = [given[name].astype(kind) for name, kind in zip(("hidden", "matrix"), types, strict=True)]
+        return jax.grad(lambda *x: function(*x).sum() / weight, argnums=(0, 1))(*arguments)
+
+    for types in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)):
+        for weight in (1.0, 1e-8):  # below what float16 has
+
+            def whole(hidden, matrix, weight=weight):
+                z = jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
+                return weight * jaxdiv.forward_kl(z, teacher)
+
+            def ours(hidden, matrix, weight=weight):
+                return linear_divergence("kl", hidden, matrix, teacher, weights=jnp.full(64, weight), chunk=CHUNK)
+
+            exact = [np.asarray(given[name], np.float64) for name in ("hidden", "matrix")]
+            rounded = [x.astype(kind).astype(np.float32) for x, kind in zip(exact, types, strict=True)]
+            right = jax.grad(lambda *x: jaxdiv.forward_kl(x[0] @ x[1], teacher).sum(), argnums=(0, 1))(*rounded)
+            mine, its = (gradients(weight, types, function) for function in (ours, whole))
+            for one, other, expected in zip(mine, its, right, strict=True):
+                assert apart(one, expected) < 2 * apart(other, expected) + 1e-3 * (weight < 1) + 1e-6
+
+
+def test_values_are_of_the_logits_type():
+    given = arrays(101, np.float32)
+    with jax.enable_x64(True):
+        made = linear_divergence("kl", *heads(trained(given), given))
+    assert made.dtype == jnp.float32
+
+
+def test_inside_of_a_shard_map_of_ones_own():
+    given = arrays(101, np.float32)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def ours(hidden, teacher_hidden):
+        options = {"chunk": CHUNK}
+        return linear_divergence("kl", hidden, given["matrix"], teacher_hidden, given["teacher_matrix"], **options)
+
+    spread = jax.shard_map(ours, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False)
+    sides = given["hidden"], given["teacher_hidden"]
+    assert apart(jax.jit(spread)(*sides), ours(*sides)) < 1e-6
+
+
 def test_higher_derivatives_and_jvp_of_the_rematerialized_form():
     given = arrays(1001, np.float32)
     tangent = jax.tree.map(
@@ -409,6 +506,19 @@ REFUSED = {
     "`teacher_hidden` must be [37, D]": {"teacher_hidden": jnp.ones((36, 20))},
     "`weights` must be [37]": {"weights": jnp.ones(36)},
     "`labels` must be [37]": {"labels": jnp.ones((37, 1), int)},
+    "`teacher_hidden` must be [37]": {"teacher_hidden": targets.Labels(jnp.ones(36, int)), "teacher_head": None},
+    "`chunk` must be at least 1 and a whole number, got 8.0": {"chunk": 8.0},
+    "`memory` must be at least 1": {"memory": -5},
+    "`vocab_size` must be at least 1": {"vocab_size": "9"},
+    "`temperature` must be a number": {"temperature": None},
+    "`metrics` must be a list of losses": {"metrics": "tv"},
+    "`student_hidden` must be an array": {"student_hidden": "x"},
+    "`weights` must be an array": {"weights": {}},
+    "a real number a token, got complex64": {"weights": jnp.ones(37, jnp.complex64)},
+    "`scale` of a head must be a plain number": {
+        "student_head": functools.partial(Head, jnp.ones((12, 9)), scale=jnp.ones(1))
+    },
+    "there must be tokens": {"student_head": jnp.ones((12, 0)), "teacher_head": jnp.ones((20, 0))},
     "`mode` must be one of one_pass, remat": {"mode": "fast"},
     "`chunk` must be at least 1": {"chunk": 0},
     "`teacher_head` needs `teacher_hidden`": {"teacher_hidden": None},

@@ -108,7 +108,7 @@ def _dense(loss, hidden, head, teacher_hidden, teacher_head):
 
 
 def _chunk():
-    return CHUNK.value or chunks.size(TOKENS.value, VOCABULARY.value, WIDTH.value)
+    return min(CHUNK.value or chunks.size(TOKENS.value, VOCABULARY.value, WIDTH.value), TOKENS.value)
 
 
 def _products(hidden, head, teacher_hidden, teacher_head):
@@ -161,8 +161,9 @@ def _title():
 
 
 def main(_):
-    for loss in LOSSES.value:
-        jaxdiv.get(loss)
+    for loss in jaxdiv.split(",".join(LOSSES.value)):
+        if jaxdiv.get(loss).needs_labels:
+            raise ValueError(f"--losses: `{loss}` needs labels, which nothing here has")
     inputs = Inputs.draw()
     rows = [row for loss in LOSSES.value for row in measure(loss, inputs)]
     Console(width=120).print(table(rows))

@@ -19,7 +19,7 @@ class Head:
       soft_cap: their bound, as Gemma 2's (arXiv 2408.00118, section 2) have it; None for none.
 
     Raises:
-      ValueError: if `soft_cap` is not above 0.
+      ValueError: if `scale` or `soft_cap` is no number that is known at trace time, or the cap not above 0.
     """
 
     matrix: jax.Array
@@ -28,6 +28,10 @@ class Head:
     soft_cap: float | None = None
 
     def __post_init__(self):
+        for name in ("scale", "soft_cap"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float)):
+                raise ValueError(f"`{name}` of a head must be a plain number, got {type(value).__name__}.")
         if self.soft_cap is not None and not self.soft_cap > 0:
             raise ValueError(f"`soft_cap` must be above 0, got {self.soft_cap}; None is without.")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,24 +44,27 @@ def linear_divergence(
 
     Args:
       loss: text as `jaxdiv.get` reads it, a `Loss`, or a function of (student's logits [C, V], the teacher's [C, V] or
-        what stands in its place, and `labels=` where they are given) to [C].
+        what stands in its place, and `labels=` where they are given) to [C]; write `rkl`, not jaxdiv.reverse_kl,
+        beside labels.
       student_hidden: [..., D].
       student_head: [D, V], or a `Head` with bias, scale or soft cap.
       teacher_hidden: [..., D'], a constant unless `teacher_gradient`; with `teacher_head` None, dense logits [..., V],
         `Labels`, `TopK` or `Samples` of `targets`; None for a loss that has no teacher.
       teacher_head: [D', V] or a `Head`, likewise.
       labels: [...] integers, for losses on data labels.
-      weights: [...], of each token; None for 1. A token of weight 0 may have anything in it.
+      weights: [...], of each token; None for 1. A token of weight 0 may have anything in it, and its value has no
+        derivative by that weight.
       metrics: losses that are only measured, on the same logits.
       temperature, vocab_size: as `Loss` has them, the temperature a number; a function does what it does.
       teacher_gradient: whether the teacher is trained too, by a loss that is another one's mirror (`kl` is that of
-        `rkl`, `tv` its own; `ce` and `lk_hybrid` have none). Both sides' logits are then made twice.
+        `rkl`, `tv` its own; `ce`, `lk_hybrid`, `akl`, `renyi` from alpha 1 on and losses of one class have none). Both
+        sides' logits are then made twice, and second derivatives take the other side as a constant.
       mode: `one_pass`, or `remat`, which computes each chunk of logits twice but is differentiable as often as the
         loss, forwards and backwards, and under any weighting.
       chunk: tokens a chunk; None for as many as `memory` allows.
       memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64 MiB at least.
       tokens_over: the axis of the mesh in `jax.set_mesh` over which the first axis of the tokens is spread: each device
-        then goes through its own. Heads may be spread by their classes over other axes, of type `Auto`.
+        then goes through its own. All axes must be of type `Auto`; heads may be spread by their classes over others.
 
     Returns:
       [...]; with `metrics`, ([...], a tuple of each one's values [...], without weights).
@@ -76,6 +80,7 @@ def linear_divergence(
     )
     values = made[0]
     if teacher_gradient:
+        shared["weights"] = jax.lax.stop_gradient(weights)  # whose gradient the values above have
         values = _also(values, linear_divergence(_mirror(loss, teacher_head), *teacher, *student, **shared))
     return (values, measured[0]) if metrics else values
 
@@ -132,32 +137,58 @@ def linear_divergences(
             f"each student needs a loss, hidden states and a head, got {len(losses)}, {len(student_hiddens)} and "
             f"{len(student_heads)}."
         )
-    rows = jnp.shape(student_hiddens[0])[:-1]
+    if isinstance(metrics, str):
+        raise ValueError(f"`metrics` must be a list of losses, such as [{metrics!r}], got text.")
+    options = _Options(_number("temperature", temperature), _whole("vocab_size", vocab_size))
+    rows = _array("student_hidden", student_hiddens[0]).shape[:-1]
     students = tuple(
         values.Student(_flat("student_hidden", hidden, rows), _head("student_head", head, hidden))
         for hidden, head in zip(student_hiddens, student_heads, strict=True)
     )
-    given = values.Given(
-        _teacher(teacher_hidden, teacher_head, rows),
-        None if labels is None else _flat("labels", labels, rows, trailing=0),
-    )
-    weights = jnp.ones(rows) if weights is None else _weights(weights, rows)
-    classes, width = (max(s.head.matrix.shape[axis] for s in students) for axis in (1, 0))
-    tokens = math.prod(rows) // _devices(tokens_over, rows)
-    chunk = chunks.size(tokens, classes, width, memory) if chunk is None else min(chunk, tokens)
-    if chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1, and there must be tokens, got {chunk} of {tokens}.")
-    if isinstance(temperature, jax.core.Tracer):
-        raise ValueError("`temperature` must be a number that is known before it is compiled, got a traced array.")
-    options = _Options(float(temperature), vocab_size)
+    labels = None if labels is None else _flat("labels", labels, rows, trailing=0)
+    given = values.Given(_teacher(teacher_hidden, teacher_head, rows), labels)
     plan = values.Plan(
         tuple(_objective(loss, options) for loss in losses),
         tuple(_objective(loss, options) for loss in metrics),
-        chunk,
+        _chunk(
+            _whole("chunk", chunk), _whole("memory", memory), students, math.prod(rows) // _devices(tokens_over, rows)
+        ),
         tokens_over,
     )
     run = values.one_pass if mode == "one_pass" else values.rematerialized
-    return jax.tree.map(lambda x: x.reshape(rows), run(plan, students, given, weights.reshape(-1)))
+    return jax.tree.map(lambda x: x.reshape(rows), run(plan, students, given, _weights(weights, rows).reshape(-1)))
+
+
+def _chunk(chunk, memory, students, tokens):
+    classes, width = (max(one.head.matrix.shape[axis] for one in students) for axis in (1, 0))
+    if min(tokens, classes, width) < 1:
+        raise ValueError(f"there must be tokens, widths and classes, got {tokens}, {width} and {classes}.")
+    return min(chunk, tokens) if chunk else chunks.size(tokens, classes, width, memory)
+
+
+def _whole(name, value):
+    """A whole number from 1 on, or None."""
+    try:
+        found = None if value is None else operator.index(value)
+    except TypeError:
+        found = 0
+    if isinstance(value, bool) or (found is not None and found < 1):
+        raise ValueError(f"`{name}` must be at least 1 and a whole number, got {value!r}.")
+    return found
+
+
+def _number(name, value):
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be a number that is known at trace time, got {value!r}.") from None
+
+
+def _array(name, value):
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be an array, got {type(value).__name__}.") from None
 
 
 def _devices(axis, rows):
@@ -165,8 +196,14 @@ def _devices(axis, rows):
     if axis is None:
         return 1
     sizes = jax.sharding.get_abstract_mesh().shape
-    if axis not in sizes:
+    if not isinstance(axis, str) or axis not in sizes:
         raise ValueError(f"`tokens_over` must name an axis of the mesh in `jax.set_mesh`, {dict(sizes)}, got {axis!r}.")
+    types = jax.sharding.get_abstract_mesh().axis_types
+    if any(kind != jax.sharding.AxisType.Auto for kind in types):
+        raise ValueError(
+            f"`tokens_over` needs a mesh whose axes are all of type Auto, which `axis_types` of `jax.make_mesh` sets; "
+            f"got {', '.join(kind.name for kind in types)}."
+        )
     if not rows or rows[0] % sizes[axis]:
         raise ValueError(f"`tokens_over` {axis!r} has {sizes[axis]} devices, which must divide {_told(rows)} tokens.")
     return sizes[axis]
@@ -214,9 +251,10 @@ def _objective(loss, options):
 
 
 def _flat(name, array, rows, trailing=1):
-    array = jnp.asarray(array)
-    if array.shape[: len(rows)] != rows or array.ndim != len(rows) + trailing:
-        wanted = (*rows, *("D" * trailing))
+    """[..., *] as [N, *], where * are `trailing` axes, or any for None."""
+    array = _array(name, array)
+    if array.shape[: len(rows)] != rows or trailing not in (None, array.ndim - len(rows)):
+        wanted = (*rows, *("D" * (trailing or 0)))
         raise ValueError(f"`{name}` must be {_told(wanted)}, as the first student's tokens are, got {array.shape}.")
     return array.reshape(-1, *array.shape[len(rows) :])
 
@@ -226,19 +264,25 @@ def _told(shape):
 
 
 def _head(name, head, hidden):
-    head = head if isinstance(head, Head) else Head(jnp.asarray(head))
-    shape, width = jnp.shape(head.matrix), jnp.shape(hidden)[-1]
+    head = head if isinstance(head, Head) else Head(head)
+    bias = None if head.bias is None else _array(f"the bias of `{name}`", head.bias)
+    head = dataclasses.replace(head, matrix=_array(name, head.matrix), bias=bias)
+    shape, width = head.matrix.shape, jnp.shape(hidden)[-1]
     if len(shape) != 2 or shape[0] != width:
         raise ValueError(f"`{name}` must be [{width}, V], as its hidden states are [..., {width}], got {shape}.")
-    if head.bias is not None and jnp.shape(head.bias) != shape[1:]:
-        raise ValueError(f"the bias of `{name}` must be [{shape[1]}], got {jnp.shape(head.bias)}.")
+    if bias is not None and bias.shape != shape[1:]:
+        raise ValueError(f"the bias of `{name}` must be [{shape[1]}], got {bias.shape}.")
     return head
 
 
 def _weights(weights, rows):
-    weights = jnp.asarray(weights)
-    if weights.shape != rows:
-        raise ValueError(f"`weights` must be {_told(rows)}, one a token, got {weights.shape}.")
+    if weights is None:
+        return jnp.ones(rows, jnp.float32)
+    weights = _array("weights", weights)
+    if weights.shape != rows or jnp.issubdtype(weights.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"`weights` must be {_told(rows)}, a real number a token, got {weights.dtype} {weights.shape}."
+        )
     return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(jnp.float32)
 
 
@@ -250,7 +294,7 @@ def _teacher(hidden, head, rows):
         teacher = values.Teacher(_flat("teacher_hidden", hidden, rows), _head("teacher_head", head, hidden))
         return jax.lax.stop_gradient(teacher)
     if isinstance(hidden, targets.Labels | targets.TopK | targets.Samples):
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(rows) :]), hidden)
+        flat = jax.tree.map(lambda x: _flat("teacher_hidden", x, rows, trailing=None), hidden)
     else:
         flat = None if hidden is None else _flat("teacher_hidden", hidden, rows)
     return values.Teacher(jax.lax.stop_gradient(flat), None)

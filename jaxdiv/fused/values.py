@@ -54,13 +54,21 @@ class Plan:
 
 
 class Chunk(NamedTuple):
-    """What students share of a chunk's tokens: the first, which of them are new [C], and of each what `Plan` asks."""
+    """What students share of a chunk's tokens.
+
+    Attributes:
+      first: the chunk's first token.
+      new: [C], which of them no earlier chunk had.
+      teacher, labels, weights: of these tokens, the teacher as a loss takes it.
+      peak: the largest weight of all tokens, or 1.
+    """
 
     first: jax.Array
     new: jax.Array
     teacher: Any
     labels: jax.Array | None
     weights: jax.Array
+    peak: jax.Array
 
 
 class Made(NamedTuple):
@@ -137,6 +145,7 @@ def _forward(plan, students, given, weights):
 
 def _backward(plan, residuals, cotangents):
     students, weights, made, sums = residuals
+    cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_symbolic_zero)
     gradients = []
     for student, one, (matrix, bias), cotangent in zip(students, made, sums, cotangents[0], strict=True):
         uniform = _uniform(cotangent, weights)
@@ -149,6 +158,15 @@ def _backward(plan, residuals, cotangents):
         gradients.append(Student(hidden, head))
     by_weights = sum(jnp.where(weights == 0, 0, c * one.values) for c, one in zip(cotangents[0], made, strict=True))
     return tuple(gradients), None, by_weights.astype(weights.dtype)
+
+
+def _is_symbolic_zero(cotangent):
+    return isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
+
+
+def _instantiated(cotangent):
+    """Zeros, as an array, where nothing was asked of an output."""
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_symbolic_zero(cotangent) else cotangent
 
 
 def _scaled(gradient, factor, like):
@@ -179,27 +197,29 @@ def _on_each_device(plan, run):
     """
     if plan.axis is None:
         return run
+    tokens = jax.P(plan.axis)
 
-    def local(heads, hidden, *given):
-        made, sums = run(*_with_heads(jax.tree.map(lambda x: x[0], heads), hidden, *given))
+    def local(students, given, weights):
+        students, given = _heads(lambda x: x[0], students, given)
+        made, sums = run(students, given, weights)
         return made, jax.tree.map(lambda x: x[None], sums)
 
+    mapped = jax.shard_map(local, in_specs=tokens, out_specs=tokens, axis_names={plan.axis}, check_vma=False)
+
     def spread(students, given, weights):
-        heads = [one.head for one in students], given.teacher.head
         devices = jax.sharding.get_abstract_mesh().shape[plan.axis]
-        heads = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), heads)
-        hidden = [one.hidden for one in students], given.teacher.hidden
-        tokens = jax.P(plan.axis)
-        mapped = jax.shard_map(local, in_specs=tokens, out_specs=tokens, axis_names={plan.axis}, check_vma=False)
-        made, sums = mapped(heads, hidden, given.labels, weights)
+        students, given = _heads(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), students, given)
+        made, sums = jax.jit(mapped)(students, given, weights)
         return made, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
     return spread
 
 
-def _with_heads(heads, hidden, labels, weights):
-    (own, of_teacher), (students, teacher) = heads, hidden
-    return tuple(map(Student, students, own)), Given(Teacher(teacher, of_teacher), labels), weights
+def _heads(change, students, given):
+    """All with their heads' arrays changed."""
+    students = tuple(one._replace(head=jax.tree.map(change, one.head)) for one in students)
+    teacher = given.teacher._replace(head=jax.tree.map(change, given.teacher.head))
+    return students, given._replace(teacher=teacher)
 
 
 def _once(plan, students, given, weights, wanted):
@@ -218,7 +238,8 @@ def _once(plan, students, given, weights, wanted):
 
     _, made, sums = jax.eval_shape(pieces, 0)
     start = _whole(made, len(weights)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
-    return jax.lax.fori_loop(0, _count(plan, weights), body, start)
+    made, sums = jax.lax.fori_loop(0, _count(plan, weights), body, start)
+    return made, jax.tree.map(lambda x: _peak(weights) * x, sums)
 
 
 def _count(plan, weights):
@@ -233,11 +254,17 @@ def _whole(pieces, tokens):
 def _chunk(plan, given, weights, number):
     first, new = chunks.begin(number, plan.chunk, len(weights))
     (hidden, head), labels = given
+    peak = _peak(weights)
     hidden, labels, weights = chunks.cut((hidden, labels, weights), first, plan.chunk)
     if isinstance(hidden, jax.Array):
         hidden = _counted(weights, hidden)
     teacher = hidden if head is None else head.logits(head.product(hidden), head.bias)
-    return Chunk(first, new, teacher, labels, weights)
+    return Chunk(first, new, teacher, labels, weights, peak)
+
+
+def _peak(weights):
+    largest = jnp.max(jnp.abs(weights))
+    return jnp.where(largest > 0, largest, 1)
 
 
 def _counted(weights, rows):
@@ -252,7 +279,9 @@ def _measure(plan, i, student, wanted, chunk):
     product = head.product(hidden)
 
     def value(product):
-        return plan.objectives[i](head.logits(product, head.bias), chunk.teacher, chunk.labels)
+        # A loss of somebody's own may have no slope where both sides are alike, as they are without weight.
+        logits = _counted(chunk.weights, head.logits(product, head.bias))
+        return plan.objectives[i](logits, chunk.teacher, chunk.labels)
 
     logits = jax.lax.stop_gradient(head.logits(product, head.bias))
     metrics = tuple(metric(logits, chunk.teacher, chunk.labels) for metric in plan.metrics)
@@ -260,13 +289,15 @@ def _measure(plan, i, student, wanted, chunk):
         return Made(value(product), metrics, None), (None, None)
     values, pull = jax.vjp(value, product)
     (slope,) = pull(jnp.ones_like(values))
-    # Weights scale what is [C, D], not the slope, which is [C, V] and may have to go through half precision.
-    new = jnp.where(chunk.new[:, None], weights, 0)
+    operand = jnp.promote_types(hidden.dtype, head.matrix.dtype)
+    # Weights scale what is [C, D], not the slope, which is [C, V]; and relative to the largest, as half precision would
+    # lose those of a mean over many tokens.
+    new = jnp.where(chunk.new[:, None], weights / chunk.peak, 0)
     by_hidden = by_matrix = by_bias = None
     if wanted.hidden:
-        by_hidden = weights * matmul(slope.astype(head.matrix.dtype), head.matrix, "cv,dv->cd")
+        by_hidden = weights * matmul(slope.astype(operand), head.matrix, "cv,dv->cd")
     if wanted.matrix:
-        by_matrix = matmul((new * hidden).astype(hidden.dtype), slope.astype(hidden.dtype), "cd,cv->dv")
+        by_matrix = matmul((new * hidden).astype(operand), slope.astype(operand), "cd,cv->dv")
     if wanted.bias:
         by_bias = jnp.sum(new * slope, axis=0)
     return Made(values, metrics, by_hidden), (by_matrix, by_bias)

@@ -101,6 +101,7 @@ def test_values_and_gradients_are_the_dense_forms_in_float64(mode, options):
         given["teacher_matrix"] = given["teacher_matrix"].at[:, -2:].set(0)
         padded = options.get("vocab_size") is None
         losses = LOSSES if not padded else [loss for loss in LOSSES if loss not in _INFINITE]
+        losses = losses if mode == "one_pass" else losses[::4]
         expected = both(dense, losses, trained(given), rest(given), **options)
         made = both(fused, losses, trained(given), rest(given), mode=mode, **options)
         for loss, value, gradient, dense_value, dense_gradient in zip(losses, *made, *expected, strict=True):
@@ -115,7 +116,7 @@ _INFINITE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("classes", [1001, 151936, pytest.param(128256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("classes", [1001, *(pytest.param(n, marks=pytest.mark.slow) for n in (128256, 151936))])
 def test_float32_is_as_near_to_float64_as_the_dense_form(classes):
     losses = ["kl", "nla"] if classes > 1001 else LOSSES
     given = arrays(classes, np.float32)

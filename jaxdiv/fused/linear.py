@@ -139,7 +139,7 @@ def linear_divergences(
         )
     if isinstance(metrics, str):
         raise ValueError(f"`metrics` must be a list of losses, such as [{metrics!r}], got text.")
-    options = _Options(_number("temperature", temperature), _whole("vocab_size", vocab_size))
+    options = _Options(_number("temperature", temperature), _whole_number("vocab_size", vocab_size))
     rows = _array("student_hidden", student_hiddens[0]).shape[:-1]
     students = tuple(
         values.Student(_flat("student_hidden", hidden, rows), _head("student_head", head, hidden))
@@ -151,7 +151,10 @@ def linear_divergences(
         tuple(_objective(loss, options) for loss in losses),
         tuple(_objective(loss, options) for loss in metrics),
         _chunk(
-            _whole("chunk", chunk), _whole("memory", memory), students, math.prod(rows) // _devices(tokens_over, rows)
+            _whole_number("chunk", chunk),
+            _whole_number("memory", memory),
+            students,
+            math.prod(rows) // _devices(tokens_over, rows),
         ),
         tokens_over,
     )
@@ -166,7 +169,7 @@ def _chunk(chunk, memory, students, tokens):
     return min(chunk, tokens) if chunk else chunks.size(tokens, classes, width, memory)
 
 
-def _whole(name, value):
+def _whole_number(name, value):
     """A whole number from 1 on, or None."""
     try:
         found = None if value is None else operator.index(value)

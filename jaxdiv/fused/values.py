@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxdiv.fused import chunks
 from jaxdiv.fused.heads import Head, matmul
 
-# objective(student's logits [C, V], the teacher's chunk, labels [C] or None) -> [C], by its first two differentiable
+# objective(student's logits [C, V], the teacher's chunk, labels [C] or None) -> [C]
 Objective = Callable[[jax.Array, Any, jax.Array | None], jax.Array]
 
 
@@ -125,12 +125,8 @@ def one_pass(plan: Plan, students: tuple[Student, ...], given: Given, weights: j
 
 def _results(made, weights):
     """Of tokens without weight, whose numbers mean nothing, 0."""
-    made = [(_weighted(weights, one.values), _at(weights, one.metrics)) for one in made]
-    return tuple(values for values, _ in made), tuple(metrics for _, metrics in made)
-
-
-def _at(weights, metrics):
-    return jax.tree.map(lambda metric: jnp.where(weights == 0, 0, metric), metrics)
+    values = tuple(weights * _counted(weights, one.values) for one in made)
+    return values, tuple(tuple(_counted(weights, metric) for metric in one.metrics) for one in made)
 
 
 def _forward(plan, students, given, weights):
@@ -149,14 +145,14 @@ def _backward(plan, residuals, cotangents):
     gradients = []
     for student, one, (matrix, bias), cotangent in zip(students, made, sums, cotangents[0], strict=True):
         uniform = _uniform(cotangent, weights)
-        hidden = _scaled(one.by_hidden, jnp.where(weights == 0, 0, cotangent)[:, None], student.hidden)
+        hidden = _scaled(one.by_hidden, _counted(weights, cotangent)[:, None], student.hidden)
         head = dataclasses.replace(
             student.head,
             matrix=_scaled(matrix, uniform, student.head.matrix),
             bias=_scaled(bias, uniform, student.head.bias),
         )
         gradients.append(Student(hidden, head))
-    by_weights = sum(jnp.where(weights == 0, 0, c * one.values) for c, one in zip(cotangents[0], made, strict=True))
+    by_weights = sum(c * _counted(weights, one.values) for c, one in zip(cotangents[0], made, strict=True))
     return tuple(gradients), None, by_weights.astype(weights.dtype)
 
 
@@ -268,8 +264,8 @@ def _peak(weights):
 
 
 def _counted(weights, rows):
-    """Rows [C, ...], 0 at tokens without weight: what is there may be no number, which a product would spread."""
-    return jnp.where(weights[:, None] == 0, 0, rows)
+    """Rows [C] or [C, *], 0 at tokens without weight: what is there may be no number, which a product would spread."""
+    return jnp.where((weights == 0).reshape(-1, *(1,) * (rows.ndim - 1)), 0, rows)
 
 
 def _measure(plan, i, student, wanted, chunk):
@@ -301,7 +297,3 @@ def _measure(plan, i, student, wanted, chunk):
     if wanted.bias:
         by_bias = jnp.sum(new * slope, axis=0)
     return Made(values, metrics, by_hidden), (by_matrix, by_bias)
-
-
-def _weighted(weights, values):
-    return jnp.where(weights == 0, 0, weights * values)

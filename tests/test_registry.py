@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxdiv
+from jaxdiv import divergences
 from jaxdiv.divergences.registry import ENTRIES
 
 RNG = np.random.default_rng(2)
@@ -191,3 +192,11 @@ def test_split():
     ]:
         with pytest.raises(ValueError, match=message):
             jaxdiv.split(wrong)
+
+
+def test_a_mirror_is_the_loss_with_both_sides_exchanged():
+    mirrored = [name for name, entry in ENTRIES.items() if entry.mirror(**entry.defaults) is not None]
+    assert len(mirrored) >= 16
+    for name in mirrored:
+        exchanged = divergences.mirror(jaxdiv.get(name))(TEACHER, STUDENT)
+        np.testing.assert_allclose(exchanged, _value(name), rtol=2e-5, err_msg=name)

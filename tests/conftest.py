@@ -18,12 +18,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
     }
 
 import jax
-
-if jax.__version_info__ < (0, 13):  # XLA ends at once over flags that it does not know
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0")
-
 from jaxtyping import install_import_hook
 
+# XLA ends at once over a flag that it does not know, and later ones do not know the second.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""),
+)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook(["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"], "beartype.beartype")
 

@@ -1,7 +1,7 @@
 """What head and divergence cost together, against the same loss on whole logits and against its products alone.
 
   python -m experiments.benchmarks.fused --losses=kl,tv --tokens=4096 --width=256 --vocabulary=32768
-  python -m experiments.benchmarks.fused --students=8 --frozen
+  python -m experiments.benchmarks.fused --students=8 --frozen --teacher_width=1024
 
 Value and gradient of the sum by a student's hidden states and head, all contestants in turn in one process: `fused`; on
 whole logits `dense`, jaxdiv's loss, and `jnp`, the loss as one writes it with jax.nn.log_softmax; and `products`, the
@@ -29,7 +29,10 @@ from jaxdiv.fused import chunks
 
 LOSSES = flags.DEFINE_list("losses", ["kl"], "Losses by name, by commas.")
 TOKENS = flags.DEFINE_integer("tokens", 4096, "Tokens, N.", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 256, "Of both sides' hidden states, D.", lower_bound=1)
+WIDTH = flags.DEFINE_integer("width", 256, "Of the students' hidden states, D.", lower_bound=1)
+TEACHER_WIDTH = flags.DEFINE_integer(
+    "teacher_width", None, "Of the teacher's; the students' if not given.", lower_bound=1
+)
 VOCABULARY = flags.DEFINE_integer("vocabulary", 32768, "Classes, V.", lower_bound=2)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of hidden states and heads.")
 CHUNK = flags.DEFINE_integer("chunk", None, "Tokens a chunk; what the library chooses if not given.", lower_bound=1)
@@ -53,13 +56,14 @@ class Inputs:
     @classmethod
     def draw(cls) -> "Inputs":
         tokens, width, classes, students = TOKENS.value, WIDTH.value, VOCABULARY.value, STUDENTS.value
+        wide = TEACHER_WIDTH.value or width
         keys = jax.random.split(jax.random.key(0), 4)
-        shapes = [(students, tokens, width), (width, classes), (tokens, width), (width, classes)]
+        shapes = [(students, tokens, width), (width, classes), (tokens, wide), (wide, classes)]
         if not FROZEN.value:
             shapes[1] = (students, *shapes[1])
         made = (jax.random.normal(key, shape, DTYPE.value) for key, shape in zip(keys, shapes, strict=True))
         hidden, head, teacher_hidden, teacher_head = made
-        return cls(hidden, head * width**-0.5, teacher_hidden, teacher_head * width**-0.5)
+        return cls(hidden, head * width**-0.5, teacher_hidden, teacher_head * wide**-0.5)
 
     def of(self, i: int) -> tuple[jax.Array, jax.Array]:
         return self.hidden[i], self.head if FROZEN.value else self.head[i]
@@ -155,8 +159,8 @@ def table(rows: list[dict]) -> Table:
 def _title():
     head = "frozen" if FROZEN.value else "trained"
     return (
-        f"N = {TOKENS.value}, D = {WIDTH.value}, V = {VOCABULARY.value}, {DTYPE.value}, {STUDENTS.value} student(s), "
-        f"{head} head, chunks of {_chunk()} tokens"
+        f"N = {TOKENS.value}, D = {WIDTH.value}, D' = {TEACHER_WIDTH.value or WIDTH.value}, V = {VOCABULARY.value}, "
+        f"{DTYPE.value}, {STUDENTS.value} student(s), {head} head, chunks of {_chunk()} tokens"
     )
 
 

@@ -75,7 +75,7 @@ def check_memory(target: Decoder, prompts: tuple[int, int], tree: trees.Tree, ru
             f"{batch} texts of {tree.size} drafts a round over {vocab_size:,} tokens need {count:,} probabilities of "
             f"{held}, more than {MAX_NUMBERS:,}; decode fewer texts at once or draft less"
         )
-    heads = width // target.head_width
+    heads = target.head.shape[0] // target.head_width
     count = batch * heads * longest**2
     if count > MAX_NUMBERS:
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
 from jaxdiv import models
@@ -30,9 +31,15 @@ def teach(config: Mapping, teacher: Model) -> Callable:
     return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
 
 
+def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], models.Student]:
+    """Makes an untrained student of the run's config."""
+    teacher = {**config["teacher"], "dtype": config["dtype"]}
+    return lambda rngs: models.build_student(config["student"], teacher, vocab_size, rngs)
+
+
 def untrained(config: Mapping, vocab_size: int) -> Model:
     """The students as they are before their first step."""
-    return population(_build(config, vocab_size), seeds(config))
+    return population(builder(config, vocab_size), seeds(config))
 
 
 def lesson(config: Mapping, teacher: Model) -> Callable:
@@ -117,7 +124,7 @@ def restore(config: Mapping, workdir: Workdir, vocab_size: int, loss: str) -> tu
     names = [known.text for known in run_config.losses(config)]
     if loss not in names:
         raise ValueError(f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}")
-    index, shapes = names.index(loss), population_shapes(_build(config, vocab_size), config["seeds"])
+    index, shapes = names.index(loss), population_shapes(builder(config, vocab_size), config["seeds"])
     target = {
         "params": {index: shapes.params},
         "alive": {index: jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)},
@@ -143,8 +150,3 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     if not alive[index]:
         raise ValueError(f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training")
     return students.student(index)
-
-
-def _build(config, vocab_size):
-    teacher = {**config["teacher"], "dtype": config["dtype"]}
-    return lambda rngs: models.build_student(config["student"], teacher, vocab_size, rngs)

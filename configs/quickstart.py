@@ -33,6 +33,7 @@ def get_config():
     config.teacher.heads = 6
     config.teacher.kv_heads = 2
     config.teacher.mlp_width = 512
+    config.teacher.padded_vocabulary = 0  # rows of embeddings and heads, its own and a decoder student's; 0: no more
     config.teacher.rope_base = 10000.0
     config.teacher.norm_epsilon = 1e-5  # of the students' norms too
     config.teacher.steps = 500

@@ -75,7 +75,7 @@ class Replay:
         decoding = dataclasses.replace(decoding, graphs=graphs, arrays=(params, *arrays))
         state = loop.run(decoding.plan, graphs, params, *arrays, stream=None)
         begun = _begun(state, decoding.lengths)
-        held = len(decoding.lengths) * (decoding.plan.tree.size + 1) * models[0].head.shape[1]
+        held = len(decoding.lengths) * (decoding.plan.tree.size + 1) * models[0].vocab_size
         count = max(1, min(_ROUNDS, len(begun), _HELD // held))
         return cls(decoding, state, begun[np.linspace(len(begun) - 1, 0, count).round().astype(int)])
 

@@ -18,6 +18,7 @@ _CONFIG = {
     "heads": 2,
     "kv_heads": 1,
     "mlp_width": 12,
+    "padded_vocabulary": 0,
     "rope_base": 100.0,
     "norm_epsilon": 1e-5,
     "dtype": "float32",

@@ -39,6 +39,8 @@ def test_what_was_typed_stays_or_is_refused(folder, tmp_path):
     assert settle(folder, tmp_path, teacher__heads=4)["teacher"]["heads"] == 4
     with pytest.raises(ValueError, match=r"`config.teacher.heads` is 8, but the teacher of .* has 4"):
         settle(folder, tmp_path, teacher__heads=8)
+    with pytest.raises(ValueError, match=r"`config.teacher.padded_vocabulary` is 512, but the teacher of .* has 0"):
+        settle(folder, tmp_path, teacher__padded_vocabulary=512)
     with pytest.raises(ValueError, match=r"`config.data.vocabulary` is 512, but the teacher of .* has 300"):
         settle(folder, tmp_path, data__vocabulary=512)
 

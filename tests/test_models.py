@@ -1,5 +1,6 @@
 """The decoder and the students against an independent forward pass in float64, and the properties they promise."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,7 @@ from jaxdiv.models import layers
 
 V, B, L = 40, 3, 10
 TEACHER = {"depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, "rope_base": 500.0}
-TEACHER |= {"norm_epsilon": 1e-5, "dtype": "float32"}
+TEACHER |= {"padded_vocabulary": 0, "norm_epsilon": 1e-5, "dtype": "float32"}
 STUDENTS = {
     "kangaroo": {"kind": "kangaroo", "heads": 4, "kv_heads": 1, "exit_layer": 2},
     "decoder": {"kind": "decoder", "depth": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 24},
@@ -278,7 +279,7 @@ def test_exit_hidden_equals_run_layers(teacher, tokens, output):
 
 def test_kangaroo_reads_only_the_hidden_state_and_leaves_the_teacher_alone(output, tokens):
     student = make_student("kangaroo")
-    bare = models.TeacherOutput(logits=None, hidden=output.hidden, head=output.head)
+    bare = dataclasses.replace(output, features=None)
     np.testing.assert_array_equal(draft(student, tokens, output), draft(student, 0 * tokens, bare))
 
     gradient = jax.jit(jax.grad(lambda teacher: jnp.sum(student(tokens, teacher) ** 2)))(output)
@@ -287,12 +288,12 @@ def test_kangaroo_reads_only_the_hidden_state_and_leaves_the_teacher_alone(outpu
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(own))
 
     with pytest.raises(ValueError, match="exit_layer=2"):
-        student(tokens, models.TeacherOutput(logits=output.logits, hidden=None, head=output.head))
+        student(tokens, dataclasses.replace(output, hidden=None))
 
 
 def test_an_independent_student_ignores_the_teacher(output, tokens):
     student = make_student("decoder")
-    nothing = models.TeacherOutput(logits=None, hidden=None, head=None)
+    nothing = models.TeacherOutput(features=None, hidden=None, head=None, vocab_size=V)
     alone = draft(student, tokens, nothing)
     np.testing.assert_array_equal(draft(student, tokens, output), alone)
     assert_close(alone, run(student.decoder, tokens).logits, 1e-6)

@@ -15,7 +15,7 @@ from jaxdiv import models
 @functools.cache
 def make_decoder(vocab_size):
     config = {"depth": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 24, "rope_base": 100.0}
-    config |= {"norm_epsilon": 1e-5, "dtype": "float32"}
+    config |= {"padded_vocabulary": 0, "norm_epsilon": 1e-5, "dtype": "float32"}
     return nnx.jit(lambda: models.build_teacher(config, vocab_size, nnx.Rngs(0)))()
 
 

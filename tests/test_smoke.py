@@ -220,7 +220,7 @@ def check_came_back(there, here, *, source):
 
 def check_draft(folder, run):
     """What lies in `folder` is the student that was measured, with its card."""
-    tokens, nothing = np.arange(24)[None], models.TeacherOutput(logits=None, hidden=None, head=None)
+    tokens, nothing = np.arange(24)[None], models.TeacherOutput(None, None, None, vocab_size=0)
     student = students.restore_one(str(run), loss="tv", seed=0)
     np.testing.assert_array_equal(llama.read(folder)(tokens).logits, student(tokens, nothing))
     kept = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

@@ -9,19 +9,17 @@ plans it and, with the heads' classes spread over several chips, what each of th
 """
 
 import math
-import os
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
 import jaxdiv
-from experiments import cli
+from experiments import ahead, cli
 from jaxdiv.fused import chunks
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Kind and shape of the TPU slice.")
@@ -31,19 +29,13 @@ VOCABULARY = flags.DEFINE_integer("vocabulary", 128256, "Classes, V.", lower_bou
 CLASSES_OVER = flags.DEFINE_integer("classes_over", 1, "Chips that the heads' classes are spread over.", lower_bound=1)
 CHUNK = flags.DEFINE_integer("chunk", None, "Tokens a chunk; what the library chooses if not given.", lower_bound=1)
 
-# Without these libtpu looks for the machine that it is not on.
-ELSEWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
 AXIS = "tensor"
 _COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
-_ARRAY = re.compile(r"([a-z]+)(\d+)\[([\d,]*)\]")
 
 
 def mesh() -> jax.sharding.Mesh:
     """The chips that are compiled for. Raises ValueError if there is no such slice, or it has fewer."""
-    try:
-        chips = topologies.get_topology_desc(topology_name=TOPOLOGY.value, platform="tpu").devices
-    except Exception as error:  # of many kinds, after libtpu's own
-        raise ValueError(f"can't compile for --topology={TOPOLOGY.value}: {str(error).splitlines()[0]}") from None
+    chips = ahead.chips(TOPOLOGY.value)
     if len(chips) < CLASSES_OVER.value:
         raise ValueError(f"--topology={TOPOLOGY.value} has {len(chips)} chips, --classes_over={CLASSES_OVER.value}")
     axis_types = (jax.sharding.AxisType.Auto,)
@@ -77,19 +69,12 @@ def sent(program: str, times: int) -> int:
     total = 0
     for line in program.splitlines():
         if found := _COLLECTIVE.search(line):
-            total += _size(found[1]) * (times if "while/body" in line else 1)
+            size = sum(bits // 8 * math.prod(sizes) for sizes, bits in ahead.shapes(found[1]))
+            total += size * (times if "while/body" in line else 1)
     return total
 
 
-def _size(text):
-    """Bytes of all arrays in a result's type, such as (f32[8]{0}, bf16[2,8]{1,0})."""
-    arrays = _ARRAY.findall(text)
-    return sum(int(bits) // 8 * math.prod(int(n) for n in sizes.split(",") if n) for _, bits, sizes in arrays)
-
-
 def main(_):
-    for name, value in ELSEWHERE.items():
-        os.environ.setdefault(name, value)
     over = mesh()
     chunk = CHUNK.value or chunks.size(TOKENS.value, VOCABULARY.value, WIDTH.value)
     title = (
@@ -101,8 +86,8 @@ def main(_):
         made.add_column(column, justify="right" if column else "left")
     for name, function, loops in (("fused", fused, -(-TOKENS.value // chunk)), ("dense", dense, 1)):
         program = compiled(function, over)
-        memory = program.memory_analysis()
-        sizes = memory.temp_size_in_bytes, memory.argument_size_in_bytes, memory.output_size_in_bytes
+        memory = ahead.Memory.of(program)
+        sizes = memory.temporaries, memory.arguments, memory.outputs
         traffic = sent(program.as_text(), loops) / (TOKENS.value * WIDTH.value * 4)
         made.add_row(name, *(f"{size / 1e9:.2f}" for size in sizes), f"{traffic:.2f}")
     Console(width=120).print(made)

@@ -14,7 +14,6 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-import jaxdiv
 from experiments import cli
 from experiments.benchmarks import timing
 from jaxdiv import models, reductions
@@ -36,7 +35,7 @@ class Setting:
         self._vocab_size = config["data"]["vocabulary"]
         shapes = {**config["teacher"], "dtype": config["dtype"]}
         self.teacher = Model(*nnx.split(models.build_teacher(shapes, self._vocab_size, nnx.Rngs(0))))
-        self.teach = jax.jit(students.teach(config, self.teacher))
+        self.teach = jax.jit(students.lesson(config, self.teacher))
         rows, length = config["student"]["batch_size"], config["data"]["sequence_length"]
         tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, self._vocab_size)
         self.batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones((rows, length))}
@@ -48,17 +47,19 @@ class Setting:
     def gradient(self):
         """A plain jax.grad of one student, the teacher's output given."""
         student = students.untrained({**self._config, "seeds": 1}, self._vocab_size).student(0)
-        objective = students.objective(jaxdiv.get(self._config["losses"]), self._config)
+        (loss,), how = run_config.losses(self._config), {"temperature": self._config["temperature"]}
 
         @jax.jit
-        def gradient(params, shared, batch):
+        def gradient(params, output, teacher_logits, batch):
             def mean(params):
-                logits = student.with_params(params)(batch["inputs"], shared)
-                return reductions.token_mean(objective(logits, shared, batch), batch["weights"])
+                logits = student.with_params(params)(batch["inputs"], output)
+                values = loss(logits, teacher_logits, labels=batch["labels"], **how)
+                return reductions.token_mean(values, batch["weights"])
 
             return jax.value_and_grad(mean)(params)
 
-        return lambda: gradient(student.params, self.shared, self.batch)
+        output, teacher_logits = self.shared.output, jax.jit(lambda output: output.logits)(self.shared.output)
+        return lambda: gradient(student.params, output, teacher_logits, self.batch)
 
     def step(self, count, *, taught=False):
         """A training step of `count` students, with the teacher's pass or, `taught`, given its output.
@@ -67,7 +68,8 @@ class Setting:
         """
         config = {**self._config, "seeds": count}
         group = students.untrained(config, self._vocab_size)
-        state, step = students.beginning(config, group, (lambda shared, _: shared) if taught else self.teach)
+        step = students.step(config, group, (lambda shared, _: shared) if taught else self.teach)
+        state = students.beginning(config, group)
         teacher = self.shared if taught else self.teacher.params
 
         def call():

@@ -13,12 +13,15 @@ Config = Mapping | ConfigDict
 
 
 def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
-    """The decoder of `config`: depth, width, heads, kv_heads, mlp_width, rope_base, norm_epsilon and dtype."""
+    """The decoder of `config`: depth, width, heads, kv_heads, mlp_width, padded_vocabulary and numerics.
+
+    These are rope_base, norm_epsilon and dtype.
+    """
     return _decoder(config, config, vocab_size, rngs)
 
 
 def build_student(config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs) -> Student:
-    """The student of `config` for a teacher of `teacher_config`, whose rope_base, norm_epsilon and dtype it takes.
+    """The student of `config` for a teacher of `teacher_config`, whose padded_vocabulary and numerics it takes.
 
     `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer) or `decoder` (depth, width, heads, kv_heads,
     mlp_width).
@@ -55,16 +58,17 @@ def _independent(config, teacher_config, vocab_size, rngs):
 _KINDS = {"kangaroo": _kangaroo, "decoder": _independent}
 
 
-def _decoder(config, numerics, vocab_size, rngs):
+def _decoder(config, shared, vocab_size, rngs):
     return Decoder(
         vocab_size=vocab_size,
+        padded_vocabulary=shared["padded_vocabulary"],
         depth=config["depth"],
         width=config["width"],
         heads=config["heads"],
         kv_heads=config["kv_heads"],
         mlp_width=config["mlp_width"],
-        rope_base=numerics["rope_base"],
-        norm_epsilon=numerics["norm_epsilon"],
-        dtype=jnp.dtype(numerics["dtype"]),
+        rope_base=shared["rope_base"],
+        norm_epsilon=shared["norm_epsilon"],
+        dtype=jnp.dtype(shared["dtype"]),
         rngs=rngs,
     )

@@ -28,36 +28,48 @@ Cache = tuple[LayerCache, ...]  # one entry a layer
 _GEMM_OUTPUTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
-@jax.tree_util.register_dataclass
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["features", "hidden", "head"], meta_fields=["vocab_size"]
+)
 @dataclasses.dataclass(frozen=True)
 class TeacherOutput:
     """What one pass of the teacher hands to every student.
 
     Attributes:
-      logits: float32 [B, L, V].
+      features: [B, L, D], normed, what the head multiplies; None if no pass was made.
       hidden: [B, L, D] after the exit layer, before any further norm; None if no exit layer was asked for.
-      head: [D, V], the output matrix.
+      head: [D, P], the output matrix.
+      vocab_size: V <= P, the tokens that there are.
     """
 
-    logits: Any
+    features: Any
     hidden: Any
     head: Any
+    vocab_size: int
+
+    @property
+    def logits(self) -> Float[Array, "B L V"]:
+        """float32, made anew each time."""
+        return project(self.features, self.head, self.vocab_size)
 
 
 class Decoder(nnx.Module):
     """RMSNorm, rotary positions, grouped-query attention and SwiGLU, without biases, the head untied (Llama).
 
     Parameters are float32 and the layers' are stacked on a first axis; activations are of type `dtype`, while
-    norms, softmax and logits are computed in float32.
+    norms, softmax and logits are computed in float32. With `padded_vocabulary` the embedding and the head have rows
+    and columns for so many tokens, P, of which only the first V exist: no logits are made of the others.
 
     Raises:
-      ValueError: `heads` does not divide `width` into even parts, or `kv_heads` does not divide `heads`.
+      ValueError: `heads` does not divide `width` into even parts, `kv_heads` does not divide `heads`, or
+        `padded_vocabulary` is neither 0 nor `vocab_size` at least.
     """
 
     def __init__(
         self,
         *,
         vocab_size: int,
+        padded_vocabulary: int = 0,
         depth: int,
         width: int,
         heads: int,
@@ -69,9 +81,15 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_heads(width, heads, kv_heads)
+        if padded_vocabulary and padded_vocabulary < vocab_size:
+            raise ValueError(
+                f"`padded_vocabulary` must be 0 or at least the {vocab_size} tokens there are, got {padded_vocabulary}"
+            )
+        rows = padded_vocabulary or vocab_size
+        self.vocab_size = vocab_size
         self.depth, self.kv_heads, self.head_width = depth, kv_heads, width // heads
         self.rope_base, self.dtype = rope_base, jnp.dtype(dtype)
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, width)) * width**-0.5)
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (rows, width)) * width**-0.5)
 
         @nnx.vmap
         def stack(key):
@@ -87,10 +105,10 @@ class Decoder(nnx.Module):
 
         self.layers = stack(jax.random.split(rngs.params(), depth))
         self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
-        self.head = nnx.Param(jax.random.normal(rngs.params(), (width, vocab_size)) * width**-0.5)
+        self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
     def __call__(self, tokens: Tokens, *, exit_layer: int | None = None) -> TeacherOutput:
-        """Logits of every position and, with `exit_layer` in 1..depth, the hidden state after so many layers."""
+        """Features of every position and, with `exit_layer` in 1..depth, the hidden state after so many layers."""
         if exit_layer is not None and not 1 <= exit_layer <= self.depth:
             raise ValueError(f"`exit_layer` must be in 1..{self.depth}, the decoder's depth, got {exit_layer}")
         hidden = self.embed(tokens)
@@ -99,7 +117,11 @@ class Decoder(nnx.Module):
             hidden, _ = self.run_layers(hidden, 0, exit_layer)
             exit_hidden = hidden
         hidden, _ = self.run_layers(hidden, exit_layer or 0, self.depth)
-        return TeacherOutput(logits=self.logits(hidden), hidden=exit_hidden, head=self.head[...])
+        return self.output(features=self.norm(hidden), hidden=exit_hidden)
+
+    def output(self, features: Activations | None = None, hidden: Activations | None = None) -> TeacherOutput:
+        """With the head; without features and hidden state all that a student needs to draft."""
+        return TeacherOutput(features, hidden, self.head[...], self.vocab_size)
 
     def embed(self, tokens: Tokens) -> Activations:
         return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
@@ -179,9 +201,10 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Activations) -> Float[Array, "B L V"]:
         """Final norm and head, float32."""
-        return project(self.norm(hidden), self.head[...])
+        return project(self.norm(hidden), self.head[...], self.vocab_size)
 
 
-def project(features: Activations, head: Float[Array, "D V"]) -> Float[Array, "B L V"]:
-    """Logits in float32 of features that are normed already; the head is taken in their type."""
+def project(features: Activations, head: Float[Array, "D P"], vocab_size: int) -> Float[Array, "B L V"]:
+    """Logits in float32 of features that are normed already; the head is taken in their type, without its padding."""
+    head = jax.lax.slice_in_dim(head, 0, vocab_size, axis=1)
     return multiply(features, head.astype(features.dtype), preferred_element_type=jnp.float32)

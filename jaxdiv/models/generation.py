@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jaxdiv import warps
-from jaxdiv.models.decoder import Decoder, TeacherOutput, project
+from jaxdiv.models.decoder import Decoder
 from jaxdiv.models.students import Student
 
 
@@ -70,12 +70,12 @@ def draft_text(
     """As `generate`, but the student writes, on the target's first layers if it reads them; to be traced in a jit."""
     student, target = student.unrolled(), target.unrolled()
     exit_layer = student.exit_layer or 0
-    head = student.head(TeacherOutput(logits=None, hidden=None, head=target.head[...]))
+    output = target.output()
 
     def read(tokens, positions, caches):
         hidden, below = target.run_layers(target.embed(tokens), 0, exit_layer, positions=positions, cache=caches[0])
         features, own = student.extend(tokens, hidden, caches[1], positions=positions)
-        return project(features[:, -1:], head)[:, 0], (below, own)
+        return student.logits(features[:, -1:], output)[:, 0], (below, own)
 
     batch, total = prompts.shape[0], prompts.shape[1] + length - 1
     caches = (target.init_cache(batch, total), student.init_cache(batch, total))

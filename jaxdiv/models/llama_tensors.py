@@ -27,15 +27,14 @@ class _Part(NamedTuple):
 
 def sizes(decoder: Decoder) -> dict[str, Any]:
     """The arguments that made the decoder, all but dtype and rngs."""
-    vocab_size, width = decoder.embedding.shape
     attention = decoder.layers.attention
     return {
         "depth": decoder.depth,
-        "width": width,
+        "width": decoder.head.shape[0],
         "heads": attention.heads,
         "kv_heads": attention.kv_heads,
         "mlp_width": decoder.layers.mlp.down.kernel.shape[-2],
-        "vocab_size": vocab_size,
+        "vocab_size": decoder.vocab_size,
         "rope_base": decoder.rope_base,
         "norm_epsilon": decoder.norm.epsilon,
     }
@@ -74,9 +73,10 @@ def _put(tree, path, leaf):
 
 
 def decoder_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
-    """Llama's tensors of a decoder, whose head is untied."""
+    """Llama's tensors of a decoder, whose head is untied; without what pads its vocabulary."""
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
-    made = {EMBEDDING: params["embedding"], NORM: params["norm"]["scale"], HEAD: np.asarray(params["head"]).T}
+    rows = {EMBEDDING: params["embedding"], HEAD: np.asarray(params["head"]).T}
+    made = {name: x[: decoder.vocab_size] for name, x in rows.items()} | {NORM: params["norm"]["scale"]}
     for part in _block(sizes(decoder)):
         for i, layer in enumerate(_at(params["layers"], part.path)):
             made |= _theirs(part, layer, f"model.layers.{i}.")

@@ -1,8 +1,9 @@
 """The draft models. Each maps (tokens, the teacher's output) to logits over the teacher's vocabulary.
 
-A student has `features(tokens, teacher)` [B, L, D], `head(teacher)` [D, V], and `__call__`, which multiplies the
-two; `exit_layer` says which hidden state of the teacher it reads, None for none. `extend` makes the features of the
-next tokens of a text whose beginning a cache holds.
+A student has `features(tokens, teacher)` [B, L, D], `head(teacher)` [D, P], whose first V columns are tokens,
+`logits(features, teacher)`, which multiplies the two, and `__call__`, which does it all; `exit_layer` says which hidden
+state of the teacher it reads, None for none. `extend` makes the features of the next tokens of a text whose beginning a
+cache holds.
 """
 
 from typing import Any
@@ -82,11 +83,14 @@ class KangarooAdapter(nnx.Module):
         """Itself; see `Decoder.unrolled`."""
         return self
 
-    def head(self, teacher: TeacherOutput) -> Float[Array, "D V"]:
+    def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
         return jax.lax.stop_gradient(teacher.head)
 
+    def logits(self, features: Activations, teacher: TeacherOutput) -> Float[Array, "B L V"]:
+        return project(features, self.head(teacher), teacher.vocab_size)
+
     def __call__(self, tokens: Tokens, teacher: TeacherOutput) -> Float[Array, "B L V"]:
-        return project(self.features(tokens, teacher), self.head(teacher))
+        return self.logits(self.features(tokens, teacher), teacher)
 
 
 class DecoderStudent(nnx.Module):
@@ -119,11 +123,14 @@ class DecoderStudent(nnx.Module):
         """See `Decoder.unrolled`."""
         return DecoderStudent(self.decoder.unrolled())
 
-    def head(self, teacher: TeacherOutput) -> Float[Array, "D V"]:
+    def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
         return self.decoder.head[...]
 
+    def logits(self, features: Activations, teacher: TeacherOutput) -> Float[Array, "B L V"]:
+        return project(features, self.head(teacher), self.decoder.vocab_size)
+
     def __call__(self, tokens: Tokens, teacher: TeacherOutput) -> Float[Array, "B L V"]:
-        return project(self.features(tokens, teacher), self.head(teacher))
+        return self.logits(self.features(tokens, teacher), teacher)
 
 
 Student = KangarooAdapter | DecoderStudent

@@ -48,7 +48,7 @@ def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
 
 def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
     """The draft fits the target, and the tree the vocabulary."""
-    width, vocab_size = target.head.shape
+    width, vocab_size = target.head.shape[0], target.vocab_size
     if isinstance(draft, KangarooAdapter):
         (theirs,) = draft.norm.scale.shape
         if theirs != width or draft.exit_layer > target.depth:
@@ -56,9 +56,9 @@ def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
                 f"the draft reads layer {draft.exit_layer} of width {theirs}, "
                 f"but the target has {target.depth} layers of width {width}; it is another model's."
             )
-    elif isinstance(draft, DecoderStudent) and draft.decoder.head.shape[1] != vocab_size:
+    elif isinstance(draft, DecoderStudent) and draft.decoder.vocab_size != vocab_size:
         raise ValueError(
-            f"the draft has {draft.decoder.head.shape[1]} tokens and the target {vocab_size}; both need one tokenizer."
+            f"the draft has {draft.decoder.vocab_size} tokens and the target {vocab_size}; both need one tokenizer."
         )
     if tree.children.shape[1] > vocab_size:
         raise ValueError(f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}.")
@@ -66,7 +66,7 @@ def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
 
 def check_memory(target: Decoder, prompts: tuple[int, int], tree: trees.Tree, rule: rules.Rule) -> None:
     """A round's distributions and the prompts' attention, of prompts [B, P], are arrays of a size that can be held."""
-    width, vocab_size = target.head.shape
+    vocab_size = target.vocab_size
     batch, longest = prompts
     count = batch * (tree.size + 1) * vocab_size * (2 if rule.keeps_q else 1)
     if count > MAX_NUMBERS:
@@ -75,7 +75,7 @@ def check_memory(target: Decoder, prompts: tuple[int, int], tree: trees.Tree, ru
             f"{batch} texts of {tree.size} drafts a round over {vocab_size:,} tokens need {count:,} probabilities of "
             f"{held}, more than {MAX_NUMBERS:,}; decode fewer texts at once or draft less"
         )
-    heads = width // target.head_width
+    heads = target.head.shape[0] // target.head_width
     count = batch * heads * longest**2
     if count > MAX_NUMBERS:
         raise ValueError(

@@ -102,7 +102,7 @@ def prepare(
     Raises:
       ValueError: an argument out of its range.
     """
-    vocab_size = target.head.shape[1]
+    vocab_size = target.vocab_size
     plan_tree = arguments.tree_of(draft, rule, gamma, eta, tree)
     arguments.check_models(target, draft, plan_tree)
     padded, lengths = arguments.padded(prompts, vocab_size)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiv import warps
-from jaxdiv.models import Cache, Decoder, Student, TeacherOutput
-from jaxdiv.models.decoder import project
+from jaxdiv.models import Cache, Decoder, Student
 from jaxdiv.speculative.rules import Keys, Rule
 from jaxdiv.speculative.trees import Tree
 
@@ -111,8 +110,7 @@ class ModelDraft:
         return hidden, features, target_cache, draft_cache
 
     def logits(self, features: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        shared = TeacherOutput(logits=None, hidden=None, head=self.target.head[...])
-        return project(features, self.student.head(shared))
+        return self.student.logits(features, self.target.output())
 
     def candidates(self, logits, sampling, positions, node, count):
         """The `count` first candidates after nodes at `positions` [B], of logits [B, V]: (tokens [B, count], q [B, V]).
@@ -150,7 +148,7 @@ class Chain(ModelDraft):
         first = jnp.take_along_axis(texts.tokens, last[:, None], axis=1)[:, 0]
         tokens = jnp.zeros((batch, self.gamma + 1), jnp.int32).at[:, 0].set(first)
         hidden = jnp.zeros((batch, self.gamma + 1, self.target.embedding.shape[1]), self.target.dtype)
-        shape = (batch, self.gamma + 1, self.target.head.shape[1])
+        shape = (batch, self.gamma + 1, self.target.vocab_size)
         q = jnp.zeros(shape, jnp.float32) if self.rule.keeps_q else None
 
         def read(j, tokens, hidden, caches):
@@ -205,7 +203,7 @@ class Branches(ModelDraft):
                 tokens.append(drafted)
                 q.append(q_level)
             else:
-                q.append(jnp.zeros((*new.shape[:2], self.target.head.shape[1]), jnp.float32))
+                q.append(jnp.zeros((*new.shape[:2], self.target.vocab_size), jnp.float32))
         tokens, hidden, q = (jnp.concatenate(parts, axis=1) for parts in (tokens, hidden, q))
         valid = jnp.broadcast_to(texts.active[:, None], tokens.shape)
         return Proposal(tokens, valid, q if self.rule.keeps_q else None, hidden, *caches, steps=jnp.array(tree.depth))

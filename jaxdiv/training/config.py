@@ -93,7 +93,14 @@ SCHEMA = {
         "context_share": FRACTION,
         "context_prompt": _whole(1),
     },
-    "teacher": {"checkpoint": TEXT, "rope_base": POSITIVE, "norm_epsilon": POSITIVE, **DECODER, **STAGE},
+    "teacher": {
+        "checkpoint": TEXT,
+        "padded_vocabulary": _whole(0),
+        "rope_base": POSITIVE,
+        "norm_epsilon": POSITIVE,
+        **DECODER,
+        **STAGE,
+    },
     "student": {"kind": _one_of("kangaroo", "decoder"), "exit_layer": _whole(1), **DECODER, **STAGE},
     "evaluation": {
         "temperatures": TEMPERATURES,
@@ -201,6 +208,11 @@ def _check_heads(prefix, width, heads, kv_heads):
 def _check_together(config):
     losses(config)
     teacher, student, evaluation = config["teacher"], config["student"], config["evaluation"]
+    if 0 < teacher["padded_vocabulary"] < config["data"]["vocabulary"]:
+        raise ValueError(
+            f"`config.teacher.padded_vocabulary` must be 0 or at least `config.data.vocabulary` = "
+            f"{config['data']['vocabulary']}, got {teacher['padded_vocabulary']}"
+        )
     _check_heads("config.teacher", teacher["width"], teacher["heads"], teacher["kv_heads"])
     if student["kind"] == "kangaroo":
         if student["exit_layer"] > teacher["depth"]:

@@ -17,7 +17,7 @@ from jaxdiv.training.state import Model, population_shapes
 from jaxdiv.training.workdir import Workdir
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"
-_SIZES = ("depth", "width", "heads", "kv_heads", "mlp_width", "rope_base", "norm_epsilon")
+_SIZES = ("depth", "width", "heads", "kv_heads", "mlp_width", "padded_vocabulary", "rope_base", "norm_epsilon")
 
 
 def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
@@ -88,8 +88,9 @@ class LlamaDonor:
         self.tokenizer()
 
     def sizes(self) -> dict[str, Any]:
-        made = {f"teacher.{key}": self._arguments[key] for key in _SIZES}
-        return {**made, "data.vocabulary": self._arguments["vocab_size"]}
+        arguments = {**self._arguments, "padded_vocabulary": 0}
+        made = {f"teacher.{key}": arguments[key] for key in _SIZES}
+        return {**made, "data.vocabulary": arguments["vocab_size"]}
 
     def tokenizer(self) -> Tokenizer:
         return llama_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])

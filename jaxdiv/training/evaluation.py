@@ -115,13 +115,18 @@ def groups(config: Mapping, workdir: Workdir, corpus: Corpus) -> Iterator[tuple[
 def _by_row(config, guide, groups, context, rules, temperatures):
     """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
     count = _rows_at_once(context.inputs.shape[1], config["data"]["vocabulary"])
-    student, teach = groups[-1][1], jax.jit(students.teach(config, guide))
+    student, teach = groups[-1][1], students.teach(config, guide)
 
     @jax.jit
-    def part_of(params, shared, labels, weights, inputs):
+    def pass_of(params, inputs):
+        shared = teach(params, inputs)
+        return shared, shared.logits
+
+    @jax.jit
+    def part_of(params, shared, teacher_logits, labels, weights, inputs):
         def one(params):
             logits = student.with_params(params)(inputs, shared)
-            return _measures(logits, shared.logits, labels, weights, context, rules, temperatures)
+            return _measures(logits, teacher_logits, labels, weights, context, rules, temperatures)
 
         return for_each_seed(one, params)
 
@@ -129,10 +134,10 @@ def _by_row(config, guide, groups, context, rules, temperatures):
     blocks = list(pipeline.blocks((context.inputs, context.labels, context.weights), count))
     with progress.bar(context.name, len(blocks), unit="batches", tokens=count * context.inputs.shape[1]) as advance:
         for inputs, labels, weights in blocks:
-            shared = teach(guide.params, inputs)
+            shared = pass_of(guide.params, inputs)
             for loss, model, seeds in groups:
                 if seeds:
-                    made = part_of(model.params, shared, labels, weights, inputs)
+                    made = part_of(model.params, *shared, labels, weights, inputs)
                     parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), made))
             advance()
     return {loss: _whole(context, made) for loss, made in parts.items()}

@@ -114,12 +114,11 @@ def _by_row(config, guide, pupils: Mapping[str, Model], groups: Mapping[str, Seq
     @jax.jit
     def look_up(params, inputs, labels):
         shared = teach(params, inputs)
-        return shared, *rank(shared.logits, labels)
+        order, labels = rank(shared.logits, labels)
+        return shared, jnp.take_along_axis(shared.logits, order, axis=-1), order, labels
 
     @functools.partial(jax.jit, static_argnames="losses")
-    def sums_of(params, inputs, shared, order, labels, weights, *, losses):
-        teacher_logits = jnp.take_along_axis(shared.logits, order, axis=-1)
-
+    def sums_of(params, inputs, shared, teacher_logits, order, labels, weights, *, losses):
         def one(params):
             student_logits = jnp.take_along_axis(model.with_params(params)(inputs, shared), order, axis=-1)
             found = by_rank(losses, student_logits, teacher_logits, labels)

@@ -1,21 +1,19 @@
 """One training step of a population: one pass of what all students share, then every student's own update."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxdiv import reductions
 from jaxdiv.training.state import TrainState
 
 Batch = Mapping[str, Array]
-# forward(parameters of one student, inputs [B, L], what the teacher's pass gave) -> logits [B, L, V]
-Forward = Callable[[Any, Array, Any], Float[Array, "B L V"]]
-# objective(logits, what the teacher's pass gave, batch) -> values [B, L]
-Objective = Callable[[Array, Any, Batch], Float[Array, "B L"]]
+# objectives(numbers of losses, one student's parameters of each, batch, what the teacher's pass gave) -> a scalar each
+Objectives = Callable[[Sequence[int], Sequence[Any], Batch, Any], Sequence[Array]]
 # write(teacher, parameters of one student, batch, step) -> batch
 Write = Callable[[Any, Any, Batch, Array], Batch]
 
@@ -62,39 +60,46 @@ def _matrices(params):
 def make_step(
     *,
     teach: Callable[[Any, Array], Any],
-    forward: Forward,
-    objectives: Sequence[Objective],
+    objectives: Objectives,
+    together: Callable[[Any], bool],
     optimizer: optax.GradientTransformation,
     write: Write | None = None,
     each_its_own: bool = False,
+    platform: str | None = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds `state, metrics = step(state, teacher, batch)`, jitted, the state donated.
 
     Args:
-      teach: (teacher, inputs [B, L]) -> what every student's `forward` and objective share; run once a step.
-      forward: one student's logits.
-      objectives: a value a token, one a group of students; a group's seeds run under `vmap`.
+      teach: (teacher, inputs [B, L]) -> what all students share; run once a step.
+      objectives: what each of one seed's students makes small, which must depend on its own parameters alone.
+      together: whether all losses are one call of `objectives`, given what `teach` gave: they share what they make of
+        it then, but their arrays live side by side. Else it is a call a loss.
       optimizer: each student has its own state of it, so its clipping sees that student's gradient alone.
       write: makes the batch that is trained on from the one that was read.
       each_its_own: whether each student writes its own batch, which then costs each a pass of the teacher.
+      platform: as of `for_each_seed`.
 
     Returns:
       A step whose metrics are `loss` and `gradient_norm`, each [losses, S], and `alive`, bool [losses, S]. A
       student whose loss or gradient is not finite keeps its last parameters from then on: `alive` is False.
     """
 
-    def token_mean(params, objective, batch, shared):
-        values = objective(forward(params, batch["inputs"], shared), shared, batch)
-        return reductions.token_mean(values, batch["weights"])
-
-    def learned_from(teacher, params, batch, step):
+    def lesson(teacher, params, batch, step):
         batch = write(teacher, params, batch, step) if write else batch
         return batch, jax.lax.stop_gradient(teach(teacher, batch["inputs"]))
 
-    def update(student, objective, lesson):
+    def learn(losses, params, batch, shared):
+        """(value, gradient) of the student of each loss."""
+
+        def total(params):
+            values = tuple(objectives(losses, params, batch, shared))
+            return sum(values), values
+
+        (_, values), gradients = jax.value_and_grad(total, has_aux=True)(params)
+        return zip(values, gradients, strict=True)
+
+    def update(student, value, gradient):
         params, opt_state, alive = student
-        batch, shared = lesson(params)
-        value, gradient = jax.value_and_grad(token_mean)(params, objective, batch, shared)
         norm = optax.tree.norm(gradient)
         alive = alive & jnp.isfinite(value) & jnp.isfinite(norm)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
@@ -103,22 +108,34 @@ def make_step(
         return params, opt_state, alive, value, norm
 
     def step(state, teacher, batch):
-        of_all = None if each_its_own else learned_from(teacher, None, batch, state.step)
+        of_all = None if each_its_own else lesson(teacher, None, batch, state.step)
+        students = list(zip(state.params, state.opt_state, state.alive, strict=True))
+        every = range(len(students))
+        groups = [every] if of_all and together(of_all[1]) else [[i] for i in every]
 
-        def lesson(params):
-            return of_all or learned_from(teacher, params, batch, state.step)
+        def one_seed(losses, students):
+            params = [student[0] for student in students]
+            found = learn(losses, params, *(of_all or lesson(teacher, params[0], batch, state.step)))
+            return [update(student, *its) for student, its in zip(students, found, strict=True)]
 
-        groups = [
-            for_each_seed(lambda student, objective=objective: update(student, objective, lesson), group)
-            for objective, *group in zip(objectives, state.params, state.opt_state, state.alive, strict=True)
-        ]
-        params, opt_state, alive, values, norms = zip(*groups, strict=True)
+        updated = []
+        for losses in groups:
+            run = functools.partial(one_seed, losses)
+            updated += for_each_seed(run, [students[i] for i in losses], platform)
+        params, opt_state, alive, values, norms = zip(*updated, strict=True)
         metrics = {"loss": jnp.stack(values), "gradient_norm": jnp.stack(norms), "alive": jnp.stack(alive)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, alive=alive), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def for_each_seed(function: Callable[[Any], Any], group: Any) -> Any:
-    """`jax.vmap`; on CPU one seed after the other, as its caches hold the logits of one but not of many."""
-    return jax.lax.map(function, group) if jax.default_backend() == "cpu" else jax.vmap(function)(group)
+def for_each_seed(function: Callable[[Any], Any], group: Any, platform: str | None = None) -> Any:
+    """`jax.vmap`; on CPU one seed after the other, as its caches hold the logits of one but not of many.
+
+    Args:
+      function: of one seed's part of the group.
+      group: arrays [S, ...].
+      platform: that the program is compiled for; None for JAX's default backend.
+    """
+    one_by_one = (platform or jax.default_backend()) == "cpu"
+    return jax.lax.map(function, group) if one_by_one else jax.vmap(function)(group)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
-import jaxdiv
-from jaxdiv import acceptance, models, reductions
+from jaxdiv import models
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop, own_text
+from jaxdiv.training import loop, objectives, own_text
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
@@ -31,59 +31,68 @@ def teach(config: Mapping, teacher: Model) -> Callable:
     return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
 
 
+def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], models.Student]:
+    """Makes an untrained student of the run's config."""
+    teacher = {**config["teacher"], "dtype": config["dtype"]}
+    return lambda rngs: models.build_student(config["student"], teacher, vocab_size, rngs)
+
+
 def untrained(config: Mapping, vocab_size: int) -> Model:
     """The students as they are before their first step."""
-    return population(_build(config, vocab_size), seeds(config))
+    return population(builder(config, vocab_size), seeds(config))
 
 
-def objective(loss: jaxdiv.Loss, config: Mapping) -> Callable:
-    """The loss at the config's temperature, as `make_step` takes it."""
-    temperature = config["temperature"]
-    return lambda logits, shared, batch: loss(logits, shared.logits, labels=batch["labels"], temperature=temperature)
+def lesson(config: Mapping, teacher: Model) -> Callable:
+    """(teacher's parameters, inputs [B, L]) -> the `Lesson` that all students share."""
+    pass_of = teach(config, teacher)
+    return lambda params, inputs: objectives.lesson(pass_of(params, inputs))
 
 
-def beginning(
-    config: Mapping, students: Model, teach: Callable, write: Callable | None = None
-) -> tuple[TrainState, Callable]:
-    """The state in which every loss of the config starts from `students`, and its training step.
+def beginning(config: Mapping, students: Model) -> TrainState:
+    """The state in which every loss of the config starts from `students`, of `untrained`."""
+    return initial_state(students, _optimizer(config), losses=len(run_config.losses(config)))
+
+
+def step(
+    config: Mapping, students: Model, teach: Callable, write: Callable | None = None, *, platform: str | None = None
+) -> Callable:
+    """The training step of all students of the config.
 
     Args:
       config: the run's.
-      students: of `untrained`.
-      teach: the teacher's pass, as `make_step` takes it.
+      students: of `untrained`, or their shapes.
+      teach: the teacher's pass, of `lesson`.
       write: of `own_text.writer`.
+      platform: as `make_step` has it.
     """
-    losses, settings = run_config.losses(config), config["student"]
-    optimizer = make_optimizer(settings["optimizer"], settings["steps"])
-    step = make_step(
+    return make_step(
         teach=teach,
-        forward=lambda params, inputs, shared: students.with_params(params)(inputs, shared),
-        objectives=[objective(loss, config) for loss in losses],
-        optimizer=optimizer,
+        objectives=objectives.of_students(students, run_config.losses(config), temperature=config["temperature"]),
+        together=lambda shared: not shared.is_dense,
+        optimizer=_optimizer(config),
         write=write,
         each_its_own=config["data"]["context"] == own_text.STUDENT,
+        platform=platform,
     )
-    return initial_state(students, optimizer, losses=len(losses)), step
+
+
+def _optimizer(config):
+    return make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
 
 
 def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> None:
     """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then."""
     losses = run_config.losses(config)
     students = untrained(config, corpus.tokenizer.vocab_size)
-    pass_of = teach(config, teacher)
+    teach_all = lesson(config, teacher)
     write = own_text.writer(config, teacher, students, corpus.tokenizer.end_of_text)
-    state, step = beginning(config, students, pass_of, write)
     held_out = run_corpus.validation_batch(config, corpus)
+    rejected = objectives.of_students(students, ["tv"], temperature=1.0)
 
     @jax.jit
     def held_out_acceptance(groups, teacher_params):
-        shared = pass_of(teacher_params, held_out["inputs"])
-
-        def one(params):
-            chance = acceptance.sampling(students.with_params(params)(held_out["inputs"], shared), shared.logits)
-            return reductions.token_mean(chance, held_out["weights"])
-
-        return jnp.stack([for_each_seed(one, group) for group in groups])
+        shared = teach_all(teacher_params, held_out["inputs"])
+        return 1 - jnp.stack([for_each_seed(lambda own: rejected([0], [own], held_out, shared)[0], g) for g in groups])
 
     def report_dead(number, alive):
         dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
@@ -96,8 +105,8 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
         folder=workdir.students,
         names=tuple(loss.text for loss in losses),
         seeds=seeds(config),
-        state=state,
-        step=step,
+        state=beginning(config, students),
+        step=step(config, students, teach_all, write),
         teacher=teacher.params,
         batches=run_corpus.batches(config, "student", corpus),
         measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params))},
@@ -115,7 +124,7 @@ def restore(config: Mapping, workdir: Workdir, vocab_size: int, loss: str) -> tu
     names = [known.text for known in run_config.losses(config)]
     if loss not in names:
         raise ValueError(f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}")
-    index, shapes = names.index(loss), population_shapes(_build(config, vocab_size), config["seeds"])
+    index, shapes = names.index(loss), population_shapes(builder(config, vocab_size), config["seeds"])
     target = {
         "params": {index: shapes.params},
         "alive": {index: jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)},
@@ -141,8 +150,3 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     if not alive[index]:
         raise ValueError(f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training")
     return students.student(index)
-
-
-def _build(config, vocab_size):
-    teacher = {**config["teacher"], "dtype": config["dtype"]}
-    return lambda rngs: models.build_student(config["student"], teacher, vocab_size, rngs)

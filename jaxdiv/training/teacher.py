@@ -1,23 +1,21 @@
 """The teacher: trained on the next token, or taken from another run or a Llama folder."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-import jaxdiv
-from jaxdiv import reductions
 from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import donors, loop
+from jaxdiv.training import donors, loop, objectives
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.donors import restore
-from jaxdiv.training.state import Model, initial_state, population
+from jaxdiv.training.state import Model, TrainState, initial_state, population
 from jaxdiv.training.step import make_optimizer, make_step
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
@@ -101,8 +99,8 @@ def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model) -> float:
 
     @jax.jit
     def nats(params, inputs, labels, weights):
-        values = jaxdiv.cross_entropy_data(teacher.with_params(params)(inputs).logits, labels)
-        return reductions.token_sum(values, weights)[0]
+        batch = {"inputs": inputs, "labels": labels, "weights": weights}
+        return _cross_entropy(teacher.with_params(params), batch) * weights.sum()
 
     arrays = (windows.inputs, windows.labels, windows.weights)
     total = sum(
@@ -131,13 +129,11 @@ def _adopt(config, workdir):
 def _train(config, workdir, corpus):
     seeds = [config["seed"]]
     model = population(donors.build(config, corpus.tokenizer.vocab_size), seeds)
-    optimizer = make_optimizer(config["teacher"]["optimizer"], config["teacher"]["steps"])
     held_out = run_corpus.validation_batch(config, corpus)
 
     @jax.jit
     def validation_loss(params):
-        logits = model.with_params(params).student(0)(held_out["inputs"]).logits
-        return reductions.token_mean(jaxdiv.cross_entropy_data(logits, held_out["labels"]), held_out["weights"])
+        return _cross_entropy(model.with_params(params).student(0), held_out)
 
     def report_dead(number, _):
         raise ValueError(
@@ -152,15 +148,37 @@ def _train(config, workdir, corpus):
         folder=workdir.teacher,
         names=("teacher",),
         seeds=seeds,
-        state=initial_state(model, optimizer, losses=1),
-        step=make_step(
-            teach=lambda _, inputs: None,
-            forward=lambda params, inputs, _: model.with_params(params)(inputs).logits,
-            objectives=[lambda logits, _, batch: jaxdiv.cross_entropy_data(logits, batch["labels"])],
-            optimizer=optimizer,
-        ),
+        state=beginning(config, model),
+        step=step(config, model),
         teacher=None,
         batches=run_corpus.batches(config, "teacher", corpus),
         measure=lambda state: {"validation_loss": np.asarray(validation_loss(state.params[0])).reshape(1, 1)},
         report_dead=report_dead,
     )
+
+
+def beginning(config: Mapping, model: Model) -> TrainState:
+    """The state in which the teacher's training starts; `model` is a population of one."""
+    return initial_state(model, _optimizer(config), losses=1)
+
+
+def step(config: Mapping, model: Model, *, platform: str | None = None) -> Callable:
+    """The teacher's training step, on the next token alone; `platform` as `make_step` has it."""
+    return make_step(
+        teach=lambda _, inputs: None,
+        objectives=lambda _, params, batch, shared: [_cross_entropy(model.with_params(params[0]), batch)],
+        together=lambda shared: False,
+        optimizer=_optimizer(config),
+        platform=platform,
+    )
+
+
+def _optimizer(config):
+    return make_optimizer(config["teacher"]["optimizer"], config["teacher"]["steps"])
+
+
+def _cross_entropy(teacher, batch):
+    """Nats a token of the batch."""
+    output = teacher(batch["inputs"])
+    student = objectives.before_logits(output)
+    return objectives.means(["ce_data"], [student], batch, vocab_size=output.vocab_size)[0]

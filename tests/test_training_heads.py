@@ -1,0 +1,159 @@
+"""Training by what stands before the logits is training by whole logits, and padded classes take no part in it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxdiv
+from configs import large_vocab, smoke
+from jaxdiv import acceptance, models, reductions, speculative
+from jaxdiv.fused import chunks
+from jaxdiv.models import llama_tensors
+from jaxdiv.training import corpus, metrics, objectives, students, teacher
+from jaxdiv.training import step as training_step
+from jaxdiv.training.state import initial_state, population
+from jaxdiv.training.workdir import Workdir
+from tests import runs
+
+V, P = 64, 80
+LOSSES = ["tv", "0.5*kl + 0.5*ce_data"]
+CONFIG = smoke.get_config().to_dict()
+TEACHER = {**CONFIG["teacher"], "dtype": "float32", "padded_vocabulary": P}
+
+
+def batch():
+    tokens = jax.random.randint(jax.random.key(3), (4, 17), 0, V)
+    weights = jnp.ones((4, 16)).at[:, 5].set(0.0).at[1, 9].set(2.0)
+    return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
+
+
+def guide(padded_vocabulary=P):
+    config = {**TEACHER, "padded_vocabulary": padded_vocabulary}
+    made = population(lambda rngs: models.build_teacher(config, V, rngs), [0]).student(0)
+    return made.with_params(jax.tree.map(lambda x: 3 * x, made.params))
+
+
+def pupils(kind):
+    config = {**CONFIG["student"], "kind": kind}
+    return population(lambda rngs: models.build_student(config, TEACHER, V, rngs), [0, 1])
+
+
+def step_of(drafters, frozen, **options):
+    """A step of SGD at rate 1, whose change of the parameters is the gradient."""
+    return training_step.make_step(
+        teach=lambda params, inputs: objectives.lesson(frozen.with_params(params)(inputs, exit_layer=1)),
+        objectives=objectives.of_students(drafters, LOSSES, temperature=1.5),
+        together=lambda lesson: not lesson.is_dense,
+        optimizer=optax.sgd(1.0),
+        **options,
+    )
+
+
+def dense_gradients(drafters, frozen):
+    """Of each loss and seed, as one writes it on whole logits."""
+    given = batch()
+    shared = frozen(given["inputs"], exit_layer=1)
+
+    def mean(params, loss):
+        logits = drafters.with_params(params)(given["inputs"], shared)
+        values = jaxdiv.get(loss)(logits, shared.logits, labels=given["labels"], temperature=1.5)
+        return reductions.token_mean(values, given["weights"])
+
+    return jax.jit(lambda params: [jax.vmap(jax.value_and_grad(mean), (0, None))(params, loss) for loss in LOSSES])(
+        drafters.params
+    )
+
+
+def apart(a, b):
+    """Relative distance of two trees, by norm."""
+    return float(optax.tree.norm(jax.tree.map(jnp.subtract, a, b)) / optax.tree.norm(b))
+
+
+@pytest.mark.parametrize(("kind", "memory"), [("kangaroo", 2**26), ("decoder", 2**13)])
+def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
+    monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
+    drafters, frozen = pupils(kind), guide()
+    # Seeds in turn, and side by side as on accelerators.
+    step = step_of(drafters, frozen, platform="tpu" if kind == "decoder" else "cpu")
+    begin = functools.partial(initial_state, drafters, optax.sgd(1.0), losses=len(LOSSES))
+    state, told = step(begin(), frozen.params, batch())
+    for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen)):
+        np.testing.assert_allclose(told["loss"][i], values, rtol=1e-5)
+        moved = jax.tree.map(jnp.subtract, drafters.params, state.params[i])
+        assert apart(moved, gradients) < 1e-5
+        if kind == "decoder":
+            assert moved["decoder"]["head"][:, :, :V].all()
+            assert not moved["decoder"]["head"][:, :, V:].any()
+            assert not moved["decoder"]["embedding"][:, V:].any()
+    # The same program, with one seed of one loss lost from the start.
+    lost = begin()
+    spoilt = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lost.params[1])
+    lost = dataclasses.replace(lost, params=(lost.params[0], spoilt))
+    after, told = step(lost, frozen.params, batch())
+    np.testing.assert_array_equal(told["alive"], [[True, True], [False, True]])
+    for i, living in ((0, slice(None)), (1, slice(1, None))):
+        pairs = zip(*map(jax.tree.leaves, (after.params[i], state.params[i])), strict=True)
+        assert all((a[living] == b[living]).all() for a, b in pairs)
+
+
+def test_what_pads_a_vocabulary_is_never_seen():
+    """Padded classes have the largest logits of all here, so that any leak would show."""
+    frozen, bare = guide(), guide(0)
+    padded = nnx.to_pure_dict(frozen.params)
+    padded["head"] = padded["head"].at[:, V::2].set(50.0).at[:, V + 1 :: 2].set(-50.0)
+    padded["embedding"] = padded["embedding"].at[V:].set(jnp.nan)
+    cut = {**padded, "embedding": padded["embedding"][:V], "head": padded["head"][:, :V]}
+    both = [frozen.module(), bare.module()]
+    for model, params in zip(both, (padded, cut), strict=True):
+        state = nnx.state(model)
+        nnx.replace_by_pure_dict(state, params)
+        nnx.update(model, state)
+    drafters, given = pupils("kangaroo"), batch()
+    prompts, warm = given["inputs"][:, :4], {"temperature": 5.0}
+
+    def seen(model):
+        output = nnx.jit(lambda model: model(given["inputs"], exit_layer=1))(model)
+        student = drafters.student(0)
+        rejected = objectives.of_students(drafters, ["tv"], temperature=1.0)
+        with_head = objectives.Lesson(output, objectives.before_logits(output))
+        return {
+            "logits": output.logits,
+            "acceptance": acceptance.sampling(student(given["inputs"], output), output.logits),
+            "acceptance in training": rejected([0], [student.params], given, with_head)[0],
+            "text": models.generate(model, prompts, length=12, key=jax.random.key(1), **warm),
+            "exported": llama_tensors.decoder_tensors(model),
+        }
+
+    wide, narrow = map(seen, both)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), wide, narrow)
+    drafter = drafters.student(0).module()
+    decoded = speculative.decode(both[0], drafter, np.asarray(prompts), gamma=2, max_tokens=12, **warm)
+    assert max(wide["text"].max(), *map(np.max, decoded.tokens)) < V
+
+
+def test_the_large_vocabularys_config_trains_in_a_tiny_form(tmp_path):
+    config, tiny = large_vocab.get_config(), smoke.get_config()
+    sizes = ("depth", "width", "heads", "kv_heads", "mlp_width", "batch_size")
+    for stage in ("teacher", "student"):
+        config[stage].update({key: tiny[stage][key] for key in sizes} | {"steps": 3})
+        config[stage].optimizer.warmup_steps = 1
+    config.student.exit_layer, config.seeds, config.losses = 1, 1, "kl,tv"
+    config.data.update({"vocabulary": 512, "sequence_length": 32})
+    config.data.files = f"{runs.write_texts(tmp_path / 'texts')}/*.txt"
+    config.teacher.padded_vocabulary = 640
+    config, run = config.to_dict(), Workdir(tmp_path / "run")
+    run.claim(config)
+    data = corpus.prepare(config, run)
+    frozen = teacher.prepare(config, run, data)
+    assert frozen.params["head"].shape == (32, 640)
+    students.train(config, run, data, frozen)
+    curves = metrics.read_curves(run.curves, "student", [0])
+    accepted = curves[curves.metric == "acceptance"].value
+    assert len(accepted) == 2
+    assert accepted.between(0, 1).all()

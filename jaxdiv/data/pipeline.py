@@ -25,8 +25,8 @@ class Tokens:
       offsets: [K+1]; document k is `ids[offsets[k]:offsets[k+1]]`.
     """
 
-    ids: Int32[np.ndarray, "n"]
-    offsets: Int64[np.ndarray, "offsets"]
+    ids: Int32[np.ndarray, " n"]
+    offsets: Int64[np.ndarray, " offsets"]
 
     @property
     def end_of_text(self) -> int:
@@ -75,7 +75,7 @@ class Windows:
     inputs: Int32[np.ndarray, "W L"]
     labels: Int32[np.ndarray, "W L"]
     weights: Float32[np.ndarray, "W L"]
-    document: Int32[np.ndarray, "W"]
+    document: Int32[np.ndarray, " W"]
 
 
 def tokenize(documents: corpus.Documents, bpe: tokenizer.Tokenizer) -> dict[str, Tokens]:
@@ -171,7 +171,7 @@ def blocks(arrays: Sequence[np.ndarray], rows: int) -> Iterator[tuple[np.ndarray
 
 def prompts(
     tokens: Tokens, *, length: int, max_documents: int | None = None
-) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, "K"]]:
+) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
     """Openings to generate from: the first `length` tokens of each document that has more than that.
 
     Args:

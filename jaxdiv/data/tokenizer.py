@@ -40,7 +40,7 @@ class Tokenizer:
         self.vocab_size: int = bpe.get_vocab_size()
         self.end_of_text: int = bpe.token_to_id(end_of_text)
         written = bpe.to_str()
-        self.byte_lengths: Int32[np.ndarray, "V"] = _byte_lengths(bpe, json.loads(written))
+        self.byte_lengths: Int32[np.ndarray, " V"] = _byte_lengths(bpe, json.loads(written))
         self.fingerprint: str = hashlib.sha256(written.encode()).hexdigest()[:16]
 
     @classmethod

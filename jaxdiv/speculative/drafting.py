@@ -24,13 +24,13 @@ class Texts(NamedTuple):
     """
 
     tokens: Int[Array, "B T"]
-    length: Int[Array, "B"]
-    active: Bool[Array, "B"]
+    length: Int[Array, " B"]
+    active: Bool[Array, " B"]
     target_cache: Cache
     draft_cache: Cache
 
     @property
-    def last(self) -> Int[Array, "B"]:
+    def last(self) -> Int[Array, " B"]:
         """The position of the last token: the root of this round's tree."""
         return self.length - 1
 
@@ -63,7 +63,7 @@ class Sampling(NamedTuple):
     keys: Keys
 
 
-def places(tree: Tree, nodes, last: Int[Array, "B"], slots: int) -> dict:
+def places(tree: Tree, nodes, last: Int[Array, " B"], slots: int) -> dict:
     """Where a tree's nodes stand, as `Decoder.run_layers` takes it: on their slot and seen by their descendants alone.
 
     Args:

@@ -53,7 +53,7 @@ class Counts:
       draft_steps: how often the draft ran, for all texts at once.
     """
 
-    target_calls: Int[Array | np.ndarray, "B"]
+    target_calls: Int[Array | np.ndarray, " B"]
     drafted: Int[Array | np.ndarray, "B D"]
     accepted: Int[Array | np.ndarray, "B D"]
     lengths: Int[Array | np.ndarray, "B D1"]
@@ -147,7 +147,7 @@ def _round(plan, draft, state, limits, sampling):
 
 
 def verify(
-    plan: Plan, draft: Draft, last: Int[Array, "B"], proposal: Proposal, sampling: Sampling
+    plan: Plan, draft: Draft, last: Int[Array, " B"], proposal: Proposal, sampling: Sampling
 ) -> tuple[rules.Verdict, Cache]:
     """The target's call on a round's drafts after the token at `last`: the verdicts [B] and the target's cache."""
     tree = plan.tree

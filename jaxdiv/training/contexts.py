@@ -33,7 +33,7 @@ class Context:
     inputs: Int32[np.ndarray, "R L"]
     labels: Int32[np.ndarray, "R L"]
     weights: Float32[np.ndarray, "R L"]
-    document: Int32[np.ndarray, "R"]
+    document: Int32[np.ndarray, " R"]
     start: int | None
 
     @property
@@ -64,7 +64,7 @@ def make(name: str, config: Mapping, corpus: Corpus, teacher: Model) -> Context:
     return Context(name, windows.inputs, windows.labels, windows.weights, windows.document, start=None)
 
 
-def prompts(config: Mapping, corpus: Corpus) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, "K"]]:
+def prompts(config: Mapping, corpus: Corpus) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
     """(the beginnings of test documents after which the teacher writes, each one's document)."""
     evaluation = config["evaluation"]
     return pipeline.prompts(

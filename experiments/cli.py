@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
+
+from jaxdiv.training.progress import say
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 BAD_INPUT = 2
@@ -75,11 +76,6 @@ def loaded(config: flags.FlagHolder) -> ConfigDict:
 def typed(config: flags.FlagHolder) -> dict[str, Any]:
     """Dotted key to value of what the command line overrides in the config's file."""
     return config_flags.get_override_values(flags.FLAGS[config.name])
-
-
-def say(text: str) -> None:
-    """A line for people, on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def _parse(argv):

@@ -1,4 +1,4 @@
-"""One progress bar a stage, on standard error."""
+"""What people see of a run, on standard error: a progress bar a stage, and lines."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,6 +13,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+
+def say(text: str) -> None:
+    """A line, whatever `text` holds: of file names and flags that are not UTF-8 the bytes are shown."""
+    printable = text.encode(errors="backslashreplace").decode()
+    Console(stderr=True, highlight=False, soft_wrap=True).print(printable, markup=False)
 
 
 class _Rates(ProgressColumn):

@@ -85,7 +85,12 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
 
         return jnp.stack([for_each_seed(one, group) for group in groups])
 
-    def report_dead(number, alive):
+    def report_dead(number, alive, batch):
+        if not jnp.isfinite(pass_of(teacher.params, batch["inputs"]).logits).all():
+            raise ValueError(
+                f"the teacher's logits are not finite at step {number}, whose batch is kept in "
+                f"{workdir.keep_batch(number, batch)}; give another teacher, or `config.dtype` float32"
+            )
         dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
         Console(stderr=True).print(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
 

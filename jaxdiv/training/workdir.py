@@ -5,9 +5,10 @@ import os
 import pathlib
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from jaxdiv import files
 from jaxdiv.training import config as run_config
@@ -50,26 +51,26 @@ class Workdir:
         return config
 
     def claim(self, config: Mapping) -> None:
-        """Makes the folder, or goes on in one of the same config.
+        """Begins a run, or goes on in one of the same config but for what may change (`config.MAY_CHANGE`).
 
         A folder in which the data was never made ready, as after a mistyped path, takes the new config.
 
         Raises:
           ConfigDiffers: it is a run of another config.
-          OSError: it can't be made or written to.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-        except OSError as error:
-            raise OSError(f"work folder {self.root} can't be written to: {error.strerror or error}") from None
         begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
         if self._config.exists() and begun:
             _refuse_another(self.root, self.config(), config)
         else:
             files.write_json(self._config, dict(config))
         self.add_facts(_surroundings())
+
+    def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.Path:
+        """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its path."""
+        path = self.root / "not_finite.npz"
+        with files.replacing(path) as temporary:
+            np.savez(temporary, step=step, **{name: np.asarray(values) for name, values in batch.items()})
+        return path
 
     def facts(self) -> dict[str, Any]:
         """What is known of the run beside its config: versions, git revision, fingerprints, counts."""

@@ -13,13 +13,23 @@ SMOKE = "--config=configs/smoke.py"
 
 def start(name: str, *arguments: str) -> subprocess.Popen:
     """A running binary."""
+    return _start("-m", f"experiments.{name}", *arguments)
+
+
+def start_code(code: str, *arguments: str, **popen) -> subprocess.Popen:
+    """A running program that may do to a binary what a test needs."""
+    return _start("-c", code, *arguments, **popen)
+
+
+def _start(*arguments, **popen):
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
+        **popen,
     )
 
 

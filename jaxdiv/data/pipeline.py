@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int32, Int64
 from jaxdiv import files
 from jaxdiv.data import corpus, tokenizer
 
-_ENCODE_TOGETHER = 64  # documents; bounds the memory of tokenizers' own, bulky encodings
+_ENCODE_TOGETHER = 64  # documents, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,11 +194,22 @@ def prompts(
 
 def _tokenize(texts: Sequence[str], bpe: tokenizer.Tokenizer) -> Tokens:
     parts = []
-    for start in range(0, len(texts), _ENCODE_TOGETHER):
-        for ids in bpe.encode_batch(texts[start : start + _ENCODE_TOGETHER]):
+    for together in _together(texts):
+        for ids in bpe.encode_batch(together):
             parts.append(np.array([*ids, bpe.end_of_text], np.int32))
     sizes = np.array([0, *map(len, parts)], np.int64)
     return Tokens(ids=np.concatenate(parts), offsets=np.cumsum(sizes))
+
+
+def _together(texts):
+    """Cuts `texts` into groups, so that tokenizers' own, bulky encodings never are of much more than a document."""
+    start, size = 0, 0
+    for end, text in enumerate(texts):
+        if end > start and (size + len(text) > corpus.MOST_BYTES or end - start == _ENCODE_TOGETHER):
+            yield texts[start:end]
+            start, size = end, 0
+        size += len(text)
+    yield texts[start:]
 
 
 def _rows(tokens, numbers, length):

@@ -12,10 +12,12 @@ import numpy as np
 
 from jaxdiv import files
 from jaxdiv.training import config as run_config
+from jaxdiv.training import progress
 
 PACKAGES = ("jaxdiv", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 # The fact that is written once the data lies in the folder; before it, no work is lost by another config.
 DATA_READY = "tokenizer fingerprint"
+GONE_ON = "gone on with"
 
 
 class ConfigDiffers(ValueError):
@@ -51,19 +53,38 @@ class Workdir:
         return config
 
     def claim(self, config: Mapping) -> None:
-        """Begins a run, or goes on in one of the same config but for what may change (`config.MAY_CHANGE`).
+        """Begins a run, or goes on in one of the same config, but for what `config.may_change`.
 
-        A folder in which the data was never made ready, as after a mistyped path, takes the new config.
+        What of that bears on results, and other versions of the code, are said and kept among the facts. A folder in
+        which the data was never made ready, as after a mistyped path, takes the new config.
 
         Raises:
           ConfigDiffers: it is a run of another config.
         """
         begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
         if self._config.exists() and begun:
-            _refuse_another(self.root, self.config(), config)
-        else:
-            files.write_json(self._config, dict(config))
+            self._go_on(self.config(), config)
+        files.write_json(self._config, dict(config))
         self.add_facts(_surroundings())
+
+    def _go_on(self, old, new):
+        changes = run_config.differences(old, new)
+        refused = {key: pair for key, pair in changes.items() if not run_config.may_change(key, *pair)}
+        if refused:
+            listed = "; ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items())
+            raise ConfigDiffers(f"{self.root} holds a run of another config: {listed}", tuple(refused))
+        known, now = self.facts(), _surroundings()
+        others = {name: (known[name], now[name]) for name in now if known.get(name, now[name]) != now[name]}
+        if self.students.exists():  # whose first steps had the learning rate of fewer
+            others |= {key: pair for key, pair in changes.items() if key == "config.student.steps"}
+        for name, (there, here) in others.items():
+            self._note(f"{name} {here} in place of {there}")
+
+    def _note(self, text):
+        notes = self.facts().get(GONE_ON, "").split("; ")
+        if text not in notes:
+            progress.say(f"{self.root} goes on with {text}")
+            files.write_json(self._facts, {**self.facts(), GONE_ON: "; ".join([*filter(None, notes), text])})
 
     def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.Path:
         """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its path."""
@@ -84,13 +105,6 @@ class Workdir:
         known = self.facts()
         if not facts.keys() <= known.keys():
             files.write_json(self._facts, {**facts, **known})
-
-
-def _refuse_another(root, old, new):
-    differing = run_config.differences(old, new)
-    if differing:
-        listed = "; ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
-        raise ConfigDiffers(f"{root} holds a run of another config: {listed}", tuple(differing))
 
 
 def _surroundings():

@@ -16,12 +16,12 @@ def start(name: str, *arguments: str) -> subprocess.Popen:
     return _start("-m", f"experiments.{name}", *arguments)
 
 
-def start_code(code: str, *arguments: str, **popen) -> subprocess.Popen:
+def start_code(code: str, *arguments: str) -> subprocess.Popen:
     """A running program that may do to a binary what a test needs."""
-    return _start("-c", code, *arguments, **popen)
+    return _start("-c", code, *arguments)
 
 
-def _start(*arguments, **popen):
+def _start(*arguments):
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -29,7 +29,6 @@ def _start(*arguments, **popen):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
-        **popen,
     )
 
 

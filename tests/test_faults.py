@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import signal
 import subprocess
 
@@ -131,11 +130,8 @@ def test_the_second_of_two_runs_is_refused(tmp_path):
 
 def limited(code, limit, *arguments):
     """`code` in a process none of whose files may grow beyond `limit` bytes."""
-
-    def limit_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-
-    return runs.end(runs.start_code(code, *arguments, preexec_fn=limit_files))
+    limiting = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))\n"
+    return runs.end(runs.start_code(limiting + code, *arguments))
 
 
 SAVES = """import pathlib, resource, sys
@@ -168,6 +164,15 @@ def test_a_disk_without_room_leaves_what_was_saved(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["1", "3"]
 
 
+def check_end(done, *told):
+    """After the bars of the stages that ended, one line that says `told`."""
+    assert done.returncode == 2, done.stderr
+    *bars, error = done.stderr.splitlines()
+    assert all("━" in line for line in bars), done.stderr
+    for words in ("error: ", *told):
+        assert words in error
+
+
 RUN = "from experiments import cli, distill; cli.run(distill.main, resumes=True)"
 
 
@@ -180,7 +185,7 @@ def test_a_run_on_a_disk_without_room_goes_on_once_there_is_some(whole, tmp_path
     before = sorted(os.listdir(cut / "teacher"))
     largest = max(path.stat().st_size for path in (cut / "teacher").rglob("*"))
     done = limited(RUN, largest // 2, *stops.flags(cut, texts))
-    runs.check_refusal(done, f"checkpoint {cut}/teacher/{2 * EVERY} can't be saved", "File too large")
+    check_end(done, f"checkpoint {cut}/teacher/{2 * EVERY} can't be saved", "File too large")
     assert sorted(os.listdir(cut / "teacher")) == before
     with Checkpoints(cut / "teacher", read_only=True) as checkpoints:
         assert checkpoints.damaged() == []
@@ -208,7 +213,7 @@ def test_a_run_on_a_full_disk_goes_on_once_it_grew(whole, small_disk):
     sizes = iter(range(1, 100))
     told = []
     while (done := runs.run("distill", *stops.flags(cut, texts))).returncode:
-        runs.check_refusal(done, "No space left on device", str(cut))
+        check_end(done, "No space left on device", str(cut))
         told.append(done.stderr)
         subprocess.run(["mount", "-o", f"remount,size={1024 + 512 * next(sizes)}k", small_disk], check=True)
     assert told

@@ -45,11 +45,19 @@ class Workdir:
         self._facts = self.root / "facts.json"
 
     def config(self) -> dict[str, Any]:
-        """The run's config as plain values. Raises FileNotFoundError if this is no run's folder."""
+        """The run's config as plain values.
+
+        Raises:
+          FileNotFoundError: this is no run's folder.
+          ValueError: config.json holds something else.
+        """
         if not self._config.is_file():
             raise FileNotFoundError(f"{self.root} is not the folder of a run: it has no config.json")
-        config = files.read_json(self._config)
-        run_config.check(config)
+        config = _object(self._config)
+        try:
+            run_config.check(config)
+        except ValueError as error:
+            raise ValueError(f"{self._config}: {error}") from None
         return config
 
     def claim(self, config: Mapping) -> None:
@@ -81,7 +89,7 @@ class Workdir:
             self._note(f"{name} {here} in place of {there}")
 
     def _note(self, text):
-        notes = self.facts().get(GONE_ON, "").split("; ")
+        notes = str(self.facts().get(GONE_ON, "")).split("; ")
         if text not in notes:
             progress.say(f"{self.root} goes on with {text}")
             files.write_json(self._facts, {**self.facts(), GONE_ON: "; ".join([*filter(None, notes), text])})
@@ -95,16 +103,20 @@ class Workdir:
 
     def facts(self) -> dict[str, Any]:
         """What is known of the run beside its config: versions, git revision, fingerprints, counts."""
-        facts = files.read_json(self._facts) if self._facts.exists() else {}
-        if not isinstance(facts, dict):
-            raise ValueError(f"{self._facts} must hold an object of facts, not {type(facts).__name__}")
-        return facts
+        return _object(self._facts) if self._facts.exists() else {}
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Adds facts; what stands there already stays, as the run began with it."""
         known = self.facts()
         if not facts.keys() <= known.keys():
             files.write_json(self._facts, {**facts, **known})
+
+
+def _object(path):
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, not {type(value).__name__}")
+    return value
 
 
 def _surroundings():

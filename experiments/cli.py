@@ -17,6 +17,7 @@ from jaxdiv.training.progress import say
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 BAD_INPUT = 2
+_LONGEST = 4000  # characters of an error: what it names may be a megabyte
 CLOSED_PIPE = 1  # as rich's console ends then
 
 
@@ -129,5 +130,6 @@ def _unknown_key(argv, error):
 
 
 def _fail(message, code=BAD_INPUT):
-    say("error: " + " ".join(str(message).split()))
+    text = " ".join(str(message).split())
+    say("error: " + (text if len(text) <= _LONGEST else text[:_LONGEST] + "..."))
     sys.exit(code)

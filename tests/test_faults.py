@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -119,6 +120,46 @@ def test_a_second_signal_ends_at_once_and_leaves_all_whole(whole, tmp_path):
         assert (checkpoints.latest(), checkpoints.damaged()) == (EVERY, [])
     runs.succeed("distill", *stops.flags(cut, texts))
     stops.check_same_end(never_stopped, cut)
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_is_told_and_trained_over(whole, tmp_path):
+    texts, never_stopped = whole
+    cut = tmp_path / "cut"
+    shutil.copytree(never_stopped, cut)
+    for stage, last, reader in (
+        ("students", STEPS, ["acceptance"]),
+        ("teacher", TEACHER_STEPS, ["export", "--teacher"]),
+    ):
+        file = max((cut / stage / str(last)).rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        refused = runs.run(*reader, f"--workdir={cut}", f"--output={tmp_path / 'out'}")
+        runs.check_refusal(refused, f"checkpoint {cut}/{stage}/{last} is damaged: {file} is not what was saved")
+    refused = runs.run("distill", *stops.flags(tmp_path / "new", texts), f"--config.teacher.checkpoint={cut}")
+    runs.check_refusal(refused, "`config.teacher.checkpoint`", f"checkpoint {cut}/teacher/{TEACHER_STEPS} is damaged")
+    (cut / "results.csv").unlink()
+    done = runs.run("distill", *stops.flags(cut, texts))
+    assert done.returncode == 0, done.stderr
+    for stage, last, older in (("students", STEPS, 150), ("teacher", TEACHER_STEPS, 50)):
+        assert f"checkpoint {cut}/{stage}/{last} is damaged: {cut}/{stage}/{last}/state/" in done.stderr
+        assert f"going on from step {older}" in done.stderr
+    stops.check_same_end(never_stopped, cut)
+
+
+@pytest.mark.slow
+def test_more_steps_of_the_students_are_trained_and_kept_in_mind(whole, tmp_path):
+    texts, never_stopped = whole
+    cut = tmp_path / "cut"
+    shutil.copytree(never_stopped, cut)
+    done = runs.run("distill", *stops.flags(cut, texts), f"--config.student.steps={STEPS + 20}")
+    assert done.returncode == 0, done.stderr
+    told = f"config.student.steps {STEPS + 20} in place of {STEPS}"
+    assert f"{cut} goes on with {told}" in done.stderr
+    assert told in (cut / "report.html").read_text()
+    assert stops.step_of(cut, "student") == STEPS + 20
+    runs.check_refusal(runs.run("distill", *stops.flags(cut, texts)), f"config.student.steps is {STEPS + 20} there")
 
 
 def test_the_second_of_two_runs_is_refused(tmp_path):

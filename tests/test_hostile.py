@@ -11,20 +11,19 @@ from hypothesis import strategies as st
 
 import jaxdiv
 from configs import smoke
-from experiments import prompts
+from experiments import cli, prompts
 from jaxdiv import data, files, manifests
 from jaxdiv.data import corpus, llama_tokenizer, pipeline, tokenizer
 from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
 from jaxdiv.speculative import trees
 from jaxdiv.training import config as run_config
-from jaxdiv.training import donors, lock, metrics
+from jaxdiv.training import donors, lock, metrics, progress
 from jaxdiv.training.workdir import Workdir
 from tests import llama_folders, reporting_cases
 from tests.fixtures_data import sentences
 
-# Sizes of a run of the default suite, and of the slow ones.
-QUICK, SLOW = {"parsers": 100, "readers": 20}, {"parsers": 10_000, "readers": 200}
+QUICK, SLOW = {"parsers": 100, "readers": 20}, {"parsers": 10_000, "readers": 200}  # cases of each
 NASTY = [
     "<script>alert(1)</script>",
     "../../etc/passwd",
@@ -100,10 +99,13 @@ def taken_or_refused(act, *named):
     """`act` ends, or raises a plain ValueError or OSError that says each of `named`."""
     try:
         act()
-    except (ValueError, OSError) as error:
-        # Those that Python and NumPy raise of themselves are of subclasses, or say nothing of the thing.
-        assert type(error) in (ValueError, OSError, FileNotFoundError), repr(error)
-        assert all(str(name) in str(error) for name in named), repr(error)
+    except (ValueError, OSError) as refused:
+        error = refused
+    else:
+        return
+    # Those that Python and NumPy raise of themselves are of subclasses, or say nothing of the thing.
+    assert type(error) in (ValueError, OSError, FileNotFoundError), repr(error)
+    assert all(str(name) in str(error) for name in named), repr(error)
 
 
 def fuzz(check, strategy, examples):
@@ -118,7 +120,7 @@ PARSERS = {
     "losses": (jaxdiv.split, text),
     "loss": (jaxdiv.get, text),
     "config": (run_config.check, changed_configs()),
-    "anything as config": (run_config.check, plain),
+    "anything as config": (run_config.check, st.dictionaries(text, plain, max_size=3)),
     "tree": (trees.parse, text),
     "documents": (lambda content: corpus.read([("name", content)]), st.binary()),
     "file names": (lambda name: corpus.fraction(os.fsdecode(name)), st.binary()),
@@ -191,7 +193,7 @@ def wholes(tmp_path_factory):
     data.tokenize(documents, bpe)["train"].save(run / "tokens.npz")
     with metrics.Curves(run, "student", ["kl"], [0, 1], step=0) as curves:
         curves.write(1, {"loss": np.ones((1, 2))})
-    results.write_csv(reporting_cases.frame(), run / "results.csv")
+    results.write_csv(reporting_cases.frame(losses=("ce", "tv"), seeds=1), run / "results.csv")
     (run / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     (run / "lock.json").write_text('{"host": "elsewhere", "process": 12}')
     manifests.write(run)
@@ -226,6 +228,17 @@ def test_readers(wholes, name):
 @pytest.mark.parametrize("name", READERS)
 def test_readers_long(wholes, name):
     check_reader(wholes, name, SLOW["readers"])
+
+
+def test_lines_for_people_hold_nothing_that_terminals_obey(capsys):
+    progress.say("\x1b[2J\ud800 [red]é\u202e")
+    assert capsys.readouterr().err == "\\x1b[2J\\ud800 [red]é\\u202e\n"
+
+
+def test_an_error_over_a_megabyte_is_cut(capsys):
+    with pytest.raises(SystemExit):
+        cli._fail("a" * 10**6)
+    assert len(capsys.readouterr().err) < 5000
 
 
 class Bomb:

@@ -16,8 +16,8 @@ from rich.text import Text
 
 
 def say(text: str) -> None:
-    """A line, whatever `text` holds: of file names and flags that are not UTF-8 the bytes are shown."""
-    printable = text.encode(errors="backslashreplace").decode()
+    """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is written out."""
+    printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     Console(stderr=True, highlight=False, soft_wrap=True).print(printable, markup=False)
 
 

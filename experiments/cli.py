@@ -11,10 +11,13 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
+
+from experiments import interrupts
+from jaxdiv.training.progress import say
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 BAD_INPUT = 2
+_LONGEST = 4000  # characters of an error: what it names may be a megabyte
 CLOSED_PIPE = 1  # as rich's console ends then
 
 
@@ -33,28 +36,38 @@ def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> N
 
 
 def _guarded(main, argv, resumes):
-    logging.set_verbosity(logging.ERROR)
+    # Of an error that is told, Orbax and its threads tell once more, each by itself.
+    logging.set_verbosity(logging.ERROR if TRACEBACK.value else logging.FATAL)
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     keep_compilations()
-    if not TRACEBACK.value:
-        # Of an error that is told, Orbax's threads tell once more, each by itself.
-        sys.unraisablehook = lambda _: None
+    sys.unraisablehook = _unraisable
+    interrupt = interrupts.Raising()
     try:
-        code = main(argv)
-        sys.stdout.flush()  # while a reader that has gone can still be caught
+        with interrupt:
+            code = main(argv)
+            sys.stdout.flush()  # while a reader that has gone can still be caught
     except BrokenPipeError:
         # As `| head` does. Python would flush once more at its end, and tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
-    except KeyboardInterrupt:
-        mend = "; the same command goes on from what was saved" if resumes else ""
-        _fail("interrupted" + mend, code=128 + signal.SIGINT)
-    except (ValueError, OSError) as error:
-        if TRACEBACK.value:
+    except (KeyboardInterrupt, Exception) as error:
+        # Where a callback met the signal, its caller's error comes in its place.
+        if interrupt.signum is not None or isinstance(error, KeyboardInterrupt):
+            mend = "; the same command goes on from what was saved" if resumes else ""
+            _fail("interrupted" + mend, code=128 + (interrupt.signum or signal.SIGINT))
+        if TRACEBACK.value or not isinstance(error, ValueError | OSError):
             raise
         _fail(error)
     sys.exit(code)
+
+
+def _unraisable(told):
+    if isinstance(told.exc_value, interrupts.Interrupted):  # it met a callback from which no error comes back
+        say("error: interrupted")
+        os._exit(128 + told.exc_value.signum)
+    if TRACEBACK.value:
+        sys.__unraisablehook__(told)
 
 
 def keep_compilations() -> None:
@@ -75,11 +88,6 @@ def loaded(config: flags.FlagHolder) -> ConfigDict:
 def typed(config: flags.FlagHolder) -> dict[str, Any]:
     """Dotted key to value of what the command line overrides in the config's file."""
     return config_flags.get_override_values(flags.FLAGS[config.name])
-
-
-def say(text: str) -> None:
-    """A line for people, on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def _parse(argv):
@@ -122,5 +130,6 @@ def _unknown_key(argv, error):
 
 
 def _fail(message, code=BAD_INPUT):
-    say("error: " + " ".join(str(message).split()))
+    text = " ".join(str(message).split())
+    say("error: " + (text if len(text) <= _LONGEST else text[:_LONGEST] + "..."))
     sys.exit(code)

@@ -12,13 +12,12 @@ The target is the run's teacher, the draft one of its students. A text ends with
 import dataclasses
 import json
 import os
-import signal
 import time
 from concurrent import futures
 
 from absl import flags
 
-from experiments import cli, parts, prompts, transcript
+from experiments import cli, interrupts, parts, prompts, transcript
 from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.models import Student
@@ -180,14 +179,14 @@ def _student(run, config, seed):
 
 
 def _timed(function):
-    """(what it gives, seconds). On Ctrl-C the process ends at once, for which neither XLA nor JAX's own exit is fit."""
+    """(what it gives, seconds). A signal ends the process at once, for which neither XLA nor JAX's own exit is fit."""
     start = time.perf_counter()
     made = futures.ThreadPoolExecutor(1).submit(function)
     try:
         return made.result(), time.perf_counter() - start
-    except KeyboardInterrupt:
+    except interrupts.Interrupted as interrupted:
         cli.say("\nerror: interrupted")
-        os._exit(128 + signal.SIGINT)
+        os._exit(128 + interrupted.signum)
 
 
 def _write_json(texts, seeds, decoded, bpe, drafting):

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import cli, measuring
 from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, loop, students, teacher
+from jaxdiv.training import corpus, lock, loop, students, teacher
 from jaxdiv.training.workdir import ConfigDiffers, Workdir
 
 CONFIG = cli.define_config()
@@ -39,6 +39,11 @@ _AFTER_TEACHER = (
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
+    with lock.writing(workdir.root):
+        return _run(config, workdir)
+
+
+def _run(config, workdir):
     try:
         workdir.claim(config)
     except ConfigDiffers as error:

@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments import cli
 from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, loop, teacher
+from jaxdiv.training import corpus, lock, loop, teacher
 from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
@@ -23,6 +23,11 @@ FROM_HF = flags.DEFINE_string("from_hf", None, "A Llama folder whose model and t
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(_given(), workdir, typed=cli.typed(CONFIG))
+    with lock.writing(workdir.root):
+        return _run(config, workdir)
+
+
+def _run(config, workdir):
     workdir.claim(config)
     try:
         teacher.prepare(config, workdir, corpus.prepare(config, workdir))

@@ -12,8 +12,18 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path` that takes its place when the block ends without an error."""
+    """Yields a temporary path beside `path` that takes its place when the block ends without an error.
+
+    Raises OSError, which names `path`, if it can't be written.
+    """
     path = pathlib.Path(path)
+    try:
+        yield from _replacing(path)
+    except OSError as error:
+        raise OSError(f"{path} can't be written: {error.strerror or error}") from error
+
+
+def _replacing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -54,9 +64,9 @@ def umask() -> int:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8."""
+    r"""Writes `text` as UTF-8; of file names that are not UTF-8 the bytes stay, as JSON reads them: \udcff."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -68,5 +78,5 @@ def read_json(path: str | os.PathLike) -> Any:
     """Raises ValueError that names the file if it is not JSON."""
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers can be too long, and lists too deep
         raise ValueError(f"{path} is not JSON: {error}") from None

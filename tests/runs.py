@@ -13,8 +13,17 @@ SMOKE = "--config=configs/smoke.py"
 
 def start(name: str, *arguments: str) -> subprocess.Popen:
     """A running binary."""
+    return _start("-m", f"experiments.{name}", *arguments)
+
+
+def start_code(code: str, *arguments: str) -> subprocess.Popen:
+    """A running program that may do to a binary what a test needs."""
+    return _start("-c", code, *arguments)
+
+
+def _start(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,

@@ -1,5 +1,10 @@
 """Checkpoints: what comes back is what went in, or an error that names the array."""
 
+import concurrent.futures
+import errno
+import json
+import os
+import re
 import shutil
 
 import jax
@@ -9,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
+from jaxdiv import manifests
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import TrainState, initial_state, population
 
@@ -61,23 +67,112 @@ def test_other_shapes_types_and_names_are_refused(tmp_path):
             checkpoints.restore({"params": {7: jnp.zeros(3)}})
 
 
-# Orbax's own threads outlive what they failed to read.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("lost", ["state", "progress", "state/d", "state/_METADATA"])
-def test_a_step_that_lacks_something_is_named(tmp_path, lost):
-    state = states()[0]
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, state, {})
-    path = tmp_path / "1" / lost
-    if path.is_dir():
-        shutil.rmtree(path)
+def damage(path, how):
+    """Does to a step's files what disks, kills and hands do."""
+    found = sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    if how == "flipped":
+        content = bytearray(found[-1].read_bytes())
+        content[len(content) // 2] ^= 1
+        found[-1].write_bytes(content)
+    elif how == "cut":
+        os.truncate(found[-1], found[-1].stat().st_size - 1)
+    elif (path / how).is_dir():
+        shutil.rmtree(path / how)
     else:
-        path.unlink()
-    with (
-        Checkpoints(tmp_path, read_only=True) as checkpoints,
-        pytest.raises(ValueError, match=rf"checkpoint {tmp_path}/1 can't be read"),
-    ):
-        checkpoints.restore(state)
+        (path / how).unlink()
+
+
+DAMAGES = ["flipped", "cut", "state", "progress.json", "state/d", "state/_METADATA", "manifest.json"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_step_is_named_passed_over_and_replaced(tmp_path, how):
+    old, new = states()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, old, {"next": 1})
+        checkpoints.save(2, new, {"next": 2})
+    damage(tmp_path / "2", how)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest() == 1
+        for read in (lambda: checkpoints.restore(new, step=2), lambda: checkpoints.require(2)):
+            with pytest.raises(ValueError, match=rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/"):
+                read()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert re.match(rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/", "".join(checkpoints.damaged()))
+        state, progress = checkpoints.restore(new)
+        assert equal(state, old)
+        assert progress == {"next": 1}
+        checkpoints.save(2, new, {"next": 2})
+        checkpoints.wait()
+        assert checkpoints.damaged() == []
+        assert equal(checkpoints.restore(old)[0], new)
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    old, new = states()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, old, {"next": 1})
+        checkpoints.save(2, new, {"next": 2})
+    draw = np.random.default_rng(0)
+    found = sorted(path for path in (tmp_path / "2").rglob("*") if path.is_file())
+    for path in [*found, *draw.choice(found, 100)]:
+        content = bytearray(path.read_bytes())
+        bit = int(draw.integers(8 * len(content)))
+        flipped = content.copy()
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            assert checkpoints.latest() == 1 or (
+                # White space of the manifest is all that may change unseen.
+                path.name == manifests.NAME and json.loads(flipped) == json.loads(content)
+            )
+        path.write_bytes(content)
+
+
+def test_where_no_step_is_whole_the_newest_is_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, states()[0], {})
+    damage(tmp_path / "1", "cut")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() is None
+        assert len(checkpoints.damaged()) == 1
+        with pytest.raises(ValueError, match=rf"{tmp_path}/1 is damaged"):
+            checkpoints.restore(states()[0])
+
+
+def test_damaged_steps_go_once_training_is_past_them_and_are_not_counted_before(tmp_path):
+    state = states()[0]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state, {})
+    damage(tmp_path / "3", "cut")
+    (tmp_path / ".aside-4").mkdir()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest() == 2
+        checkpoints.save(4, state, {})
+    assert sorted(os.listdir(tmp_path)) == ["2", "4"]
+
+
+def test_a_failed_save_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    """The disk is full from here on, as far as one can be without a disk."""
+    state = states()[0]
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        monkeypatch.setattr(manifests, "write", full)
+        checkpoints.save(2, state, {})
+        concurrent.futures.wait([checkpoints._saving])
+        with pytest.raises(OSError, match=rf"checkpoint {tmp_path}/2 can't be saved.*No space left"):
+            checkpoints.raise_error()
+        assert (checkpoints.latest(), os.listdir(tmp_path)) == (1, ["1"])
+        monkeypatch.undo()
+        checkpoints.save(2, state, {})
+        checkpoints.wait()
+        assert (checkpoints.latest(), os.listdir(tmp_path)) == (2, ["2"])
 
 
 def test_a_save_keeps_its_values_when_the_state_is_donated_at_once(tmp_path):

@@ -150,7 +150,8 @@ def test_prompts():
 
 def test_tokenize_ends_each_document():
     texts = tuple(sentences(150))
-    documents = data.Documents(train=texts, validation=texts[:2], test=texts[5:6], counts={}, fingerprint="")
+    splits = {"train": texts, "validation": texts[:2], "test": texts[5:6]}
+    documents = data.Documents(**splits, counts={}, left_out="", fingerprint="")
     bpe = data.Tokenizer.train(texts, 300)
     tokens = data.tokenize(documents, bpe)
     assert {split: made.documents for split, made in tokens.items()} == {"train": 150, "validation": 2, "test": 1}

@@ -1,5 +1,6 @@
 """Where documents come from: the standard library, TFDS and files."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -177,6 +178,30 @@ def test_files_by_glob(tmp_path):
     assert (documents.counts["unreadable"], documents.counts["empty"]) == (1, 1)
     moved = open_documents(files=str(tmp_path / "elsewhere" / "**" / "*.txt"))
     assert moved.fingerprint == documents.fingerprint
+
+
+def test_what_is_no_text_is_counted_and_named(tmp_path):
+    texts = {f"t{i}.txt": text for i, text in enumerate(sentences(20))}
+    root = library(tmp_path, texts | {"zeros.txt": bytes(100), "utf16.txt": "é".encode("utf-16"), "blank.txt": "\n"})
+    (root / "nowhere.txt").symlink_to(root / "none")
+    (root / "folder.txt").mkdir()
+    os.mkfifo(root / "pipe.txt")
+    (root / os.fsdecode(b"\xff.txt")).write_bytes(b"\xff")
+    documents = open_documents(files=str(root / "*.txt"))
+    assert sorted(all_texts(documents)) == sorted(texts.values())
+    assert (documents.counts["unreadable"], documents.counts["empty"]) == (5, 1)
+    named = "nowhere.txt, pipe.txt, utf16.txt, zeros.txt, \udcff.txt"
+    assert documents.left_out == f"5 no UTF-8 text ({named}); 1 empty (blank.txt)"
+    library(tmp_path, {f"blank{i}.txt": "" for i in range(9)})
+    assert documents.counts["documents"] == 20
+    assert open_documents(files=str(root / "*.txt")).left_out.endswith("blank2.txt, blank3.txt, 5 more)")
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
+    root = library(tmp_path, {f"t{i}.txt": text for i, text in enumerate(sentences(5))})
+    os.truncate(root / "t3.txt", 100 * 2**20)
+    with pytest.raises(ValueError, match=r"document t3.txt has 104,857,600 bytes, of at most 4,194,304; cut it into"):
+        open_documents(files=str(root / "*.txt"))
 
 
 def test_fingerprint_sees_name_text_and_split():

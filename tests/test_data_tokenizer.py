@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdiv.data import Tokenizer
+from jaxdiv.data import Tokenizer, tokenizer
 from tests.fixtures_data import sentences
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -85,3 +85,16 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_vocabulary_below_the_bytes_is_refused():
     with pytest.raises(ValueError, match=r"`vocab_size` must be at least 257 .*, got 256"):
         Tokenizer.train(["a"], 256)
+
+
+def test_long_texts_teach_in_pieces_what_they_teach_whole(monkeypatch):
+    texts = [" ".join(f"word{i % 97} = {i % 13}\n" for i in range(9000))]
+    cut = Tokenizer.train(texts, 400)
+    monkeypatch.setattr(tokenizer, "_PIECE", 2**30)
+    assert cut.fingerprint == Tokenizer.train(texts, 400).fingerprint
+
+
+def test_an_endless_word_is_learned_from_in_seconds():
+    word = "a" * 2**20
+    bpe = Tokenizer.train([word], 300)
+    assert bpe.decode(bpe.encode(word)) == word

@@ -1,70 +1,11 @@
 """A run that is stopped and killed, again and again, ends where a run ends that never was."""
 
-import contextlib
-import json
 import re
 import signal
-import time
-
-import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxdiv.training.workdir import Workdir
 from tests import runs
-
-EVERY, TEACHER_STEPS, STEPS = 25, 60, 160
-PATIENCE = 120  # seconds for a process to come so far
-
-
-def flags(folder, texts):
-    """Two losses of two seeds on shuffled data."""
-    return [
-        runs.SMOKE,
-        f"--workdir={folder}",
-        f"--config.data.files={texts}/*.txt",
-        "--config.losses=kl,tv",
-        "--config.evaluation.contexts=corpus",
-        f"--config.checkpoint.every={EVERY}",
-        f"--config.teacher.steps={TEACHER_STEPS}",
-        f"--config.student.steps={STEPS}",
-    ]
-
-
-def stop(folder, texts, *, stage, after, sign):
-    """Starts the run, sends it `sign` once `stage` is past step `after`, and gives its exit code and standard error."""
-    process = runs.start("distill", *flags(folder, texts))
-    wanted = time.monotonic() + PATIENCE
-    while _step(folder, stage) <= after:
-        assert process.poll() is None, runs.end(process).stderr
-        assert time.monotonic() < wanted, "the run does not move"
-        time.sleep(0.002)
-    process.send_signal(sign)
-    done = runs.end(process)
-    return done.returncode, " ".join(done.stderr.split())
-
-
-def _step(folder, stage):
-    with contextlib.suppress(FileNotFoundError, IndexError, json.JSONDecodeError):
-        lines = (folder / "curves" / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
-        return json.loads(lines[-1])["step"]
-    return 0
-
-
-def arrays(folder, stage, step):
-    """Every array of a checkpoint, by name."""
-    path = folder / stage / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        names = checkpointer.metadata(path).item_metadata.tree
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        return checkpointer.restore(path, restore_args=as_numpy)
-
-
-def check_same(folder, other, stage, step):
-    mine, theirs = arrays(folder, stage, step), arrays(other, stage, step)
-    assert mine.keys() == theirs.keys()
-    assert len(mine) > 10
-    for name, values in mine.items():
-        np.testing.assert_array_equal(values, theirs[name], err_msg=name, strict=True)
+from tests.stops import EVERY, STEPS, TEACHER_STEPS, check_same_end, flags, stop
 
 
 def test_signals_and_kills_change_nothing(tmp_path):
@@ -86,10 +27,7 @@ def test_signals_and_kills_change_nothing(tmp_path):
     assert code == -signal.SIGKILL
     runs.succeed("distill", *flags(cut, texts))
 
-    check_same(whole, cut, "teacher", TEACHER_STEPS)
-    check_same(whole, cut, "students", STEPS)
-    assert (whole / "results.csv").read_bytes() == (cut / "results.csv").read_bytes()
-    assert (whole / "curves" / "student.jsonl").read_bytes() == (cut / "curves" / "student.jsonl").read_bytes()
+    check_same_end(whole, cut)
 
 
 def test_what_is_not_finished_is_not_measured_nor_lent(tmp_path):

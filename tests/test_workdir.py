@@ -2,13 +2,15 @@
 
 import os
 
+import jax
 import numpy as np
 import pytest
 
 from configs import smoke
 from jaxdiv import files
+from jaxdiv.training import config as run_config
 from jaxdiv.training import metrics
-from jaxdiv.training.workdir import DATA_READY, ConfigDiffers, Workdir
+from jaxdiv.training.workdir import DATA_READY, GONE_ON, ConfigDiffers, Workdir
 
 
 def config(**changes):
@@ -35,6 +37,37 @@ def test_another_config_is_refused_once_there_is_something_to_lose(tmp_path):
     assert run.config()["seed"] == 2
 
 
+def test_what_decides_no_result_may_change(tmp_path, capsys):
+    run, changed = Workdir(tmp_path), config()
+    run.claim(changed)
+    run.add_facts({DATA_READY: "0123"})
+    changed["checkpoint"] = {"every": 7, "keep": 9}
+    changed["log"]["every"] = 1
+    changed["student"]["steps"] += 10
+    run.claim(changed)
+    assert run.config() == Workdir(tmp_path).config()
+    assert run_config.differences(run.config(), changed) == {}
+    assert GONE_ON not in run.facts()
+    assert capsys.readouterr().err == ""
+
+
+def test_more_steps_of_begun_students_and_other_versions_are_said_and_kept(tmp_path, capsys):
+    run, changed = Workdir(tmp_path), config()
+    run.claim(changed)
+    run.students.mkdir()
+    files.write_json(tmp_path / "facts.json", {**run.facts(), "jax": "0.1"})
+    changed["student"]["steps"] = 13
+    for _ in range(2):
+        run.claim(changed)
+    told = [f"jax {jax.__version__} in place of 0.1", "config.student.steps 13 in place of 12"]
+    assert run.facts()[GONE_ON] == "; ".join(told)
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path} goes on with {text}" for text in told]
+    assert run.facts()["jax"] == "0.1"
+    changed["student"]["steps"] = 12
+    with pytest.raises(ConfigDiffers, match=r"config.student.steps is 13 there, 12 here"):
+        run.claim(changed)
+
+
 def test_facts_stay_as_the_run_began(tmp_path):
     run = Workdir(tmp_path)
     run.claim(config())
@@ -43,11 +76,7 @@ def test_facts_stay_as_the_run_began(tmp_path):
     assert run.facts()["more"] == 1
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError, match=r"work folder .*file.* can't be written to"):
-            Workdir(path).claim(config())
+def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not the folder of a run"):
         Workdir(tmp_path).config()
 

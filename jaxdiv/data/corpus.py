@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 SPLITS = ("train", "validation", "test")
+MOST_BYTES = 2**22  # of a document: tokenizing one takes some 300 times its size
+_NAMED = 5  # of what is left out
 
 
 class Text(NamedTuple):
@@ -15,11 +17,11 @@ class Text(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Texts, and how many records could not be decoded or held nothing but white space."""
+    """Texts, and the names of records that are no UTF-8 text or hold nothing but white space."""
 
     texts: list[Text]
-    unreadable: int
-    empty: int
+    unreadable: list[str]
+    empty: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Documents:
     Attributes:
       train, validation, test: the documents' texts.
       counts: `documents`, UTF-8 `bytes`, `unreadable` and `empty` records, over all splits.
+      left_out: how many records were unreadable or empty, with names, for people; empty if none were.
       fingerprint: 16 hexadecimal digits over every document's split, name and text.
     """
 
@@ -36,36 +39,59 @@ class Documents:
     validation: Sequence[str]
     test: Sequence[str]
     counts: Mapping[str, int]
+    left_out: str
     fingerprint: str
 
     @classmethod
-    def of(cls, splits: Mapping[str, Iterable[Text]], *, unreadable: int, empty: int) -> "Documents":
-        """Gathers `splits` (each of train, validation and test) with what reading them left out."""
+    def of(cls, splits: Mapping[str, Iterable[Text]], readings: Iterable[Reading]) -> "Documents":
+        """Gathers `splits` (each of train, validation and test) with what `readings` left out."""
+        unreadable, empty = ([name for r in readings for name in getattr(r, kind)] for kind in ("unreadable", "empty"))
         ordered = {split: sorted(splits[split], key=lambda item: (fraction(item.name), item)) for split in SPLITS}
         texts = {split: tuple(item.text for item in ordered[split]) for split in SPLITS}
         counts = {
             "documents": sum(map(len, texts.values())),
             "bytes": sum(len(text.encode()) for split in texts.values() for text in split),
-            "unreadable": unreadable,
-            "empty": empty,
+            "unreadable": len(unreadable),
+            "empty": len(empty),
         }
-        return cls(**texts, counts=counts, fingerprint=fingerprint(ordered))
+        left_out = [_named(len(unreadable), "no UTF-8 text", unreadable), _named(len(empty), "empty", empty)]
+        return cls(**texts, counts=counts, left_out="; ".join(filter(None, left_out)), fingerprint=fingerprint(ordered))
+
+
+def _named(count, kind, names):
+    more = [f"{count - _NAMED} more"] if count > _NAMED else []
+    return f"{count} {kind} ({', '.join([*sorted(names)[:_NAMED], *more])})" if count else ""
 
 
 def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> Reading:
-    """Decodes (name, file or bytes) as UTF-8; what can't be read, or is empty, is counted and left out."""
-    texts, unreadable, empty = [], 0, 0
+    """Decodes (name, file or bytes) as UTF-8; what is no text (NUL is in none), or is empty, is left out by name.
+
+    Raises ValueError for more than MOST_BYTES in one.
+    """
+    reading = Reading([], [], [])
     for name, content in records:
         try:
-            text = (content if isinstance(content, bytes) else content.read_bytes()).decode()
+            text = _content(name, content).decode()
         except (OSError, UnicodeDecodeError):
-            unreadable += 1
-            continue
-        if text.strip():
-            texts.append(Text(name, text))
+            text = None
+        if text is None or "\0" in text:
+            reading.unreadable.append(name)
+        elif text.strip():
+            reading.texts.append(Text(name, text))
         else:
-            empty += 1
-    return Reading(texts, unreadable, empty)
+            reading.empty.append(name)
+    return reading
+
+
+def _content(name, content):
+    if not isinstance(content, bytes) and not content.is_file():
+        raise OSError(f"{name} is no file")
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"document {name} has {size:,} bytes, of at most {MOST_BYTES:,}; cut it into more files or leave it out"
+        )
+    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def split_by_hash(texts: Sequence[Text], held_out: Sequence[str] = ("validation", "test")) -> dict[str, list[Text]]:

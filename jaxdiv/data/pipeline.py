@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -13,7 +12,7 @@ from jaxtyping import Float32, Int32, Int64
 from jaxdiv import files
 from jaxdiv.data import corpus, tokenizer
 
-_ENCODE_TOGETHER = 64  # documents; bounds the memory of tokenizers' own, bulky encodings
+_ENCODE_TOGETHER = 64  # documents, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +55,15 @@ class Tokens:
     def load(cls, path: str | os.PathLike) -> "Tokens":
         """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
         try:
-            with open(path, "rb") as file, np.load(file) as arrays:
-                return cls(ids=arrays["ids"], offsets=arrays["offsets"])
-        except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"can't read tokens from {path}: {error}") from None
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                ids, offsets = arrays["ids"], arrays["offsets"]
+        except Exception as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
+            raise ValueError(f"can't read tokens from {path}: {type(error).__name__}: {error}") from None
+        if (ids.dtype, ids.ndim, offsets.dtype, offsets.ndim) != (np.int32, 1, np.int64, 1) or not (
+            len(offsets) and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) > 0).all()
+        ):
+            raise ValueError(f"can't read tokens from {path}: it holds no documents one after the other")
+        return cls(ids=ids, offsets=offsets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,11 +198,22 @@ def prompts(
 
 def _tokenize(texts: Sequence[str], bpe: tokenizer.Tokenizer) -> Tokens:
     parts = []
-    for start in range(0, len(texts), _ENCODE_TOGETHER):
-        for ids in bpe.encode_batch(texts[start : start + _ENCODE_TOGETHER]):
+    for together in _together(texts):
+        for ids in bpe.encode_batch(together):
             parts.append(np.array([*ids, bpe.end_of_text], np.int32))
     sizes = np.array([0, *map(len, parts)], np.int64)
     return Tokens(ids=np.concatenate(parts), offsets=np.cumsum(sizes))
+
+
+def _together(texts):
+    """Cuts `texts` into groups, so that tokenizers' own, bulky encodings never are of much more than a document."""
+    start, size = 0, 0
+    for end, text in enumerate(texts):
+        if end > start and (size + len(text) > corpus.MOST_BYTES or end - start == _ENCODE_TOGETHER):
+            yield texts[start:end]
+            start, size = end, 0
+        size += len(text)
+    yield texts[start:]
 
 
 def _rows(tokens, numbers, length):

@@ -73,7 +73,7 @@ def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> corpus.D
     prepared = _records(builder)
     if corpus.fingerprint(prepared) != corpus.fingerprint(splits):
         raise ValueError(f"the copy of python_stdlib in {builder.data_dir} is damaged; delete that folder")
-    return corpus.Documents.of(prepared, unreadable=reading.unreadable, empty=reading.empty)
+    return corpus.Documents.of(prepared, [reading])
 
 
 def _prepare(builder):

@@ -39,7 +39,7 @@ def open_documents(*, source: str, feature: str, files: str, directory: str) -> 
 def _open_files(pattern):
     pattern = os.path.expanduser(pattern)
     paths = [pathlib.Path(path) for path in sorted(set(glob.glob(pattern, recursive=True)))]
-    paths = [path for path in paths if path.is_file()]
+    paths = [path for path in paths if not path.is_dir()]
     if not paths:
         raise ValueError(f"`files` matches no file, got {pattern!r}; a pattern looks like 'texts/**/*.txt'")
     parent = _fixed_parent(pattern)
@@ -47,7 +47,7 @@ def _open_files(pattern):
     if not reading.texts:
         raise ValueError(f"`files` must match UTF-8 text, got {pattern!r}, whose {len(paths)} files hold none")
     splits = corpus.split_by_hash(reading.texts)
-    return corpus.Documents.of(splits, unreadable=reading.unreadable, empty=reading.empty)
+    return corpus.Documents.of(splits, [reading])
 
 
 def _fixed_parent(pattern):
@@ -70,11 +70,7 @@ def _open_tfds(name, feature, directory):
     if "train" in missing:
         raise ValueError(f"TFDS data set `{name}` has no text in a split `train`; it has {_list(builder.info.splits)}")
     splits |= corpus.split_by_hash(splits["train"], missing)
-    return corpus.Documents.of(
-        splits,
-        unreadable=sum(reading.unreadable for reading in readings.values()),
-        empty=sum(reading.empty for reading in readings.values()),
-    )
+    return corpus.Documents.of(splits, list(readings.values()))
 
 
 def _find(name, directory):

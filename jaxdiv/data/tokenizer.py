@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from jaxtyping import Int32
 from jaxdiv import files
 
 END_OF_TEXT = "<|endoftext|>"
+_PIECE, _WORD = 2**14, 2**10  # characters that are learned from at once, and that a word has at most
+_BEFORE_SPACE = re.compile(r"(?<=\S)(?=[ \t\n])")
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end of text
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
@@ -62,7 +65,7 @@ class Tokenizer:
             special_tokens=[END_OF_TEXT],
             show_progress=False,
         )
-        bpe.train_from_iterator(texts, trainer=trainer)
+        bpe.train_from_iterator(_pieces(texts), trainer=trainer)
         return cls(bpe)
 
     @classmethod
@@ -92,6 +95,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; ends of text vanish, bytes that are no UTF-8 become U+FFFD."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _pieces(texts):
+    """Cuts long texts before white space, where tokens never reach across, and endless words anywhere.
+
+    The time that merges take grows with the square of a word's length, and memory with the longest piece.
+    """
+    for text in texts:
+        start = 0
+        while start < len(text):
+            before_space = _BEFORE_SPACE.search(text, start + _PIECE, start + _PIECE + _WORD)
+            end = before_space.start() if before_space else start + _PIECE
+            yield text[start:end]
+            start = end
 
 
 def read_bpe(path: str | os.PathLike) -> tokenizers.Tokenizer:

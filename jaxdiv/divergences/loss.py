@@ -14,6 +14,7 @@ from jaxdiv.divergences.evaluate import Given, evaluate
 from jaxdiv.divergences.registry import ENTRIES, canonical
 
 _NUMBER = r"\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
+LONGEST = 10_000  # characters of a loss or a list of them
 _PART = re.compile(
     rf"(?:(?P<weight>[+-]?(?:{_NUMBER}))\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<inside>[^()]*)\))?", re.ASCII
 )
@@ -162,6 +163,7 @@ def get(text: str) -> Loss:
     """
     if not isinstance(text, str):
         raise ValueError(f"a loss must be text, such as `kl`, got {text!r}.")
+    _check_length(text)
     stripped = text.strip()
     if not stripped:
         raise ValueError("a loss must have a name, got empty text.")
@@ -222,6 +224,7 @@ def split(text: str) -> tuple[str, ...]:
     Raises:
       ValueError: if a loss is empty or stands twice.
     """
+    _check_length(text)
     losses = tuple(piece.strip() for piece in re.split(r",(?![^()]*\))", text))
     if not all(losses):
         raise ValueError(f"a list of losses must have a name between commas, got `{text}`.")
@@ -231,6 +234,12 @@ def split(text: str) -> tuple[str, ...]:
             first = losses[parts.index(parts[i])]
             raise ValueError(f"a list of losses must name each once, got `{first}` and `{loss}`.")
     return losses
+
+
+def _check_length(text):
+    """Before anything that takes the square of it, or repeats it in an error."""
+    if len(text) > LONGEST:
+        raise ValueError(f"losses have at most {LONGEST:,} characters, got {len(text):,}: `{text[:20]}...`.")
 
 
 def _canonical(loss):

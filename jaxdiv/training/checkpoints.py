@@ -1,7 +1,11 @@
-"""Saving and restoring by Orbax, which nothing else imports."""
+"""Saving and restoring by Orbax, which nothing else imports, each step under a manifest of checksums."""
 
+import concurrent.futures
 import contextlib
+import os
 import pathlib
+import re
+import shutil
 from typing import Any
 
 import jax
@@ -9,110 +13,175 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
-STATE, PROGRESS = "state", "progress"
+from jaxdiv import files, manifests
+
+STATE, PROGRESS = "state", "progress.json"
+_ASIDE = ".aside-"  # before the name of a step that is not yet whole, or not wanted any more
 
 
 class Checkpoints:
-    """The numbered steps below one folder. A step counts only once it is whole; older ones are kept till then.
+    """The numbered steps below one folder. A step counts only while it is whole, by the checksums of its manifest.
 
-    Read only, the folder is left as it is, even a save that another process has under way in it.
+    A step holds arrays (a pytree, whose numeric or text keys name them) and a small JSON dict, `progress`. It is put
+    together aside and gets its name once its manifest is written; older ones are kept till then. Read only, the
+    folder is left as it is, even a save that another process has under way in it.
 
-    A step holds arrays (a pytree, whose numeric or text keys name them) and a small JSON dict, `progress`.
+    Args:
+      folder: of the steps.
+      every: what the training loop takes from here.
+      keep: so many of the newest whole steps stay; None for all.
+      read_only: whether there are no saves.
+
+    Raises:
+      FileNotFoundError: read only, and there is no folder.
     """
 
     def __init__(self, folder: pathlib.Path, *, every: int = 1, keep: int | None = None, read_only: bool = False):
-        self.folder, self.every = pathlib.Path(folder).absolute(), every
+        self.folder, self.every, self.keep = pathlib.Path(folder).absolute(), every, keep
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=not read_only, create=not read_only, read_only=read_only
-            ),
-            item_handlers={STATE: ocp.PyTreeCheckpointHandler(), PROGRESS: ocp.JsonCheckpointHandler()},
-        )
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(f"{_ASIDE}*"):
+                shutil.rmtree(left)
+        self._faults: dict[int, str | None] = {}
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "finish_save")
+        self._saving: concurrent.futures.Future | None = None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.close()
-
-    def close(self) -> None:
-        """Waits for a save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+            self._orbax.close()
 
     def latest(self) -> int | None:
         """The newest whole step; None if there is none."""
-        return self._manager.latest_step()
+        return next((step for step in reversed(self._steps()) if self._fault(step) is None), None)
+
+    def damaged(self) -> list[str]:
+        """What is wrong with the steps above the newest whole one, a sentence each."""
+        latest, steps = self.latest(), self._steps()
+        newer = steps if latest is None else [step for step in steps if step > latest]
+        return [f"checkpoint {self._path(step)} is damaged: {self._fault(step)}" for step in newer]
 
     def save(self, step: int, tree: Any, progress: dict) -> None:
-        """Saves in the background; an error of the save before this one is raised here."""
-        if step == self.latest():
+        """Saves in the background, in the place of a damaged `step`; one that is whole stays as it is.
+
+        Raises:
+          OSError: this save, or the one before it, failed; the checkpoint is named.
+        """
+        self.wait()
+        if step in self._steps() and self._fault(step) is None:
             return
-        self._manager.save(
-            step,
-            args=ocp_args.Composite(
-                **{STATE: ocp_args.PyTreeSave(_by_name(tree)), PROGRESS: ocp_args.JsonSave(progress)}
-            ),
-        )
+        aside = self._aside(step)
+        with self._saves(step):
+            self._orbax.save(aside / STATE, args=ocp_args.PyTreeSave(_by_name(tree)))
+        self._saving = self._worker.submit(self._finish, step, aside, progress)
+
+    def wait(self) -> None:
+        """Waits for a save under way. Raises OSError if it failed."""
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
+
+    def raise_error(self) -> None:
+        """Raises OSError if the last save has failed by now."""
+        if self._saving and self._saving.done():
+            self.wait()
+
+    def _finish(self, step, aside, progress):
+        with self._saves(step):
+            self._orbax.wait_until_finished()
+            files.write_json(aside / PROGRESS, progress)
+            manifests.write(aside)
+            if self._path(step).exists():
+                self._remove(step)
+            os.replace(aside, self._path(step))
+            self._faults[step] = None
+            self._prune(step)
+
+    @contextlib.contextmanager
+    def _saves(self, step):
+        try:
+            yield
+        except Exception as error:
+            shutil.rmtree(self._aside(step), ignore_errors=True)
+            raise OSError(
+                f"checkpoint {self._path(step)} can't be saved; the whole ones before it stay, from which the same "
+                f"command goes on ({_cause(error)})"
+            ) from error
+
+    def _prune(self, step):
+        whole = [other for other in self._steps() if self._faults.get(other) is None]
+        passed = [other for other, fault in self._faults.items() if fault and other < step]
+        for old in [*(whole[: -self.keep] if self.keep else []), *passed]:
+            self._remove(old)
+
+    def _remove(self, step):
+        """Kept from being seen half removed."""
+        gone = self.folder / f"{_ASIDE}old-{step}"
+        os.replace(self._path(step), gone)
+        self._faults.pop(step, None)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def require(self, step: int | None) -> None:
-        """Raises FileNotFoundError if `step` is not there; it says how far training came."""
-        if self.latest() is None:
+        """Raises FileNotFoundError if `step` is not there, saying how far training came; ValueError if damaged."""
+        steps = self._steps()
+        if not steps:
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
-        if step not in self._manager.all_steps():
+        if step not in steps:
             raise FileNotFoundError(
-                f"{self.folder} is at step {self.latest()} of {step}; finish it with the command that began it"
+                f"{self.folder} is at step {steps[-1]} of {step}; finish it with the command that began it"
+            )
+        if fault := self._fault(step):
+            raise ValueError(
+                f"checkpoint {self._path(step)} is damaged: {fault}; the command that began the run goes on from an "
+                f"older step"
             )
 
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict]:
-        """(tree, progress) of `step`, or of the newest.
+        """(tree, progress) of `step`, or of the newest that is whole.
 
         `target` is a pytree of arrays or ShapeDtypeStructs; it may hold a part of what was saved (whole subtrees
         of dicts and tuples) and only that part is read.
 
         Raises:
-          FileNotFoundError: no whole step is there, or not this one.
+          FileNotFoundError: no step is there, or not this one.
           ValueError: the step is damaged, or an array is missing or has another shape or type; it is named.
         """
-        self._manager.wait_until_finished()
-        step = self.latest() if step is None else step
+        self.wait()
+        if step is None and (step := self.latest()) is None:
+            step = max(self._steps(), default=None)
         self.require(step)
         abstract = jax.tree.map(_abstract, target)
         wanted = _by_name(abstract)
         self._check(step, wanted)
-        arguments = {
-            STATE: ocp_args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-            PROGRESS: ocp_args.JsonRestore(),
-        }
+        arguments = ocp_args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        )
         with self._reading(step):
-            restored = self._manager.restore(step, args=ocp_args.Composite(**arguments))
-        leaves = [restored[STATE][name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored[PROGRESS]
+            restored = self._orbax.restore(self._path(step) / STATE, args=arguments)
+        leaves = [restored[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), files.read_json(self._path(step) / PROGRESS)
 
     @contextlib.contextmanager
     def _reading(self, step):
-        """Orbax has many names for a step that lacks something."""
         try:
             yield
         except Exception as error:
-            # What tensorstore says goes on for a page of its own specification.
-            cause = str(error).split(" [tensorstore_spec", 1)[0]
-            raise ValueError(
-                f"checkpoint {self.folder}/{step} can't be read; without it the run goes on from an older step "
-                f"({type(error).__name__}: {cause})"
-            ) from error
+            raise ValueError(f"checkpoint {self._path(step)} can't be read ({_cause(error)})") from error
 
     def _check(self, step, wanted):
         """Orbax casts to the target's type without a word, so types are compared before anything is read."""
         with self._reading(step):
-            saved = self._manager.item_metadata(step)[STATE].tree
+            saved = self._orbax.metadata(self._path(step) / STATE).item_metadata.tree
         for name, leaf in wanted.items():
             found = saved.get(name)
             if found is None:
@@ -122,6 +191,26 @@ class Checkpoints:
                     f"checkpoint {self.folder}/{step}: {name} is {np.dtype(found.dtype)}{list(found.shape)}, "
                     f"not {np.dtype(leaf.dtype)}{list(leaf.shape)} as this config has it"
                 )
+
+    def _path(self, step):
+        return self.folder / str(step)
+
+    def _aside(self, step):
+        return self.folder / f"{_ASIDE}{step}"
+
+    def _steps(self):
+        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
+
+    def _fault(self, step):
+        """Looked for once: whoever opens a folder reads from it at once."""
+        if step not in self._faults:
+            self._faults[step] = manifests.fault(self._path(step))
+        return self._faults[step]
+
+
+def _cause(error):
+    """What tensorstore says goes on for a page of its own specification."""
+    return f"{type(error).__name__}: " + str(error).split(" [tensorstore_spec", 1)[0]
 
 
 def _abstract(leaf):

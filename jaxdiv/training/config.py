@@ -177,6 +177,13 @@ def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
+def may_change(key: str, old: Any, new: Any) -> bool:
+    """Whether a run that is begun may go on with `new`: what decides no result, and more steps of the students."""
+    if key == "config.student.steps":
+        return new > old
+    return within(key, ("config.checkpoint", "config.log"))
+
+
 def within(key: str, keys: Iterable[str]) -> bool:
     """Whether the dotted `key` is one of `keys` or lies below one."""
     return any(key == known or key.startswith(f"{known}.") for known in keys)

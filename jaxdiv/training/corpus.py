@@ -90,6 +90,8 @@ def _make(config, workdir):
             files=data["files"],
             directory=data["directory"] or own,
         )
+        if documents.left_out:
+            progress.say(f"left out of the data: {documents.left_out}")
         advance()
         tokenizer = donors.find(donor).tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
         tokenizer.save(workdir.tokenizer)
@@ -104,6 +106,7 @@ def _make(config, workdir):
         {
             "data fingerprint": documents.fingerprint,
             **documents.counts,
+            **({"left out of the data": documents.left_out} if documents.left_out else {}),
             **{f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS},
             **corpus.fingerprints(),
         }

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from jaxdiv.training import progress
 from jaxdiv.training.checkpoints import Checkpoints
@@ -42,7 +41,7 @@ class Interrupt:
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum = signum
-        Console(stderr=True).print("finishing this step, then saving; once more to end at once")
+        progress.say("finishing this step, then saving; once more to end at once")
 
 
 def run_stage(
@@ -81,8 +80,11 @@ def run_stage(
 
 
 def _restore(checkpoints, state, batches):
-    """The newest checkpoint's state, with `batches` where it was left; `state` itself if there is none."""
-    if checkpoints.latest() is None:
+    """The newest whole checkpoint's state, with `batches` where it was left; `state` itself if there is none."""
+    latest = checkpoints.latest()
+    for fault in checkpoints.damaged():
+        progress.say(f"{fault}; going on from step {latest or 0}")
+    if latest is None:
         return state
     state, position = checkpoints.restore(state)
     batches.set_state(position["batches"])
@@ -101,7 +103,7 @@ def fit(
     advance: Callable[[], None],
     measure: Callable[[TrainState], dict[str, np.ndarray]],
     measure_every: int,
-    report_dead: Callable[[int, np.ndarray], None],
+    report_dead: Callable[[int, np.ndarray, Mapping], None],
 ) -> TrainState:
     """Trains from `state.step` to `steps`.
 
@@ -110,19 +112,23 @@ def fit(
       batches: a Grain iterator, at the state's step.
       advance: called once a step.
       measure: what is worth measuring beside the step's own metrics, every `measure_every` steps and at the end.
-      report_dead: called with the step and which students [losses, S] are alive, when one is not for the first time.
+      report_dead: called with the step, which students [losses, S] are alive and the batch, when one is not for the
+        first time.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
+      OSError: a checkpoint or the curves can't be written.
     """
     alive = np.stack([np.asarray(group) for group in state.alive])
     with Interrupt() as interrupt:
         for number in range(int(state.step) + 1, steps + 1):
-            state, metrics = step(state, teacher, next(batches))
+            checkpoints.raise_error()
+            batch = next(batches)
+            state, metrics = step(state, teacher, batch)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             now = metrics.pop("alive")
             if (alive & ~now).any():
-                report_dead(number, now)
+                report_dead(number, now, batch)
             alive = now
             if number % measure_every == 0 or number == steps:
                 metrics |= measure(state)
@@ -131,6 +137,6 @@ def fit(
             if number % checkpoints.every == 0 or number == steps or interrupt.signum is not None:
                 checkpoints.save(number, state, {"batches": batches.get_state()})
             if interrupt.signum is not None:
-                checkpoints.close()
+                checkpoints.wait()
                 raise Stopped(interrupt.signum, number)
     return state

@@ -1,4 +1,4 @@
-"""One progress bar a stage, on standard error."""
+"""What people see of a run, on standard error: a progress bar a stage, and lines."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,6 +13,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+
+def say(text: str) -> None:
+    """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is written out."""
+    printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(printable, markup=False)
 
 
 class _Rates(ProgressColumn):

@@ -135,10 +135,10 @@ def _train(config, workdir, corpus):
     def validation_loss(params):
         return _cross_entropy(model.with_params(params).student(0), held_out)
 
-    def report_dead(number, _):
+    def report_dead(number, _, batch):
         raise ValueError(
-            f"the teacher's loss or gradient is not finite at step {number}; "
-            f"lower `config.teacher.optimizer.learning_rate`"
+            f"the teacher's loss or gradient is not finite at step {number}, whose batch is kept in "
+            f"{workdir.keep_batch(number, batch)}; lower `config.teacher.optimizer.learning_rate`"
         )
 
     loop.run_stage(

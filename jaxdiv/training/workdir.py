@@ -5,16 +5,19 @@ import os
 import pathlib
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxdiv import files
 from jaxdiv.training import config as run_config
+from jaxdiv.training import progress
 
 PACKAGES = ("jaxdiv", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 # The fact that is written once the data lies in the folder; before it, no work is lost by another config.
 DATA_READY = "tokenizer fingerprint"
+GONE_ON = "gone on with"
 
 
 class ConfigDiffers(ValueError):
@@ -42,41 +45,65 @@ class Workdir:
         self._facts = self.root / "facts.json"
 
     def config(self) -> dict[str, Any]:
-        """The run's config as plain values. Raises FileNotFoundError if this is no run's folder."""
+        """The run's config as plain values.
+
+        Raises:
+          FileNotFoundError: this is no run's folder.
+          ValueError: config.json holds something else.
+        """
         if not self._config.is_file():
             raise FileNotFoundError(f"{self.root} is not the folder of a run: it has no config.json")
-        config = files.read_json(self._config)
-        run_config.check(config)
+        config = _object(self._config)
+        try:
+            run_config.check(config)
+        except ValueError as error:
+            raise ValueError(f"{self._config}: {error}") from None
         return config
 
     def claim(self, config: Mapping) -> None:
-        """Makes the folder, or goes on in one of the same config.
+        """Begins a run, or goes on in one of the same config, but for what `config.may_change`.
 
-        A folder in which the data was never made ready, as after a mistyped path, takes the new config.
+        What of that bears on results, and other versions of the code, are said and kept among the facts. A folder in
+        which the data was never made ready, as after a mistyped path, takes the new config.
 
         Raises:
           ConfigDiffers: it is a run of another config.
-          OSError: it can't be made or written to.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-        except OSError as error:
-            raise OSError(f"work folder {self.root} can't be written to: {error.strerror or error}") from None
         begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
         if self._config.exists() and begun:
-            _refuse_another(self.root, self.config(), config)
-        else:
-            files.write_json(self._config, dict(config))
+            self._go_on(self.config(), config)
+        files.write_json(self._config, dict(config))
         self.add_facts(_surroundings())
+
+    def _go_on(self, old, new):
+        changes = run_config.differences(old, new)
+        refused = {key: pair for key, pair in changes.items() if not run_config.may_change(key, *pair)}
+        if refused:
+            listed = "; ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items())
+            raise ConfigDiffers(f"{self.root} holds a run of another config: {listed}", tuple(refused))
+        known, now = self.facts(), _surroundings()
+        others = {name: (known[name], now[name]) for name in now if known.get(name, now[name]) != now[name]}
+        if self.students.exists():  # whose first steps had the learning rate of fewer
+            others |= {key: pair for key, pair in changes.items() if key == "config.student.steps"}
+        for name, (there, here) in others.items():
+            self._note(f"{name} {here} in place of {there}")
+
+    def _note(self, text):
+        notes = str(self.facts().get(GONE_ON, "")).split("; ")
+        if text not in notes:
+            progress.say(f"{self.root} goes on with {text}")
+            files.write_json(self._facts, {**self.facts(), GONE_ON: "; ".join([*filter(None, notes), text])})
+
+    def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.Path:
+        """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its path."""
+        path = self.root / "not_finite.npz"
+        with files.replacing(path) as temporary:
+            np.savez(temporary, step=step, **{name: np.asarray(values) for name, values in batch.items()})
+        return path
 
     def facts(self) -> dict[str, Any]:
         """What is known of the run beside its config: versions, git revision, fingerprints, counts."""
-        facts = files.read_json(self._facts) if self._facts.exists() else {}
-        if not isinstance(facts, dict):
-            raise ValueError(f"{self._facts} must hold an object of facts, not {type(facts).__name__}")
-        return facts
+        return _object(self._facts) if self._facts.exists() else {}
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Adds facts; what stands there already stays, as the run began with it."""
@@ -85,11 +112,11 @@ class Workdir:
             files.write_json(self._facts, {**facts, **known})
 
 
-def _refuse_another(root, old, new):
-    differing = run_config.differences(old, new)
-    if differing:
-        listed = "; ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in differing.items())
-        raise ConfigDiffers(f"{root} holds a run of another config: {listed}", tuple(differing))
+def _object(path):
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, not {type(value).__name__}")
+    return value
 
 
 def _surroundings():

@@ -1,0 +1,77 @@
+"""A lock on a run's folder, so that two runs never write to it at once."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+NAME = "lock.json"
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Makes `folder` if need be and holds it, alone, for the block.
+
+    The system ends the lock with the process, even one that is killed, and what that one left of itself is taken over.
+    The lock's file names host and process for people, and for hosts between which the lock may not carry.
+
+    Raises:
+      ValueError: another run holds it, or may hold it from another host; both are named.
+      OSError: the folder can't be made or written to.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked(folder)
+    except OSError as error:
+        raise OSError(f"work folder {folder} can't be written to: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        (folder / NAME).unlink(missing_ok=True)
+        os.close(file)
+
+
+def _locked(folder):
+    """The open file once it is locked and names this process."""
+    path = folder / NAME
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        with contextlib.ExitStack() as closing:
+            closing.callback(os.close, file)
+            _lock(folder, file)
+            # What its holder has removed in the meantime is no lock any more.
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                _take(folder, file)
+                closing.pop_all()
+                return file
+
+
+def _lock(folder, file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"work folder {folder} is in use by {_holder(file)[0]}; wait for it or stop it") from None
+
+
+def _take(folder, file):
+    words, host = _holder(file)
+    if host not in (None, socket.gethostname()):
+        raise ValueError(
+            f"work folder {folder} may be in use by {words}, which can't be asked from here; if that run is dead, "
+            f"delete {folder / NAME}"
+        )
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+
+
+def _holder(file):
+    """(who the file names, its host); None for the host where it names nobody, as before it is written."""
+    try:
+        named = json.loads(os.pread(file, 4096, 0))
+        return f"process {named['process']} on {named['host']}", str(named["host"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "another process", None

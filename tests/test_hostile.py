@@ -1,0 +1,254 @@
+"""Whatever stands in a config, a list of losses, a corpus or a file of a run: it is taken, or refused in one line."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import jaxdiv
+from configs import smoke
+from experiments import cli, prompts
+from jaxdiv import data, files, manifests
+from jaxdiv.data import corpus, llama_tokenizer, pipeline, tokenizer
+from jaxdiv.models import llama, safetensors_io
+from jaxdiv.reporting import results
+from jaxdiv.speculative import trees
+from jaxdiv.training import config as run_config
+from jaxdiv.training import donors, lock, metrics, progress
+from jaxdiv.training.workdir import Workdir
+from tests import llama_folders, reporting_cases
+from tests.fixtures_data import sentences
+
+QUICK, SLOW = {"parsers": 100, "readers": 20}, {"parsers": 10_000, "readers": 200}  # cases of each
+NASTY = [
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+    "\x1b[2J",
+    "\0",
+    "\ud800",
+    "\u2028",
+    "1e999",
+    "NaN",
+    "[" * 2000,
+]
+
+text = st.one_of(
+    st.text(st.characters(), max_size=80),
+    st.sampled_from([*NASTY, "a" * 1_000_000, "(" * 1_000_000, "kl(" + "alpha=1," * 100_000]),
+    st.lists(st.sampled_from([*"()=,.*+-0189 eE", "kl", "tv", "jsd", "beta", "inf", "nan", *NASTY[:4]])).map("".join),
+)
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), text),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(text, inner, max_size=4)),
+    max_leaves=8,
+)
+
+
+@st.composite
+def changed_configs(draw):
+    """The smoke config with some of its keys set to anything, lost or new."""
+    config = smoke.get_config().to_dict()
+    for _ in range(draw(st.integers(1, 3))):
+        group = draw(st.sampled_from([config, *(value for value in config.values() if isinstance(value, dict))]))
+        key = draw(st.one_of(st.sampled_from(sorted(group, key=str)), text)) if group else draw(text)
+        if draw(st.booleans()):
+            group[key] = draw(plain)
+        else:
+            group.pop(key, None)
+    return config
+
+
+def changed(whole):
+    """Bytes near those of a file, JSON near it, and anything."""
+
+    @st.composite
+    def near(draw):
+        content = bytearray(whole)
+        for _ in range(draw(st.integers(1, 4))):
+            at = draw(st.integers(0, len(content)))
+            content[at : at + draw(st.integers(0, 9))] = draw(st.binary(max_size=9))
+        return bytes(content)
+
+    @st.composite
+    def near_json(draw):
+        value = json.loads(whole)
+        place = value
+        while isinstance(place, dict) and place:
+            key = draw(st.sampled_from(sorted(place)))
+            if not isinstance(place[key], dict) or draw(st.booleans()):
+                place[key] = draw(plain)
+                break
+            place = place[key]
+        return json.dumps(value).encode()
+
+    cut = st.integers(0, len(whole)).map(lambda end: whole[:end])
+    nasty = st.sampled_from([b"", b"\0" * 100, b"[" * 100_000, b"1" * 10_000, b"\x80\x04N.", b"PK\x03\x04" + bytes(99)])
+    made = [near(), cut, nasty, st.binary(max_size=200), plain.map(lambda value: json.dumps(value).encode())]
+    try:
+        json.loads(whole)
+    except ValueError:
+        return st.one_of(*made)
+    return st.one_of(*made, near_json())
+
+
+def taken_or_refused(act, *named):
+    """`act` ends, or raises a plain ValueError or OSError that says each of `named`."""
+    try:
+        act()
+    except (ValueError, OSError) as refused:
+        error = refused
+    else:
+        return
+    # Those that Python and NumPy raise of themselves are of subclasses, or say nothing of the thing.
+    assert type(error) in (ValueError, OSError, FileNotFoundError), repr(error)
+    assert all(str(name) in str(error) for name in named), repr(error)
+
+
+def fuzz(check, strategy, examples):
+    every = list(HealthCheck)
+    run = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=every)(
+        given(strategy)(check)
+    )
+    run()
+
+
+PARSERS = {
+    "losses": (jaxdiv.split, text),
+    "loss": (jaxdiv.get, text),
+    "config": (run_config.check, changed_configs()),
+    "anything as config": (run_config.check, st.dictionaries(text, plain, max_size=3)),
+    "tree": (trees.parse, text),
+    "documents": (lambda content: corpus.read([("name", content)]), st.binary()),
+    "file names": (lambda name: corpus.fraction(os.fsdecode(name)), st.binary()),
+    "prompt": (lambda line: prompts._checked(prompts._from_json(line, "here"), "here"), text),
+}
+
+
+def check_parser(name, examples):
+    parse, strategy = PARSERS[name]
+    fuzz(lambda given: taken_or_refused(lambda: parse(given)), strategy, examples)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_parsers(name):
+    check_parser(name, QUICK["parsers"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARSERS)
+def test_parsers_long(name):
+    check_parser(name, SLOW["parsers"])
+
+
+def read_manifest(path):
+    assert manifests.fault(path.parent) is None or isinstance(manifests.fault(path.parent), str)
+
+
+def read_lock(path):
+    with lock.writing(path.parent):
+        pass
+
+
+# By name: the file that is written to, as a key of `wholes`, and what reads it.
+READERS = {
+    "json": ("run/config.json", files.read_json),
+    "config": ("run/config.json", lambda path: Workdir(path.parent).config()),
+    "facts": ("run/facts.json", lambda path: Workdir(path.parent).facts()),
+    "tokens": ("run/tokens.npz", pipeline.Tokens.load),
+    "tokenizer": ("run/tokenizer.json", tokenizer.Tokenizer.load),
+    "tokenizer settings": (
+        "run/tokenizer_config.json",
+        lambda path: tokenizer.Tokenizer.load(path.parent / tokenizer.FILE),
+    ),
+    "curves": ("run/student.jsonl", lambda path: metrics.read_curves(path.parent, "student", [0, 1])),
+    "results": ("run/results.csv", results.read_csv),
+    "manifest": ("run/manifest.json", read_manifest),
+    "lock": ("run/lock.json", read_lock),
+    "llama config": ("llama/config.json", lambda path: llama.check(path.parent)),
+    "llama tensors": ("llama/model.safetensors", lambda path: llama.read(path.parent)),
+    "llama index": ("llama/model.safetensors.index.json", lambda path: llama.check(path.parent)),
+    "llama tokenizer": (
+        "llama/tokenizer.json",
+        lambda path: llama_tokenizer.read(path.parent, vocab_size=llama_folders.V),
+    ),
+    "donor": ("llama/config.json", lambda path: donors.find(path.parent).check()),
+    "prompts": ("run/prompts.jsonl", prompts._read),
+}
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """Every file as it should be."""
+    folder = tmp_path_factory.mktemp("wholes")
+    run, far = folder / "run", folder / "llama"
+    far.mkdir()
+    bpe = data.Tokenizer.train(sentences(20), 300)
+    Workdir(run).claim(smoke.get_config().to_dict())
+    bpe.save(run / "tokenizer.json")
+    documents = data.Documents.of({split: corpus.read([("a", b"some text")]).texts for split in corpus.SPLITS}, [])
+    data.tokenize(documents, bpe)["train"].save(run / "tokens.npz")
+    with metrics.Curves(run, "student", ["kl"], [0, 1], step=0) as curves:
+        curves.write(1, {"loss": np.ones((1, 2))})
+    results.write_csv(reporting_cases.frame(losses=("ce", "tv"), seeds=1), run / "results.csv")
+    (run / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    (run / "lock.json").write_text('{"host": "elsewhere", "process": 12}')
+    manifests.write(run)
+    llama_folders.write(far, llama_folders.make_decoder())
+    (far / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(safetensors_io.Tensors(far, ignore="?").shapes, "model.safetensors")})
+    )
+    return folder
+
+
+def check_reader(wholes, name, examples):
+    place, read = READERS[name]
+    path = wholes / place
+    whole = path.read_bytes()
+
+    def check(content):
+        path.write_bytes(content)
+        taken_or_refused(lambda: read(path), path.parent)
+
+    try:
+        fuzz(check, changed(whole), examples)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers(wholes, name):
+    check_reader(wholes, name, QUICK["readers"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_readers_long(wholes, name):
+    check_reader(wholes, name, SLOW["readers"])
+
+
+def test_lines_for_people_hold_nothing_that_terminals_obey(capsys):
+    progress.say("\x1b[2J\ud800 [red]é\u202e")
+    assert capsys.readouterr().err == "\\x1b[2J\\ud800 [red]é\\u202e\n"
+
+
+def test_an_error_over_a_megabyte_is_cut(capsys):
+    with pytest.raises(SystemExit):
+        cli._fail("a" * 10**6)
+    assert len(capsys.readouterr().err) < 5000
+
+
+class Bomb:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path("exploded"),)
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "tokens.npz", ids=np.array([Bomb()], object), offsets=np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match=r"can't read tokens from .*tokens\.npz"):
+        pipeline.Tokens.load(tmp_path / "tokens.npz")
+    assert not (tmp_path / "exploded").exists()

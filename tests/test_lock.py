@@ -1,0 +1,73 @@
+"""Two runs never write to one folder, and a dead run never keeps it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxdiv.training import lock
+
+HOLD = """import sys, time
+from jaxdiv.training import lock
+with lock.writing(sys.argv[1]):
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_is_told_who_is_the_first_and_a_killed_one_is_taken_over(holder, tmp_path):
+    folder = tmp_path / "run"
+    with (
+        pytest.raises(ValueError, match=f"in use by process {holder.pid} on {socket.gethostname()}; wait for it or"),
+        lock.writing(folder),
+    ):
+        pass
+    assert (folder / lock.NAME).exists()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (folder / lock.NAME).exists()
+    with lock.writing(folder):
+        assert json.loads((folder / lock.NAME).read_text()) == {"host": socket.gethostname(), "process": os.getpid()}
+    assert os.listdir(folder) == []
+
+
+def test_another_host_is_not_taken_over(tmp_path):
+    (tmp_path / lock.NAME).write_text(json.dumps({"host": "elsewhere", "process": 12}))
+    with (
+        pytest.raises(ValueError, match=rf"by process 12 on elsewhere, .* dead, delete {tmp_path / lock.NAME}"),
+        lock.writing(tmp_path),
+    ):
+        pass
+    (tmp_path / lock.NAME).unlink()
+    with lock.writing(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"host": 3}', "\0" * 10_000, "[" * 10_000])
+def test_what_names_nobody_is_taken_over(tmp_path, left):
+    (tmp_path / lock.NAME).write_text(left)
+    with lock.writing(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / lock.NAME).symlink_to(tmp_path / "file")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "linked"):
+        with pytest.raises(OSError, match=rf"work folder {folder} can't be written to"), lock.writing(folder):
+            pass

@@ -1,0 +1,55 @@
+"""A teacher that is not finite ends the run at once, and keeps the batch that shows it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import smoke
+from jaxdiv.training import corpus, students, teacher
+from jaxdiv.training.workdir import Workdir
+from tests import runs
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """(config, run, its data)."""
+    config = smoke.get_config()
+    config.data.files = f"{runs.write_texts(tmp_path / 'texts')}/*.txt"
+    config.losses, config.seeds = "kl", 1
+    config.teacher.optimizer.update({"learning_rate": 1e30, "clip_norm": 0.0, "name": "sgd", "warmup_steps": 1})
+    run = Workdir(tmp_path / "run")
+    run.claim(config.to_dict())
+    return config.to_dict(), run, corpus.prepare(config.to_dict(), run)
+
+
+def check_kept(message, run, config, stage):
+    """The batch that the message names is the one that the step it names was given."""
+    step = int(re.search(r"not finite at step (\d+)", message)[1])
+    assert f"kept in {run.root / 'not_finite.npz'}" in message
+    batches = corpus.batches(config, stage, corpus.Corpus.load(run))
+    expected = [next(batches) for _ in range(step)][-1]
+    with np.load(run.root / "not_finite.npz", allow_pickle=False) as kept:
+        assert kept["step"] == step
+        for name, values in expected.items():
+            np.testing.assert_array_equal(kept[name], values, strict=True)
+    return step
+
+
+def test_in_its_own_training(begun):
+    config, run, data = begun
+    with pytest.raises(ValueError, match="the teacher's loss or gradient is not finite") as error:
+        teacher.prepare(config, run, data)
+    assert check_kept(str(error.value), run, config, "teacher") > 1
+    assert "\n" not in str(error.value)
+
+
+def test_in_its_students_training(begun):
+    config, run, data = begun
+    made = teacher.population(teacher.donors.build(config, data.tokenizer.vocab_size), [0]).student(0)
+    broken = made.with_params(jax.tree.map(lambda x: x * jnp.nan, made.params))
+    with pytest.raises(ValueError, match="the teacher's logits are not finite") as error:
+        students.train(config, run, data, broken)
+    assert check_kept(str(error.value), run, config, "student") == 1

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxdiv import manifests
+from jaxdiv.training import manifests
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import TrainState, initial_state, population
 

@@ -21,7 +21,7 @@ SLOW_SAVES = """import sys, time
 from experiments import interrupts
 interrupts.end_on_signals()
 from experiments import cli, distill
-from jaxdiv import manifests
+from jaxdiv.training import manifests
 write = manifests.write
 manifests.write = lambda folder: (time.sleep(5), write(folder))
 cli.run(distill.main, resumes=True)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 import jaxdiv
 from configs import smoke
 from experiments import cli, prompts
-from jaxdiv import data, files, manifests
+from jaxdiv import data, files
 from jaxdiv.data import corpus, llama_tokenizer, pipeline, tokenizer
 from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
 from jaxdiv.speculative import trees
 from jaxdiv.training import config as run_config
-from jaxdiv.training import donors, lock, metrics, progress
+from jaxdiv.training import donors, lock, manifests, metrics, progress
 from jaxdiv.training.workdir import Workdir
 from tests import llama_folders, reporting_cases
 from tests.fixtures_data import sentences

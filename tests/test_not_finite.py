@@ -50,6 +50,6 @@ def test_in_its_students_training(begun):
     config, run, data = begun
     made = teacher.population(teacher.donors.build(config, data.tokenizer.vocab_size), [0]).student(0)
     broken = made.with_params(jax.tree.map(lambda x: x * jnp.nan, made.params))
-    with pytest.raises(ValueError, match="the teacher's logits are not finite") as error:
+    with pytest.raises(ValueError, match="what the teacher says is not finite") as error:
         students.train(config, run, data, broken)
     assert check_kept(str(error.value), run, config, "student") == 1

@@ -49,7 +49,8 @@ def stretches(config: dict, folder: pathlib.Path, *, steps: int, rounds: int) ->
     teacher = Model(*nnx.split(models.build_teacher(shapes, vocab_size, nnx.Rngs(0))))
     tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, vocab_size)
     batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones((rows, length))}
-    state, step = students.beginning(config, students.untrained(config, vocab_size), students.teach(config, teacher))
+    pupils = students.untrained(config, vocab_size)
+    state, step = students.beginning(config, pupils), students.step(config, pupils, students.lesson(config, teacher))
     seconds = []
     with Checkpoints(folder, keep=1) as checkpoints:
         for number in range(2 * rounds + 2):

@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
-from jaxdiv import files, manifests
+from jaxdiv import files
+from jaxdiv.training import manifests
 
 STATE, PROGRESS = "state", "progress.json"
 _ASIDE = ".aside-"  # before the name of a step that is not yet whole, or not wanted any more

@@ -95,9 +95,10 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
         return 1 - jnp.stack([for_each_seed(lambda own: rejected([0], [own], held_out, shared)[0], g) for g in groups])
 
     def report_dead(number, alive, batch):
-        if not jnp.isfinite(pass_of(teacher.params, batch["inputs"]).logits).all():
+        target = teach_all(teacher.params, batch["inputs"]).target
+        if not all(jnp.isfinite(part).all() for part in jax.tree.leaves(target)):
             raise ValueError(
-                f"the teacher's logits are not finite at step {number}, whose batch is kept in "
+                f"what the teacher says is not finite at step {number}, whose batch is kept in "
                 f"{workdir.keep_batch(number, batch)}; give another teacher, or `config.dtype` float32"
             )
         dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]

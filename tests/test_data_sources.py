@@ -100,6 +100,24 @@ def test_a_damaged_copy_is_refused(tmp_path):
         python_stdlib.open_stdlib(directory=str(tmp_path / "d"), root=root)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+def test_damaged_records_are_refused(tmp_path, damage):
+    texts = sentences(20)
+    write_tfds(tmp_path / "tfds", {"train": texts})
+    files = {f"m{i}.py": f"x = {i}\n" for i in range(5)}
+    root = library(tmp_path / "a", files)
+    python_stdlib.open_stdlib(directory=str(tmp_path / "stdlib"), root=root)
+    for shard in tmp_path.glob("*/**/*.array_record*"):
+        content = bytearray(shard.read_bytes())
+        if damage == "flipped":
+            content[len(content) // 2] ^= 1
+        shard.write_bytes({"cut": content[:-1], "flipped": content, "emptied": b""}[damage])
+    with pytest.raises(ValueError, match=rf"`tiny_text` in {tmp_path}/tfds.* can't be read"):
+        open_documents(source="tiny_text", directory=str(tmp_path / "tfds"))
+    with pytest.raises(ValueError, match="damaged; delete that folder"):
+        python_stdlib.open_stdlib(directory=str(tmp_path / "stdlib"), root=root)
+
+
 def test_tfds_by_name_and_feature_keeps_its_own_splits(tmp_path):
     texts = sentences(20)
     splits = {"train": texts[:14], "validation": texts[14:17], "test": texts[17:]}

@@ -3,6 +3,7 @@
 import pytest
 
 from configs import smoke
+from jaxdiv import manifests
 from jaxdiv.training import donors, teacher
 from jaxdiv.training.workdir import Workdir
 from tests import llama_folders
@@ -73,3 +74,24 @@ def test_another_weight_is_another_fingerprint(folder, tmp_path):
     llama_folders.write(tmp_path, llama_folders.make_decoder(seed=1))
     mine, theirs = (donors.find(path).facts()[donors.SOURCE_FINGERPRINT] for path in (folder, tmp_path))
     assert mine != theirs
+
+
+def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_path, capsys):
+    llama_folders.write(tmp_path / "llama", llama_folders.make_decoder())
+    config, run = settle(tmp_path / "llama", tmp_path), Workdir(tmp_path / "run")
+    run.claim(config)
+
+    def damage():
+        (run.teacher / "0" / manifests.NAME).unlink()
+
+    teacher._adopt(config, run)
+    damage()
+    teacher._adopt(config, run)
+    told = capsys.readouterr().err
+    assert f"checkpoint {run.teacher}/0 is damaged" in told
+    assert "taking the teacher over again" in told
+    assert manifests.fault(run.teacher / "0") is None
+    damage()
+    llama_folders.write(tmp_path / "llama", llama_folders.make_decoder(seed=1))
+    with pytest.raises(ValueError, match=r"the fingerprint of the teacher's files in .* as the run began with"):
+        teacher._adopt(config, run)

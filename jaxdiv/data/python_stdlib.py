@@ -68,10 +68,13 @@ def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> corpus.D
     try:
         builder = PythonStdlib(splits=splits, data_dir=directory or None)
         _prepare(builder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of array_record's
         raise ValueError(f"can't prepare python_stdlib in {directory or 'the TFDS folder'}: {error}") from None
-    prepared = _records(builder)
-    if corpus.fingerprint(prepared) != corpus.fingerprint(splits):
+    try:
+        prepared = _records(builder)
+    except Exception:  # array_record and TFDS have many names for a file that is none of theirs
+        prepared = None
+    if prepared is None or corpus.fingerprint(prepared) != corpus.fingerprint(splits):
         raise ValueError(f"the copy of python_stdlib in {builder.data_dir} is damaged; delete that folder")
     return corpus.Documents.of(prepared, [reading])
 

@@ -61,10 +61,13 @@ def _open_tfds(name, feature, directory):
     builder = _find(name, directory)
     _check_feature(builder.info, name, feature)
     readings = {}
-    for split, records in builder.as_data_source(file_format="array_record").items():
-        if split in corpus.SPLITS:
-            texts = (record[feature] for record in records)
-            readings[split] = corpus.read((hashlib.sha256(text).hexdigest(), text) for text in texts)
+    try:
+        found = builder.as_data_source(file_format="array_record")
+        texts = {split: [record[feature] for record in found[split]] for split in corpus.SPLITS if split in found}
+    except Exception as error:  # array_record and TFDS have many names for a file that is none of theirs
+        raise ValueError(f"TFDS data set `{name}` in {builder.data_dir} can't be read: {error}") from None
+    for split, records in texts.items():
+        readings[split] = corpus.read((hashlib.sha256(text).hexdigest(), text) for text in records)
     splits = {split: reading.texts for split, reading in readings.items()}
     missing = [split for split in corpus.SPLITS if not splits.get(split)]
     if "train" in missing:

@@ -12,6 +12,7 @@ from jaxdiv import files, models
 from jaxdiv.data import llama_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
+from jaxdiv.training import manifests
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import Model, population_shapes
 from jaxdiv.training.workdir import Workdir
@@ -71,9 +72,10 @@ class RunDonor:
 
     def facts(self) -> dict[str, str]:
         """What the run that takes the teacher should know of it."""
-        known = self.workdir.facts()
-        inherited = {SOURCE_FINGERPRINT: known[SOURCE_FINGERPRINT]} if SOURCE_FINGERPRINT in known else {}
-        return {SOURCE: str(self.workdir.root), **inherited}
+        inherited = self.workdir.facts().get(SOURCE_FINGERPRINT)
+        manifest = self.workdir.teacher / str(last_step(self._config)) / manifests.NAME
+        own = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+        return {SOURCE: str(self.workdir.root), SOURCE_FINGERPRINT: inherited or own}
 
 
 class LlamaDonor:
@@ -107,6 +109,16 @@ class LlamaDonor:
 
 
 Donor = RunDonor | LlamaDonor
+
+
+def refuse_another(donor: Donor, known: Mapping[str, Any]) -> None:
+    """Raises ValueError if a run's `known` facts say that it took its teacher from other files than the donor's."""
+    before, now = known.get(SOURCE_FINGERPRINT), donor.facts()
+    if before not in (None, now[SOURCE_FINGERPRINT]):
+        raise ValueError(
+            f"the {SOURCE_FINGERPRINT} in {now[SOURCE]} is {now[SOURCE_FINGERPRINT]}, not {before} as the run began "
+            f"with; begin another run"
+        )
 
 
 def find(path: str | os.PathLike) -> Donor:

@@ -11,7 +11,7 @@ from rich.console import Console
 from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import donors, loop, objectives
+from jaxdiv.training import donors, loop, objectives, progress
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.donors import restore
@@ -120,7 +120,10 @@ def _adopt(config, workdir):
     """Copies the donor's teacher, so that this folder alone holds all that decides its result."""
     with Checkpoints(workdir.teacher) as checkpoints:
         if checkpoints.latest() is None:
+            for fault in checkpoints.damaged():
+                progress.say(f"{fault}; taking the teacher over again")
             donor = donors.find(config["teacher"]["checkpoint"])
+            donors.refuse_another(donor, workdir.facts())
             workdir.add_facts(donor.facts())
             stacked = jax.tree.map(lambda x: x[None], donor.params(config["dtype"]))
             checkpoints.save(donors.last_step(config), {"params": (stacked,)}, {})

@@ -3,8 +3,7 @@
 import pytest
 
 from configs import smoke
-from jaxdiv import manifests
-from jaxdiv.training import donors, teacher
+from jaxdiv.training import donors, manifests, teacher
 from jaxdiv.training.workdir import Workdir
 from tests import llama_folders
 

@@ -24,7 +24,7 @@ from jaxdiv.training.workdir import Workdir
 from tests import llama_folders, reporting_cases, runs
 from tests.fixtures_data import sentences
 
-QUICK, SLOW = {"parsers": 100, "readers": 20}, {"parsers": 10_000, "readers": 200}  # cases of each
+QUICK, SLOW = {"parsers": 100, "readers": 50}, {"parsers": 10_000, "readers": 200}  # cases of each
 NASTY = [
     "<script>alert(1)</script>",
     "../../etc/passwd",

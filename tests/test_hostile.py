@@ -18,12 +18,13 @@ from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
 from jaxdiv.speculative import trees
 from jaxdiv.training import config as run_config
+from jaxdiv.training import corpus as run_corpus
 from jaxdiv.training import donors, lock, manifests, metrics, progress
 from jaxdiv.training.workdir import Workdir
-from tests import llama_folders, reporting_cases
+from tests import llama_folders, reporting_cases, runs
 from tests.fixtures_data import sentences
 
-QUICK, SLOW = {"parsers": 100, "readers": 20}, {"parsers": 10_000, "readers": 200}  # cases of each
+QUICK, SLOW = {"parsers": 100, "readers": 50}, {"parsers": 10_000, "readers": 200}  # cases of each
 NASTY = [
     "<script>alert(1)</script>",
     "../../etc/passwd",
@@ -229,6 +230,18 @@ def test_readers(wholes, name):
 @pytest.mark.parametrize("name", READERS)
 def test_readers_long(wholes, name):
     check_reader(wholes, name, SLOW["readers"])
+
+
+def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):
+    texts = runs.write_texts(tmp_path / "texts")
+    (texts / "<b>.txt").write_bytes(b"\xff")
+    (texts / "none.txt").write_bytes(b"")
+    config = smoke.get_config()
+    config.data.files = f"{texts}/*.txt"
+    run_corpus.prepare(config.to_dict(), Workdir(tmp_path / "run"))
+    told = "1 no UTF-8 text (<b>.txt); 1 empty (none.txt)"
+    assert f"left out of the data: {told}" in capsys.readouterr().err
+    assert Workdir(tmp_path / "run").facts()["left out of the data"] == told
 
 
 def test_lines_for_people_hold_nothing_that_terminals_obey(capsys):

@@ -199,3 +199,10 @@ def test_wrong_files_are_named(folder):
     check_refusal(folder, r"holds no \*\.safetensors; other formats can carry code")
     (folder / "config.json").unlink()
     check_refusal(folder, r"config\.json is not there")
+
+
+def test_a_depth_that_no_file_could_hold_is_refused_at_once(tmp_path):
+    llama_folders.write(tmp_path, llama_folders.make_decoder())
+    llama_folders.change(tmp_path / "config.json", num_hidden_layers=10**12)
+    with pytest.raises(ValueError, match=r"json: `num_hidden_layers` is 1000000000000, more than the 21 tensors"):
+        llama.check(tmp_path)

@@ -126,7 +126,13 @@ def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
 def _opened(folder):
     arguments = read_config(folder)
     tied = bool(_json(pathlib.Path(folder) / CONFIG).get("tie_word_embeddings", False))
-    tensors, expected = Tensors(folder, ignore=_FREQUENCIES), llama_tensors.shapes(arguments)
+    tensors = Tensors(folder, ignore=_FREQUENCIES)
+    if arguments["depth"] > len(tensors.shapes):  # before every tensor that a damaged number asks for is named
+        raise ValueError(
+            f"{pathlib.Path(folder) / CONFIG}: `{_SIZES['depth']}` is {arguments['depth']}, more than the "
+            f"{len(tensors.shapes)} tensors that lie beside it"
+        )
+    expected = llama_tensors.shapes(arguments)
     if tied and llama_tensors.HEAD not in tensors.shapes:
         del expected[llama_tensors.HEAD]
     tensors.check(expected)

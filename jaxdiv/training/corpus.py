@@ -90,8 +90,6 @@ def _make(config, workdir):
             files=data["files"],
             directory=data["directory"] or own,
         )
-        if documents.left_out:
-            progress.say(f"left out of the data: {documents.left_out}")
         advance()
         tokenizer = donors.find(donor).tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
         tokenizer.save(workdir.tokenizer)
@@ -111,6 +109,8 @@ def _make(config, workdir):
             **corpus.fingerprints(),
         }
     )
+    if documents.counts["unreadable"]:
+        progress.say(f"left out of the data: {documents.left_out}")
 
 
 def batches(config: Mapping, stage: str, corpus: Corpus) -> Iterator:

@@ -124,5 +124,5 @@ def refuse_another(donor: Donor, known: Mapping[str, Any]) -> None:
 def find(path: str | os.PathLike) -> Donor:
     """What lies in `path`, a run or a Llama; raises FileNotFoundError or ValueError if it is neither."""
     config = pathlib.Path(path) / llama.CONFIG
-    foreign = config.is_file() and "model_type" in files.read_json(config)
-    return LlamaDonor(path) if foreign else RunDonor(path)
+    held = files.read_json(config) if config.is_file() else None
+    return LlamaDonor(path) if isinstance(held, dict) and "model_type" in held else RunDonor(path)

@@ -25,6 +25,13 @@ def test_population_prints_a_row_for_each_number_of_students():
         assert abs(count / ratio - faster) < 0.02 * faster + 0.02
 
 
+@pytest.mark.slow
+def test_checkpointing_prints_what_saves_and_starts_take():
+    printed = runs.succeed("benchmarks.checkpointing", runs.SMOKE, "--rounds=2", "--stretch=3")
+    assert re.search(r"one save adds -?\d+ ms \(quartiles -?\d+ to -?\d+, 2 pairs\): -?[\d.]+% of 5 steps", printed)
+    assert re.search(r"start to first step: [\d.]+ s without compilations, [\d.]+ s with, [\d.]+ s with and", printed)
+
+
 def test_losses_prints_and_writes_a_row_for_each_loss_and_library(tmp_path):
     output = tmp_path / "losses.csv"
     sizes = ["--rows=3", "--vocabulary=500", "--rounds=2"]

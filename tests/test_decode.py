@@ -274,18 +274,18 @@ def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
     assert (process.returncode, error) == (1, "")
 
 
-def test_ctrl_c_ends_a_call_that_does_not_listen():
-    # A shell may have had it ignored.
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_call_that_does_not_listen(sign):
     code = (
-        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from experiments import decode; decode._timed(lambda: (print('on', flush=True), time.sleep(60)))"
+        "import time; from experiments import decode, interrupts\n"
+        "with interrupts.Raising(): decode._timed(lambda: (print('on', flush=True), time.sleep(60)))"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, **pipes) as process:
         assert process.stdout.readline() == "on\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sign)
         _, error = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGINT
+    assert process.returncode == 128 + sign
     assert error.split("\n") == ["", "error: interrupted", ""]
 
 

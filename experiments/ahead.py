@@ -21,6 +21,8 @@ def chips(topology: str) -> list[jax.Device]:
     """The chips of a slice such as `v5e:2x2`. Raises ValueError if there is no such slice, or no libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("libtpu, which compiles for TPUs, is not installed: pip install -e '.[train,tpu]'")
+    if not re.fullmatch(r"\w+:\d+(x\d+)*", topology):
+        raise ValueError(f"--topology must look like v5e:2x2, got {topology!r}")
     for name, value in ELSEWHERE.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")  # nor is JAX to look for a TPU

@@ -5,9 +5,11 @@
 
 Memory of one chip, on which all of a step runs, as XLA plans it, and whether the compiled steps hold an array with a
 number for each of the batch's N tokens and each of the V classes, padded or not. The tokenizer is taken to have
-`config.data.vocabulary` tokens.
+`config.data.vocabulary` tokens; a teacher of another run or folder brings its sizes. The exit code is 1 if a step does
+not fit.
 """
 
+import tempfile
 from collections.abc import Callable
 
 import jax
@@ -17,12 +19,23 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import ahead, cli
-from jaxdiv.training import config as run_config
 from jaxdiv.training import donors, own_text, students, teacher
 from jaxdiv.training.state import population_shapes
+from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Kind and shape of the TPU slice; its first chip is used.")
+COLUMNS = (
+    "step",
+    "arguments",
+    "outputs",
+    "temporaries",
+    "in all",
+    "HBM",
+    "fits",
+    "has [N, V]",
+    "largest, M numbers",
+)
 _EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
@@ -77,24 +90,23 @@ def row(config, stage: str, step: Callable, shapes: tuple, chip: jax.Device) -> 
     memory, sizes = ahead.Memory.of(program), ahead.elements(program)
     parts = memory.arguments, memory.outputs, memory.temporaries, memory.total
     fits = "?" if room is None else "yes" if memory.total <= room * 1e9 else "no"
-    whole = sum(sizes[size] for size in of_all_logits(config, stage))
+    whole = "yes" if any(sizes[size] for size in of_all_logits(config, stage)) else "no"
     told = [f"{part / 1e9:.2f}" for part in parts]
-    return [stage, *told, f"{room or '?'}", fits, str(whole), f"{max(sizes) / 1e6:.4g}"]
+    return [stage, *told, f"{room or '?'}", fits, whole, f"{max(sizes) / 1e6:.4g}"]
 
 
 def main(_):
-    config = cli.loaded(CONFIG).to_dict()
-    run_config.check(config)
+    with tempfile.TemporaryDirectory() as nothing:
+        config = teacher.settle(cli.loaded(CONFIG).to_dict(), Workdir(nothing), typed=cli.typed(CONFIG))
     chip = ahead.chips(TOPOLOGY.value)[0]
     table = Table(title=f"One chip, {chip.device_kind}: GB", title_justify="left")
-    for column in ("step", "arguments", "outputs", "temporaries", "in all", "HBM", "fits"):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "step" else "right")
-    table.add_column("[N, V] arrays", justify="right")
-    table.add_column("largest, M numbers", justify="right")
-    for stage, (step, shapes) in steps(config).items():
-        table.add_row(*row(config, stage, step, shapes, chip))
+    rows = [row(config, stage, step, shapes, chip) for stage, (step, shapes) in steps(config).items()]
+    for made in rows:
+        table.add_row(*made)
     Console(width=120).print(table)
-    return 0
+    return int(any(made[COLUMNS.index("fits")] == "no" for made in rows))
 
 
 if __name__ == "__main__":

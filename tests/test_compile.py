@@ -3,8 +3,10 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+import jaxdiv
 from configs import large_vocab, smoke
 from experiments import ahead, compile
 from jaxdiv.fused import chunks
@@ -45,14 +47,44 @@ def test_the_large_vocabulary_is_beyond_what_is_made_at_once():
         assert 4 * min(compile.of_all_logits(config, stage)) > chunks.LEAST_MEMORY
 
 
+@pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
+def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(monkeypatch, memory, together):
+    monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
+    real, calls = jaxdiv.linear_divergences, set()
+
+    def spy(losses, features, heads, *teacher, **options):
+        kinds = {str(x.dtype) for x in (*features, *heads, *(x for x in teacher if x is not None))}
+        calls.add((tuple(loss.text for loss in losses), frozenset(kinds)))
+        return real(losses, features, heads, *teacher, **options)
+
+    monkeypatch.setattr(jaxdiv, "linear_divergences", spy)
+    config = small(**{"student.kind": "decoder", "dtype": "bfloat16"})
+    step, shapes = compile.steps(config)["student"]
+    jax.make_jaxpr(step)(*shapes)
+    losses, half = jaxdiv.split(config["losses"]), frozenset(["bfloat16"])
+    # The teacher's dense logits are float32.
+    apart = {((loss,), half | {"float32"}) for loss in losses}
+    assert calls == ({(losses, half)} if together else apart)
+
+
 def test_a_row_tells_what_a_compiled_step_takes(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
-    config = small()
+    config, chip = small(), jax.devices()[0]
     for stage, (step, shapes) in compile.steps(config).items():
-        name, *numbers, room, fits, whole, largest = compile.row(config, stage, step, shapes, jax.devices()[0])
-        assert (name, room, fits, whole) == (stage, "?", "?", "0")
+        most = {"student": 1e-9, "teacher": 1e9}[stage]
+        monkeypatch.setitem(ahead.HBM, chip.device_kind, most)
+        name, *numbers, room, fits, whole, largest = compile.row(config, stage, step, shapes, chip)
+        assert (name, room, whole) == (stage, str(most), "no")
+        assert fits == {"student": "no", "teacher": "yes"}[stage]
         assert len(numbers) == 4
         assert 0 < float(largest) < min(compile.of_all_logits(config, stage)) / 1e6
+
+
+def test_memory_that_an_output_takes_over_counts_once():
+    program = jax.jit(lambda x: x + 1, donate_argnums=0).lower(jnp.zeros(1000)).compile()
+    memory = ahead.Memory.of(program)
+    assert memory.arguments == memory.outputs == 4000
+    assert memory.total == 4000 + memory.temporaries
 
 
 def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch):

@@ -38,7 +38,7 @@ def test_every_config_passes_its_own_check(name):
         ("teacher.optimizer.warmup_steps", 20, "must be below `config.teacher.steps` = 20, got 20"),
         ("teacher.heads", 3, "config.teacher: `heads` must divide the width 32"),
         ("teacher.padded_vocabulary", 511, "must be 0 or at least `config.data.vocabulary` = 512, got 511"),
-        ("teacher.padded_vocabulary", -1, "`config.teacher.padded_vocabulary` must be a whole number of at least 0"),
+        ("teacher.padded_vocabulary", -1, "`config.teacher.padded_vocabulary` must be a whole number in 0..16777216"),
         ("student.exit_layer", 3, "must be at most `config.teacher.depth` = 2, got 3"),
         ("student.kind", "medusa", "`config.student.kind` must be one of kangaroo, decoder"),
         ("evaluation.temperatures", (-1.0,), "`config.evaluation.temperatures`"),

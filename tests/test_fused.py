@@ -524,7 +524,15 @@ REFUSED = {
     "a function has its own": {"loss": jaxdiv.forward_kl, "temperature": 2.0},
     "a loss must give one value a row": {"loss": lambda s, t: (s - t).sum()},
     "`ce_data` needs `labels`": {"loss": "ce_data"},
-    "`soft_cap` must be above 0": {"student_head": functools.partial(Head, jnp.ones((12, 9)), soft_cap=-1.0)},
+    "`soft_cap` of a head must be finite and above 0, got inf": {
+        "student_head": functools.partial(Head, jnp.ones((12, 9)), soft_cap=float("inf"))
+    },
+    "`scale` of a head must be finite and above 0, got -1.0": {
+        "student_head": functools.partial(Head, jnp.ones((12, 9)), scale=-1.0)
+    },
+    "`scale` of a head must be a plain number, got NoneType": {
+        "student_head": functools.partial(Head, jnp.ones((12, 9)), scale=None)
+    },
 }
 
 

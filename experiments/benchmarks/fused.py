@@ -148,7 +148,7 @@ def measure(loss: str, inputs: Inputs) -> list[dict]:
 
 
 def table(rows: list[dict]) -> Table:
-    made = Table(title=_title(), title_justify="left")
+    made = Table()
     for column in rows[0]:
         made.add_column(column.replace("_", " "), justify="right" if column not in ("loss", "contestant") else "left")
     for row in rows:
@@ -165,12 +165,15 @@ def _title():
 
 
 def main(_):
-    for loss in jaxdiv.split(",".join(LOSSES.value)):
+    losses = jaxdiv.split(",".join(LOSSES.value))
+    for loss in losses:
         if jaxdiv.get(loss).needs_labels:
             raise ValueError(f"--losses: `{loss}` needs labels, which nothing here has")
     inputs = Inputs.draw()
-    rows = [row for loss in LOSSES.value for row in measure(loss, inputs)]
-    Console(width=120).print(table(rows))
+    rows = [row for loss in losses for row in measure(loss, inputs)]
+    console = Console(width=120, highlight=False)
+    console.print(_title())
+    console.print(table(rows))
     if OUTPUT.value:
         files.write_text(OUTPUT.value, pd.DataFrame(rows).to_csv(index=False))
     return 0

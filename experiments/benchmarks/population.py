@@ -114,6 +114,8 @@ def table(seconds: dict, sizes: list[int]) -> Table:
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
     run_config.check(config)
+    if len(run_config.losses({"losses": LOSS.value})) != 1:
+        raise ValueError(f"--loss must be one loss, got {LOSS.value}")
     if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):
         raise ValueError(f"--students must be whole numbers above 0, by commas, got {','.join(SIZES.value)}")
     sizes = [int(text) for text in SIZES.value]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ class Head:
       soft_cap: their bound, as Gemma 2's (arXiv 2408.00118, section 2) have it; None for none.
 
     Raises:
-      ValueError: if `scale` or `soft_cap` is no number that is known at trace time, or the cap not above 0.
+      ValueError: if `scale` or `soft_cap` is no finite number above 0 that is known at trace time.
     """
 
     matrix: jax.Array
@@ -28,12 +30,13 @@ class Head:
     soft_cap: float | None = None
 
     def __post_init__(self):
-        for name in ("scale", "soft_cap"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, (int, float)):
+        for name, value in (("scale", self.scale), ("soft_cap", self.soft_cap)):
+            if name == "soft_cap" and value is None:
+                continue
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
                 raise ValueError(f"`{name}` of a head must be a plain number, got {type(value).__name__}.")
-        if self.soft_cap is not None and not self.soft_cap > 0:
-            raise ValueError(f"`soft_cap` must be above 0, got {self.soft_cap}; None is without.")
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` of a head must be finite and above 0, got {value}.")
 
     def product(self, hidden: jax.Array) -> jax.Array:
         """hidden [C, D] @ matrix, [C, V] in float32 at least."""

@@ -95,7 +95,7 @@ SCHEMA = {
     },
     "teacher": {
         "checkpoint": TEXT,
-        "padded_vocabulary": _whole(0),
+        "padded_vocabulary": _whole(0, 2**24),
         "rope_base": POSITIVE,
         "norm_epsilon": POSITIVE,
         **DECODER,

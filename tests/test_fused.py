@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 import jaxdiv
+from experiments import ahead
 from jaxdiv import targets
 from jaxdiv.fused import Head, chunks, linear_divergence, linear_divergences
 from tests import runs
@@ -175,12 +176,11 @@ def gradient(student, given):
 
 
 def test_each_product_is_made_once_and_none_for_a_frozen_head():
-    given = arrays(1001, np.float32)
+    given = arrays(1001, np.float32, 3 * CHUNK)
     made = products(gradient, trained(given), rest(given))
     assert len(made) == 4
-    flops = math.ceil(N / CHUNK) * sum(2 * math.prod(a) * math.prod(b) / _shared(a, b) for (a, b), *_ in made)
-    whole = 6 * N * D_S * 1001 + 2 * N * D_T * 1001
-    assert flops == pytest.approx(whole, rel=CHUNK / N)  # the last chunk's tokens are partly another's too
+    flops = 3 * sum(2 * math.prod(a) * math.prod(b) // _shared(a, b) for (a, b), *_ in made)
+    assert flops == 3 * CHUNK * 1001 * (6 * D_S + 2 * D_T)
     frozen = jax.value_and_grad(lambda hidden: total_of()({**trained(given), "hidden": hidden}, rest(given)))
     assert len(products(frozen, given["hidden"])) == 3
     assert len(products(total_of(), trained(given), rest(given))) == 2
@@ -200,7 +200,7 @@ def test_no_array_has_all_tokens_logits(mode):
         for out in equation.outvars:
             assert math.prod(getattr(out.aval, "shape", ())) < tokens * classes
     compiled = jax.jit(run).lower(trained(given), rest(given)).compile()
-    assert f"[{tokens},{classes}]" not in compiled.as_text()
+    assert max(ahead.elements(compiled)) < tokens * classes
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * classes * 4 / 10
     assert _dense_memory(given) > tokens * classes * 4
 

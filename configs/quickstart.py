@@ -62,6 +62,14 @@ def get_config():
     config.evaluation.prompt_tokens = 32  # of a document, before the teacher's own text
     config.evaluation.generated_tokens = 256
 
+    # How many devices share what, -1 for all that are left: the seeds of each loss, the rows of a batch, those rows and
+    # the parameters, the classes of the vocabulary.
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.student = 1
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every = 50  # steps between saves
     config.checkpoint.keep = 2  # newest steps kept

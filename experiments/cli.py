@@ -5,6 +5,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +14,18 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import interrupts
+from jaxdiv.training import processes
 from jaxdiv.training.progress import say
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "host:port of the first of several processes; `auto` where JAX finds them, as under Slurm and Open MPI. Hosts of a "
+    "TPU slice find each other without it.",
+)
+PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are, with --coordinator.", lower_bound=1)
+PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0)
 BAD_INPUT = 2
 _LONGEST = 4000  # characters of an error: what it names may be a megabyte
 CLOSED_PIPE = 1  # as rich's console ends then
@@ -45,6 +55,7 @@ def _guarded(main, argv, resumes):
     interrupt = interrupts.Raising()
     try:
         with interrupt:
+            _join(resumes)
             code = main(argv)
             sys.stdout.flush()  # while a reader that has gone can still be caught
     except BrokenPipeError:
@@ -57,9 +68,22 @@ def _guarded(main, argv, resumes):
             mend = "; the same command goes on from what was saved" if resumes else ""
             _fail("interrupted" + mend, code=128 + (interrupt.signum or signal.SIGINT))
         if TRACEBACK.value or not isinstance(error, ValueError | OSError):
+            traceback.print_exc()
+            processes.fail(f"{type(error).__name__}: {error}", code=1)
             raise
         _fail(error)
     sys.exit(code)
+
+
+def _join(resumes):
+    if not COORDINATOR.value and (PROCESSES.value, PROCESS.value) != (1, 0):
+        raise ValueError("--processes and --process need --coordinator=HOST:PORT, the first of them")
+    if PROCESS.value >= PROCESSES.value:
+        raise ValueError(f"--process={PROCESS.value} must be below --processes={PROCESSES.value}")
+    if COORDINATOR.value and not resumes:
+        raise ValueError("--coordinator is for what trains; this runs in one process")
+    if resumes:
+        processes.begin(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
 def _unraisable(told):
@@ -131,5 +155,7 @@ def _unknown_key(argv, error):
 
 def _fail(message, code=BAD_INPUT):
     text = " ".join(str(message).split())
-    say("error: " + (text if len(text) <= _LONGEST else text[:_LONGEST] + "..."))
+    text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    say("error: " + text, anyone=True)
+    processes.fail(text, code)
     sys.exit(code)

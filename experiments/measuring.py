@@ -11,7 +11,7 @@ from experiments import cli, decoded
 from jaxdiv.reporting import decoded as decoded_table
 from jaxdiv.reporting import html, pictures, results, table
 from jaxdiv.training import config as run_config
-from jaxdiv.training import estimates, evaluation, metrics, students
+from jaxdiv.training import estimates, evaluation, metrics, processes, students
 from jaxdiv.training.workdir import Workdir
 
 
@@ -29,7 +29,6 @@ def measure_and_report(
     Contexts, rules and temperatures are those of each run's config where none are given; with `decode_gamma` texts are
     decoded too, with so many drafts a round.
     """
-    output.mkdir(parents=True, exist_ok=True)
     measured = []
     for run in runs:
         settings = run.config()["evaluation"]
@@ -43,6 +42,9 @@ def measure_and_report(
         if decode_gamma:
             found = decoded.with_decoding(run, found, names=names, gamma=decode_gamma)
         measured.append(found)
+    if not processes.is_first():
+        return
+    output.mkdir(parents=True, exist_ok=True)
     for run, found in zip(runs, measured, strict=True):
         _tell_lost(run, found)
     frame = results.table(estimates.rows(measured))

@@ -518,7 +518,7 @@ REFUSED = {
     "the bias of `student_head` must be [9]": {"student_head": Head(jnp.ones((12, 9)), jnp.ones(8))},
     "unknown loss `klx`": {"loss": "klx"},
     "a loss must be text": {"loss": 3},
-    "`tokens_over` must name an axis of the mesh": {"tokens_over": "data"},
+    "`tokens_over` must name axes of the mesh": {"tokens_over": "data"},
     "`lk_hybrid` has no mirror": {"loss": "lk_hybrid", "teacher_gradient": True},
     "`teacher_gradient` needs a loss by name": {"loss": jaxdiv.forward_kl, "teacher_gradient": True},
     "a function has its own": {"loss": jaxdiv.forward_kl, "temperature": 2.0},

@@ -93,8 +93,7 @@ def batches(
     sequence_length: int,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: slice | None = None,
 ) -> grain.DatasetIterator:
     """Endless training batches; batch i depends on `seed` and i alone, and each epoch has its own order.
 
@@ -104,32 +103,26 @@ def batches(
     Args:
       tokens: the training documents.
       sequence_length: L.
-      batch_size: rows B of the global batch, over all processes.
+      batch_size: rows B of a batch, over all processes.
       seed: of the order.
-      process_index: this process; it gets rows [process_index, process_index + 1) * B / process_count.
-      process_count: must divide `batch_size`.
+      rows: which of them to make, where each process needs its own alone; None for all.
 
     Returns:
-      Iterator of {"inputs": [b, L] int32, "labels": [b, L] int32, "weights": [b, L] float32} with
-      b = B / process_count; a weight is 0 where the input ends a document, else 1. `get_state` and
-      `set_state` save and restore the position alone: compare seed, sizes and data yourself.
+      Iterator of {"inputs": [b, L] int32, "labels": [b, L] int32, "weights": [b, L] float32} with the b rows
+      asked for; a weight is 0 where the input ends a document, else 1. `get_state` and `set_state` save and
+      restore the position alone, whatever `rows`: compare seed, sizes and data yourself.
 
     Raises:
-      ValueError: fewer windows than rows, sizes below 1, or processes that don't divide the rows.
+      ValueError: fewer windows than rows, or sizes below 1.
     """
-    _check_sizes(sequence_length=sequence_length, batch_size=batch_size, process_count=process_count)
-    if batch_size % process_count:
-        raise ValueError(f"`batch_size` must be a multiple of the {process_count} processes, got {batch_size}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"`process_index` must be in [0, {process_count}), got {process_index}")
+    _check_sizes(sequence_length=sequence_length, batch_size=batch_size)
     windows = (len(tokens.ids) - 1) // sequence_length
     if windows < batch_size:
         raise ValueError(
             f"a batch of {batch_size} x {sequence_length} needs {batch_size * sequence_length + 1} tokens, got "
             f"{len(tokens.ids)}; use a smaller batch_size or sequence_length, or more text"
         )
-    rows = batch_size // process_count
-    mine = slice(process_index * rows, (process_index + 1) * rows)
+    mine = rows or slice(None)
     # Grain's epoch e is shuffled by seed + e: neighboring seeds would share their orders.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     dataset = grain.MapDataset.range(windows).shuffle(seed=spread).repeat().batch(batch_size)

@@ -33,7 +33,7 @@ def linear_divergence(
     mode: str = "one_pass",
     chunk: int | None = None,
     memory: int | None = None,
-    tokens_over: str | None = None,
+    tokens_over: str | Sequence[str] | None = None,
 ):
     """weight · divergence of every token, from what comes before the logits.
 
@@ -63,8 +63,9 @@ def linear_divergence(
         loss, forwards and backwards, and under any weighting.
       chunk: tokens a chunk; None for as many as `memory` allows.
       memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64 MiB at least.
-      tokens_over: the axis of the mesh in `jax.set_mesh` over which the first axis of the tokens is spread: each device
-        then goes through its own. All axes must be of type `Auto`; heads may be spread by their classes over others.
+      tokens_over: the axis or axes of the mesh in `jax.set_mesh` over which the first axis of the tokens is spread:
+        each device then goes through its own. All axes of the mesh must be of type `Auto`; heads may be spread by their
+        classes over others.
 
     Returns:
       [...]; with `metrics`, ([...], a tuple of each one's values [...], without weights).
@@ -117,7 +118,7 @@ def linear_divergences(
     mode: str = "one_pass",
     chunk: int | None = None,
     memory: int | None = None,
-    tokens_over: str | None = None,
+    tokens_over: str | Sequence[str] | None = None,
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[jax.Array, ...], ...]]:
     """`linear_divergence` of several students, each under its own loss, on one pass of the teacher's head.
 
@@ -146,6 +147,7 @@ def linear_divergences(
         for hidden, head in zip(student_hiddens, student_heads, strict=True)
     )
     labels = None if labels is None else _flat("labels", labels, rows, trailing=0)
+    axes = tuple(tokens_over) if isinstance(tokens_over, list | tuple) else (tokens_over,) if tokens_over else ()
     given = values.Given(_teacher(teacher_hidden, teacher_head, rows), labels)
     plan = values.Plan(
         tuple(_objective(loss, options) for loss in losses),
@@ -154,9 +156,9 @@ def linear_divergences(
             _whole_number("chunk", chunk),
             _whole_number("memory", memory),
             students,
-            math.prod(rows) // _devices(tokens_over, rows),
+            math.prod(rows) // _devices(axes, rows),
         ),
-        tokens_over,
+        axes,
     )
     run = values.one_pass if mode == "one_pass" else values.rematerialized
     return jax.tree.map(lambda x: x.reshape(rows), run(plan, students, given, _weights(weights, rows).reshape(-1)))
@@ -194,22 +196,28 @@ def _array(name, value):
         raise ValueError(f"`{name}` must be an array, got {type(value).__name__}.") from None
 
 
-def _devices(axis, rows):
+def _devices(axes, rows):
     """How many the tokens are spread over."""
-    if axis is None:
+    if not axes:
         return 1
-    sizes = jax.sharding.get_abstract_mesh().shape
-    if not isinstance(axis, str) or axis not in sizes:
-        raise ValueError(f"`tokens_over` must name an axis of the mesh in `jax.set_mesh`, {dict(sizes)}, got {axis!r}.")
-    types = jax.sharding.get_abstract_mesh().axis_types
-    if any(kind != jax.sharding.AxisType.Auto for kind in types):
+    mesh = jax.sharding.get_abstract_mesh()
+    for axis in axes:
+        if axis not in mesh.shape:
+            raise ValueError(
+                f"`tokens_over` must name axes of the mesh in `jax.set_mesh`, {dict(mesh.shape)}, got {axis!r}."
+            )
+    if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
         raise ValueError(
             f"`tokens_over` needs a mesh whose axes are all of type Auto, which `axis_types` of `jax.make_mesh` sets; "
-            f"got {', '.join(kind.name for kind in types)}."
+            f"got {', '.join(kind.name for kind in mesh.axis_types)}."
         )
-    if not rows or rows[0] % sizes[axis]:
-        raise ValueError(f"`tokens_over` {axis!r} has {sizes[axis]} devices, which must divide {_told(rows)} tokens.")
-    return sizes[axis]
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if not rows or rows[0] % devices:
+        raise ValueError(
+            f"`tokens_over` {', '.join(axes)} has {devices} devices, which must divide the first axis of {_told(rows)} "
+            f"tokens."
+        )
+    return devices
 
 
 @dataclasses.dataclass(frozen=True)

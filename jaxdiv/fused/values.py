@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,13 +45,13 @@ class Plan:
       objectives: each student's.
       metrics: what else is measured of each.
       chunk: tokens of a chunk.
-      axis: of the mesh, that tokens are spread over; or None.
+      axes: of the mesh, that tokens are spread over.
     """
 
     objectives: tuple[Objective, ...]
     metrics: tuple[Objective, ...]
     chunk: int
-    axis: str | None
+    axes: tuple[str, ...]
 
 
 class Chunk(NamedTuple):
@@ -191,19 +192,20 @@ def _on_each_device(plan, run):
     Heads go in and sums come out with an axis for the devices: XLA can't add up over some axes of a mesh while it
     shares out others by itself.
     """
-    if plan.axis is None:
+    if not plan.axes:
         return run
-    tokens = jax.P(plan.axis)
+    tokens = jax.P(plan.axes)
 
     def local(students, given, weights):
         students, given = _heads(lambda x: x[0], students, given)
         made, sums = run(students, given, weights)
         return made, jax.tree.map(lambda x: x[None], sums)
 
-    mapped = jax.shard_map(local, in_specs=tokens, out_specs=tokens, axis_names={plan.axis}, check_vma=False)
+    mapped = jax.shard_map(local, in_specs=tokens, out_specs=tokens, axis_names=set(plan.axes), check_vma=False)
 
     def spread(students, given, weights):
-        devices = jax.sharding.get_abstract_mesh().shape[plan.axis]
+        sizes = jax.sharding.get_abstract_mesh().shape
+        devices = math.prod(sizes[axis] for axis in plan.axes)
         students, given = _heads(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), students, given)
         made, sums = jax.jit(mapped)(students, given, weights)
         return made, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)

@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdiv.models import meshes
 from jaxdiv.models.layers import (
     Activations,
     Block,
     LayerCache,
+    at_least_float32,
     cached_layout,
     check_heads,
     empty_cache,
@@ -124,7 +126,8 @@ class Decoder(nnx.Module):
         return TeacherOutput(features, hidden, self.head[...], self.vocab_size)
 
     def embed(self, tokens: Tokens) -> Activations:
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        embedding = meshes.looked_up(self.embedding[...], self.dtype)
+        return meshes.by_rows(jnp.take(embedding, tokens, axis=0).astype(self.dtype))
 
     def run_layers(
         self,
@@ -175,7 +178,8 @@ class Decoder(nnx.Module):
         # Only the GEMMs' outputs are kept for the gradient: everything between them is cheaper to make again.
         @functools.partial(jax.checkpoint, policy=_GEMM_OUTPUTS, prevent_cse=False)
         def body(hidden, layer):
-            return nnx.merge(graphdef, layer)(hidden, where)[0], None
+            layer = nnx.merge(graphdef, meshes.gathered(layer, self.dtype))
+            return meshes.by_rows(layer(meshes.by_rows(hidden), where)[0]), None
 
         return jax.lax.scan(body, hidden, jax.tree.map(lambda x: x[start:stop], params))[0]
 
@@ -205,6 +209,6 @@ class Decoder(nnx.Module):
 
 
 def project(features: Activations, head: Float[Array, "D P"], vocab_size: int) -> Float[Array, "B L V"]:
-    """Logits in float32 of features that are normed already; the head is taken in their type, without its padding."""
+    """Logits, in float32 at least, of features that are normed already; the head in their type, without its padding."""
     head = jax.lax.slice_in_dim(head, 0, vocab_size, axis=1)
-    return multiply(features, head.astype(features.dtype), preferred_element_type=jnp.float32)
+    return multiply(features, head.astype(features.dtype), preferred_element_type=at_least_float32(features.dtype))

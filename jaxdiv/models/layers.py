@@ -87,7 +87,7 @@ def rotate(
     x: Float[Array, "B N L H"], cos: Float[Array, "b 1 L H"], sin: Float[Array, "b 1 L H"]
 ) -> Float[Array, "B N L H"]:
     """Rotary positions: components i and i + H/2 of a head form the plane that angle i turns."""
-    y = x.astype(jnp.float32)
+    y = x.astype(at_least_float32(x.dtype))
     return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
 
 
@@ -97,16 +97,21 @@ def attend(
     values: Float[Array, "BG T H"],
     visible: Bool[Array, "b 1 1 L T"],
 ) -> Float[Array, "B N L H"]:
-    """Scaled dot-product attention; query head n reads key head n // (N/G). The softmax is in float32."""
+    """Scaled dot-product attention; query head n reads key head n // (N/G). The softmax is in float32 at least."""
     B, N, L, H = query.shape
     BG, T, _ = keys.shape
     G = BG // B
     grouped = (query * H**-0.5).reshape(BG, N // G * L, H)
-    scores = jnp.einsum("gmh,gth->gmt", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("gmh,gth->gmt", grouped, keys, preferred_element_type=at_least_float32(keys.dtype))
     scores = jnp.where(visible, scores.reshape(B, G, N // G, L, T), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     weights = weights.astype(values.dtype).reshape(BG, N // G * L, T)
     return jnp.einsum("gmt,gth->gmh", weights, values).reshape(B, N, L, H)
+
+
+def at_least_float32(dtype) -> jnp.dtype:
+    """The type of what must be more exact than activations."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def rms_norm(width: int, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
@@ -130,7 +135,7 @@ def multiply(
         return jnp.einsum("...d,de->...e", x, matrix, preferred_element_type=preferred_element_type, **options)
     # For a lone row XLA on a CPU reads a matrix with one core, but a batch of two with two.
     parts = x.reshape(2, D // 2), matrix.reshape(2, D // 2, -1)
-    halves = jnp.einsum("hd,hde->he", *parts, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32), **options)
+    halves = jnp.einsum("hd,hde->he", *parts, preferred_element_type=at_least_float32(x.dtype), **options)
     return (halves[0] + halves[1]).astype(preferred_element_type or x.dtype).reshape(*x.shape[:-1], -1)
 
 

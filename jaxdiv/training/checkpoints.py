@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
 from jaxdiv import files
-from jaxdiv.training import manifests
+from jaxdiv.training import manifests, processes
 
 STATE, PROGRESS = "state", "progress.json"
 _ASIDE = ".aside-"  # before the name of a step that is not yet whole, or not wanted any more
@@ -42,9 +42,12 @@ class Checkpoints:
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
         if not read_only:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(f"{_ASIDE}*"):
-                shutil.rmtree(left)
+            if processes.is_first():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left in self.folder.glob(f"{_ASIDE}*"):
+                    shutil.rmtree(left)
+            processes.meet(f"{self.folder} open")
+        self._read_only = read_only
         self._faults: dict[int, str | None] = {}
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "finish_save")
@@ -53,20 +56,29 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         try:
             self.wait()
+            if error is None and not self._read_only:
+                processes.meet(f"{self.folder} saved")
         finally:
             self._worker.shutdown()
             self._orbax.close()
 
     def latest(self) -> int | None:
-        """The newest whole step; None if there is none."""
+        """The newest whole step; None if there is none. Of several processes the first looks."""
+        found = self._latest() if processes.is_first() else None
+        found = processes.from_first(-1 if found is None else found)
+        return None if found < 0 else found
+
+    def _latest(self):
         return next((step for step in reversed(self._steps()) if self._fault(step) is None), None)
 
     def damaged(self) -> list[str]:
         """What is wrong with the steps above the newest whole one, a sentence each."""
-        latest, steps = self.latest(), self._steps()
+        if not processes.is_first():
+            return []
+        latest, steps = self._latest(), self._steps()
         newer = steps if latest is None else [step for step in steps if step > latest]
         return [f"checkpoint {self._path(step)} is damaged: {self._fault(step)}" for step in newer]
 
@@ -77,7 +89,7 @@ class Checkpoints:
           OSError: this save, or the one before it, failed; the checkpoint is named.
         """
         self.wait()
-        if step in self._steps() and self._fault(step) is None:
+        if processes.from_first(processes.is_first() and step in self._steps() and self._fault(step) is None):
             return
         aside = self._aside(step)
         with self._saves(step):
@@ -98,6 +110,8 @@ class Checkpoints:
     def _finish(self, step, aside, progress):
         with self._saves(step):
             self._orbax.wait_until_finished()
+            if not processes.is_first():
+                return
             files.write_json(aside / PROGRESS, progress)
             manifests.write(aside)
             if self._path(step).exists():
@@ -158,7 +172,8 @@ class Checkpoints:
         self.wait()
         if step is None and (step := self.latest()) is None:
             step = max(self._steps(), default=None)
-        self.require(step)
+        if processes.is_first():
+            self.require(step)
         abstract = jax.tree.map(_abstract, target)
         wanted = _by_name(abstract)
         self._check(step, wanted)

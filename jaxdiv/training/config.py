@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jaxdiv
 from jaxdiv.acceptance import RULES
 from jaxdiv.models.layers import check_heads
-from jaxdiv.training import own_text
+from jaxdiv.training import own_text, sharding
 
 CONTEXTS = ("corpus", "generated", "generated_greedy")
 MAX_DOCUMENT_TOKENS = 2048
@@ -29,6 +29,10 @@ def _whole(low, high=math.inf):
 
 def _one_of(*names):
     return Rule("one of " + ", ".join(names), lambda v: v in names)
+
+
+def _devices(value):
+    return value == sharding.REST or _whole(1).holds(value)
 
 
 def _names(text):
@@ -55,7 +59,9 @@ TEMPERATURES = Rule("different finite numbers of at least 0 (greedy), by commas"
 TEXT = Rule("text", lambda v: isinstance(v, str))
 SOME_CONTEXTS = _some_of(CONTEXTS)
 SOME_RULES = _some_of(RULES)
+DEVICES = Rule(f"a whole number of at least 1, or {sharding.REST} for all devices that the others leave", _devices)
 NAME = Rule("text that is not empty", lambda v: isinstance(v, str) and v.strip() != "")
+
 
 OPTIMIZER = {
     "name": _one_of("adamw", "sgd"),
@@ -111,6 +117,7 @@ SCHEMA = {
         "prompt_tokens": _whole(1),
         "generated_tokens": _whole(9),
     },
+    "mesh": dict.fromkeys(sharding.AXES, DEVICES),
     "checkpoint": {"every": _whole(1), "keep": _whole(1)},
     "log": {"every": _whole(1)},
 }
@@ -181,7 +188,7 @@ def may_change(key: str, old: Any, new: Any) -> bool:
     """Whether a run that is begun may go on with `new`: what decides no result, and more steps of the students."""
     if key == "config.student.steps":
         return new > old
-    return within(key, ("config.checkpoint", "config.log"))
+    return within(key, ("config.mesh", "config.checkpoint", "config.log"))
 
 
 def within(key: str, keys: Iterable[str]) -> bool:
@@ -220,6 +227,8 @@ def _check_together(config):
             f"`config.teacher.padded_vocabulary` must be 0 or at least `config.data.vocabulary` = "
             f"{config['data']['vocabulary']}, got {teacher['padded_vocabulary']}"
         )
+    if list(config["mesh"].values()).count(sharding.REST) > 1:
+        raise ValueError(f"`config.mesh` may have one axis of {sharding.REST}, got {config['mesh']}")
     _check_heads("config.teacher", teacher["width"], teacher["heads"], teacher["kv_heads"])
     if student["kind"] == "kangaroo":
         if student["exit_layer"] > teacher["depth"]:

@@ -1,14 +1,17 @@
 """What acceptance is measured on: held-out documents, and text that the teacher itself wrote after their beginnings."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
 from jaxdiv import models
 from jaxdiv.data import pipeline
+from jaxdiv.training import sharding
 from jaxdiv.training.config import MAX_DOCUMENT_TOKENS
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.state import Model
@@ -49,11 +52,14 @@ class Context:
         return summed
 
 
-def make(name: str, config: Mapping, corpus: Corpus, teacher: Model) -> Context:
-    """The context `name` from the test documents. Raises ValueError if they are too few or too short."""
+def make(name: str, config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh | None = None) -> Context:
+    """The context `name` from the test documents; `teacher` writes on the `mesh` that it lies on.
+
+    Raises ValueError if the documents are too few or too short.
+    """
     evaluation = config["evaluation"]
     if name in GENERATED:
-        return _generated(name, config, corpus, teacher)
+        return _generated(name, config, corpus, teacher, mesh or sharding.alone())
     windows = pipeline.evaluation_windows(
         corpus.splits["test"],
         sequence_length=config["data"]["sequence_length"],
@@ -72,17 +78,23 @@ def prompts(config: Mapping, corpus: Corpus) -> tuple[Int32[np.ndarray, "K P"], 
     )
 
 
-def _generated(name, config, corpus, teacher):
+def _generated(name, config, corpus, teacher, mesh):
     """Each text runs to its end-of-text token, inclusive, or to `generated_tokens`."""
     beginnings, document = prompts(config, corpus)
-    texts = models.generate(
-        teacher.module(),
-        beginnings,
-        length=config["evaluation"]["generated_tokens"],
-        temperature=GENERATED[name],
-        key=jax.random.key(config["seed"]),
-    )
-    texts, start = np.asarray(texts), beginnings.shape[1] - 1
+    rows = sharding.Rows(mesh, len(beginnings))
+
+    @functools.partial(sharding.jit, mesh=mesh)
+    def write(params, prompts):
+        return models.generate(
+            teacher.with_params(params).module(),
+            prompts,
+            length=config["evaluation"]["generated_tokens"],
+            temperature=GENERATED[name],
+            key=jax.random.key(config["seed"]),
+        )
+
+    texts = rows.whole({"texts": write(teacher.params, rows.spread({"prompts": beginnings})["prompts"])})["texts"]
+    start = beginnings.shape[1] - 1
     inputs, labels = texts[:, :-1], texts[:, 1:]
     ended_before = np.cumsum(labels[:, start:] == corpus.tokenizer.end_of_text, axis=1)
     ended_before = np.pad(ended_before, ((0, 0), (1, 0)))[:, :-1]

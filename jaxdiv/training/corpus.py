@@ -2,15 +2,15 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxdiv.data import pipeline, sources
 from jaxdiv.data.corpus import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
-from jaxdiv.training import donors, progress
+from jaxdiv.training import donors, processes, progress, sharding
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 
@@ -47,8 +47,9 @@ def prepare(config: Mapping, workdir: Workdir) -> Corpus:
       ValueError, OSError: the source can't be read, what was saved is damaged, or there is too little of it for a
         stage or a context of the config; the message names it.
     """
-    if DATA_READY not in workdir.facts():
+    if processes.is_first() and DATA_READY not in workdir.facts():
         _make(config, workdir)
+    processes.meet("data")
     return Corpus.load(workdir)
 
 
@@ -113,18 +114,30 @@ def _make(config, workdir):
         progress.say(f"left out of the data: {documents.left_out}")
 
 
-def batches(config: Mapping, stage: str, corpus: Corpus) -> Iterator:
-    """The stage's training batches, without end; the order is the seed's."""
+BATCH = ("inputs", "labels", "weights")
+
+
+def batch(arrays: Sequence) -> dict:
+    """Arrays in the order of `BATCH`, by name."""
+    return dict(zip(BATCH, arrays, strict=True))
+
+
+def batches(config: Mapping, stage: str, corpus: Corpus, mesh: Mesh | None = None) -> Iterator:
+    """The stage's training batches, without end; the order is the seed's.
+
+    Of each the rows that this process's devices in `mesh` need; all without one.
+    """
     return pipeline.batches(
         corpus.splits["train"],
         sequence_length=config["data"]["sequence_length"],
         batch_size=config[stage]["batch_size"],
         seed=config["seed"],
+        rows=sharding.Rows(mesh, config[stage]["batch_size"]).mine if mesh else None,
     )
 
 
-def validation_batch(config: Mapping, corpus: Corpus) -> dict:
-    """The beginnings of as many validation documents as a student's batch has rows."""
+def validation_batch(config: Mapping, corpus: Corpus, mesh: Mesh) -> dict:
+    """The beginnings of as many validation documents as a student's batch has rows, spread over `mesh`."""
     windows = pipeline.evaluation_windows(
         corpus.splits["validation"],
         sequence_length=config["data"]["sequence_length"],
@@ -132,4 +145,5 @@ def validation_batch(config: Mapping, corpus: Corpus) -> dict:
         max_documents=config["student"]["batch_size"],
         end_of_text=corpus.tokenizer.end_of_text,
     )
-    return {name: jnp.asarray(getattr(windows, name)) for name in ("inputs", "labels", "weights")}
+    whole = batch([getattr(windows, name) for name in BATCH])
+    return sharding.Rows(mesh, len(windows.inputs)).spread(whole)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxdiv import files, models
 from jaxdiv.data import llama_tokenizer
@@ -31,9 +32,12 @@ def last_step(config: Mapping) -> int:
     return 0 if config["teacher"]["checkpoint"] else config["teacher"]["steps"]
 
 
-def restore(config: Mapping, workdir: Workdir, vocab_size: int) -> Model:
-    """The trained teacher from the run's folder. Raises FileNotFoundError if its training did not end."""
-    shapes = population_shapes(build(config, vocab_size), 1)
+def restore(config: Mapping, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None) -> Model:
+    """The trained teacher from the run's folder, spread over `mesh`.
+
+    Raises FileNotFoundError if its training did not end.
+    """
+    shapes = population_shapes(build(config, vocab_size), 1, mesh)
     with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
         restored, _ = checkpoints.restore({"params": (shapes.params,)}, step=last_step(config))
     return shapes.with_params(restored["params"][0]).student(0)

@@ -1,16 +1,19 @@
 """Acceptance of a run's students, measured from their checkpoints: sums over each document's tokens."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdiv import acceptance
 from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
-from jaxdiv.training import contexts, progress, students, teacher
+from jaxdiv.training import contexts, progress, sharding, students, teacher
+from jaxdiv.training import corpus as run_corpus
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed
@@ -73,13 +76,13 @@ def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], tem
       ValueError, FileNotFoundError: the run is not finished, or what it saved is damaged.
     """
     config = workdir.config()
-    corpus = Corpus.load(workdir)
-    guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
-    population = list(groups(config, workdir, corpus))
+    corpus, mesh = Corpus.load(workdir), sharding.make_for_reading(config)
+    guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size, mesh)
+    population = list(groups(config, workdir, corpus, mesh))
     sums = {}
     for name in names:
-        context = contexts.make(name, config, corpus, guide)
-        rows = _by_row(config, guide, population, context, tuple(rules), tuple(temperatures))
+        context = contexts.make(name, config, corpus, guide, mesh)
+        rows = _by_row(config, guide, population, context, tuple(rules), tuple(temperatures), mesh)
         for loss, measured in rows.items():
             by_document = {key: context.by_document(value) for key, value in measured.items()}
             sums |= {(loss, key): value for key, value in _sums(context, by_document, temperatures)}
@@ -101,52 +104,56 @@ def _without_lost(losses, sums):
     return kept
 
 
-def groups(config: Mapping, workdir: Workdir, corpus: Corpus) -> Iterator[tuple[str, Model, list[int]]]:
-    """(loss, its living students, their seeds) in the config's order, then the untrained."""
+def groups(
+    config: Mapping, workdir: Workdir, corpus: Corpus, mesh: Mesh | None = None
+) -> Iterator[tuple[str, Model, list[int]]]:
+    """(loss, its living students, their seeds) in the config's order, then the untrained; spread over `mesh`."""
     vocab_size, seeds = corpus.tokenizer.vocab_size, students.seeds(config)
     for loss in run_config.losses(config):
-        model, alive = students.restore(config, workdir, vocab_size, loss.text)
+        model, alive = students.restore(config, workdir, vocab_size, loss.text, mesh)
         living = np.flatnonzero(alive)
         params = jax.tree.map(lambda x, living=living: x[living], model.params)
         yield loss.text, model.with_params(params), [seeds[i] for i in living]
-    yield UNTRAINED, students.untrained(config, vocab_size), seeds
+    yield UNTRAINED, students.untrained(config, vocab_size, mesh), seeds
 
 
-def _by_row(config, guide, groups, context, rules, temperatures):
+def _by_row(config, guide, groups, context, rules, temperatures, mesh):
     """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
-    count = _rows_at_once(context.inputs.shape[1], config["data"]["vocabulary"])
+    rows = sharding.Rows(mesh, _rows_at_once(context.inputs.shape[1], config["data"]["vocabulary"], mesh))
     student, teach = groups[-1][1], students.teach(config, guide)
 
-    @jax.jit
+    @functools.partial(sharding.jit, mesh=mesh)
     def pass_of(params, inputs):
         shared = teach(params, inputs)
         return shared, shared.logits
 
-    @jax.jit
-    def part_of(params, shared, teacher_logits, labels, weights, inputs):
+    @functools.partial(sharding.jit, mesh=mesh)
+    def part_of(params, shared, teacher_logits, batch):
         def one(params):
-            logits = student.with_params(params)(inputs, shared)
-            return _measures(logits, teacher_logits, labels, weights, context, rules, temperatures)
+            logits = student.with_params(params)(batch["inputs"], shared)
+            return _measures(logits, teacher_logits, batch["labels"], batch["weights"], context, rules, temperatures)
 
-        return for_each_seed(one, params)
+        return sharding.everywhere(for_each_seed(one, params, mesh), mesh)
 
     parts = {loss: [] for loss, _, seeds in groups if seeds}
-    blocks = list(pipeline.blocks((context.inputs, context.labels, context.weights), count))
-    with progress.bar(context.name, len(blocks), unit="batches", tokens=count * context.inputs.shape[1]) as advance:
-        for inputs, labels, weights in blocks:
-            shared = pass_of(guide.params, inputs)
+    blocks = list(pipeline.blocks([getattr(context, name) for name in run_corpus.BATCH], rows.count))
+    tokens = rows.count * context.inputs.shape[1]
+    with progress.bar(context.name, len(blocks), unit="batches", tokens=tokens) as advance:
+        for block in blocks:
+            batch = rows.spread(run_corpus.batch(block))
+            shared = pass_of(guide.params, batch["inputs"])
             for loss, model, seeds in groups:
                 if seeds:
-                    made = part_of(model.params, *shared, labels, weights, inputs)
+                    made = part_of(model.params, *shared, batch)
                     parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), made))
             advance()
     return {loss: _whole(context, made) for loss, made in parts.items()}
 
 
-def _rows_at_once(length, vocab_size):
-    """As many rows as have logits that a CPU's caches hold, or that an accelerator's memory never misses."""
-    size = 2**21 if jax.default_backend() == "cpu" else 2**28
-    return max(1, size // (4 * vocab_size * length))
+def _rows_at_once(length, vocab_size, mesh):
+    """As many rows as have logits that a CPU's caches hold, or that accelerators' memory never misses."""
+    size = 2**21 if sharding.platform(mesh) == "cpu" else 2**28 * mesh.size
+    return sharding.Rows(mesh, max(1, size // (4 * vocab_size * length))).padded
 
 
 def _whole(context, parts):

@@ -8,7 +8,7 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from jaxdiv.training import progress
+from jaxdiv.training import processes, progress
 
 NAME = "lock.json"
 
@@ -18,13 +18,17 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
     """Makes `folder` if need be and holds it, alone, for the block.
 
     The system ends the lock with the process, even one that is killed, and what that one left of itself is taken over,
-    which is said where it ran on another host. The lock's file names host and process for people.
+    which is said where it ran on another host. The lock's file names host and process for people. Of several processes
+    the first holds it for all.
 
     Raises:
       ValueError: another run holds it; it is named.
       OSError: the folder can't be made or written to.
     """
     folder = pathlib.Path(folder)
+    if not processes.is_first():
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(folder)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxdiv.training import progress
+from jaxdiv.training import processes, progress, sharding
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.metrics import Curves
 from jaxdiv.training.state import TrainState
@@ -52,11 +53,15 @@ def run_stage(
     folder: pathlib.Path,
     names: Sequence[str],
     seeds: Sequence[int],
+    mesh: Mesh,
     state: TrainState,
     batches: Iterator,
     **fit_arguments: Any,
 ) -> TrainState:
-    """Runs `fit` for the config's `stage` between its bar, its curves and its checkpoints in `folder`."""
+    """Runs `fit` for the config's `stage` between its bar, its curves and its checkpoints in `folder`.
+
+    `batches` are of the rows that this process's devices in `mesh` need.
+    """
     steps, per_step = config[stage]["steps"], config[stage]["batch_size"] * config["data"]["sequence_length"]
     with Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints:
         state = _restore(checkpoints, state, batches)
@@ -71,6 +76,7 @@ def run_stage(
                 state,
                 steps=steps,
                 batches=batches,
+                spread=sharding.Rows(mesh, config[stage]["batch_size"]).put,
                 checkpoints=checkpoints,
                 curves=curves,
                 advance=advance,
@@ -97,6 +103,7 @@ def fit(
     step: Callable[[TrainState, Any, Mapping], tuple[TrainState, dict]],
     teacher: Any,
     batches: Iterator,
+    spread: Callable[[Mapping], Mapping],
     steps: int,
     checkpoints: Checkpoints,
     curves: Curves,
@@ -110,6 +117,7 @@ def fit(
     Args:
       step: state, metrics = step(state, teacher, batch).
       batches: a Grain iterator, at the state's step.
+      spread: puts a batch where the step has it.
       advance: called once a step.
       measure: what is worth measuring beside the step's own metrics, every `measure_every` steps and at the end.
       report_dead: called with the step, which students [losses, S] are alive and the batch, when one is not for the
@@ -123,7 +131,7 @@ def fit(
     with Interrupt() as interrupt:
         for number in range(int(state.step) + 1, steps + 1):
             checkpoints.raise_error()
-            batch = next(batches)
+            batch = spread(next(batches))
             state, metrics = step(state, teacher, batch)
             metrics = {name: np.asarray(values) for name, values in metrics.items()}
             now = metrics.pop("alive")
@@ -134,9 +142,10 @@ def fit(
                 metrics |= measure(state)
             curves.write(number, {name: np.where(alive, values, np.nan) for name, values in metrics.items()})
             advance()
-            if number % checkpoints.every == 0 or number == steps or interrupt.signum is not None:
+            signum = processes.largest(interrupt.signum or 0)
+            if number % checkpoints.every == 0 or number == steps or signum:
                 checkpoints.save(number, state, {"batches": batches.get_state()})
-            if interrupt.signum is not None:
+            if signum:
                 checkpoints.wait()
-                raise Stopped(interrupt.signum, number)
+                raise Stopped(signum, number)
     return state

@@ -10,6 +10,7 @@ from jaxtyping import Array
 import jaxdiv
 from jaxdiv import models, reductions
 from jaxdiv.fused import chunks
+from jaxdiv.models import meshes
 from jaxdiv.training.state import Model
 
 
@@ -87,5 +88,6 @@ def means(
         weights=weights,
         temperature=temperature,
         vocab_size=vocab_size,
+        tokens_over=meshes.rows(),
     )
     return tuple(jnp.sum(value) for value in values)

@@ -14,9 +14,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from jaxdiv.training import processes
 
-def say(text: str) -> None:
-    """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is written out."""
+
+def say(text: str, *, anyone: bool = False) -> None:
+    """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is written out.
+
+    Of several processes only the first speaks, unless `anyone` may.
+    """
+    if not (anyone or processes.is_first()):
+        return
     printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     Console(stderr=True, highlight=False, soft_wrap=True).print(printable, markup=False)
 
@@ -41,12 +48,12 @@ def bar(name: str, total: int, *, done: int = 0, unit: str = "steps", tokens: in
         _Rates(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not processes.is_first())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=total, completed=done, tokens=tokens, unit=unit)
         try:
             yield lambda: progress.advance(task)
         except BaseException:
             # In a log, where a bar is printed once at its end, the error alone stays.
-            console.quiet = not console.is_terminal
+            console.quiet = console.quiet or not console.is_terminal
             raise

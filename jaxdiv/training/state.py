@@ -1,13 +1,18 @@
 """The state of a population: every loss's students, their seeds stacked on the first axis."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
+
+from jaxdiv.training import sharding
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 
@@ -51,30 +56,40 @@ class TrainState:
     alive: tuple[Any, ...]
 
 
-def population(build: Build, seeds: Sequence[int]) -> Model:
-    """Parameters [S, ...]; student i draws its initial values from `seeds[i]` alone."""
+def population(build: Build, seeds: Sequence[int], mesh: Mesh | None = None) -> Model:
+    """Parameters [S, ...], spread over `mesh`; student i draws its initial values from `seeds[i]` alone."""
+    model = population_shapes(build, len(seeds))
+    where = sharding.shardings(model.params, mesh or sharding.alone())
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=where)
     @jax.vmap
-    def init(key):
-        return nnx.split(build(nnx.Rngs(key)))[1]
+    def init(seed):
+        return nnx.split(build(nnx.Rngs(jax.random.key(seed))))[1]
 
-    return population_shapes(build, len(seeds)).with_params(init(jnp.stack([jax.random.key(s) for s in seeds])))
+    return model.with_params(init(np.array(seeds, np.uint32)))
 
 
-def population_shapes(build: Build, seeds: int) -> Model:
+def population_shapes(build: Build, seeds: int, mesh: Mesh | None = None) -> Model:
     """As `population`, with ShapeDtypeStructs for parameters: a target to restore to."""
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    return Model(graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), shapes))
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), shapes)
+    return Model(graphdef, sharding.shapes(stacked, mesh or sharding.alone()))
 
 
-def initial_state(students: Model, optimizer: optax.GradientTransformation, *, losses: int) -> TrainState:
-    """A state in which every loss starts from the same students."""
+def initial_state(
+    students: Model, optimizer: optax.GradientTransformation, *, losses: int, mesh: Mesh | None = None
+) -> TrainState:
+    """A state, spread over `mesh`, in which every loss starts from the same students."""
     seeds = jax.tree.leaves(students.params)[0].shape[0]
-    copies = tuple(jax.tree.map(jnp.copy, students.params) for _ in range(losses))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=copies,
-        opt_state=tuple(jax.vmap(optimizer.init)(copy) for copy in copies),
-        alive=tuple(jnp.ones(seeds, bool) for _ in range(losses)),
-    )
+
+    def begin(params):
+        copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(losses))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=copies,
+            opt_state=tuple(jax.vmap(optimizer.init)(copy) for copy in copies),
+            alive=tuple(jnp.ones(seeds, bool) for _ in range(losses)),
+        )
+
+    where = sharding.shardings(jax.eval_shape(begin, students.params), mesh or sharding.alone())
+    return jax.jit(begin, out_shardings=where)(students.params)

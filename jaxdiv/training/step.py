@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from jaxdiv.training import sharding
 from jaxdiv.training.state import TrainState
 
 Batch = Mapping[str, Array]
@@ -65,7 +66,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     write: Write | None = None,
     each_its_own: bool = False,
-    platform: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds `state, metrics = step(state, teacher, batch)`, jitted, the state donated.
 
@@ -77,12 +78,14 @@ def make_step(
       optimizer: each student has its own state of it, so its clipping sees that student's gradient alone.
       write: makes the batch that is trained on from the one that was read.
       each_its_own: whether each student writes its own batch, which then costs each a pass of the teacher.
-      platform: as of `for_each_seed`.
+      mesh: where the state lies by `sharding.shardings`, and batches by `sharding.Rows`; None for one device.
 
     Returns:
       A step whose metrics are `loss` and `gradient_norm`, each [losses, S], and `alive`, bool [losses, S]. A
       student whose loss or gradient is not finite keeps its last parameters from then on: `alive` is False.
     """
+
+    mesh = mesh or sharding.alone()
 
     def lesson(teacher, params, batch, step):
         batch = write(teacher, params, batch, step) if write else batch
@@ -121,21 +124,23 @@ def make_step(
         updated = []
         for losses in groups:
             run = functools.partial(one_seed, losses)
-            updated += for_each_seed(run, [students[i] for i in losses], platform)
+            updated += for_each_seed(run, [students[i] for i in losses], mesh)
         params, opt_state, alive, values, norms = zip(*updated, strict=True)
         metrics = {"loss": jnp.stack(values), "gradient_norm": jnp.stack(norms), "alive": jnp.stack(alive)}
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, alive=alive), metrics
+        new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, alive=alive)
+        return sharding.constrain(new, mesh), sharding.everywhere(metrics, mesh)
 
-    return jax.jit(step, donate_argnums=0)
+    return sharding.jit(step, mesh, donate_argnums=0)
 
 
-def for_each_seed(function: Callable[[Any], Any], group: Any, platform: str | None = None) -> Any:
+def for_each_seed(function: Callable[[Any], Any], group: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
     """`jax.vmap`; on CPU one seed after the other, as its caches hold the logits of one but not of many.
 
     Args:
       function: of one seed's part of the group.
       group: arrays [S, ...].
-      platform: that the program is compiled for; None for JAX's default backend.
+      mesh: that the program is for, None for one device; where it spreads seeds each device has its own anyway.
     """
-    one_by_one = (platform or jax.default_backend()) == "cpu"
+    mesh = mesh or sharding.alone()
+    one_by_one = sharding.platform(mesh) == "cpu" and mesh.shape["student"] == 1
     return jax.lax.map(function, group) if one_by_one else jax.vmap(function)(group)

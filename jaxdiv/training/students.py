@@ -1,18 +1,19 @@
 """The students: every loss and seed trained side by side on one teacher pass, and restored one by one."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from rich.console import Console
+from jax.sharding import Mesh
 
 from jaxdiv import models
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop, objectives, own_text
+from jaxdiv.training import loop, objectives, own_text, progress, sharding
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
@@ -37,9 +38,9 @@ def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], models.Stu
     return lambda rngs: models.build_student(config["student"], teacher, vocab_size, rngs)
 
 
-def untrained(config: Mapping, vocab_size: int) -> Model:
-    """The students as they are before their first step."""
-    return population(builder(config, vocab_size), seeds(config))
+def untrained(config: Mapping, vocab_size: int, mesh: Mesh | None = None) -> Model:
+    """The students as they are before their first step, spread over `mesh`."""
+    return population(builder(config, vocab_size), seeds(config), mesh)
 
 
 def lesson(config: Mapping, teacher: Model) -> Callable:
@@ -48,13 +49,13 @@ def lesson(config: Mapping, teacher: Model) -> Callable:
     return lambda params, inputs: objectives.lesson(pass_of(params, inputs))
 
 
-def beginning(config: Mapping, students: Model) -> TrainState:
-    """The state in which every loss of the config starts from `students`, of `untrained`."""
-    return initial_state(students, _optimizer(config), losses=len(run_config.losses(config)))
+def beginning(config: Mapping, students: Model, mesh: Mesh | None = None) -> TrainState:
+    """The state, spread over `mesh`, in which every loss of the config starts from `students`, of `untrained`."""
+    return initial_state(students, _optimizer(config), losses=len(run_config.losses(config)), mesh=mesh)
 
 
 def step(
-    config: Mapping, students: Model, teach: Callable, write: Callable | None = None, *, platform: str | None = None
+    config: Mapping, students: Model, teach: Callable, write: Callable | None = None, *, mesh: Mesh | None = None
 ) -> Callable:
     """The training step of all students of the config.
 
@@ -63,16 +64,17 @@ def step(
       students: of `untrained`, or their shapes.
       teach: the teacher's pass, of `lesson`.
       write: of `own_text.writer`.
-      platform: as `make_step` has it.
+      mesh: as `make_step` has it.
     """
+    losses, temperature = run_config.losses(config), config["temperature"]
     return make_step(
         teach=teach,
-        objectives=objectives.of_students(students, run_config.losses(config), temperature=config["temperature"]),
+        objectives=objectives.of_students(students, losses, temperature=temperature),
         together=lambda shared: not shared.is_dense,
         optimizer=_optimizer(config),
         write=write,
         each_its_own=config["data"]["context"] == own_text.STUDENT,
-        platform=platform,
+        mesh=mesh,
     )
 
 
@@ -82,27 +84,35 @@ def _optimizer(config):
 
 def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> None:
     """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then."""
-    losses = run_config.losses(config)
-    students = untrained(config, corpus.tokenizer.vocab_size)
+    losses, mesh = run_config.losses(config), sharding.make(config)
+    rows = sharding.Rows(mesh, config["student"]["batch_size"])
+    students = untrained(config, corpus.tokenizer.vocab_size, mesh)
     teach_all = lesson(config, teacher)
     write = own_text.writer(config, teacher, students, corpus.tokenizer.end_of_text)
-    held_out = run_corpus.validation_batch(config, corpus)
+    held_out = run_corpus.validation_batch(config, corpus, mesh)
     rejected = objectives.of_students(students, ["tv"], temperature=1.0)
 
-    @jax.jit
-    def held_out_acceptance(groups, teacher_params):
-        shared = teach_all(teacher_params, held_out["inputs"])
-        return 1 - jnp.stack([for_each_seed(lambda own: rejected([0], [own], held_out, shared)[0], g) for g in groups])
+    @functools.partial(sharding.jit, mesh=mesh)
+    def held_out_acceptance(groups, teacher_params, batch):
+        shared = teach_all(teacher_params, batch["inputs"])
+        tv = [for_each_seed(lambda own: rejected([0], [own], batch, shared)[0], group, mesh) for group in groups]
+        return sharding.everywhere(1 - jnp.stack(tv), mesh)
+
+    @functools.partial(sharding.jit, mesh=mesh)
+    def taught_finite(teacher_params, batch):
+        target = teach_all(teacher_params, batch["inputs"]).target
+        finite = [jnp.isfinite(part).all() for part in jax.tree.leaves(target)]
+        return sharding.everywhere(jnp.stack(finite).all(), mesh)
 
     def report_dead(number, alive, batch):
-        target = teach_all(teacher.params, batch["inputs"]).target
-        if not all(jnp.isfinite(part).all() for part in jax.tree.leaves(target)):
+        if not taught_finite(teacher.params, batch):
+            kept = workdir.keep_batch(number, rows.whole(batch))
             raise ValueError(
-                f"what the teacher says is not finite at step {number}, whose batch is kept in "
-                f"{workdir.keep_batch(number, batch)}; give another teacher, or `config.dtype` float32"
+                f"what the teacher says is not finite at step {number}, whose batch is kept in {kept}; give another "
+                f"teacher, or `config.dtype` float32"
             )
         dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
-        Console(stderr=True).print(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
+        progress.say(f"not finite by step {number}, frozen and left out: {', '.join(dead)}")
 
     loop.run_stage(
         config,
@@ -111,17 +121,22 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
         folder=workdir.students,
         names=tuple(loss.text for loss in losses),
         seeds=seeds(config),
-        state=beginning(config, students),
-        step=step(config, students, teach_all, write),
+        mesh=mesh,
+        state=beginning(config, students, mesh),
+        step=step(config, students, teach_all, write, mesh=mesh),
         teacher=teacher.params,
-        batches=run_corpus.batches(config, "student", corpus),
-        measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params))},
+        batches=run_corpus.batches(config, "student", corpus, mesh),
+        measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params, held_out))},
         report_dead=report_dead,
     )
 
 
-def restore(config: Mapping, workdir: Workdir, vocab_size: int, loss: str) -> tuple[Model, np.ndarray]:
+def restore(
+    config: Mapping, workdir: Workdir, vocab_size: int, loss: str, mesh: Mesh | None = None
+) -> tuple[Model, np.ndarray]:
     """(the students of one loss, stacked on their seeds; which of them are alive, bool [S]); reads no other loss's.
+
+    Both lie spread over `mesh`.
 
     Raises:
       ValueError: the run has no such loss.
@@ -130,10 +145,12 @@ def restore(config: Mapping, workdir: Workdir, vocab_size: int, loss: str) -> tu
     names = [known.text for known in run_config.losses(config)]
     if loss not in names:
         raise ValueError(f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}")
-    index, shapes = names.index(loss), population_shapes(builder(config, vocab_size), config["seeds"])
+    mesh = mesh or sharding.alone()
+    index, shapes = names.index(loss), population_shapes(builder(config, vocab_size), config["seeds"], mesh)
+    alive = jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)
     target = {
         "params": {index: shapes.params},
-        "alive": {index: jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)},
+        "alive": {index: sharding.shapes(alive, mesh, stacked=False)},
     }
     with Checkpoints(workdir.students, read_only=True) as checkpoints:
         restored, _ = checkpoints.restore(target, step=config["student"]["steps"])

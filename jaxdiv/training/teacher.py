@@ -1,17 +1,18 @@
 """The teacher: trained on the next token, or taken from another run or a Llama folder."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
+from jax.sharding import Mesh
 
 from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import donors, loop, objectives, progress
+from jaxdiv.training import donors, loop, objectives, processes, progress, sharding
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.donors import restore
@@ -53,8 +54,7 @@ def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> di
         changed += [f"{key}={theirs}"] if ours != theirs else []
     run_config.check(settled)
     if changed:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"the teacher of {path} has {', '.join(changed)}, in place of the config's", markup=False)
+        progress.say(f"the teacher of {path} has {', '.join(changed)}, in place of the config's")
     return settled
 
 
@@ -79,17 +79,18 @@ def _taken(config, workdir):
 
 def prepare(config: Mapping, workdir: Workdir, corpus: Corpus) -> Model:
     """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be."""
+    mesh = sharding.make(config)
     if config["teacher"]["checkpoint"]:
-        _adopt(config, workdir)
+        _adopt(config, workdir, mesh)
     else:
-        _train(config, workdir, corpus)
-    teacher = restore(config, workdir, corpus.tokenizer.vocab_size)
-    if QUALITY not in workdir.facts():
-        workdir.add_facts({QUALITY: round(nats_a_byte(config, corpus, teacher), 4)})
+        _train(config, workdir, corpus, mesh)
+    teacher = restore(config, workdir, corpus.tokenizer.vocab_size, mesh)
+    if processes.from_first(QUALITY not in workdir.facts()):
+        workdir.add_facts({QUALITY: round(nats_a_byte(config, corpus, teacher, mesh), 4)})
     return teacher
 
 
-def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model) -> float:
+def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh) -> float:
     """Nats a UTF-8 byte of the test documents' first tokens; ends of text count as 0 bytes."""
     windows = pipeline.evaluation_windows(
         corpus.splits["test"],
@@ -97,15 +98,14 @@ def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model) -> float:
         end_of_text=corpus.tokenizer.end_of_text,
     )
 
-    @jax.jit
-    def nats(params, inputs, labels, weights):
-        batch = {"inputs": inputs, "labels": labels, "weights": weights}
-        return _cross_entropy(teacher.with_params(params), batch) * weights.sum()
+    @functools.partial(sharding.jit, mesh=mesh)
+    def nats(params, batch):
+        total = _cross_entropy(teacher.with_params(params), batch) * batch["weights"].sum()
+        return sharding.everywhere(total, mesh)
 
-    arrays = (windows.inputs, windows.labels, windows.weights)
-    total = sum(
-        float(nats(teacher.params, *block)) for block in pipeline.blocks(arrays, config["teacher"]["batch_size"])
-    )
+    rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
+    blocks = pipeline.blocks([getattr(windows, name) for name in run_corpus.BATCH], rows.count)
+    total = sum(float(nats(teacher.params, rows.spread(run_corpus.batch(block)))) for block in blocks)
     return total / float((corpus.tokenizer.byte_lengths[windows.labels] * windows.weights).sum())
 
 
@@ -116,7 +116,7 @@ def _holds(workdir):
         return checkpoints.latest() is not None
 
 
-def _adopt(config, workdir):
+def _adopt(config, workdir, mesh):
     """Copies the donor's teacher, so that this folder alone holds all that decides its result."""
     with Checkpoints(workdir.teacher) as checkpoints:
         if checkpoints.latest() is None:
@@ -126,22 +126,23 @@ def _adopt(config, workdir):
             donors.refuse_another(donor, workdir.facts())
             workdir.add_facts(donor.facts())
             stacked = jax.tree.map(lambda x: x[None], donor.params(config["dtype"]))
-            checkpoints.save(donors.last_step(config), {"params": (stacked,)}, {})
+            checkpoints.save(donors.last_step(config), {"params": (sharding.place(stacked, mesh),)}, {})
 
 
-def _train(config, workdir, corpus):
+def _train(config, workdir, corpus, mesh):
     seeds = [config["seed"]]
-    model = population(donors.build(config, corpus.tokenizer.vocab_size), seeds)
-    held_out = run_corpus.validation_batch(config, corpus)
+    model = population(donors.build(config, corpus.tokenizer.vocab_size), seeds, mesh)
+    held_out = run_corpus.validation_batch(config, corpus, mesh)
+    rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
 
-    @jax.jit
-    def validation_loss(params):
-        return _cross_entropy(model.with_params(params).student(0), held_out)
+    @functools.partial(sharding.jit, mesh=mesh)
+    def validation_loss(params, batch):
+        return sharding.everywhere(_cross_entropy(model.with_params(params).student(0), batch), mesh)
 
     def report_dead(number, _, batch):
         raise ValueError(
             f"the teacher's loss or gradient is not finite at step {number}, whose batch is kept in "
-            f"{workdir.keep_batch(number, batch)}; lower `config.teacher.optimizer.learning_rate`"
+            f"{workdir.keep_batch(number, rows.whole(batch))}; lower `config.teacher.optimizer.learning_rate`"
         )
 
     loop.run_stage(
@@ -151,28 +152,29 @@ def _train(config, workdir, corpus):
         folder=workdir.teacher,
         names=("teacher",),
         seeds=seeds,
-        state=beginning(config, model),
-        step=step(config, model),
+        mesh=mesh,
+        state=beginning(config, model, mesh),
+        step=step(config, model, mesh=mesh),
         teacher=None,
-        batches=run_corpus.batches(config, "teacher", corpus),
-        measure=lambda state: {"validation_loss": np.asarray(validation_loss(state.params[0])).reshape(1, 1)},
+        batches=run_corpus.batches(config, "teacher", corpus, mesh),
+        measure=lambda state: {"validation_loss": np.asarray(validation_loss(state.params[0], held_out)).reshape(1, 1)},
         report_dead=report_dead,
     )
 
 
-def beginning(config: Mapping, model: Model) -> TrainState:
-    """The state in which the teacher's training starts; `model` is a population of one."""
-    return initial_state(model, _optimizer(config), losses=1)
+def beginning(config: Mapping, model: Model, mesh: Mesh | None = None) -> TrainState:
+    """The state, spread over `mesh`, in which the teacher's training starts; `model` is a population of one."""
+    return initial_state(model, _optimizer(config), losses=1, mesh=mesh)
 
 
-def step(config: Mapping, model: Model, *, platform: str | None = None) -> Callable:
-    """The teacher's training step, on the next token alone; `platform` as `make_step` has it."""
+def step(config: Mapping, model: Model, *, mesh: Mesh | None = None) -> Callable:
+    """The teacher's training step, on the next token alone; `mesh` as `make_step` has it."""
     return make_step(
         teach=lambda _, inputs: None,
         objectives=lambda _, params, batch, shared: [_cross_entropy(model.with_params(params[0]), batch)],
         together=lambda shared: False,
         optimizer=_optimizer(config),
-        platform=platform,
+        mesh=mesh,
     )
 
 

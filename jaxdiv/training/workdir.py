@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdiv import files
 from jaxdiv.training import config as run_config
-from jaxdiv.training import progress
+from jaxdiv.training import processes, progress
 
 PACKAGES = ("jaxdiv", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 # The fact that is written once the data lies in the folder; before it, no work is lost by another config.
@@ -69,6 +69,13 @@ class Workdir:
         Raises:
           ConfigDiffers: it is a run of another config.
         """
+        if processes.is_first():
+            self._claim(config)
+        processes.meet("claim")
+        if not self._config.is_file():
+            raise ValueError(f"{self.root} is not one folder for all processes; give a path that all of them share")
+
+    def _claim(self, config):
         begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
         if self._config.exists() and begun:
             self._go_on(self.config(), config)
@@ -97,8 +104,9 @@ class Workdir:
     def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.Path:
         """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its path."""
         path = self.root / "not_finite.npz"
-        with files.replacing(path) as temporary:
-            np.savez(temporary, step=step, **{name: np.asarray(values) for name, values in batch.items()})
+        if processes.is_first():
+            with files.replacing(path) as temporary:
+                np.savez(temporary, step=step, **{name: np.asarray(values) for name, values in batch.items()})
         return path
 
     def facts(self) -> dict[str, Any]:
@@ -108,7 +116,7 @@ class Workdir:
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Adds facts; what stands there already stays, as the run began with it."""
         known = self.facts()
-        if not facts.keys() <= known.keys():
+        if processes.is_first() and not facts.keys() <= known.keys():
             files.write_json(self._facts, {**facts, **known})
 
 

@@ -1,0 +1,176 @@
+"""Run as a program with 8 devices, by one process or two: training is the same on every mesh.
+
+python -m tests.sharded_training [coordinator's address, processes, this one's number]
+"""
+
+import os
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import smoke
+from jaxdiv import acceptance, models
+from jaxdiv.training import own_text, sharding, students, teacher
+from jaxdiv.training.state import population
+
+V, ROWS, LENGTH = 120, 12, 17
+EXACT, SHORT = 100, 50  # steps in float64, and in float32
+MESHES = (
+    {"student": 1, "data": 8, "fsdp": 1, "tensor": 1},
+    {"student": 1, "data": 2, "fsdp": 4, "tensor": 1},
+    {"student": 1, "data": 1, "fsdp": 2, "tensor": 4},
+    {"student": 2, "data": 2, "fsdp": 2, "tensor": 1},
+)
+
+
+def config_of(dtype, kind):
+    config = smoke.get_config()
+    config.losses, config.dtype = "kl,tv,0.5*jsd + 0.5*ce_data", dtype
+    config.student.kind = kind
+    config.teacher.padded_vocabulary = 128
+    config.student.steps = config.teacher.steps = EXACT
+    config.student.batch_size = config.teacher.batch_size = ROWS
+    for stage in (config.student, config.teacher):
+        stage.optimizer.warmup_steps = 1
+    return config.to_dict()
+
+
+def batches(count):
+    """Of random tokens; 12 rows are no multiple of 8 devices."""
+    draw = np.random.default_rng(0)
+    for _ in range(count):
+        tokens = draw.integers(0, V, (ROWS, LENGTH + 1), dtype=np.int32)
+        weights = (draw.random((ROWS, LENGTH)) < 0.9).astype(np.float32)
+        yield {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
+
+
+class Run:
+    """A teacher's or its students' training on a mesh."""
+
+    def __init__(self, config, mesh):
+        self.config, self.mesh, self.rows = config, mesh, sharding.Rows(mesh, ROWS)
+        self.teachers = self._population(lambda rngs: models.build_teacher(self._teacher(), V, rngs), [0])
+        self.pupils = self._population(students.builder(config, V), students.seeds(config))
+        # Far from uniform, so that losses and their gradients are no small numbers.
+        sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(self.teachers.params)
+        self.guide = self.teachers.with_params(sharpened)
+
+    def _teacher(self):
+        return {**self.config["teacher"], "dtype": self.config["dtype"]}
+
+    def _population(self, build, seeds):
+        made, exact = population(build, seeds, self.mesh), self.config["dtype"] == "float64"
+        widen = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(jnp.float64 if exact else x.dtype), params))
+        return made.with_params(widen(made.params))
+
+    def whole(self, tree):
+        """On every process."""
+        return jax.tree.map(np.asarray, jax.jit(lambda tree: sharding.everywhere(tree, self.mesh))(tree))
+
+    def students(self, steps):
+        """(the state after so many steps, each step's metrics)."""
+        write = own_text.writer(self.config, self.guide, self.pupils, end_of_text=0)
+        step = students.step(self.config, self.pupils, students.lesson(self.config, self.guide), write, mesh=self.mesh)
+        return self._train(step, students.beginning(self.config, self.pupils, self.mesh), self.guide.params, steps)
+
+    def teacher(self, steps):
+        step = teacher.step(self.config, self.teachers, mesh=self.mesh)
+        return self._train(step, teacher.beginning(self.config, self.teachers, self.mesh), None, steps)
+
+    def _train(self, step, state, frozen, steps):
+        told = []
+        for batch in batches(steps):
+            mine = {name: values[self.rows.mine] for name, values in batch.items()}
+            state, metrics = step(state, frozen, self.rows.put(mine))
+            told.append(jax.tree.map(np.asarray, metrics))
+        return state, told
+
+    def accepted(self, state):
+        """Mean acceptance of each loss's students on another batch, [losses, S]."""
+        *_, batch = batches(SHORT + 1)
+
+        def rates(params, frozen, inputs):
+            shared = students.teach(self.config, self.guide)(frozen, inputs)
+
+            def one(own):
+                logits = self.pupils.with_params(own)(inputs, shared)
+                return acceptance.sampling(logits, shared.logits)[:ROWS].mean()
+
+            return sharding.everywhere(jnp.stack([jax.vmap(one)(own) for own in params]), self.mesh)
+
+        inputs = self.rows.spread(batch)["inputs"]
+        return np.asarray(sharding.jit(rates, self.mesh)(state.params, self.guide.params, inputs))
+
+
+def close(found, expected, atol, what):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=what)
+
+
+def alone():
+    return sharding.alone(jax.local_devices()[0])
+
+
+def check_exact(kind):
+    config = config_of("float64", kind)
+    one = Run(config, alone())
+    expected = {stage: one.whole(getattr(one, stage)(EXACT)[0].params) for stage in ("students", "teacher")}
+    for sizes in MESHES:
+        run = Run(config, sharding.make({**config, "mesh": sizes}))
+        for stage, right in expected.items():
+            state, _ = getattr(run, stage)(EXACT)
+            check_spread(state, run.mesh)
+            close(run.whole(state.params), right, 1e-8, f"{kind} {stage} {sizes}")
+
+
+def check_spread(state, mesh):
+    """No device holds more of the matrices than the mesh has for it."""
+    leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
+    for path, leaf in leaves:
+        if "kernel" in str(path) and leaf.ndim > 2:
+            shares = mesh.shape["fsdp"] * (mesh.shape["student"] if leaf.shape[0] > 1 else 1)
+            assert leaf.addressable_shards[0].data.size * shares == leaf.size, (path, mesh.shape)
+
+
+def check_float32(kind):
+    """The first step's gradients, and acceptance after a few steps."""
+    config = config_of("float32", kind)
+
+    def gradients(run):
+        """By one step of SGD."""
+        own = {**config, "student": {**config["student"]}}
+        optimizer = {**config["student"]["optimizer"], "name": "sgd", "learning_rate": 1.0, "beta1": 0.0}
+        own["student"]["optimizer"] = {**optimizer, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
+        again = Run(own, run.mesh)
+        state, _ = again.students(1)
+        before = again.whole(again.pupils.params)
+        return [jax.tree.map(np.subtract, before, after) for after in again.whole(state.params)]
+
+    one = Run(config, alone())
+    right, accepted = gradients(one), one.accepted(one.students(SHORT)[0])
+    for sizes in MESHES:
+        run = Run(config, sharding.make({**config, "mesh": sizes}))
+        for found, expected in zip(gradients(run), right, strict=True):
+            off = optax.tree.norm(jax.tree.map(np.subtract, found, expected))
+            assert off < 1e-5 * optax.tree.norm(expected), (kind, sizes, off)
+        np.testing.assert_allclose(run.accepted(run.students(SHORT)[0]), accepted, rtol=0, atol=1e-4)
+
+
+def main():
+    assert jax.device_count() == 8
+    for kind in ("kangaroo", "decoder"):
+        if jax.config.jax_enable_x64:
+            check_exact(kind)
+        else:
+            check_float32(kind)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        address, processes, number = sys.argv[1:]
+        jax.distributed.initialize(address, int(processes), int(number))
+    main()
+    os._exit(0)

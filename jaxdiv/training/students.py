@@ -1,18 +1,18 @@
 """The students: every loss and seed trained side by side on one teacher pass, and restored one by one."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from rich.console import Console
 
 from jaxdiv import models
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop, objectives, own_text
+from jaxdiv.training import loop, objectives, own_text, progress
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
@@ -80,8 +80,11 @@ def _optimizer(config):
     return make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
 
 
-def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> None:
-    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then."""
+def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model, **watched: Any) -> None:
+    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then.
+
+    `watched` is what `loop.run_stage` takes of `profile` and `also`.
+    """
     losses = run_config.losses(config)
     students = untrained(config, corpus.tokenizer.vocab_size)
     teach_all = lesson(config, teacher)
@@ -102,7 +105,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
                 f"{workdir.keep_batch(number, batch)}; give another teacher, or `config.dtype` float32"
             )
         dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
-        Console(stderr=True).print(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
+        progress.say(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
 
     loop.run_stage(
         config,
@@ -117,6 +120,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
         batches=run_corpus.batches(config, "student", corpus),
         measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params))},
         report_dead=report_dead,
+        **watched,
     )
 
 

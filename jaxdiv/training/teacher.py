@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
@@ -53,8 +52,7 @@ def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> di
         changed += [f"{key}={theirs}"] if ours != theirs else []
     run_config.check(settled)
     if changed:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"the teacher of {path} has {', '.join(changed)}, in place of the config's", markup=False)
+        progress.say(f"the teacher of {path} has {', '.join(changed)}, in place of the config's")
     return settled
 
 
@@ -77,12 +75,15 @@ def _taken(config, workdir):
     return path, donor.sizes()
 
 
-def prepare(config: Mapping, workdir: Workdir, corpus: Corpus) -> Model:
-    """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be."""
+def prepare(config: Mapping, workdir: Workdir, corpus: Corpus, **watched: Any) -> Model:
+    """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be.
+
+    `watched` is what `loop.run_stage` takes of `profile` and `also`, where the teacher is trained.
+    """
     if config["teacher"]["checkpoint"]:
         _adopt(config, workdir)
     else:
-        _train(config, workdir, corpus)
+        _train(config, workdir, corpus, watched)
     teacher = restore(config, workdir, corpus.tokenizer.vocab_size)
     if QUALITY not in workdir.facts():
         workdir.add_facts({QUALITY: round(nats_a_byte(config, corpus, teacher), 4)})
@@ -129,7 +130,7 @@ def _adopt(config, workdir):
             checkpoints.save(donors.last_step(config), {"params": (stacked,)}, {})
 
 
-def _train(config, workdir, corpus):
+def _train(config, workdir, corpus, watched):
     seeds = [config["seed"]]
     model = population(donors.build(config, corpus.tokenizer.vocab_size), seeds)
     held_out = run_corpus.validation_batch(config, corpus)
@@ -157,6 +158,7 @@ def _train(config, workdir, corpus):
         batches=run_corpus.batches(config, "teacher", corpus),
         measure=lambda state: {"validation_loss": np.asarray(validation_loss(state.params[0])).reshape(1, 1)},
         report_dead=report_dead,
+        **watched,
     )
 
 

@@ -163,6 +163,33 @@ def test_an_unforeseen_error_is_told_with_its_place_and_traceback(ended):
     assert "in broken\n" in error["traceback"]
 
 
+TALKS = """import sys, threading, warnings
+from absl import flags, logging
+from experiments import cli
+cli.define_log_format()
+
+def main(_):
+    warnings.warn("old")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    logging.error("one more")
+    return 3
+
+cli.run(main)
+"""
+
+
+def test_warnings_and_threads_errors_are_told_as_json():
+    done = runs.end(runs.start_code(TALKS, "--log_format", "json", "--traceback"))
+    told = [(event["event"], event.get("text"), event.get("code")) for event in events(done)]
+    assert told == [
+        ("warning", "UserWarning: old", None),
+        ("warning", "in a thread: ZeroDivisionError: division by zero", None),
+        ("end", None, 3),
+    ]
+
+
 def test_a_signal_while_importing_is_told_as_json(tmp_path):
     process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
     (error,) = events(stops.stop_when(process, lambda: True, signal.SIGTERM, delay=0.4))

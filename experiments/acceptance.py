@@ -18,6 +18,7 @@ from jaxdiv.training import evaluation, students
 from jaxdiv.training.contexts import GENERATED
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
+cli.define_log_format()
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
 TEMPERATURES = flags.DEFINE_list("temperatures", None, "Sampling temperatures, by commas; the runs' own if not given.")
 CONTEXTS = flags.DEFINE_string(

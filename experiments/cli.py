@@ -1,11 +1,14 @@
 """What every binary shares: flags that fail in one line, quiet logs, exit codes."""
 
+import contextlib
 import os
 import pathlib
 import re
 import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +16,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import interrupts
-from jaxdiv.training import processes
+from experiments import interrupts, lines
+from jaxdiv.training import processes, progress
 from jaxdiv.training.progress import say
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
@@ -28,6 +31,7 @@ PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are, 
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0)
 BAD_INPUT = 2
 _LONGEST = 4000  # characters of an error: what it names may be a megabyte
+UNEXPECTED = 1  # as Python ends then
 CLOSED_PIPE = 1  # as rich's console ends then
 
 
@@ -36,18 +40,42 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "An ml_collections config, such as configs/quickstart.py.")
 
 
+def define_log_format() -> None:
+    """Declares --log_format=text or json, which `run` reads from the command line itself: that may be a wrong one."""
+    flags.DEFINE_enum(
+        lines.FLAG, "text", lines.FORMATS, "What standard error shows: lines and bars, or JSON, an object a line."
+    )
+
+
 def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> None:
     """Runs an absl main; bad input becomes one line on standard error and exit code 2, a reader that left nothing.
 
     Args:
       resumes: whether the same command goes on where it was interrupted.
     """
-    app.run(lambda argv: _guarded(main, argv, resumes), flags_parser=_parse)
+    with _as_json() if lines.asked(sys.argv) else contextlib.nullcontext():
+        app.run(lambda argv: _guarded(main, argv, resumes), flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def _as_json():
+    """Within the block all that Python says on standard error is events."""
+    with progress.told_to(lines.emit), warnings.catch_warnings():
+        warnings.showwarning = lambda message, kind, *_: progress.event("warning", text=f"{kind.__name__}: {message}")
+        before, threading.excepthook = threading.excepthook, _of_thread
+        try:
+            yield
+        finally:
+            threading.excepthook = before
+
+
+def _of_thread(told):
+    progress.event("warning", text=f"in a thread: {told.exc_type.__name__}: {told.exc_value}")
 
 
 def _guarded(main, argv, resumes):
     # Of an error that is told, Orbax and its threads tell once more, each by itself.
-    logging.set_verbosity(logging.ERROR if TRACEBACK.value else logging.FATAL)
+    logging.set_verbosity(logging.ERROR if _aloud() else logging.FATAL)
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     keep_compilations()
@@ -58,20 +86,24 @@ def _guarded(main, argv, resumes):
             _join(resumes)
             code = main(argv)
             sys.stdout.flush()  # while a reader that has gone can still be caught
+            progress.event("end", code=code or 0)
     except BrokenPipeError:
         # As `| head` does. Python would flush once more at its end, and tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        progress.event("end", code=CLOSED_PIPE)
         sys.exit(CLOSED_PIPE)
     except (KeyboardInterrupt, Exception) as error:
         # Where a callback met the signal, its caller's error comes in its place.
         if interrupt.signum is not None or isinstance(error, KeyboardInterrupt):
             mend = "; the same command goes on from what was saved" if resumes else ""
             _fail("interrupted" + mend, code=128 + (interrupt.signum or signal.SIGINT))
-        if TRACEBACK.value or not isinstance(error, ValueError | OSError):
+        if not TRACEBACK.value and isinstance(error, ValueError | OSError):
+            _fail(error)
+        told = f"{type(error).__name__}: {error}"
+        if not progress.event("error", text=told, code=UNEXPECTED, traceback=traceback.format_exc()):
             traceback.print_exc()
-            processes.fail(f"{type(error).__name__}: {error}", code=1)
-            raise
-        _fail(error)
+        processes.fail(told, UNEXPECTED)
+        sys.exit(UNEXPECTED)
     sys.exit(code)
 
 
@@ -86,11 +118,17 @@ def _join(resumes):
         processes.begin(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
+def _aloud():
+    """Whether libraries may tell of errors, in words of their own."""
+    return TRACEBACK.value and not lines.asked(sys.argv)
+
+
 def _unraisable(told):
     if isinstance(told.exc_value, interrupts.Interrupted):  # it met a callback from which no error comes back
-        say("error: interrupted")
-        os._exit(128 + told.exc_value.signum)
-    if TRACEBACK.value:
+        code = 128 + told.exc_value.signum
+        _tell_error("interrupted", code)
+        os._exit(code)
+    if _aloud():
         sys.__unraisablehook__(told)
 
 
@@ -156,6 +194,12 @@ def _unknown_key(argv, error):
 def _fail(message, code=BAD_INPUT):
     text = " ".join(str(message).split())
     text = text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
-    say("error: " + text, anyone=True)
+    _tell_error(text, code)
     processes.fail(text, code)
     sys.exit(code)
+
+
+def _tell_error(text: str, code: int) -> None:
+    """Says what ends the process with `code`."""
+    if not progress.event("error", text=text, code=code):
+        say("error: " + text, anyone=True)

@@ -7,7 +7,7 @@ each means:
 
   --config.losses='ce,jsd(beta=0.3),0.5*kl+0.5*tv' --config.seeds=5 --config.teacher.steps=1000
 
-The same command goes on where an earlier one stopped.
+The same command goes on where an earlier one stopped; docs/runs.md says how to watch it.
 """
 
 import shlex
@@ -15,12 +15,13 @@ import sys
 
 from absl import flags
 
-from experiments import cli, measuring
+from experiments import cli, measuring, watching
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus, lock, loop, students, teacher
 from jaxdiv.training.workdir import ConfigDiffers, Workdir
 
 CONFIG = cli.define_config()
+cli.define_log_format()
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
 
 # What may change while the teacher, its data and its tokenizer stay the same.
@@ -39,19 +40,20 @@ _AFTER_TEACHER = (
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
+    profile, also = watching.profile(config["student"]["steps"]), watching.also()
     with lock.writing(workdir.root):
-        return _run(config, workdir)
+        return _run(config, workdir, profile, also)
 
 
-def _run(config, workdir):
+def _run(config, workdir, profile, also):
     try:
         workdir.claim(config)
     except ConfigDiffers as error:
         raise ValueError(f"{error}. {_mend(error.keys, workdir)}") from None
     try:
         data = corpus.prepare(config, workdir)
-        guide = teacher.prepare(config, workdir, data)
-        students.train(config, workdir, data, guide)
+        guide = teacher.prepare(config, workdir, data, also=also)
+        students.train(config, workdir, data, guide, profile=profile, also=also)
     except loop.Stopped as stopped:
         cli.say(f"{stopped}; the same command goes on from there")
         return 128 + stopped.signum

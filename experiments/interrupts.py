@@ -2,6 +2,9 @@
 
 import os
 import signal
+import sys
+
+from experiments import lines
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,5 +43,7 @@ def end_on_signals() -> None:
 
 
 def _end(signum, _frame):
-    os.write(2, b"error: interrupted\n")
-    os._exit(128 + signum)
+    text, code = "interrupted", 128 + signum
+    told = lines.line("error", text=text, code=code) if lines.asked(sys.argv) else f"error: {text}\n"
+    os.write(2, told.encode())
+    os._exit(code)

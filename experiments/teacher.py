@@ -10,12 +10,13 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, watching
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus, lock, loop, teacher
 from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
+cli.define_log_format()
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
 FROM_HF = flags.DEFINE_string("from_hf", None, "A Llama folder whose model and tokenizer to take; nothing is trained.")
 
@@ -23,14 +24,17 @@ FROM_HF = flags.DEFINE_string("from_hf", None, "A Llama folder whose model and t
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(_given(), workdir, typed=cli.typed(CONFIG))
+    profile, also = watching.profile(config["teacher"]["steps"]), watching.also()
+    if profile and config["teacher"]["checkpoint"]:
+        raise ValueError(f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained")
     with lock.writing(workdir.root):
-        return _run(config, workdir)
+        return _run(config, workdir, profile, also)
 
 
-def _run(config, workdir):
+def _run(config, workdir, profile, also):
     workdir.claim(config)
     try:
-        teacher.prepare(config, workdir, corpus.prepare(config, workdir))
+        teacher.prepare(config, workdir, corpus.prepare(config, workdir), profile=profile, also=also)
     except loop.Stopped as stopped:
         cli.say(f"{stopped}; the same command goes on from there")
         return 128 + stopped.signum

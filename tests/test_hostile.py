@@ -19,7 +19,7 @@ from jaxdiv.reporting import results
 from jaxdiv.speculative import trees
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import donors, lock, manifests, metrics, progress
+from jaxdiv.training import donors, lock, manifests, metrics, progress, trackers
 from jaxdiv.training.workdir import Workdir
 from tests import llama_folders, reporting_cases, runs
 from tests.fixtures_data import sentences
@@ -193,8 +193,8 @@ def wholes(tmp_path_factory):
     bpe.save(run / "tokenizer.json")
     documents = data.Documents.of({split: corpus.read([("a", b"some text")]).texts for split in corpus.SPLITS}, [])
     data.tokenize(documents, bpe)["train"].save(run / "tokens.npz")
-    with metrics.Curves(run, "student", ["kl"], [0, 1], step=0) as curves:
-        curves.write(1, {"loss": np.ones((1, 2))})
+    with trackers.opened(trackers.Stage(run, "student", ["kl"], [0, 1]), [metrics.Curves]) as write:
+        write(1, {"loss": np.ones((1, 2))}, 1.0)
     results.write_csv(reporting_cases.frame(losses=("ce", "tv"), seeds=1), run / "results.csv")
     (run / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     (run / "lock.json").write_text('{"host": "elsewhere", "process": 12}')

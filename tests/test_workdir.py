@@ -1,5 +1,7 @@
 """The work folder: one config, facts that stay, clear refusals."""
 
+import contextlib
+import dataclasses
 import os
 
 import jax
@@ -9,7 +11,7 @@ import pytest
 from configs import smoke
 from jaxdiv import files
 from jaxdiv.training import config as run_config
-from jaxdiv.training import metrics
+from jaxdiv.training import metrics, trackers
 from jaxdiv.training.workdir import DATA_READY, GONE_ON, ConfigDiffers, Workdir
 
 
@@ -100,13 +102,14 @@ def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
 
 
 def test_curves_go_on_after_a_step_and_drop_later_and_cut_lines(tmp_path):
-    with metrics.Curves(tmp_path, "student", ["ce", "kl"], [5, 6], step=0) as curves:
+    stage = trackers.Stage(tmp_path, "student", ["ce", "kl"], [5, 6])
+    with contextlib.closing(metrics.Curves(stage)) as curves:
         for step in (1, 2, 3):
-            curves.write(step, {"loss": np.array([[step, 2.0], [3.0, np.nan]])})
+            curves.write(step, {"loss": np.array([[step, 2.0], [3.0, np.nan]])}, {})
     with open(tmp_path / "student.jsonl", "a") as file:
         file.write('{"step": 4, "loss": {"c')
-    with metrics.Curves(tmp_path, "student", ["ce", "kl"], [5, 6], step=2) as curves:
-        curves.write(3, {"loss": np.array([[30.0, 2.0], [3.0, np.nan]])})
+    with contextlib.closing(metrics.Curves(dataclasses.replace(stage, done=2))) as curves:
+        curves.write(3, {"loss": np.array([[30.0, 2.0], [3.0, np.nan]])}, {})
     frame = metrics.read_curves(tmp_path, "student", [5, 6])
     first = frame[(frame["loss"] == "ce") & (frame["seed"] == 5)]
     assert first["step"].tolist() == [1, 2, 3]

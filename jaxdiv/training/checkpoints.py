@@ -15,6 +15,7 @@ from orbax.checkpoint import args as ocp_args
 
 from jaxdiv import files
 from jaxdiv.training import manifests, processes
+from jaxdiv.training.progress import event
 
 STATE, PROGRESS = "state", "progress.json"
 _ASIDE = ".aside-"  # before the name of a step that is not yet whole, or not wanted any more
@@ -119,6 +120,7 @@ class Checkpoints:
             os.replace(aside, self._path(step))
             self._faults[step] = None
             self._prune(step)
+        event("checkpoint", step=step, path=str(self._path(step)))
 
     @contextlib.contextmanager
     def _saves(self, step):

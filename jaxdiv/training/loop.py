@@ -3,16 +3,20 @@
 import os
 import pathlib
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdiv.training import processes, progress, sharding
+from jaxdiv.training import processes, profiling, progress, sharding, trackers
 from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.metrics import Curves
+from jaxdiv.training.metrics import BUILT_IN
 from jaxdiv.training.state import TrainState
+from jaxdiv.training.step import learning_rate
 from jaxdiv.training.workdir import Workdir
 
 
@@ -56,31 +60,45 @@ def run_stage(
     mesh: Mesh,
     state: TrainState,
     batches: Iterator,
+    profile: range = range(0),
+    also: Sequence[Callable[[trackers.Stage], trackers.Tracker]] = (),
     **fit_arguments: Any,
 ) -> TrainState:
-    """Runs `fit` for the config's `stage` between its bar, its curves and its checkpoints in `folder`.
+    """Runs `fit` for the config's `stage` between its bar, its trackers and its checkpoints in `folder`.
 
-    `batches` are of the rows that this process's devices in `mesh` need.
+    Args:
+      mesh: that the state lies on, and whose rows of this process `batches` are.
+      profile: the steps to trace, into the run's `profile/`.
+      also: makers of trackers beside every run's own.
     """
     steps, per_step = config[stage]["steps"], config[stage]["batch_size"] * config["data"]["sequence_length"]
-    with Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints:
+    rates = np.asarray(learning_rate(config[stage]["optimizer"], steps)(jnp.arange(steps)))
+    with (
+        progress.place(stage=stage),
+        Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints,
+    ):
         state = _restore(checkpoints, state, batches)
         done = int(state.step)
+        trace = profiling.Trace(workdir.root / "profile", stage, profile, done=done)
         if done == steps:
             return state
+        seen = trackers.Stage(workdir.curves, stage, names, seeds, done, steps, config["log"]["every"], per_step)
         with (
-            Curves(workdir.curves, stage, names, seeds, step=done) as curves,
+            trackers.opened(seen, [*BUILT_IN, *also] if processes.is_first() else []) as write,
             progress.bar(stage, steps, done=done, tokens=per_step) as advance,
+            trace,
         ):
             return fit(
                 state,
-                steps=steps,
+                alive=np.stack(sharding.whole(state.alive, mesh)),
+                stage=seen,
+                rates=rates,
                 batches=batches,
                 spread=sharding.Rows(mesh, config[stage]["batch_size"]).put,
                 checkpoints=checkpoints,
-                curves=curves,
+                write=write,
                 advance=advance,
-                measure_every=config["log"]["every"],
+                tracing=trace.step,
                 **fit_arguments,
             )
 
@@ -100,50 +118,59 @@ def _restore(checkpoints, state, batches):
 def fit(
     state: TrainState,
     *,
+    alive: np.ndarray,
     step: Callable[[TrainState, Any, Mapping], tuple[TrainState, dict]],
     teacher: Any,
     batches: Iterator,
     spread: Callable[[Mapping], Mapping],
-    steps: int,
+    stage: trackers.Stage,
+    rates: np.ndarray,
     checkpoints: Checkpoints,
-    curves: Curves,
+    write: Callable[[int, Mapping, float], None],
     advance: Callable[[], None],
+    tracing: Callable[[int], AbstractContextManager],
     measure: Callable[[TrainState], dict[str, np.ndarray]],
-    measure_every: int,
     report_dead: Callable[[int, np.ndarray, Mapping], None],
 ) -> TrainState:
-    """Trains from `state.step` to `steps`.
+    """Trains from `state.step` to the stage's last step.
 
     Args:
+      alive: [losses, S], which students are.
       step: state, metrics = step(state, teacher, batch).
       batches: a Grain iterator, at the state's step.
       spread: puts a batch where the step has it.
+      rates: the learning rate of each of the stage's steps.
+      write: of `trackers.opened`.
       advance: called once a step.
-      measure: what is worth measuring beside the step's own metrics, every `measure_every` steps and at the end.
+      tracing: gives the context of the step of a number.
+      measure: what is worth measuring beside the step's own metrics, where the stage has it so.
       report_dead: called with the step, which students [losses, S] are alive and the batch, when one is not for the
         first time.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
-      OSError: a checkpoint or the curves can't be written.
+      OSError: a checkpoint can't be written, or `write` raises it.
     """
-    alive = np.stack([np.asarray(group) for group in state.alive])
     with Interrupt() as interrupt:
-        for number in range(int(state.step) + 1, steps + 1):
+        for number in range(int(state.step) + 1, stage.steps + 1):
             checkpoints.raise_error()
-            batch = spread(next(batches))
-            state, metrics = step(state, teacher, batch)
-            metrics = {name: np.asarray(values) for name, values in metrics.items()}
+            with tracing(number):
+                began = time.perf_counter()
+                batch = spread(next(batches))
+                state, metrics = step(state, teacher, batch)
+                metrics = {name: np.asarray(values) for name, values in metrics.items()}
+                seconds = time.perf_counter() - began
             now = metrics.pop("alive")
             if (alive & ~now).any():
                 report_dead(number, now, batch)
             alive = now
-            if number % measure_every == 0 or number == steps:
+            metrics["learning_rate"] = rates[number - 1]
+            if stage.measures(number):
                 metrics |= measure(state)
-            curves.write(number, {name: np.where(alive, values, np.nan) for name, values in metrics.items()})
+            write(number, {name: np.where(alive, values, np.nan) for name, values in metrics.items()}, seconds)
             advance()
             signum = processes.largest(interrupt.signum or 0)
-            if number % checkpoints.every == 0 or number == steps or signum:
+            if number % checkpoints.every == 0 or number == stage.steps or signum:
                 checkpoints.save(number, state, {"batches": batches.get_state()})
             if signum:
                 checkpoints.wait()

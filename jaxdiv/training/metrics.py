@@ -1,8 +1,7 @@
-"""Training curves: JSON lines for machines, TensorBoard scalars for eyes."""
+"""Every run's trackers: curves as JSON lines for machines, TensorBoard scalars for eyes, events for who reads along."""
 
 import contextlib
 import json
-import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -14,69 +13,86 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from jaxdiv import files
+from jaxdiv.training import progress
+from jaxdiv.training.trackers import Stage
 
 CURVE_COLUMNS = ["step", "loss", "seed", "metric", "value"]
 
 
 class Curves:
-    """Writes `{"step": n, metric: {loss: [one number a seed]}}`, one line a step; what isn't finite is null."""
+    """Writes `{"step": n, metric: {loss: [one number a seed]}}`, one line a step, without times.
 
-    def __init__(self, folder: pathlib.Path, name: str, losses: Sequence[str], seeds: Sequence[int], *, step: int):
-        """Goes on after `step`: lines of later steps, which a killed run may have left, are dropped.
+    Lines of steps after the stage's `done`, which a killed run may have left, are dropped.
 
-        Raises OSError, here and in `write`, if the folder can't be written to.
-        """
-        self._folder, self._losses, self._seeds = folder, losses, seeds
-        path = folder / f"{name}.jsonl"
-        kept = [line for line, record in _records(path) if record["step"] <= step]
+    Raises OSError, here and in `write`, if the folder can't be written to.
+    """
+
+    def __init__(self, stage: Stage):
+        self._stage = stage
+        path = stage.folder / f"{stage.name}.jsonl"
+        kept = [line for line, record in _records(path) if record["step"] <= stage.done]
         files.write_text(path, "".join(kept))
-        with self._writing():
+        with _writing(stage.folder):
             self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-            self._board = _Board(folder / "tensorboard" / name, step=step)
 
-    def __enter__(self):
-        return self
+    def write(self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]) -> None:
+        with _writing(self._stage.folder):
+            self._file.write(json.dumps({"step": step, **self._stage.by_loss(students)}) + "\n")
 
-    def __exit__(self, *_):
-        with self._writing(), contextlib.closing(self._file), contextlib.closing(self._board):
-            pass
-
-    def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """`metrics`: name to values [losses, S]."""
-        record, scalars = {"step": step}, {}
-        for metric, values in metrics.items():
-            record[metric] = {}
-            for loss, row in zip(self._losses, np.asarray(values).tolist(), strict=True):
-                record[metric][loss] = [value if math.isfinite(value) else None for value in row]
-                scalars |= {f"{metric}/{loss}/{seed}": value for seed, value in zip(self._seeds, row, strict=True)}
-        with self._writing():
-            self._file.write(json.dumps(record) + "\n")
-            self._board.write(step, scalars)
-
-    @contextlib.contextmanager
-    def _writing(self):
-        try:
-            yield
-        except OSError as error:
-            raise OSError(f"the curves in {self._folder} can't be written: {error.strerror or error}") from error
+    def close(self) -> None:
+        with _writing(self._stage.folder):
+            self._file.close()
 
 
-class _Board:
+class Board:
     """An event file of TensorBoard. tensorboardX's own SummaryWriter waits for ever once its thread met a full disk."""
 
-    def __init__(self, folder, *, step):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
-        # TensorBoard then hides what a killed run wrote of later steps.
-        self._file.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    def __init__(self, stage: Stage):
+        self._stage = stage
+        folder = stage.folder / "tensorboard" / stage.name
+        with _writing(stage.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"))
+            # TensorBoard then hides what a killed run wrote of later steps.
+            start = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(step=stage.done + 1, session_log=start))
 
-    def write(self, step, scalars):
-        for tag, value in scalars.items():
-            self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
-        self._file.flush()
+    def write(self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]) -> None:
+        scalars = self._stage.flat(students) | {f"clock/{name}": value for name, value in clock.items()}
+        with _writing(self._stage.folder):
+            for tag, value in scalars.items():
+                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+            self._file.flush()
 
-    def close(self):
-        self._file.close()
+    def close(self) -> None:
+        with _writing(self._stage.folder):
+            self._file.close()
+
+
+class Events:
+    """An event `metrics` at each measurement, where a machine reads along."""
+
+    def __init__(self, stage: Stage):
+        self._stage = stage
+
+    def write(self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]) -> None:
+        if self._stage.measures(step):
+            told = {"seeds": list(self._stage.seeds), "students": self._stage.by_loss(students), "clock": dict(clock)}
+            progress.event("metrics", step=step, **told)
+
+    def close(self) -> None:
+        pass
+
+
+BUILT_IN = (Curves, Board, Events)
+
+
+@contextlib.contextmanager
+def _writing(folder):
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"the curves in {folder} can't be written: {error.strerror or error}") from error
 
 
 def read_curves(folder: pathlib.Path, name: str, seeds: Sequence[int]) -> pd.DataFrame:

@@ -142,6 +142,11 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays on the mesh as NumPy's, on every process."""
+    return jax.tree.map(np.asarray, jax.jit(lambda tree: everywhere(tree, mesh))(tree))
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """How the rows of batches are spread: evenly, rows without weight after the last one making up what lacks.
@@ -181,8 +186,7 @@ class Rows:
 
     def whole(self, batch: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
         """A batch of `put` on every process, without the rows that make up."""
-        gathered = jax.jit(lambda batch: everywhere(batch, self.mesh))(batch)
-        return {name: np.asarray(values)[: self.count] for name, values in gathered.items()}
+        return {name: values[: self.count] for name, values in whole(batch, self.mesh).items()}
 
     def _put(self, values):
         first = self.mine.start

@@ -19,15 +19,20 @@ Objectives = Callable[[Sequence[int], Sequence[Any], Batch, Any], Sequence[Array
 Write = Callable[[Any, Any, Batch, Array], Batch]
 
 
-def make_optimizer(config: Mapping, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or SGD, under warm-up and a cosine that ends at `steps`."""
-    schedule = optax.warmup_cosine_decay_schedule(
+def learning_rate(config: Mapping, steps: int) -> optax.Schedule:
+    """Warm-up and a cosine that ends at `steps`, by the number of steps before."""
+    return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config["learning_rate"],
         warmup_steps=config["warmup_steps"],
         decay_steps=steps,
         end_value=config["learning_rate"] * config["final_fraction"],
     )
+
+
+def make_optimizer(config: Mapping, steps: int) -> optax.GradientTransformation:
+    """Clipping, then AdamW or SGD, under `learning_rate`."""
+    schedule = learning_rate(config, steps)
     clip = optax.clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
     return optax.chain(clip, _UPDATES[config["name"]](config, schedule))
 

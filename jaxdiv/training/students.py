@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +83,11 @@ def _optimizer(config):
     return make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
 
 
-def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> None:
-    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then."""
+def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model, **watched: Any) -> None:
+    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then.
+
+    `watched` is what `loop.run_stage` takes of `profile` and `also`.
+    """
     losses, mesh = run_config.losses(config), sharding.make(config)
     rows = sharding.Rows(mesh, config["student"]["batch_size"])
     students = untrained(config, corpus.tokenizer.vocab_size, mesh)
@@ -112,7 +116,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
                 f"teacher, or `config.dtype` float32"
             )
         dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
-        progress.say(f"not finite by step {number}, frozen and left out: {', '.join(dead)}")
+        progress.say(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
 
     loop.run_stage(
         config,
@@ -128,6 +132,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model) -> 
         batches=run_corpus.batches(config, "student", corpus, mesh),
         measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params, held_out))},
         report_dead=report_dead,
+        **watched,
     )
 
 

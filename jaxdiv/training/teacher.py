@@ -77,13 +77,16 @@ def _taken(config, workdir):
     return path, donor.sizes()
 
 
-def prepare(config: Mapping, workdir: Workdir, corpus: Corpus) -> Model:
-    """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be."""
+def prepare(config: Mapping, workdir: Workdir, corpus: Corpus, **watched: Any) -> Model:
+    """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be.
+
+    `watched` is what `loop.run_stage` takes of `profile` and `also`, where the teacher is trained.
+    """
     mesh = sharding.make(config)
     if config["teacher"]["checkpoint"]:
         _adopt(config, workdir, mesh)
     else:
-        _train(config, workdir, corpus, mesh)
+        _train(config, workdir, corpus, mesh, watched)
     teacher = restore(config, workdir, corpus.tokenizer.vocab_size, mesh)
     if processes.from_first(QUALITY not in workdir.facts()):
         workdir.add_facts({QUALITY: round(nats_a_byte(config, corpus, teacher, mesh), 4)})
@@ -129,7 +132,7 @@ def _adopt(config, workdir, mesh):
             checkpoints.save(donors.last_step(config), {"params": (sharding.place(stacked, mesh),)}, {})
 
 
-def _train(config, workdir, corpus, mesh):
+def _train(config, workdir, corpus, mesh, watched):
     seeds = [config["seed"]]
     model = population(donors.build(config, corpus.tokenizer.vocab_size), seeds, mesh)
     held_out = run_corpus.validation_batch(config, corpus, mesh)
@@ -159,6 +162,7 @@ def _train(config, workdir, corpus, mesh):
         batches=run_corpus.batches(config, "teacher", corpus, mesh),
         measure=lambda state: {"validation_loss": np.asarray(validation_loss(state.params[0], held_out)).reshape(1, 1)},
         report_dead=report_dead,
+        **watched,
     )
 
 

@@ -1,0 +1,286 @@
+"""Watching a run: profiled steps, TensorBoard's numbers, JSON lines, and a tracker of one's own."""
+
+import csv
+import datetime
+import json
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdiv.training import metrics, profiling, trackers
+from jaxdiv.training.workdir import Workdir
+from tests import commands, event_files, runs, stops
+
+STEPS, EVERY, SAVED, STOP = 20, 4, 5, 7
+JSON = "--log_format=json"
+# Beside the docs' own: one that stops the run as the system would, and one that is broken.
+MORE = f"""
+import os, signal
+
+class Stop:
+    def __init__(self, stage):
+        pass
+
+    def write(self, step, students, clock):
+        if step == {STOP}:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+def broken(stage):
+    raise RuntimeError("no server")
+"""
+REFUSED = {
+    "--profile=4": "--profile: it must be FIRST:LAST, such as 11:20, got '4'",
+    "--profile=4:21": "--profile: FIRST:LAST must be within the steps 1 to 20, FIRST not after LAST, got 4:21",
+    "--trackers=my_trackers:Tabel": "there is no `Tabel` in `my_trackers`; known: Table",
+    "--config.teacher.step=3": "`steps`",
+    "--log_format=jsn": "log_format",
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """(folder of the runs, ended commands by name): a teacher, refused ones, its students stopped, and their error."""
+    folder = tmp_path_factory.mktemp("watched")
+    page = (runs.ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    (folder / "my_trackers.py").write_text(example + MORE, encoding="utf-8")
+    texts = runs.write_texts(folder / "texts")
+
+    def flags(name, *more):
+        given = [runs.SMOKE, f"--workdir={folder / name}", f"--config.data.files={texts}/*.txt"]
+        return [*given, "--config.losses=kl,tv", *more]
+
+    asked = {
+        "teacher": {
+            "teacher": flags("run", JSON, "--profile=5:6", "--trackers=my_trackers:Table"),
+            **{flag: flags("refused", JSON, flag) for flag in REFUSED},
+            "text": flags("refused", "--profile=4"),
+        },
+        "distill": {
+            "stopped": flags("run", JSON, "--profile=6:9", "--trackers=my_trackers:Stop"),
+            "broken": flags("run", JSON, "--profile=6:7", "--trackers=my_trackers:broken"),
+        },
+    }
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        for name, given in asked.items():
+            found |= zip(given, commands.many(name, list(given.values())), strict=True)
+    return folder, found
+
+
+def events(done):
+    """What standard error says, every line of which is an event."""
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    times = [datetime.datetime.fromisoformat(event["time"]) for event in told]
+    assert all(time.utcoffset() == datetime.timedelta(0) for time in times)
+    return told
+
+
+def of(told, name):
+    return [event for event in told if event["event"] == name]
+
+
+def curves(folder, stage):
+    return [json.loads(line) for line in (folder / "curves" / f"{stage}.jsonl").read_text().splitlines()]
+
+
+def profiled(folder):
+    """The marked steps of each trace of a run, in order."""
+    traces = []
+    for path in sorted((folder / "profile").rglob("*.xplane.pb")):
+        lines = [line for plane in jax.profiler.ProfileData.from_file(str(path)).planes for line in plane.lines]
+        marks = [event for line in lines for event in line.events if event.name in ("teacher", "student")]
+        traces.append([(mark.name, dict(mark.stats)["step_num"]) for mark in marks])
+    return traces
+
+
+def test_a_run_that_ends_is_told_as_json(ended):
+    folder, found = ended
+    told = events(found["teacher"])
+    assert found["teacher"].returncode == 0
+    assert told[-1]["event"] == "end"
+    assert told[-1]["code"] == 0
+    assert not of(told, "error")
+    assert [(event["stage"], event["step"], event["of"]) for event in of(told, "progress")[:3]] == [
+        ("data", 0, 3),
+        ("data", 3, 3),
+        ("teacher", 0, STEPS),
+    ]
+    assert of(told, "progress")[-1]["step"] == STEPS
+    saved = of(told, "checkpoint")
+    assert [event["step"] for event in saved] == list(range(SAVED, STEPS + 1, SAVED))
+    assert {event["stage"] for event in saved} == {"teacher"}
+    assert saved[-1]["path"] == str(folder / "run" / "teacher" / str(STEPS))
+    measured = of(told, "metrics")
+    assert [event["step"] for event in measured] == list(range(EVERY, STEPS + 1, EVERY))
+    written = {record.pop("step"): record for record in curves(folder / "run", "teacher")}
+    for event in measured:
+        assert event["students"] == written[event["step"]]
+        assert event["seeds"] == [0]
+        assert event["clock"]["step_seconds"] > 0
+    assert any("It lies in" in event["text"] for event in of(told, "line"))
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_refused_run_is_told_as_json(ended, flag):
+    folder, found = ended
+    (error,) = events(found[flag])
+    assert (error["event"], error["code"], found[flag].returncode) == ("error", 2, 2)
+    assert REFUSED[flag] in error["text"]
+    assert not (folder / "refused").exists()
+
+
+def test_a_refusal_without_json_is_one_line_of_text(ended):
+    runs.check_refusal(ended[1]["text"], REFUSED["--profile=4"])
+
+
+def test_a_stopped_run_is_told_as_json(ended):
+    folder, found = ended
+    told = events(found["stopped"])
+    code = 128 + signal.SIGTERM
+    assert (told[-1]["event"], told[-1]["code"], found["stopped"].returncode) == ("end", code, code)
+    assert of(told, "checkpoint")[-1]["step"] == STOP
+    *_, noticed, closed, stopped = of(told, "line")
+    assert "finishing this step, then saving" in noticed["text"]
+    assert str(folder / "run" / "profile") in closed["text"]
+    assert f"stopped by SIGTERM after step {STOP}, which is saved" in stopped["text"]
+    assert (stopped["stage"], stopped["step"]) == ("student", STOP)
+
+
+def test_an_unforeseen_error_is_told_with_its_place_and_traceback(ended):
+    line, error = events(ended[1]["broken"])
+    assert line["text"] == "2 of the 2 steps to profile were trained before and are left out"
+    assert (error["event"], error["stage"], error["code"], ended[1]["broken"].returncode) == ("error", "student", 1, 1)
+    assert error["text"] == "RuntimeError: no server"
+    assert "in broken\n" in error["traceback"]
+
+
+TALKS = """import sys, threading, warnings
+from absl import flags, logging
+from experiments import cli
+cli.define_log_format()
+
+def main(_):
+    warnings.warn("old")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    logging.error("one more")
+    return 3
+
+cli.run(main)
+"""
+
+
+def test_warnings_and_threads_errors_are_told_as_json():
+    done = runs.end(runs.start_code(TALKS, "--log_format", "json", "--traceback"))
+    told = [(event["event"], event.get("text"), event.get("code")) for event in events(done)]
+    assert told == [
+        ("warning", "UserWarning: old", None),
+        ("warning", "in a thread: ZeroDivisionError: division by zero", None),
+        ("end", None, 3),
+    ]
+
+
+def test_a_signal_while_importing_is_told_as_json(tmp_path):
+    process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
+    (error,) = events(stops.stop_when(process, lambda: True, signal.SIGTERM, delay=0.4))
+    assert (error["event"], error["text"], error["code"]) == ("error", "interrupted", 128 + signal.SIGTERM)
+
+
+def test_traces_hold_the_steps_that_were_asked_for_up_to_a_signal(ended):
+    assert profiled(ended[0] / "run") == [[("teacher", 5), ("teacher", 6)], [("student", 6), ("student", STOP)]]
+
+
+@pytest.mark.parametrize("text", ["", "4", "4:", "a:b", "4:5:6", "-1:3", "0:3", "5:4", "4:13", "٤:٥"])
+def test_what_is_no_range_of_steps_is_refused(text):
+    with pytest.raises(ValueError, match="FIRST:LAST must be" if re.fullmatch(r"\d:\d+", text, re.A) else "it must be"):
+        profiling.steps(text, 12)
+    assert list(profiling.steps("3:5", 5)) == [3, 4, 5]
+
+
+def test_a_profile_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, capsys):
+    def full():
+        raise jax.errors.JaxRuntimeError("no space left")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    with profiling.Trace(tmp_path / "profile", "student", range(2, 4), done=0) as trace:
+        for number in range(1, 6):
+            with trace.step(number):
+                pass
+    assert f"can't be written to {tmp_path / 'profile'}: no space left" in " ".join(capsys.readouterr().err.split())
+
+
+def test_tensorboard_shows_every_student_and_the_clock_of_all(ended):
+    run = Workdir(ended[0] / "run")
+    board = event_files.scalars(run.curves / "tensorboard" / "student")
+    students = [f"{loss}/{seed}" for loss in ("kl", "tv") for seed in (0, 1)]
+    names = ("loss", "gradient_norm", "learning_rate", "acceptance")
+    clock = {"clock/step_seconds", "clock/step_seconds_over_students", "clock/tokens_per_second"}
+    assert board.keys() == {f"{name}/{student}" for name in names for student in students} | clock
+    for record in curves(run.root, "student"):
+        for name in record.keys() - {"step"}:
+            for i, seed in enumerate((0, 1)):
+                shown = [board[f"{name}/{loss}/{seed}"][record["step"]] for loss in ("kl", "tv")]
+                assert shown == [record[name]["kl"][i], record[name]["tv"][i]]
+    assert sorted(board["acceptance/kl/0"]) == [EVERY]
+    optimizer, steps = run.config()["student"]["optimizer"], run.config()["student"]["steps"]
+    at = np.arange(STOP) - optimizer["warmup_steps"]
+    cosine = (1 + np.cos(np.pi * at / (steps - optimizer["warmup_steps"]))) / 2
+    rates = optimizer["learning_rate"] * np.where(at < 0, 1 + at / optimizer["warmup_steps"], cosine)
+    shown = [board["learning_rate/tv/1"][step] for step in range(1, STOP + 1)]
+    np.testing.assert_allclose(shown, rates, rtol=1e-5, atol=1e-9)
+    config = run.config()
+    tokens = config["student"]["batch_size"] * config["data"]["sequence_length"]
+    for step, seconds in board["clock/step_seconds"].items():
+        assert 0 < seconds < 600
+        assert board["clock/step_seconds_over_students"][step] == pytest.approx(seconds / 4)
+        assert board["clock/tokens_per_second"][step] == pytest.approx(tokens / seconds)
+    assert board["clock/step_seconds"][1] == max(board["clock/step_seconds"].values())  # it compiles
+
+
+def test_the_docs_tracker_gets_every_number(ended):
+    folder, _ = ended
+    with open(folder / "run" / "curves" / "teacher.csv", encoding="utf-8", newline="") as file:
+        rows = [(int(step), name, float(value)) for step, name, value in csv.reader(file)]
+    shown = event_files.scalars(folder / "run" / "curves" / "tensorboard" / "teacher")
+    expected = {(step, tag.removeprefix("clock/")): value for tag, at in shown.items() for step, value in at.items()}
+    assert len(rows) == len(expected)
+    for step, name, value in rows:
+        assert value == pytest.approx(expected[step, name], rel=1e-6)
+
+
+def test_trackers_are_closed_also_when_one_fails(tmp_path):
+    closed = []
+
+    class Noting:
+        def __init__(self, stage):
+            self.name = stage.name
+
+        def write(self, step, students, clock):
+            if step == 2:
+                raise OSError("no room")
+
+        def close(self):
+            closed.append(self.name)
+
+    stage = trackers.Stage(tmp_path, "student", ["kl"], [3])
+    numbers = {"loss": np.array([[np.nan]])}
+
+    def run():
+        with trackers.opened(stage, [*metrics.BUILT_IN, Noting, Noting]) as write:
+            write(1, numbers, 1.0)
+            write(2, numbers, 1.0)
+
+    with pytest.raises(OSError, match="no room"):
+        run()
+    assert closed == ["student", "student"]

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import smoke
-from jaxdiv.training import donors, manifests, teacher
+from jaxdiv.training import donors, manifests, sharding, teacher
 from jaxdiv.training.workdir import Workdir
 from tests import llama_folders
 
@@ -83,9 +83,9 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     def damage():
         (run.teacher / "0" / manifests.NAME).unlink()
 
-    teacher._adopt(config, run)
+    teacher._adopt(config, run, sharding.alone())
     damage()
-    teacher._adopt(config, run)
+    teacher._adopt(config, run, sharding.alone())
     told = capsys.readouterr().err
     assert f"checkpoint {run.teacher}/0 is damaged" in told
     assert "taking the teacher over again" in told
@@ -93,4 +93,4 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     damage()
     llama_folders.write(tmp_path / "llama", llama_folders.make_decoder(seed=1))
     with pytest.raises(ValueError, match=r"the fingerprint of the teacher's files in .* as the run began with"):
-        teacher._adopt(config, run)
+        teacher._adopt(config, run, sharding.alone())

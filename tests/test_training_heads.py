@@ -15,7 +15,7 @@ from configs import large_vocab, smoke
 from jaxdiv import acceptance, models, reductions, speculative
 from jaxdiv.fused import chunks
 from jaxdiv.models import llama_tensors
-from jaxdiv.training import corpus, metrics, objectives, students, teacher
+from jaxdiv.training import corpus, metrics, objectives, sharding, students, teacher
 from jaxdiv.training import step as training_step
 from jaxdiv.training.state import initial_state, population
 from jaxdiv.training.workdir import Workdir
@@ -80,7 +80,8 @@ def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
     drafters, frozen = pupils(kind), guide()
     # Seeds in turn, and side by side as on accelerators.
-    step = step_of(drafters, frozen, platform="tpu" if kind == "decoder" else "cpu")
+    monkeypatch.setattr(sharding, "platform", lambda _: "tpu" if kind == "decoder" else "cpu")
+    step = step_of(drafters, frozen)
     begin = functools.partial(initial_state, drafters, optax.sgd(1.0), losses=len(LOSSES))
     state, told = step(begin(), frozen.params, batch())
     for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen)):

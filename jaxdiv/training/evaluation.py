@@ -1,7 +1,7 @@
 """Acceptance of a run's students, measured from their checkpoints: sums over each document's tokens."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -114,8 +114,47 @@ def groups(config: Mapping, workdir: Workdir, corpus: Corpus) -> Iterator[tuple[
 
 def _by_row(config, guide, groups, context, rules, temperatures):
     """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
-    count = _rows_at_once(context.inputs.shape[1], config["data"]["vocabulary"])
-    student, teach = groups[-1][1], students.teach(config, guide)
+    count = rows_at_once(config, context.inputs.shape[1])
+    pass_of, part_of = passes(config, guide, groups[-1][1], context, rules=rules, temperatures=temperatures)
+    parts = {loss: [] for loss, _, seeds in groups if seeds}
+    blocks = list(pipeline.blocks((context.inputs, context.labels, context.weights), count))
+    with progress.bar(context.name, len(blocks), unit="batches", tokens=count * context.inputs.shape[1]) as advance:
+        for inputs, labels, weights in blocks:
+            shared = pass_of(guide.params, inputs)
+            batch = {"inputs": inputs, "labels": labels, "weights": weights}
+            for loss, model, seeds in groups:
+                if seeds:
+                    made = part_of(model.params, *shared, batch)
+                    parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), made))
+            advance()
+    return {loss: _whole(context, made) for loss, made in parts.items()}
+
+
+def passes(
+    config: Mapping,
+    guide: Model,
+    student: Model,
+    context: contexts.Context,
+    *,
+    rules: Sequence[str],
+    temperatures: Sequence[float],
+    platform: str | None = None,
+) -> tuple[Callable, Callable]:
+    """The two jitted functions that measure a block of rows: the teacher's pass, and one loss's students on it.
+
+    Args:
+      config: the run's.
+      guide: the teacher, of which the parameters are not read.
+      student: the students, likewise.
+      context: of which the arrays are not read.
+      rules, temperatures: as `measure` has them.
+      platform: as of `for_each_seed`.
+
+    Returns:
+      (teacher's parameters, inputs [R, L]) -> shared, teacher's logits; and (parameters [S, ...], shared, teacher's
+      logits, batch) -> measure to its sums, [S, R, ...].
+    """
+    teach = students.teach(config, guide)
 
     @jax.jit
     def pass_of(params, inputs):
@@ -123,30 +162,20 @@ def _by_row(config, guide, groups, context, rules, temperatures):
         return shared, shared.logits
 
     @jax.jit
-    def part_of(params, shared, teacher_logits, labels, weights, inputs):
+    def part_of(params, shared, teacher_logits, batch):
         def one(params):
-            logits = student.with_params(params)(inputs, shared)
-            return _measures(logits, teacher_logits, labels, weights, context, rules, temperatures)
+            logits = student.with_params(params)(batch["inputs"], shared)
+            return _measures(logits, teacher_logits, batch["labels"], batch["weights"], context, rules, temperatures)
 
-        return for_each_seed(one, params)
+        return for_each_seed(one, params, platform)
 
-    parts = {loss: [] for loss, _, seeds in groups if seeds}
-    blocks = list(pipeline.blocks((context.inputs, context.labels, context.weights), count))
-    with progress.bar(context.name, len(blocks), unit="batches", tokens=count * context.inputs.shape[1]) as advance:
-        for inputs, labels, weights in blocks:
-            shared = pass_of(guide.params, inputs)
-            for loss, model, seeds in groups:
-                if seeds:
-                    made = part_of(model.params, *shared, labels, weights, inputs)
-                    parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), made))
-            advance()
-    return {loss: _whole(context, made) for loss, made in parts.items()}
+    return pass_of, part_of
 
 
-def _rows_at_once(length, vocab_size):
+def rows_at_once(config: Mapping, length: int, platform: str | None = None) -> int:
     """As many rows as have logits that a CPU's caches hold, or that an accelerator's memory never misses."""
-    size = 2**21 if jax.default_backend() == "cpu" else 2**28
-    return max(1, size // (4 * vocab_size * length))
+    size = 2**21 if (platform or jax.default_backend()) == "cpu" else 2**28
+    return max(1, size // (4 * config["data"]["vocabulary"] * length))
 
 
 def _whole(context, parts):

@@ -233,7 +233,7 @@ def _explained(place):
     kind = place.kind
     return (
         f"The least time is the longest of three, as if they overlapped wholly: products at {kind.flops / 1e12:.0f} "
-        f"bfloat16 TFLOP/s, HBM at {kind.bandwidth / 1e9:,.0f} GB/s, links at {place.interconnect / 1e9:.0f} GB/s. "
+        f"bfloat16 TFLOP/s, HBM at {kind.bandwidth / 1e9:,.0f} GB/s, a chip's links at {place.interconnect / 1e9:.0f}. "
         f"Loops that nothing ends (≥) count once. A round of decoding is {GAMMA} drafts of each text, all accepted."
     )
 

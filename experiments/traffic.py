@@ -46,13 +46,23 @@ def _touched(program, user, name, whole):
 
 def _within(program, fused, name, whole):
     """Bytes that a fusion reads of what `name` in it stands for."""
+    if name == fused.root:
+        return whole
     read = 0
     for user in fused.users(name):
-        if user.opcode == "bitcast":
+        if user.opcode == "bitcast" or (user.opcode == "fusion" and _is_parameter(program.called(user))):
             read += _within(program, fused, user.name, whole)
         elif user.opcode != "tuple" and not hlo.continues(fused, user):
             read += _touched(program, user, name, whole)
     return min(read, whole)
+
+
+def _is_parameter(fused):
+    """Whether a fusion gives its operand as it is."""
+    made = fused.instructions[fused.root]
+    while made.opcode == "bitcast":
+        made = fused.instructions[made.operands[0]]
+    return made.opcode == "parameter"
 
 
 def _results(made):
@@ -85,7 +95,8 @@ def _changed(program, computation, made) -> list[int | None]:
         return [part for each in parts for part in each]
     if opcode == "fusion":
         inner = program.called(made)
-        return _changed(program, inner, inner.instructions[inner.root])
+        # An operand that alone is the result is copied; beside others it stays where it is.
+        return [None] if _is_parameter(inner) else _changed(program, inner, inner.instructions[inner.root])
     fresh = [None] * len(_results(made))
     if hlo.continues(computation, made):
         return [0] * len(fresh)

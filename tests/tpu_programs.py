@@ -43,6 +43,11 @@ HloModule jit_f, is_scheduled=true, num_partitions=8
   ROOT %add.31 = bf16[]{:T(256)} add(%x, %y)
 }
 
+%bitcast_fusion.3 (bitcast_input.13: bf16[128,256]) -> bf16[128,256] {
+  %bitcast_input.13 = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %bitcast.100 = bf16[128,256]{1,0:T(8,128)(2,1)} bitcast(%bitcast_input.13)
+}
+
 %fused_computation.46 (param_0.141: bf16[256,64]) -> (bf16[256,64], bf16[256,256], s32[2]) {
   %param_0.141 = bf16[256,64]{1,0:T(8,128)(2,1)} parameter(0)
   %all-gather.49 = bf16[256,256]{1,0:T(8,128)(2,1)} all-gather(%param_0.141), channel_id=16, \
@@ -55,7 +60,8 @@ custom-call(%all-gather.49), custom_call_target="AsyncCollectiveStart"
 %async_collective_fusion.88 (param_0.1: bf16[256,64], param_1.1: bf16[256,256], param_2.1: s32[2], \
 param_3.1: bf16[128,256]) -> (bf16[256,256], bf16[256,64], bf16[256,256], s32[2]) {
   %param_3.1 = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(3)
-  %convolution.33 = bf16[256,256]{1,0:T(8,128)(2,1)} convolution(%param_3.1, %param_3.1), dim_labels=fb_io->bf
+  %fusion.91 = bf16[128,256]{1,0:T(8,128)(2,1)} fusion(%param_3.1), kind=kLoop, calls=%bitcast_fusion.3
+  %convolution.33 = bf16[256,256]{1,0:T(8,128)(2,1)} convolution(%fusion.91, %fusion.91), dim_labels=fb_io->bf
   %param_0.1 = bf16[256,64]{1,0:T(8,128)(2,1)} parameter(0)
   %param_1.1 = bf16[256,256]{1,0:T(8,128)(2,1)} parameter(1)
   %all-gather.37 = bf16[256,256]{1,0:T(8,128)(2,1)} all-gather(%param_0.1), channel_id=16, \

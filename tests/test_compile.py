@@ -1,5 +1,7 @@
 """Training at a large vocabulary: its steps hold no array of all tokens' logits, and are compiled without being run."""
 
+import dataclasses
+import importlib.util
 import math
 
 import jax
@@ -8,10 +10,13 @@ import pytest
 
 import jaxdiv
 from configs import large_vocab, smoke
-from experiments import ahead, compile
+from experiments import ahead, compile, costs
 from jaxdiv.fused import chunks
+from jaxdiv.training import sharding
+from tests import runs
 from tests.test_fused import equations
 
+ALONE = sharding.alone()
 STAGES = ("student", "teacher")
 
 
@@ -26,8 +31,8 @@ def small(**changes):
 
 def made(config, stage):
     """How many elements the arrays of the stage's step have."""
-    step, shapes = compile.steps(config)[stage]
-    made = equations(jax.make_jaxpr(step)(*shapes).jaxpr)
+    step = compile.steps(config, ALONE)[stage]
+    made = equations(jax.make_jaxpr(step.run)(*step.shapes).jaxpr)
     return {math.prod(getattr(out.aval, "shape", ())) for equation in made for out in equation.outvars}
 
 
@@ -35,7 +40,7 @@ def made(config, stage):
 @pytest.mark.parametrize("changes", [{}, {"student.kind": "decoder"}, {"data.context": "student"}], ids=str)
 def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
     config = small(**changes)
-    logits = compile.of_all_logits(config, stage)
+    logits = compile.of_all_logits(config, compile.steps(config, ALONE)[stage], ALONE)
     assert made(config, stage) & logits, "small ones are made, and would be seen"
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     assert not made(config, stage) & logits
@@ -43,8 +48,9 @@ def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
 
 def test_the_large_vocabulary_is_beyond_what_is_made_at_once():
     config = large_vocab.get_config().to_dict()
+    steps = compile.steps(config, ALONE)
     for stage in STAGES:
-        assert 4 * min(compile.of_all_logits(config, stage)) > chunks.LEAST_MEMORY
+        assert 4 * min(compile.of_all_logits(config, steps[stage], ALONE)) > chunks.LEAST_MEMORY
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
@@ -59,25 +65,101 @@ def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(monke
 
     monkeypatch.setattr(jaxdiv, "linear_divergences", spy)
     config = small(**{"student.kind": "decoder", "dtype": "bfloat16"})
-    step, shapes = compile.steps(config)["student"]
-    jax.make_jaxpr(step)(*shapes)
+    step = compile.steps(config, ALONE)["student"]
+    jax.make_jaxpr(step.run)(*step.shapes)
     losses, half = jaxdiv.split(config["losses"]), frozenset(["bfloat16"])
     # The teacher's dense logits are float32.
     apart = {((loss,), half | {"float32"}) for loss in losses}
     assert calls == ({(losses, half)} if together else apart)
 
 
-def test_a_row_tells_what_a_compiled_step_takes(monkeypatch):
+def slice_of(hbm, sizes=(1,), kind="v5e"):
+    """As if this machine's device were a TPU with so many GB."""
+    return ahead.Slice(dataclasses.replace(ahead.CHIPS[kind], hbm=hbm), sizes, jax.devices()[:1])
+
+
+def test_rows_tell_what_a_compiled_step_takes(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
-    config, chip = small(), jax.devices()[0]
-    for stage, (step, shapes) in compile.steps(config).items():
-        most = {"student": 1e-9, "teacher": 1e9}[stage]
-        monkeypatch.setitem(ahead.HBM, chip.device_kind, most)
-        name, *numbers, room, fits, whole, largest = compile.row(config, stage, step, shapes, chip)
-        assert (name, room, whole) == (stage, str(most), "no")
-        assert fits == {"student": "no", "teacher": "yes"}[stage]
-        assert len(numbers) == 4
-        assert 0 < float(largest) < min(compile.of_all_logits(config, stage)) / 1e6
+    config = small()
+    steps = compile.steps(config, ALONE)
+    for name, most, verdict in (("student", 1e-9, "no"), ("teacher", 1e9, "yes")):
+        step, place = steps[name], slice_of(most)
+        plan = compile.plan(config, step, ALONE)
+        told, *parts, room, fits, whole, largest = compile.memory_row(name, plan, place)
+        assert (told, room, fits, whole) == (name, str(most), verdict, "no")
+        assert compile.fits(plan, place) == (verdict == "yes")
+        assert len(parts) == 4
+        assert 0 < float(largest) < min(compile.of_all_logits(config, step, ALONE)) / 1e6
+        told, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(name, step, plan, place)
+        assert (told, collectives, links) == (name, "none", "0%")
+        assert "100%" in (products, memory)
+        assert all(float(number) > 0 for number in (*amounts, least)), "no loop of training is without an end"
+        assert float(speed) == pytest.approx(step.predictions / 1e3 / float(least), rel=0.02)
+
+
+def test_a_step_that_does_not_fit_has_a_row():
+    row = compile.memory_row("student", None, slice_of(16))
+    assert row == ["student", "", "", "", "", "16", "no", "", ""]
+    assert len(row) == len(compile.memory_row("student", PLAN, slice_of(16)))
+
+
+PLAN = compile.Plan(ahead.Memory(1, 2, 3, 6), costs.Costs(), logits=True, largest=7)
+
+
+def products(config, *, of, length):
+    """Operations of a token's products in a layer of attention to `length` tokens, without or with what follows it."""
+    width, heads, kv_heads = config["teacher"]["width"], config[of]["heads"], config[of]["kv_heads"]
+    projections = 2 * 2 * width * width + 2 * 2 * width * (width // heads) * kv_heads
+    return (
+        projections
+        + 2 * 2 * width * length
+        + (2 * 3 * width * config["teacher"]["mlp_width"] if of == "teacher" else 0)
+    )
+
+
+def test_evaluation_and_decoding_cost_what_their_models_do():
+    config = smoke.get_config().to_dict()
+    steps, teacher = compile.steps(config, ALONE), config["teacher"]
+    layers, seeds = teacher["depth"], config["seeds"]
+    head, length = 2 * teacher["width"] * config["data"]["vocabulary"], config["data"]["sequence_length"]
+    found = {name: compile.plan(config, steps[name], ALONE).costs for name in set(steps) - set(STAGES)}
+    tokens = steps["evaluate teacher"].predictions
+    assert tokens % length == steps["evaluate a loss"].predictions - tokens == 0
+    teacher_pass = layers * products(config, of="teacher", length=length) + head
+    assert found["evaluate teacher"].flops == tokens * teacher_pass
+    student_pass = products(config, of="student", length=length) + head
+    assert found["evaluate a loss"].flops == tokens * seeds * student_pass
+    # A round: the student reads each of the drafts and the token before them, but makes no logits of the last, nor more
+    # than its keys and values; the teacher's other layers read all at once.
+    drafts, how = compile.GAMMA, config["evaluation"]
+    slots = how["prompt_tokens"] + how["generated_tokens"] + drafts
+    adapter = products(config, of="student", length=slots)
+    reading = layers * products(config, of="teacher", length=slots) + adapter
+    unread = adapter - products(config, of="student", length=0) + 2 * teacher["width"] ** 2
+    round_of_one = (drafts + 1) * (reading + head) + drafts * head - unread
+    query = 2 * teacher["width"] ** 2  # computed with keys and values or not at all
+    assert found["decode a round"].flops / how["documents"] in (round_of_one, round_of_one - query)
+    assert found["decode a round"].bounded == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "links"),
+    [
+        *[("v5e", (1, 1), 0), ("v5e", (2, 4), 2), ("v5e", (8, 16), 3), ("v6e", (16, 16), 4)],
+        *[("v4", (2, 2, 1), 2), ("v5p", (2, 2, 4), 3), ("v5p", (4, 4, 8), 6)],
+    ],
+)
+def test_an_axis_has_two_links_if_it_is_a_ring(kind, sizes, links):
+    chip = ahead.CHIPS[kind]
+    assert chip.interconnect(sizes) == links * chip.link
+
+
+def test_the_least_time_is_the_longest_of_three():
+    place, sent = slice_of(16, sizes=(2, 4)), {"all-gather": costs.Collective(1, 9e9, 9e9)}
+    least = ahead.Roofline.of(costs.Costs(flops=197e12, traffic=2 * 8.19e11, collectives=sent), place)
+    assert (least.products, least.memory) == (1, 2)
+    assert least.links == 9e9 / (2 * 4.5e10)
+    assert least.seconds == 2
 
 
 def test_memory_that_an_output_takes_over_counts_once():
@@ -87,10 +169,28 @@ def test_memory_that_an_output_takes_over_counts_once():
     assert memory.total == 4000 + memory.temporaries
 
 
-def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch):
-    with pytest.raises(ValueError, match=r"--topology=v99:1x1|libtpu") as error:
-        ahead.chips("v99:1x1")
+@pytest.mark.parametrize("topology", ["v99:1x1", "v5e", "v5e:2xx2"])
+def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology):
+    before = dict(jax.config.values)
+    monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(ValueError, match=r"--topology must look like v5e:2x2, of v4, .*, got '" + topology) as error:
+        ahead.chips(topology)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"libtpu, .* is not installed: pip install"):
-        ahead.chips("v5e:1x1")
+        ahead.chips(topology)
+    assert dict(jax.config.values) == before
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+def test_a_config_is_compiled_for_a_tpu():
+    """In a process of its own: a TPU's compiler is for all of a process."""
+    done = runs.run("compile", runs.SMOKE, "--config.losses=kl", "--topology=v5e:2x2")
+    assert (done.returncode, done.stderr) == (0, "")
+    for step in compile.steps(smoke.get_config().to_dict(), ALONE):
+        cells = [line.split("│") for line in done.stdout.splitlines() if f"│ {step} " in line]
+        assert len(cells) == 2, "a row of memory and one of costs"
+        assert cells[0][7].strip() == "yes"
+        assert float(cells[1][2]) > 0
+        assert "100%" in [cell.strip() for cell in cells[1]]
+    assert max(map(len, done.stdout.splitlines())) <= 120

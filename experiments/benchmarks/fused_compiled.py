@@ -8,9 +8,6 @@ Value and gradient of `kl` by hidden states and head in bfloat16, fused and on w
 plans it and, with the heads' classes spread over several chips, what each of these sends to be added up in one step.
 """
 
-import math
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdiv
-from experiments import ahead, cli
+from experiments import ahead, cli, costs
 from jaxdiv.fused import chunks
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Kind and shape of the TPU slice.")
@@ -30,12 +27,11 @@ CLASSES_OVER = flags.DEFINE_integer("classes_over", 1, "Chips that the heads' cl
 CHUNK = flags.DEFINE_integer("chunk", None, "Tokens a chunk; what the library chooses if not given.", lower_bound=1)
 
 AXIS = "tensor"
-_COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
 
 
 def mesh() -> jax.sharding.Mesh:
     """The chips that are compiled for. Raises ValueError if there is no such slice, or it has fewer."""
-    chips = ahead.chips(TOPOLOGY.value)
+    chips = ahead.chips(TOPOLOGY.value).devices
     if len(chips) < CLASSES_OVER.value:
         raise ValueError(f"--topology={TOPOLOGY.value} has {len(chips)} chips, --classes_over={CLASSES_OVER.value}")
     axis_types = (jax.sharding.AxisType.Auto,)
@@ -64,14 +60,9 @@ def dense(hidden, head, teacher_hidden, teacher_head):
     return jaxdiv.forward_kl(*(jnp.matmul(*side, preferred_element_type=jnp.float32) for side in sides)).mean()
 
 
-def sent(program: str, times: int) -> int:
-    """Bytes of the arrays that a program's collectives make, those in a loop's body `times` as often."""
-    total = 0
-    for line in program.splitlines():
-        if found := _COLLECTIVE.search(line):
-            size = sum(bits // 8 * math.prod(sizes) for sizes, bits in ahead.shapes(found[1]))
-            total += size * (times if "while/body" in line else 1)
-    return total
+def added_up(program: jax.stages.Compiled) -> float:
+    """Bytes of the arrays that a chip gives to the program's collectives."""
+    return sum(kind.size for kind in costs.of(program.as_text()).collectives.values())
 
 
 def main(_):
@@ -84,11 +75,11 @@ def main(_):
     made = Table(title=title, title_justify="left")
     for column in ("", "temporaries, GB a chip", "arguments", "outputs", "added up, × N·D·4 bytes"):
         made.add_column(column, justify="right" if column else "left")
-    for name, function, loops in (("fused", fused, -(-TOKENS.value // chunk)), ("dense", dense, 1)):
+    for name, function in (("fused", fused), ("dense", dense)):
         program = compiled(function, over)
         memory = ahead.Memory.of(program)
         sizes = memory.temporaries, memory.arguments, memory.outputs
-        traffic = sent(program.as_text(), loops) / (TOKENS.value * WIDTH.value * 4)
+        traffic = added_up(program) / (TOKENS.value * WIDTH.value * 4)
         made.add_row(name, *(f"{size / 1e9:.2f}" for size in sizes), f"{traffic:.2f}")
     Console(width=120).print(made)
     return 0

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -119,22 +119,9 @@ def groups(
 
 def _by_row(config, guide, groups, context, rules, temperatures, mesh):
     """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
-    rows = sharding.Rows(mesh, _rows_at_once(context.inputs.shape[1], config["data"]["vocabulary"], mesh))
-    student, teach = groups[-1][1], students.teach(config, guide)
-
-    @functools.partial(sharding.jit, mesh=mesh)
-    def pass_of(params, inputs):
-        shared = teach(params, inputs)
-        return shared, shared.logits
-
-    @functools.partial(sharding.jit, mesh=mesh)
-    def part_of(params, shared, teacher_logits, batch):
-        def one(params):
-            logits = student.with_params(params)(batch["inputs"], shared)
-            return _measures(logits, teacher_logits, batch["labels"], batch["weights"], context, rules, temperatures)
-
-        return sharding.everywhere(for_each_seed(one, params, mesh), mesh)
-
+    rows = sharding.Rows(mesh, rows_at_once(config, context.inputs.shape[1], mesh))
+    how = {"rules": rules, "temperatures": temperatures}
+    pass_of, part_of = passes(config, guide, groups[-1][1], context, mesh, **how)
     parts = {loss: [] for loss, _, seeds in groups if seeds}
     blocks = list(pipeline.blocks([getattr(context, name) for name in run_corpus.BATCH], rows.count))
     tokens = rows.count * context.inputs.shape[1]
@@ -150,10 +137,52 @@ def _by_row(config, guide, groups, context, rules, temperatures, mesh):
     return {loss: _whole(context, made) for loss, made in parts.items()}
 
 
-def _rows_at_once(length, vocab_size, mesh):
+def passes(
+    config: Mapping,
+    guide: Model,
+    student: Model,
+    context: contexts.Context,
+    mesh: Mesh,
+    *,
+    rules: Sequence[str],
+    temperatures: Sequence[float],
+) -> tuple[Callable, Callable]:
+    """The two jitted functions that measure a block of rows: the teacher's pass, and one loss's students on it.
+
+    Args:
+      config: the run's.
+      guide: the teacher, of which the parameters are not read.
+      student: the students, likewise.
+      context: of which the arrays are not read.
+      mesh: that all lies on.
+      rules, temperatures: as `measure` has them.
+
+    Returns:
+      (teacher's parameters, inputs [R, L]) -> shared, teacher's logits; and (parameters [S, ...], shared, teacher's
+      logits, batch) -> measure to its sums, [S, R, ...].
+    """
+    teach = students.teach(config, guide)
+
+    @functools.partial(sharding.jit, mesh=mesh)
+    def pass_of(params, inputs):
+        shared = teach(params, inputs)
+        return shared, shared.logits
+
+    @functools.partial(sharding.jit, mesh=mesh)
+    def part_of(params, shared, teacher_logits, batch):
+        def one(params):
+            logits = student.with_params(params)(batch["inputs"], shared)
+            return _measures(logits, teacher_logits, batch["labels"], batch["weights"], context, rules, temperatures)
+
+        return sharding.everywhere(for_each_seed(one, params, mesh), mesh)
+
+    return pass_of, part_of
+
+
+def rows_at_once(config: Mapping, length: int, mesh: Mesh) -> int:
     """As many rows as have logits that a CPU's caches hold, or that accelerators' memory never misses."""
     size = 2**21 if sharding.platform(mesh) == "cpu" else 2**28 * mesh.size
-    return sharding.Rows(mesh, max(1, size // (4 * vocab_size * length))).padded
+    return sharding.Rows(mesh, max(1, size // (4 * config["data"]["vocabulary"] * length))).padded
 
 
 def _whole(context, parts):

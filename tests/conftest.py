@@ -17,6 +17,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
+import hypothesis
 import jax
 from jaxtyping import install_import_hook
 
@@ -28,6 +29,10 @@ os.environ.setdefault(
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook(["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"], "beartype.beartype")
+
+# Every run of the suite draws the same; the slow tests ask for more than that.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
 
 # What takes longest comes first, so that no worker is left with it alone at the end.
 _LONGEST = (

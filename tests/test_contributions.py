@@ -2,8 +2,6 @@
 
 import collections
 import csv
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -228,8 +226,8 @@ for given in {}:
 
 
 def test_bad_input_is_refused_by_name():
-    command = [sys.executable, "-c", EACH.format(list(REFUSED))]
-    done = subprocess.run(command, cwd=runs.ROOT, text=True, capture_output=True, check=True)
+    done = runs.end(runs.start_code(EACH.format(list(REFUSED))))
+    assert done.returncode == 0, done.stderr
     for line, words in zip(done.stdout.splitlines(), REFUSED.values(), strict=True):
         assert line.startswith(words)
     runs.check_refusal(runs.run("contributions"), "give two distributions, such as --p=.98,.01,.01", "or a run")

@@ -2,10 +2,7 @@
 
 import functools
 import math
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -487,9 +484,8 @@ def test_works_under_checkpoint_scan_and_nnx():
 
 
 def test_spread_over_eight_devices_it_is_the_same():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "tests.sharded_fused"]
-    done = subprocess.run(command, cwd=runs.ROOT, env=environment, text=True, capture_output=True)
+    devices = "--xla_force_host_platform_device_count=8"
+    done = runs.end(runs.start_python("-m", "tests.sharded_fused", XLA_FLAGS=devices))
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -181,8 +181,8 @@ def _student(run, config, seed):
 def _timed(function):
     """(what it gives, seconds). A signal ends the process at once, for which neither XLA nor JAX's own exit is fit."""
     start = time.perf_counter()
-    made = futures.ThreadPoolExecutor(1).submit(function)
-    try:
+    try:  # submitting, too: a thread that its pool has not yet noted down would keep Python from ever ending
+        made = futures.ThreadPoolExecutor(1).submit(function)
         return made.result(), time.perf_counter() - start
     except interrupts.Interrupted as interrupted:
         cli.say("\nerror: interrupted")

@@ -4,8 +4,8 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -19,28 +19,22 @@ from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus, state, students
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.workdir import Workdir
-from tests.runs import ROOT
+from tests import runs
 
 
 def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
     """As `runs.run` of each command, in one process, which imports and compiles once."""
     code = "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
-    process = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([name, commands])],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=600 * len(commands),
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
-    )
-    assert process.returncode == 0, process.stderr
-    return [subprocess.CompletedProcess(*ended) for ended in json.loads(process.stdout)]
+    done = runs.end(runs.start_code(code, json.dumps([name, commands])))
+    assert done.returncode == 0, done.stderr
+    return [subprocess.CompletedProcess(*ended) for ended in json.loads(done.stdout)]
 
 
 def run_all(name: str, commands: list[list[str]]) -> None:
     """What `many`'s process does: prints (arguments, exit code, output, error) of each command."""
     main, ended = importlib.import_module(f"experiments.{name}").main, []
     for arguments in commands:
+        print(name, shlex.join(arguments), file=sys.stderr, flush=True)  # for a process that does not end
         sys.argv, output, error, code = [name, *arguments], io.StringIO(), io.StringIO(), 0
         with flagsaver.flagsaver(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
             try:

@@ -4,6 +4,7 @@ Most of the suite's time is XLA's compiling. So it compiles with little optimiza
 what users get), and what one process has compiled, others read: workers and the binaries that they start.
 """
 
+import gc
 import os
 import tempfile
 
@@ -17,7 +18,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
+import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # XLA ends at once over a flag that it does not know, and later ones do not know the second.
@@ -29,21 +32,44 @@ os.environ.setdefault(
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook(["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"], "beartype.beartype")
 
+# Every run of the suite draws the same; the slow tests ask for more than that.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
+
+# Compiling makes millions of objects, which each full collection would walk.
+gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """What a file has compiled is of no use to the next one, and would grow to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 # What takes longest comes first, so that no worker is left with it alone at the end.
 _LONGEST = (
-    "test_smoke.py",
     "test_divergences.py",
-    "test_audit.py",
-    "test_resume.py",
-    "test_speculative_trained.py",
-    "test_speculative_sampling.py",
-    "test_exactness.py",
-    "test_smoke_variants.py",
     "test_fused.py",
-    "test_refusals.py",
-    "test_contributions.py",
+    "test_smoke.py",
+    "test_speculative_trained.py",
+    "test_resume.py",
     "test_decode.py",
-    "test_speculative_texts.py",
+    "test_audit.py",
+    "test_benchmarks.py",
+    "test_smoke_variants.py",
+    "test_exactness.py",
+    "test_compile.py",
+    "test_parts.py",
+    "test_training_heads.py",
+    "test_speculative_sampling.py",
+    "test_speculative_faults.py",
+    "test_contributions.py",
+    "test_own_text.py",
+    "test_refusals.py",
+    "test_speculative_greedy.py",
+    "test_targets.py",
+    "test_training.py",
 )
 
 

@@ -1,41 +1,73 @@
-"""Binaries run as a user runs them: a process of its own, from the checkout."""
+"""Binaries run as a user runs them: a process of its own, from the checkout. No wait for one is without an end."""
 
+import contextlib
 import os
 import pathlib
+import select
+import shlex
+import signal
 import subprocess
 import sys
+from typing import NoReturn
 
 import numpy as np
+import pytest
 
+LIMIT = 300  # seconds that a test waits for a process, or for what one writes
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = "--config=configs/smoke.py"
 
 
 def start(name: str, *arguments: str) -> subprocess.Popen:
     """A running binary."""
-    return _start("-m", f"experiments.{name}", *arguments)
+    return start_python("-m", f"experiments.{name}", *arguments)
 
 
 def start_code(code: str, *arguments: str) -> subprocess.Popen:
     """A running program that may do to a binary what a test needs."""
-    return _start("-c", code, *arguments)
+    return start_python("-c", code, *arguments)
 
 
-def _start(*arguments):
+def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen:
+    """A running Python, the head of a process group; what `environment` has as None is left out."""
+    told = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONFAULTHANDLER": "1", **environment}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         text=True,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"},
+        env={name: value for name, value in told.items() if value is not None},
+        process_group=0,
     )
 
 
-def end(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    """The binary once it has ended, whatever its exit code."""
-    output, error = process.communicate(timeout=600)
+def end(process: subprocess.Popen, given: str | None = None) -> subprocess.CompletedProcess:
+    """The process once it was `given` its input and has ended, whatever its exit code."""
+    try:
+        output, error = process.communicate(given, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        give_up(process)
     return subprocess.CompletedProcess(process.args, process.returncode, output, error)
+
+
+def line(process: subprocess.Popen) -> str:
+    """The first line that it prints."""
+    if not select.select([process.stdout], [], [], LIMIT)[0]:
+        give_up(process)
+    return process.stdout.readline()
+
+
+def give_up(process: subprocess.Popen) -> NoReturn:
+    """Kills a process that has taken too long, with its children, and fails the test, saying where it stood."""
+    process.send_signal(signal.SIGABRT)  # at which faulthandler tells
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    _, error = process.communicate()
+    pytest.fail(f"killed after {LIMIT} s: {shlex.join(process.args)}\n{error}")
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -79,21 +79,21 @@ def test_decoding_prints_speeds_parts_and_whether_greedy_texts_are_plain_decodin
     assert re.search(r"γ=2, batch 2, ms: plain: prompt .*draft .*verify .*; chain: prompt .*speed-up \d", printed)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--losses=klx"], "did you mean `kl`?"),
-        (["--losses=z_loss"], "no peer has it; known: "),
-        (["--rows=0"], "rows"),
-        (["--vocabulary=1"], "vocabulary"),
-        (["--dtype=float16"], "float32|bfloat16"),
-        (["--peers=numpy"], "unknown library `numpy`; known: jaxdiv, jnp, optax, distrax, torch"),
-        (["--output=tests", "--losses=kl"], "--output=tests is a folder"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_losses_refuses_bad_input_in_one_line(arguments, told):
-    runs.check_refusal(runs.run("benchmarks.losses", *arguments), told)
+REFUSED = {
+    "--losses=klx": "did you mean `kl`?",
+    "--losses=z_loss": "no peer has it; known: ",
+    "--rows=0": "rows",
+    "--vocabulary=1": "vocabulary",
+    "--dtype=float16": "float32|bfloat16",
+    "--peers=numpy": "unknown library `numpy`; known: jaxdiv, jnp, optax, distrax, torch",
+    "--output=tests": "--output=tests is a folder",
+}
+
+
+def test_losses_refuses_bad_input_in_one_line():
+    ended = commands.many("benchmarks.losses", [[argument] for argument in REFUSED])
+    for done, told in zip(ended, REFUSED.values(), strict=True):
+        runs.check_refusal(done, told)
 
 
 def test_peers_that_are_asked_for_must_be_installed(monkeypatch):

@@ -2,8 +2,6 @@
 
 import collections
 import csv
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ from jaxdiv.training import corpus as run_corpus
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import population
 from jaxdiv.training.workdir import Workdir
-from tests import runs
+from tests import commands, runs
 
 RNG = np.random.default_rng(4)
 TEACHER = jnp.asarray(RNG.normal(size=(5, 12)), jnp.float32)
@@ -212,27 +210,13 @@ REFUSED = {
     "--p=.5,.5 --q=1,0 --workdir=runs/x": "give --p and --q, or --workdir, not both",
     "--workdir=nowhere": "nowhere is not the folder of a run",
 }
-# Many in one process, and not this one: the binaries' flags share names.
-EACH = """
-from absl import flags
-from absl.testing import flagsaver
-from experiments import contributions
-for given in {}:
-    with flagsaver.flagsaver():
-        flags.FLAGS(["contributions", *given.split()])
-        try:
-            contributions.main([])
-        except (ValueError, OSError) as error:
-            print(error)
-"""
 
 
 def test_bad_input_is_refused_by_name():
-    command = [sys.executable, "-c", EACH.format(list(REFUSED))]
-    done = subprocess.run(command, cwd=runs.ROOT, text=True, capture_output=True, check=True)
-    for line, words in zip(done.stdout.splitlines(), REFUSED.values(), strict=True):
-        assert line.startswith(words)
-    runs.check_refusal(runs.run("contributions"), "give two distributions, such as --p=.98,.01,.01", "or a run")
+    *ended, bare = commands.many("contributions", [*(given.split() for given in REFUSED), []])
+    for done, told in zip(ended, REFUSED.values(), strict=True):
+        runs.check_refusal(done, "error: " + told)
+    runs.check_refusal(bare, "give two distributions, such as --p=.98,.01,.01", "or a run")
 
 
 @pytest.fixture(scope="module")

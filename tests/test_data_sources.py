@@ -2,14 +2,13 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 import sysconfig
 
 import pytest
 
 from jaxdiv import data
 from jaxdiv.data import corpus, python_stdlib
+from tests import runs
 from tests.fixtures_data import sentences, write_tfds
 
 
@@ -253,5 +252,5 @@ def test_nothing_is_printed_and_tensorflow_stays_out(tmp_path):
         f"source='python_stdlib', feature='', files='', directory={str(tmp_path)!r}); "
         "sys.exit('tensorflow' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = runs.end(runs.start_python("-W", "error", "-c", code))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -2,12 +2,9 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -266,27 +263,38 @@ def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
         "import sys; from experiments import cli; sys.stdin.readline(); "
         f"sys.argv = ['x']; cli.run(lambda _: print('a line\\n' * {lines}))"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, env=env, **pipes) as process:
-        process.stdout.close()
-        _, error = process.communicate("\n", timeout=60)
-    assert (process.returncode, error) == (1, "")
+    process = runs.start_python("-c", code, PYTHONUNBUFFERED=None)
+    process.stdout.close()
+    done = runs.end(process, "\n")
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+DEAF = """import os, signal, threading, time
+from experiments import decode, interrupts
+start = threading.Thread.start
+{}
+with interrupts.Raising():
+    decode._timed(lambda: ({}, time.sleep(3600)))
+"""
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_call_that_does_not_listen(sign):
-    code = (
-        "import time; from experiments import decode, interrupts\n"
-        "with interrupts.Raising(): decode._timed(lambda: (print('on', flush=True), time.sleep(60)))"
-    )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, **pipes) as process:
-        assert process.stdout.readline() == "on\n"
-        process.send_signal(sign)
-        _, error = process.communicate(timeout=30)
-    assert process.returncode == 128 + sign
-    assert error.split("\n") == ["", "error: interrupted", ""]
+    # On a busy machine a thread may run before the one that started it waits for it: hence the pause.
+    process = runs.start_code(DEAF.format("", "time.sleep(0.5), print('on', flush=True)"))
+    assert runs.line(process) == "on\n"
+    process.send_signal(sign)
+    check_interrupted(runs.end(process), sign)
+
+
+def test_a_signal_ends_a_call_whose_thread_is_being_started():
+    met = "threading.Thread.start = lambda thread: (start(thread), os.kill(os.getpid(), signal.SIGTERM))"
+    check_interrupted(runs.end(runs.start_code(DEAF.format(met, "None"))), signal.SIGTERM)
+
+
+def check_interrupted(done, sign):
+    assert done.returncode == 128 + sign
+    assert done.stderr.split("\n") == ["", "error: interrupted", ""]
 
 
 @pytest.mark.parametrize("gamma", [4, 64])

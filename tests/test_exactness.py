@@ -1,9 +1,5 @@
 """How exact the losses are: against mpmath, at logits that leave the range of float32, in low precision, and by law."""
 
-import os
-import subprocess
-import sys
-
 import hypothesis
 import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
@@ -186,7 +182,7 @@ def test_low_precision_inputs_cost_no_more_than_their_own_rounding(dtype):
 
 LOGITS = arrays.arrays(np.float32, (2, 6), elements=st.floats(-30, 30, width=32))
 MENU = [text for text in EXACT if not text.startswith("ce")]
-SETTINGS = hypothesis.settings(max_examples=60, deadline=None, database=None, derandomize=True)
+SETTINGS = hypothesis.settings(max_examples=60)
 
 
 @jax.jit
@@ -289,7 +285,6 @@ def test_transformations_give_the_same():
 
 
 def test_sharded_over_eight_devices_every_loss_is_the_same():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "tests.sharded_losses"]
-    done = subprocess.run(command, cwd=runs.ROOT, env=environment, text=True, capture_output=True)
+    devices = "--xla_force_host_platform_device_count=8"
+    done = runs.end(runs.start_python("-m", "tests.sharded_losses", XLA_FLAGS=devices))
     assert done.returncode == 0, done.stderr[-2000:]

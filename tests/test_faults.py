@@ -240,11 +240,15 @@ def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True, capture_output=True)
+        _system("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("file systems can't be mounted here")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    _system("umount", disk)
+
+
+def _system(*command):
+    subprocess.run(command, check=True, capture_output=True, timeout=runs.LIMIT)
 
 
 @pytest.mark.slow
@@ -256,7 +260,7 @@ def test_a_run_on_a_full_disk_goes_on_once_it_grew(whole, small_disk):
     while (done := runs.run("distill", *stops.flags(cut, texts))).returncode:
         check_end(done, "No space left on device", str(cut))
         told.append(done.stderr)
-        subprocess.run(["mount", "-o", f"remount,size={1024 + 512 * next(sizes)}k", small_disk], check=True)
+        _system("mount", "-o", f"remount,size={1024 + 512 * next(sizes)}k", small_disk)
     assert told
     stops.check_same_end(never_stopped, cut)
     print(*told, sep="")

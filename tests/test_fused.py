@@ -2,10 +2,7 @@
 
 import functools
 import math
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +168,7 @@ def total_of(loss="kl", **options):
     return lambda student, given: fused(loss, student, given, **options).sum()
 
 
+@jax.jit
 def gradient(student, given):
     return jax.value_and_grad(total_of())(student, given)
 
@@ -226,17 +224,22 @@ def test_half_precision_products_take_half_precision_operands_and_sum_in_float32
 def test_a_weighting_afterwards_is_right_for_hidden_states_and_never_wrong_for_the_head():
     given = arrays(1001, np.float32)
     slopes = jnp.linspace(1, 2, N)
-    run = jax.grad(lambda student, function, **how: (slopes * function("kl", student, rest(given), **how)).sum())
-    right = run(trained(given), dense)
-    assert apart(run(trained(given), fused, mode="remat"), right) < 1e-5
-    made = run(trained(given), fused)
+
+    @jax.jit
+    def by_student(student):
+        def weighted(function, slopes, **how):
+            return jax.grad(lambda student: (slopes * function("kl", student, rest(given), **how)).sum())(student)
+
+        # The same for all tokens that count, whatever stands at the others.
+        same = jnp.where(given["weights"] == 0, slopes, 3.0)
+        every = weighted(dense, slopes), weighted(fused, slopes, mode="remat"), weighted(fused, slopes)
+        return *every, weighted(fused, same), weighted(fused, 1.0)
+
+    right, remat, made, tripled, ones = by_student(trained(given))
+    assert apart(remat, right) < 1e-5
     assert apart(made["hidden"], right["hidden"]) < 1e-5
     assert np.isnan(made["matrix"]).all()
     assert np.isnan(made["bias"]).all()
-    # The same for all tokens that count, whatever stands at the others.
-    same = jnp.where(given["weights"] == 0, slopes, 3.0)
-    tripled = jax.grad(lambda student: (same * fused("kl", student, rest(given))).sum())(trained(given))
-    ones = jax.grad(lambda student: fused("kl", student, rest(given)).sum())(trained(given))
     assert apart(jax.tree.map(lambda x: x / 3, tripled), ones) < 1e-6
 
 
@@ -250,7 +253,7 @@ def test_gradient_by_the_weights_is_the_divergence():
 
         return jax.grad(run)(ones["weights"])
 
-    np.testing.assert_allclose(by_weights(fused), by_weights(dense), rtol=1e-5)
+    np.testing.assert_allclose(*jax.jit(lambda: (by_weights(fused), by_weights(dense)))(), rtol=1e-5)
 
 
 def test_a_teacher_that_is_trained_changes_no_gradient_by_weights():
@@ -299,7 +302,7 @@ def test_losses_without_a_slope_spoil_nothing_where_there_is_no_weight(mode):
             how = {"weights": given["weights"], "mode": mode, "chunk": CHUNK}
             return linear_divergence(loss, hidden, matrix, *teacher, **how).sum()
 
-        for leaf in jax.grad(total, argnums=(0, 1))(given["hidden"], given["matrix"]):
+        for leaf in jax.jit(jax.grad(total, argnums=(0, 1)))(given["hidden"], given["matrix"]):
             assert np.isfinite(leaf).all()
             assert np.any(leaf)
 
@@ -310,7 +313,11 @@ def test_mixed_and_half_precision_lose_no_more_than_the_dense_form():
 
     def gradients(weight, types, function):
         arguments = [given[name].astype(kind) for name, kind in zip(("hidden", "matrix"), types, strict=True)]
-        return jax.grad(lambda *x: function(*x).sum() / weight, argnums=(0, 1))(*arguments)
+        return jax.jit(jax.grad(lambda *x: function(*x).sum() / weight, argnums=(0, 1)))(*arguments)
+
+    @jax.jit
+    def whole_in_float32(hidden, matrix):
+        return jax.grad(lambda *x: jaxdiv.forward_kl(x[0] @ x[1], teacher).sum(), argnums=(0, 1))(hidden, matrix)
 
     for types in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)):
         for weight in (1.0, 1e-8):  # below what float16 has
@@ -324,7 +331,7 @@ def test_mixed_and_half_precision_lose_no_more_than_the_dense_form():
 
             exact = [np.asarray(given[name], np.float64) for name in ("hidden", "matrix")]
             rounded = [x.astype(kind).astype(np.float32) for x, kind in zip(exact, types, strict=True)]
-            right = jax.grad(lambda *x: jaxdiv.forward_kl(x[0] @ x[1], teacher).sum(), argnums=(0, 1))(*rounded)
+            right = whole_in_float32(*rounded)
             mine, its = (gradients(weight, types, function) for function in (ours, whole))
             for one, other, expected in zip(mine, its, right, strict=True):
                 assert apart(one, expected) < 2 * apart(other, expected) + 1e-3 * (weight < 1) + 1e-6
@@ -363,7 +370,7 @@ def test_higher_derivatives_and_jvp_of_the_rematerialized_form():
         first = jax.jvp(value, (trained(given),), (tangent,))
         return first, jax.jvp(jax.grad(value), (trained(given),), (tangent,))[1]
 
-    assert apart(derivatives(fused, mode="remat"), derivatives(dense)) < 1e-4
+    assert apart(*jax.jit(lambda: (derivatives(fused, mode="remat"), derivatives(dense)))()) < 1e-4
 
 
 def test_many_students_share_the_teachers_logits():
@@ -376,7 +383,7 @@ def test_many_students_share_the_teachers_logits():
         def one(hidden):
             return how(hidden, [Head(given["matrix"])] * 3, given["teacher_hidden"], given["teacher_matrix"])
 
-        return jax.vmap(jax.grad(one))(hidden)
+        return jax.jit(jax.vmap(jax.grad(one)))(hidden)
 
     def together(hidden, its, *teacher):
         made, _ = linear_divergences(losses, [hidden] * 3, its, *teacher, labels=given["labels"], chunk=CHUNK)
@@ -428,6 +435,8 @@ def test_gradient_by_the_teacher_is_that_of_the_definition():
     draw = np.random.default_rng(4)
     student, teacher = draw.normal(size=(2, 5, 7))
     weights, step = draw.uniform(0.5, 1, size=5), 1e-6
+    moves = step * np.eye(teacher.size).reshape(-1, *teacher.shape)  # of one logit each
+    every = np.broadcast_to(student, moves.shape)
     with jax.enable_x64(True):
 
         def value(text, hidden, matrix, mode="one_pass"):
@@ -446,14 +455,8 @@ def test_gradient_by_the_teacher_is_that_of_the_definition():
         for text, (by_hidden, by_matrix) in zip(MIRRORED, made, strict=True):
             loss = jaxdiv.get(text)
 
-            def of(teacher, loss=loss):
-                return float((weights * np.asarray(loss(student, teacher))).sum())
-
-            slope = np.zeros_like(teacher)
-            for at in np.ndindex(*teacher.shape):
-                moved = np.zeros_like(teacher)
-                moved[at] = step
-                slope[at] = (of(teacher + moved) - of(teacher - moved)) / (2 * step)
+            ahead, behind = (np.asarray(loss(every, teacher + sign * moves)) @ weights for sign in (1, -1))
+            slope = ((ahead - behind) / (2 * step)).reshape(teacher.shape)
             assert apart(by_hidden, slope) < 1e-5, text
             assert apart(by_matrix, teacher.T @ slope) < 1e-5, text
 
@@ -487,9 +490,8 @@ def test_works_under_checkpoint_scan_and_nnx():
 
 
 def test_spread_over_eight_devices_it_is_the_same():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "tests.sharded_fused"]
-    done = subprocess.run(command, cwd=runs.ROOT, env=environment, text=True, capture_output=True)
+    devices = "--xla_force_host_platform_device_count=8"
+    done = runs.end(runs.start_python("-m", "tests.sharded_fused", XLA_FLAGS=devices))
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -110,11 +110,8 @@ def taken_or_refused(act, *named):
     assert all(str(name) in str(error) for name in named), repr(error)
 
 
-def fuzz(check, strategy, examples):
-    every = list(HealthCheck)
-    run = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=every)(
-        given(strategy)(check)
-    )
+def fuzz(check, strategy, examples, **options):
+    run = settings(max_examples=examples, suppress_health_check=list(HealthCheck), **options)(given(strategy)(check))
     run()
 
 
@@ -130,9 +127,9 @@ PARSERS = {
 }
 
 
-def check_parser(name, examples):
+def check_parser(name, examples, **options):
     parse, strategy = PARSERS[name]
-    fuzz(lambda given: taken_or_refused(lambda: parse(given)), strategy, examples)
+    fuzz(lambda given: taken_or_refused(lambda: parse(given)), strategy, examples, **options)
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -143,7 +140,7 @@ def test_parsers(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARSERS)
 def test_parsers_long(name):
-    check_parser(name, SLOW["parsers"])
+    check_parser(name, SLOW["parsers"], derandomize=False)
 
 
 def read_manifest(path):
@@ -206,7 +203,7 @@ def wholes(tmp_path_factory):
     return folder
 
 
-def check_reader(wholes, name, examples):
+def check_reader(wholes, name, examples, **options):
     place, read = READERS[name]
     path = wholes / place
     whole = path.read_bytes()
@@ -216,7 +213,7 @@ def check_reader(wholes, name, examples):
         taken_or_refused(lambda: read(path), path.parent)
 
     try:
-        fuzz(check, changed(whole), examples)
+        fuzz(check, changed(whole), examples, **options)
     finally:
         path.write_bytes(whole)
 
@@ -229,7 +226,7 @@ def test_readers(wholes, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_readers_long(wholes, name):
-    check_reader(wholes, name, SLOW["readers"])
+    check_reader(wholes, name, SLOW["readers"], derandomize=False)
 
 
 def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):

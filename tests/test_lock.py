@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from jaxdiv.training import lock
+from tests import runs
 
 HOLD = """import sys, time
 from jaxdiv.training import lock
@@ -22,11 +21,11 @@ with lock.writing(sys.argv[1]):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE)
-    process.stdout.readline()
+    process = runs.start_code(HOLD, tmp_path / "run")
+    assert runs.line(process) == "\n"
     yield process
     process.kill()
-    process.communicate()
+    runs.end(process)
 
 
 def test_the_second_is_told_who_is_the_first_and_a_killed_one_is_taken_over(holder, tmp_path):
@@ -38,7 +37,7 @@ def test_the_second_is_told_who_is_the_first_and_a_killed_one_is_taken_over(hold
         pass
     assert (folder / lock.NAME).exists()
     holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.wait(runs.LIMIT)
     assert (folder / lock.NAME).exists()
     with lock.writing(folder):
         assert json.loads((folder / lock.NAME).read_text()) == {"host": socket.gethostname(), "process": os.getpid()}

@@ -4,7 +4,6 @@ import ast
 import doctest
 import importlib.util
 import re
-import subprocess
 import sys
 
 import pytest
@@ -67,7 +66,8 @@ def test_imports_go_down(path):
 
 def test_importing_jaxdiv_needs_jax_alone():
     code = "import jaxdiv, sys; print(*{name.split('.')[0] for name in sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, text=True, capture_output=True, check=True)
+    done = runs.end(runs.start_code(code))
+    assert done.returncode == 0, done.stderr
     needed_by_extras = {
         "flax",
         "optax",

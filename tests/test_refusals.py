@@ -55,14 +55,14 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
-    """Every case's ended process and its work folder; of each binary the first case is a process of its own."""
-    folder, of, ended = tmp_path_factory.mktemp("refused"), collections.defaultdict(list), {}
-    for case in CASES:
+    """Every case's ended command and its work folder; the first is a process of its own, the others one a binary."""
+    folder, of = tmp_path_factory.mktemp("refused"), collections.defaultdict(list)
+    first, *others = CASES
+    for case in others:
         of[CASES[case][0][0]].append(case)
-    for name, (first, *others) in of.items():
-        ended[first] = runs.run(*_flags(first, folder))
-        if others:
-            ended |= zip(others, commands.many(name, [_flags(case, folder)[1:] for case in others]), strict=True)
+    ended = {first: runs.run(*_flags(first, folder))}
+    for name, cases in of.items():
+        ended |= zip(cases, commands.many(name, [_flags(case, folder)[1:] for case in cases]), strict=True)
     return folder, ended
 
 

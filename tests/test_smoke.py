@@ -123,16 +123,21 @@ def test_a_student_restored_alone_is_the_one_that_was_measured(finished):
     np.testing.assert_allclose(measured["acceptance", "1", "corpus", 1.0], chances / counts, rtol=1e-5)
 
 
-def test_runs_are_measured_again_by_other_rules_temperatures_and_contexts(finished, tmp_path):
-    runs.succeed(
-        "acceptance",
-        f"--workdir={finished[0]}",
-        f"--output={tmp_path}",
-        "--temperatures=0,0.7",
-        "--rules=exact_match,greedy_match",
-        "--contexts=generated",
-    )
-    rows = [row for row in read(tmp_path) if row["measure"] not in OF_OWN_TEXT]
+@pytest.fixture(scope="module")
+def measured(finished, tmp_path_factory):
+    """Ends of measuring the run by other rules and of one with other test tokens; the folder of what was measured."""
+    output, swapped = tmp_path_factory.mktemp("measured"), tmp_path_factory.mktemp("swapped") / "run"
+    shutil.copytree(finished[0], swapped)
+    shutil.copy(swapped / "tokens" / "train.npz", swapped / "tokens" / "test.npz")
+    how = ["--temperatures=0,0.7", "--rules=exact_match,greedy_match", "--contexts=generated"]
+    asked = [[f"--workdir={finished[0]}", f"--output={output}", *how], [f"--workdir={swapped}"]]
+    return *commands.many("acceptance", asked), output
+
+
+def test_runs_are_measured_again_by_other_rules_temperatures_and_contexts(measured):
+    done, _, output = measured
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read(output) if row["measure"] not in OF_OWN_TEXT]
     assert {row["context"] for row in rows} == {"generated"}
     assert {row["measure"] for row in rows} == {
         "acceptance", "acceptance_exact_match", "greedy_match", "difference",
@@ -150,13 +155,14 @@ def test_runs_are_measured_again_by_other_rules_temperatures_and_contexts(finish
 def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finished, tmp_path):
     folder = finished[0]
     other = ["--config.losses=ce,0.5*kl+0.5*tv", "--config.seed=7"]
-    refused = runs.run("distill", runs.SMOKE, "--workdir", folder, *other)
+    mine, theirs = ["--workdir", str(folder)], [f"--workdir={folder}-2", f"--config.teacher.checkpoint={folder}"]
+    refused, done = commands.many("distill", [[runs.SMOKE, *where, *other] for where in (mine, theirs)])
     runs.check_refusal(refused, "config.losses is 'ce,kl,tv' there, 'ce,0.5*kl+0.5*tv' here")
     command = refused.stderr.split("Give it a folder of its own: ")[1]
     assert f"--config.teacher.checkpoint={folder}" in command
     assert f"--workdir={folder}-2" in command
     assert f" {folder} " not in command
-    runs.succeed("distill", runs.SMOKE, f"--workdir={folder}-2", f"--config.teacher.checkpoint={folder}", *other)
+    assert done.returncode == 0, done.stderr
     mine, theirs = (teacher.restore(Workdir(p).config(), Workdir(p), _size(p)).params for p in (folder, f"{folder}-2"))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True))
     asked = [[f"--workdir={folder},{folder}-2", f"--output={tmp_path}"], [f"--workdir={folder},{folder}-2,{folder}"]]
@@ -184,14 +190,17 @@ def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path
         f"--output={texts}": [f"{texts} is there already and not an empty folder"],
         "--teacher": ["--teacher exports the teacher, which has no --loss"],
     }
-    fixed = [f"--workdir={folder}", "--loss=kl", "--seed=1", f"--output={tmp_path}/adapter"]
-    given = [[f"--workdir={folder}", "--teacher", f"--output={tmp_path}/teacher"], *([*fixed, f] for f in refusals)]
-    exported, *refused = commands.many("export", given)
-    assert exported.returncode == 0, exported.stderr
+    fixed = [f"--workdir={folder}", "--loss=kl", "--seed=1"]
+    given = [
+        [f"--workdir={folder}", "--teacher", f"--output={tmp_path}/teacher"],
+        [*fixed, f"--output={tmp_path}/adapter"],
+        *([*fixed, f"--output={tmp_path}/refused", f] for f in refusals),
+    ]
+    of_teacher, of_student, *refused = commands.many("export", given)
+    assert of_teacher.returncode == of_student.returncode == 0, of_teacher.stderr + of_student.stderr
     for done, told in zip(refused, refusals.values(), strict=True):
         runs.check_refusal(done, *told)
-    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
-    runs.succeed("export", *fixed)
+    assert {path.name for path in tmp_path.iterdir()} == {"teacher", "adapter"}
     assert files.read_json(tmp_path / "adapter" / "config.json")["exit_layer"] == 1
     assert "Kangaroo adapter after layer 1" in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
@@ -234,8 +243,5 @@ def check_draft(folder, run):
         assert f"| generated | `acceptance` | {at} |  | {value} | {low} to {high} | {row['n']} |" in card
 
 
-def test_swapped_tokens_are_noticed(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "run")
-    shutil.copy(tmp_path / "run/tokens/train.npz", tmp_path / "run/tokens/test.npz")
-    refused = runs.run("acceptance", f"--workdir={tmp_path / 'run'}")
-    runs.check_refusal(refused, "the test tokens' fingerprint is", "as the run began with")
+def test_swapped_tokens_are_noticed(measured):
+    runs.check_refusal(measured[1], "the test tokens' fingerprint is", "as the run began with")

@@ -39,33 +39,42 @@ def batches(count):
 
 @pytest.fixture(scope="module")
 def world():
-    """(teacher, untrained students of two seeds, a function that trains them under objectives)."""
+    """(teacher, untrained students of two seeds, a function that makes one that trains them under objectives)."""
     teacher = population(lambda rngs: models.build_teacher(TEACHER, V, rngs), [0]).student(0)
     # Sharper than at its initial values, where all distributions are nearly flat and every loss the same.
     teacher = teacher.with_params(jax.tree.map(lambda x: 3 * x, teacher.params))
     students = population(lambda rngs: models.build_student(CONFIG["student"], TEACHER, V, rngs), [0, 1])
     optimizer = training_step.make_optimizer({**CONFIG["student"]["optimizer"], "weight_decay": 0.1}, STEPS)
 
-    def train(objectives, *, start=students, steps=STEPS, optimizer=optimizer):
+    def trainer(objectives):
         def means(losses, params, batch, shared):
             logits = [students.with_params(own)(batch["inputs"], shared) for own in params]
             values = [objectives[i](z, shared, batch) for i, z in zip(losses, logits, strict=True)]
             return [reductions.token_mean(value, batch["weights"]) for value in values]
 
-        state = initial_state(start, optimizer, losses=len(objectives))
         step = training_step.make_step(
             teach=lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=1),
             objectives=means,
             together=lambda shared: True,
             optimizer=optimizer,
         )
-        kept = []
-        for batch in batches(steps):
-            state, metrics = step(state, teacher.params, batch)
-            kept.append(metrics)
-        return state, kept
 
-    return teacher, students, train
+        def train(start=students, steps=STEPS):
+            state, kept = initial_state(start, optimizer, losses=len(objectives)), []
+            for batch in batches(steps):
+                state, metrics = step(state, teacher.params, batch)
+                kept.append(metrics)
+            return state, kept
+
+        return train
+
+    return teacher, students, trainer
+
+
+@pytest.fixture(scope="module")
+def side_by_side(world):
+    """The state after training under tv and kl."""
+    return world[2]([loss_objective("tv"), loss_objective("kl")])()[0]
 
 
 def distance(a, b):
@@ -75,9 +84,9 @@ def distance(a, b):
 
 
 def test_cross_entropy_and_kl_train_the_same_students_whoever_wrote_them(world):
-    _, students, train = world
+    _, students, trainer = world
     objectives = [loss_objective("ce"), loss_objective("kl"), plain_cross_entropy, optax_kl, loss_objective("tv")]
-    state, metrics = train(objectives)
+    state, metrics = trainer(objectives)()
     assert distance(state.params[0], students.params) > 0.05
     for i in (1, 2, 3):
         assert distance(state.params[i], state.params[0]) < 1e-5
@@ -88,45 +97,46 @@ def test_cross_entropy_and_kl_train_the_same_students_whoever_wrote_them(world):
     np.testing.assert_allclose(gaps[:, 0], gaps[:, 1], rtol=1e-5)
 
 
-def test_students_side_by_side_are_students_alone(world):
-    _, students, train = world
-    together, _ = train([loss_objective("kl"), loss_objective("tv")])
-    for i, text in enumerate(("kl", "tv")):
+def test_students_side_by_side_are_students_alone(world, side_by_side):
+    _, students, trainer = world
+    for i, text in enumerate(("tv", "kl")):
+        train = trainer([loss_objective(text)])
         for seed in range(2):
             one = students.with_params(jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], students.params))
-            alone, _ = train([loss_objective(text)], start=one)
-            both = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], together.params[i])
+            alone, _ = train(one)
+            both = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], side_by_side.params[i])
             assert distance(both, alone.params[0]) < 1e-5
 
 
-def test_a_student_that_turns_nan_is_frozen_and_disturbs_nobody(world):
-    _, _, train = world
-
+def test_a_student_that_turns_nan_is_frozen_and_disturbs_nobody(world, side_by_side):
     def poisoned(logits, shared, batch):
         values = loss_objective("kl")(logits, shared, batch)
         return jnp.where(jnp.mean(values) < 2.5, jnp.nan, values)
 
-    clean, _ = train([loss_objective("tv"), loss_objective("kl")])
-    state, metrics = train([loss_objective("tv"), poisoned])
+    state, metrics = world[2]([loss_objective("tv"), poisoned])()
     alive = np.array([np.asarray(m["alive"]) for m in metrics])
     assert alive[:, 0].all()
     assert alive[0, 1].all(), "the loss must be sound at first"
     assert not alive[-1, 1].any()
     assert (np.diff(alive.astype(int), axis=0) <= 0).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert distance(state.params[0], clean.params[0]) < 1e-6  # of two programs, which round differently
+    assert distance(state.params[0], side_by_side.params[0]) < 1e-6  # of two programs, which round differently
 
 
 def test_the_mean_counts_weighted_tokens_alone(world):
     teacher, students, _ = world
     batch = next(iter(batches(1)))
-    shared = teacher(batch["inputs"], exit_layer=1)
-    logits = students.student(0)(batch["inputs"], shared)
-    p, log_q = np.asarray(jax.nn.softmax(shared.logits), np.float64), np.asarray(jax.nn.log_softmax(logits), np.float64)
+
+    @jax.jit
+    def distributions(inputs):
+        shared = teacher(inputs, exit_layer=1)
+        return jax.nn.softmax(shared.logits), jax.nn.log_softmax(students.student(0)(inputs, shared))
+
+    p, log_q = (np.asarray(side, np.float64) for side in distributions(batch["inputs"]))
     keep = np.asarray(batch["weights"]) > 0
     expected = (-(p * log_q).sum(-1))[keep].mean()
     assert keep.mean() < 1
-    _, metrics = world[2]([loss_objective("ce")], steps=1)
+    _, metrics = world[2]([loss_objective("ce")])(steps=1)
     np.testing.assert_allclose(metrics[0]["loss"][0, 0], expected, rtol=1e-5)
 
 
@@ -137,9 +147,9 @@ def test_optimizers_follow_schedule_clipping_and_decay(name):
     params = {"weight": {"kernel": jnp.full(2, 10.0)}, "norm": {"scale": jnp.full(2, 10.0)}}
     zero = jax.tree.map(jnp.zeros_like, params)
     optimizer = training_step.make_optimizer({**settings, "weight_decay": 0.1}, steps=10)
-    state, sizes = optimizer.init(params), []
+    state, update, sizes = optimizer.init(params), jax.jit(optimizer.update), []
     for _ in range(10):
-        updates, state = optimizer.update(zero, state, params)
+        updates, state = update(zero, state, params)
         assert float(jnp.abs(updates["norm"]["scale"]).max()) == 0.0, "gains of norms are not decayed"
         sizes.append(-float(updates["weight"]["kernel"][0]))
     rates = np.array(sizes) / (0.1 * 10.0)

@@ -58,16 +58,18 @@ def step_of(drafters, frozen, **options):
 def dense_gradients(drafters, frozen):
     """Of each loss and seed, as one writes it on whole logits."""
     given = batch()
-    shared = frozen(given["inputs"], exit_layer=1)
 
-    def mean(params, loss):
+    def mean(params, shared, loss):
         logits = drafters.with_params(params)(given["inputs"], shared)
         values = jaxdiv.get(loss)(logits, shared.logits, labels=given["labels"], temperature=1.5)
         return reductions.token_mean(values, given["weights"])
 
-    return jax.jit(lambda params: [jax.vmap(jax.value_and_grad(mean), (0, None))(params, loss) for loss in LOSSES])(
-        drafters.params
-    )
+    @jax.jit
+    def every(params):
+        shared = frozen(given["inputs"], exit_layer=1)
+        return [jax.vmap(jax.value_and_grad(mean), (0, None, None))(params, shared, loss) for loss in LOSSES]
+
+    return every(drafters.params)
 
 
 def apart(a, b):
@@ -118,15 +120,19 @@ def test_what_pads_a_vocabulary_is_never_seen():
     drafters, given = pupils("kangaroo"), batch()
     prompts, warm = given["inputs"][:, :4], {"temperature": 5.0}
 
-    def seen(model):
-        output = nnx.jit(lambda model: model(given["inputs"], exit_layer=1))(model)
-        student = drafters.student(0)
+    @nnx.jit
+    def read(model):
+        output, student = model(given["inputs"], exit_layer=1), drafters.student(0)
         rejected = objectives.of_students(drafters, ["tv"], temperature=1.0)
         with_head = objectives.Lesson(output, objectives.before_logits(output))
         return {
             "logits": output.logits,
             "acceptance": acceptance.sampling(student(given["inputs"], output), output.logits),
             "acceptance in training": rejected([0], [student.params], given, with_head)[0],
+        }
+
+    def seen(model):
+        return read(model) | {
             "text": models.generate(model, prompts, length=12, key=jax.random.key(1), **warm),
             "exported": llama_tensors.decoder_tensors(model),
         }

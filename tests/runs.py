@@ -18,9 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = "--config=configs/smoke.py"
 
 
-def start(name: str, *arguments: str) -> subprocess.Popen:
+def start(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
     """A running binary."""
-    return start_python("-m", f"experiments.{name}", *arguments)
+    return start_python("-m", f"experiments.{name}", *arguments, **environment)
 
 
 def start_code(code: str, *arguments: str) -> subprocess.Popen:
@@ -43,10 +43,10 @@ def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen
     )
 
 
-def end(process: subprocess.Popen, given: str | None = None) -> subprocess.CompletedProcess:
-    """The process once it was `given` its input and has ended, whatever its exit code."""
+def end(process: subprocess.Popen, given: str | None = None, *, limit: float = LIMIT) -> subprocess.CompletedProcess:
+    """The process once it was `given` its input and has ended within `limit` seconds, whatever its exit code."""
     try:
-        output, error = process.communicate(given, timeout=LIMIT)
+        output, error = process.communicate(given, timeout=limit)
     except subprocess.TimeoutExpired:
         give_up(process)
     return subprocess.CompletedProcess(process.args, process.returncode, output, error)

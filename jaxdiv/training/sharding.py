@@ -32,17 +32,17 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
       ValueError: the axes don't multiply to the number of devices, or `student` does not divide `config.seeds`.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dict(config["mesh"])
-    known = math.prod(size for size in sizes.values() if size != REST)
-    sizes = {axis: len(devices) // known if size == REST else size for axis, size in sizes.items()}
+    asked = {axis: config["mesh"][axis] for axis in AXES}
+    known = math.prod(size for size in asked.values() if size != REST)
+    sizes = {axis: len(devices) // known if size == REST else size for axis, size in asked.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(
-            f"`config.mesh` is {_told(config['mesh'])}, which must multiply to the {len(devices)} devices that there "
+            f"`config.mesh` is {_told(asked)}, which must multiply to the {len(devices)} devices that there "
             f"are; an axis of {REST} takes what the others leave"
         )
     if config["seeds"] % sizes["student"]:
         raise ValueError(f"`config.mesh.student` = {sizes['student']} must divide `config.seeds` = {config['seeds']}")
-    return _mesh([sizes[axis] for axis in AXES], devices)
+    return _mesh(sizes.values(), devices)
 
 
 def make_for_reading(config: Mapping) -> Mesh:

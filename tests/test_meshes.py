@@ -1,0 +1,173 @@
+"""One run on many devices and in several processes. The slow ones: pytest -m slow tests/test_meshes.py"""
+
+import os
+import re
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from configs import smoke
+from jaxdiv.training import sharding
+from tests import runs, stops
+from tests.stops import EVERY, STEPS, TEACHER_STEPS
+
+EIGHT, FOUR, TWO = ({"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"} for n in (8, 4, 2))
+EXACT = {"JAX_ENABLE_X64": "1"}
+
+
+LONG = 1800  # seconds for all meshes
+
+
+def program(which, environment, *more):
+    return runs.start_python("-m", "tests.sharded_training", which, *more, **environment)
+
+
+def check_ended(*processes, limit=runs.LIMIT):
+    for done in [runs.end(process, limit=limit) for process in processes]:
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("localhost", 0))
+        return held.getsockname()[1]
+
+
+def test_training_is_the_same_on_other_meshes():
+    check_ended(program("some", EIGHT | EXACT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", [EXACT, {}], ids=["float64", "float32"])
+def test_training_is_the_same_on_every_mesh(types):
+    check_ended(program("all", EIGHT | types), limit=LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", [EXACT, {}], ids=["float64", "float32"])
+def test_training_is_the_same_in_two_processes(types):
+    address = f"localhost:{free_port()}"
+    check_ended(*(program("all", FOUR | types, address, "2", str(k)) for k in range(2)), limit=LONG)
+
+
+def config_on(**mesh):
+    config = smoke.get_config()
+    config.mesh.update(mesh)
+    return config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (
+            {"data": 3},
+            r"`config\.mesh` is student 1 x data 3 x fsdp 1 x tensor 1, which must multiply to the 1",
+        ),
+        ({"fsdp": 2}, r"must multiply to the 1 devices that there are; an axis of -1 takes what the others leave"),
+        ({"data": 1, "student": 3}, r"must multiply to the 1 devices"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make(config_on(**mesh))
+
+
+def test_a_folder_of_another_machine_is_read_all_the_same():
+    assert sharding.make_for_reading(config_on(data=64)).size == 1
+
+
+def test_rows_come_back_as_they_went_in():
+    rows = sharding.Rows(sharding.alone(), 3)
+    batch = {"inputs": np.arange(12).reshape(3, 4)}
+    assert (rows.padded, rows.mine) == (3, slice(0, 3))
+    np.testing.assert_array_equal(rows.whole(rows.put(batch))["inputs"], batch["inputs"])
+
+
+def flags(folder, texts, **mesh):
+    return [*stops.flags(folder, texts), *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())]
+
+
+def start_two(folder, texts, *more):
+    """Both processes of a run on 2 × 2 devices."""
+    address = f"--coordinator=localhost:{free_port()}"
+    both = ([*flags(folder, texts, fsdp=2), address, "--processes=2", f"--process={k}", *more] for k in range(2))
+    return [runs.start("distill", *given, **TWO) for given in both]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices_and_processes(tmp_path):
+    """8 devices, then one, then two processes of 2: no batch is left out, and the students are those of one device."""
+    texts = runs.write_texts(tmp_path / "texts")
+    runs.succeed("distill", *flags(tmp_path / "whole", texts))
+    cut = tmp_path / "cut"
+    process = runs.start("distill", *flags(cut, texts, data=2, fsdp=4), **EIGHT)
+    done = stops.stop_when(process, lambda: stops.step_of(cut, "teacher") > EVERY, signal.SIGTERM)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    process = runs.start("distill", *flags(cut, texts))
+    done = stops.stop_when(process, lambda: stops.step_of(cut, "student") > EVERY, signal.SIGTERM)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "goes on with config.mesh.fsdp 1 in place of 4" in " ".join(done.stderr.split())
+    check_ended(*start_two(cut, texts))
+    for stage, steps in (("teacher", TEACHER_STEPS), ("students", STEPS)):
+        mine, theirs = stops.arrays(tmp_path / "whole", stage, steps), stops.arrays(cut, stage, steps)
+        for name, values in mine.items():
+            np.testing.assert_allclose(theirs[name], values, rtol=0, atol=2e-2, err_msg=name)
+    lines = [(folder / "curves" / "student.jsonl").read_text().splitlines() for folder in (tmp_path / "whole", cut)]
+    assert len(lines[0]) == len(lines[1]) == STEPS
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_one_step_and_both_go_on(tmp_path):
+    texts = runs.write_texts(tmp_path / "texts")
+    cut = tmp_path / "cut"
+    first, second = start_two(cut, texts)
+    stops.wait_until(first, lambda: stops.step_of(cut, "student") > EVERY)
+    second.send_signal(signal.SIGTERM)
+    for done in (runs.end(first), runs.end(second)):
+        assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    stopped = stops.step_of(cut, "student")
+    assert (cut / "students" / str(stopped)).is_dir()
+    check_ended(*start_two(cut, texts))
+    assert (cut / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_one_process_that_fails_ends_all_with_its_cause(tmp_path):
+    texts = runs.write_texts(tmp_path / "texts")
+    first, second = start_two(tmp_path / "run", texts, "--config.teacher.optimizer.learning_rate=1e30")
+    for done in (runs.end(first), runs.end(second)):
+        assert done.returncode == 2, done.stderr
+        assert "the teacher's loss or gradient is not finite at step" in done.stderr
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "config.json").write_text("{")
+    first, second = start_two(tmp_path / "held", texts)
+    ends = runs.end(first), runs.end(second)
+    assert [done.returncode for done in ends] == [2, 2]
+    assert all("config.json is not JSON" in done.stderr for done in ends)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_leaves_no_other_waiting(tmp_path, killed):
+    texts = runs.write_texts(tmp_path / "texts")
+    processes = start_two(tmp_path / "run", texts)
+    stops.wait_until(processes[0], lambda: stops.step_of(tmp_path / "run", "teacher") > 5)
+    processes[killed].kill()
+    for process in processes:
+        assert runs.end(process).returncode != 0
+
+
+REFUSED = {
+    "--process=2 must be below --processes=2": ["--coordinator=localhost:1", "--processes=2", "--process=2"],
+    "need --coordinator=HOST:PORT": ["--processes=2"],
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_wrong_numbers_of_processes_are_refused(told, tmp_path):
+    done = runs.run("distill", runs.SMOKE, f"--workdir={tmp_path}", *REFUSED[told])
+    runs.check_refusal(done, told)
+    assert not re.search("Traceback", done.stderr)
+    assert os.listdir(tmp_path) == []

@@ -6,6 +6,8 @@ import pytest
 
 from tests import commands, runs
 
+TEXTS = "TEXTS"  # in place of the folder of files that are written for a case
+
 CASES = {
     "unknown loss": (["distill", runs.SMOKE, "--config.losses=ce,klx"], ["`config.losses`", "did you mean `kl`?"]),
     "unknown key": (["distill", runs.SMOKE, "--config.student.step=3"], ["--config.student.step", "`steps`"]),
@@ -43,7 +45,7 @@ CASES = {
         [
             "distill",
             runs.SMOKE,
-            "--config.data.files=experiments/*.py",
+            "--config.data.files=TEXTS/*.txt",
             "--config.evaluation.document_tokens=2048",
             "--config.evaluation.prompt_tokens=2040",
         ],
@@ -57,6 +59,7 @@ CASES = {
 def refusals(tmp_path_factory):
     """Every case's ended command and its work folder; the first is a process of its own, the others one a binary."""
     folder, of = tmp_path_factory.mktemp("refused"), collections.defaultdict(list)
+    runs.write_texts(folder / TEXTS)
     first, *others = CASES
     for case in others:
         of[CASES[case][0][0]].append(case)
@@ -67,7 +70,7 @@ def refusals(tmp_path_factory):
 
 
 def _flags(case, folder):
-    (name, *given), _ = CASES[case]
+    name, *given = (flag.replace(TEXTS, str(folder / TEXTS)) for flag in CASES[case][0])
     takes_folder = name in ("distill", "teacher")
     return [name, *given, *([f"--workdir={folder / case}"] if takes_folder else [])]
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdiv import files
@@ -129,7 +130,9 @@ def _object(path):
 
 def _surroundings():
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
-    return {"python": platform.python_version(), "platform": platform.platform(), **versions, **_revision()}
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    system = {"python": platform.python_version(), "platform": platform.platform(), "devices": devices}
+    return {**system, **versions, **_revision()}
 
 
 def _installed(name):

@@ -235,12 +235,12 @@ def test_a_run_on_a_disk_without_room_goes_on_once_there_is_some(whole, tmp_path
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
+def small_disk(request, tmp_path):
+    """A file system of 1 MiB, or of what is asked for."""
+    disk, limit = tmp_path / "disk", getattr(request, "param", "size=1m")
     disk.mkdir()
     try:
-        _system("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk)
+        _system("mount", "-t", "tmpfs", "-o", limit, "tmpfs", disk)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("file systems can't be mounted here")
     yield disk
@@ -264,3 +264,21 @@ def test_a_run_on_a_full_disk_goes_on_once_it_grew(whole, small_disk):
     assert told
     stops.check_same_end(never_stopped, cut)
     print(*told, sep="")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("small_disk", ["nr_inodes=2"], indirect=True)
+def test_a_full_inode_table_is_told_before_any_work(whole, small_disk):
+    texts, never_stopped = whole
+    cut = small_disk / "cut"
+    done = runs.run("distill", *stops.flags(cut, texts))
+    runs.check_refusal(done, f"work folder {cut} can't be written to: No space left on device")
+    told, inodes = [], 8
+    _system("mount", "-o", f"remount,nr_inodes={inodes}", small_disk)
+    while (done := runs.run("distill", *stops.flags(cut, texts))).returncode:
+        check_end(done, "No space left on device", str(cut))
+        told.append(done.stderr)
+        inodes *= 3
+        _system("mount", "-o", f"remount,nr_inodes={inodes}", small_disk)
+    assert told
+    stops.check_same_end(never_stopped, cut)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
 from jax.sharding import Mesh
@@ -84,6 +85,8 @@ def _path(workdir, split):
 def _make(config, workdir):
     data, donor = config["data"], config["teacher"]["checkpoint"]
     own = str(workdir.data) if data["source"] == "python_stdlib" else ""
+    for left in workdir.data.rglob("incomplete.*"):  # by TFDS, when a run was killed
+        shutil.rmtree(left)
     with progress.bar("data", 3, unit="parts") as advance:
         documents = sources.open_documents(
             source=data["source"],

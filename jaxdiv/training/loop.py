@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -58,7 +59,7 @@ def run_stage(
     names: Sequence[str],
     seeds: Sequence[int],
     mesh: Mesh,
-    state: TrainState,
+    begin: Callable[[], TrainState],
     batches: Iterator,
     profile: range = range(0),
     also: Sequence[Callable[[trackers.Stage], trackers.Tracker]] = (),
@@ -68,6 +69,7 @@ def run_stage(
 
     Args:
       mesh: that the state lies on, and whose rows of this process `batches` are.
+      begin: makes the state that a run without a checkpoint starts from.
       profile: the steps to trace, into the run's `profile/`.
       also: makers of trackers beside every run's own.
     """
@@ -77,7 +79,7 @@ def run_stage(
         progress.place(stage=stage),
         Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints,
     ):
-        state = _restore(checkpoints, state, batches)
+        state = _restore(checkpoints, begin, mesh, batches)
         done = int(state.step)
         trace = profiling.Trace(workdir.root / "profile", stage, profile, done=done)
         if done == steps:
@@ -103,14 +105,15 @@ def run_stage(
             )
 
 
-def _restore(checkpoints, state, batches):
-    """The newest whole checkpoint's state, with `batches` where it was left; `state` itself if there is none."""
+def _restore(checkpoints, begin, mesh, batches):
+    """The newest whole checkpoint's state, with `batches` where it was left; one that begins if there is none."""
     latest = checkpoints.latest()
     for fault in checkpoints.damaged():
         progress.say(f"{fault}; going on from step {latest or 0}")
     if latest is None:
-        return state
-    state, position = checkpoints.restore(state)
+        return begin()
+    # Of its shapes alone: two states at once may be more than there is room for.
+    state, position = checkpoints.restore(sharding.shapes(jax.eval_shape(begin), mesh))
     batches.set_state(position["batches"])
     return state
 

@@ -90,7 +90,8 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model, **w
     """
     losses, mesh = run_config.losses(config), sharding.make(config)
     rows = sharding.Rows(mesh, config["student"]["batch_size"])
-    students = untrained(config, corpus.tokenizer.vocab_size, mesh)
+    vocab_size = corpus.tokenizer.vocab_size
+    students = population_shapes(builder(config, vocab_size), config["seeds"], mesh)
     teach_all = lesson(config, teacher)
     write = own_text.writer(config, teacher, students, corpus.tokenizer.end_of_text)
     held_out = run_corpus.validation_batch(config, corpus, mesh)
@@ -126,7 +127,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model, **w
         names=tuple(loss.text for loss in losses),
         seeds=seeds(config),
         mesh=mesh,
-        state=beginning(config, students, mesh),
+        begin=lambda: beginning(config, untrained(config, vocab_size, mesh), mesh),
         step=step(config, students, teach_all, write, mesh=mesh),
         teacher=teacher.params,
         batches=run_corpus.batches(config, "student", corpus, mesh),

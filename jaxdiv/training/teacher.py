@@ -16,7 +16,7 @@ from jaxdiv.training import donors, loop, objectives, processes, progress, shard
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.donors import restore
-from jaxdiv.training.state import Model, TrainState, initial_state, population
+from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
 from jaxdiv.training.step import make_optimizer, make_step
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
@@ -133,8 +133,8 @@ def _adopt(config, workdir, mesh):
 
 
 def _train(config, workdir, corpus, mesh, watched):
-    seeds = [config["seed"]]
-    model = population(donors.build(config, corpus.tokenizer.vocab_size), seeds, mesh)
+    seeds, build = [config["seed"]], donors.build(config, corpus.tokenizer.vocab_size)
+    model = population_shapes(build, 1, mesh)
     held_out = run_corpus.validation_batch(config, corpus, mesh)
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
 
@@ -156,7 +156,7 @@ def _train(config, workdir, corpus, mesh, watched):
         names=("teacher",),
         seeds=seeds,
         mesh=mesh,
-        state=beginning(config, model, mesh),
+        begin=lambda: beginning(config, population(build, seeds, mesh), mesh),
         step=step(config, model, mesh=mesh),
         teacher=None,
         batches=run_corpus.batches(config, "teacher", corpus, mesh),

@@ -1,0 +1,97 @@
+"""Whether a run's memory is what it must be, and stays so.
+
+  python -m experiments.benchmarks.memory --config=configs/quickstart.py --config.student.steps=400
+
+Trains a teacher of one step and then the config's students, as `experiments.distill` does. After every step it asks JAX
+for the arrays that live and the system for the process's memory. Device memory is compared with parameters, optimizer
+states and one step's temporaries, as XLA plans them.
+"""
+
+import pathlib
+import resource
+import tempfile
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import flags
+from rich.console import Console
+
+from experiments import ahead, cli
+from jaxdiv.training import config as run_config
+from jaxdiv.training import corpus, sharding, students, teacher
+from jaxdiv.training.workdir import Workdir
+
+CONFIG = cli.define_config()
+SETTLED = flags.DEFINE_integer("settled", 100, "The step from which on the host's memory must not grow.", lower_bound=1)
+
+
+class Memory:
+    """A tracker of bytes after each step: of arrays on devices, and of the process."""
+
+    def __init__(self, seen: list[tuple[int, int]]):
+        self._seen = seen
+
+    def write(self, step: int, students: Mapping, clock: Mapping) -> None:
+        live = {id(x): x for x in jax.live_arrays() if not x.is_deleted()}
+        self._seen.append((sum(x.nbytes for x in live.values()), _resident()))
+
+    def close(self) -> None:
+        pass
+
+
+def _resident():
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def needed(config: Mapping, guide, data: corpus.Corpus) -> dict[str, int]:
+    """Bytes of what a step can't do without, by name."""
+    mesh, vocab_size = sharding.make(config), data.tokenizer.vocab_size
+    pupils = students.untrained(config, vocab_size, mesh)
+    state = students.beginning(config, pupils, mesh)
+    step = students.step(config, pupils, students.lesson(config, guide), mesh=mesh)
+    rows = sharding.Rows(mesh, config["student"]["batch_size"])
+    batch = rows.put(next(corpus.batches(config, "student", data, mesh)))
+    program = step.lower(state, guide.params, batch).compile()
+    return {
+        "teacher": _size(guide.params),
+        "students": _size(state.params),
+        "optimizer states": _size(state.opt_state),
+        "temporaries": ahead.Memory.of(program).temporaries,
+    }
+
+
+def _size(tree):
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def main(_):
+    config = cli.loaded(CONFIG).to_dict()
+    config["teacher"].update({"steps": 2, "optimizer": {**config["teacher"]["optimizer"], "warmup_steps": 1}})
+    run_config.check(config)
+    if config["student"]["steps"] <= SETTLED.value:
+        raise ValueError(f"--config.student.steps must be above --settled={SETTLED.value}")
+    seen: list[tuple[int, int]] = []
+    with tempfile.TemporaryDirectory(prefix="jaxdiv-memory-") as name:
+        run = Workdir(name)
+        run.claim(config)
+        data = corpus.prepare(config, run)
+        guide = teacher.prepare(config, run, data)
+        students.train(config, run, data, guide, also=[lambda stage: Memory(seen)])
+        parts = needed(config, guide, data)
+    live, host = np.array(seen).T
+    whole = sum(parts.values())
+    told = [
+        ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items()) + f": {whole / 2**20:.1f} MiB",
+        f"arrays that live, at most, and temporaries: {(live.max() + parts['temporaries']) / 2**20:.1f} MiB, "
+        f"{(live.max() + parts['temporaries']) / whole:.3f} ×",
+        f"host after step {SETTLED.value}: {host[SETTLED.value - 1] / 2**20:.0f} MiB; at most later: "
+        f"{host[SETTLED.value :].max() / 2**20:.0f} ({host[SETTLED.value :].max() / host[SETTLED.value - 1] - 1:+.1%})",
+    ]
+    Console(width=110).print("\n".join(told), highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -4,6 +4,7 @@ Alone, a process is the first, and nothing here waits.
 """
 
 import atexit
+import contextlib
 import glob
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -88,18 +90,11 @@ def from_first(value: int) -> int:
 
 def fail(cause: str, code: int) -> None:
     """Ends this process and all others, whose cause is this one's; alone it does nothing."""
-    if not are_several():
-        return
-    client, own = _client(), jax.process_index()
-    try:
-        told = {"process": own, "host": socket.gethostname(), "cause": cause, "code": code}
-        client.key_value_set(_FAILED, json.dumps(told))
-        for other in set(range(jax.process_count())) - {own}:
-            client.blocking_key_value_get(f"{_HEARD}/{other}", _PATIENCE)
-    except Exception:  # another was faster, or is gone
-        pass
-    sys.stderr.flush()
-    os._exit(code)
+    if are_several():
+        told = {"process": jax.process_index(), "host": socket.gethostname(), "cause": cause, "code": code}
+        with contextlib.suppress(Exception):  # another was faster
+            _client().key_value_set(_FAILED, json.dumps(told))
+        _leave(code)
 
 
 def _watch(client, ended):
@@ -111,12 +106,24 @@ def _watch(client, ended):
             if "NOT_FOUND" in str(error):
                 continue
             return  # the first process is gone, which JAX tells
-        if failed["process"] == jax.process_index():
-            return
-        client.key_value_set(f"{_HEARD}/{jax.process_index()}", "")
-        told = f"error: process {failed['process']} on {failed['host']} ended: {failed['cause']}\n"
-        os.write(2, told.encode())
-        os._exit(failed["code"])
+        if failed["process"] != jax.process_index():
+            told = f"error: process {failed['process']} on {failed['host']} ended: {failed['cause']}\n"
+            os.write(2, told.encode())
+            _leave(failed["code"])
+        return
+
+
+def _leave(code):
+    """Ends this process once all know why: with the first one goes what they hear it by."""
+    sys.stderr.flush()
+    own, client = jax.process_index(), _client()
+    with contextlib.suppress(Exception):  # one may be gone
+        client.key_value_set(f"{_HEARD}/{own}", "", allow_overwrite=True)
+        for other in range(jax.process_count()):
+            client.blocking_key_value_get(f"{_HEARD}/{other}", _PATIENCE)
+    if own == 0:
+        time.sleep(_SECONDS)
+    os._exit(code)
 
 
 def _client():

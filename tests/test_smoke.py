@@ -155,8 +155,9 @@ def test_runs_are_measured_again_by_other_rules_temperatures_and_contexts(measur
 def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finished, tmp_path):
     folder = finished[0]
     other = ["--config.losses=ce,0.5*kl+0.5*tv", "--config.seed=7"]
-    mine, theirs = ["--workdir", str(folder)], [f"--workdir={folder}-2", f"--config.teacher.checkpoint={folder}"]
-    refused, done = commands.many("distill", [[runs.SMOKE, *where, *other] for where in (mine, theirs)])
+    lent = [f"--config.teacher.checkpoint={folder}", "--config.evaluation.contexts=corpus"]
+    here, there = ["--workdir", str(folder)], [f"--workdir={folder}-2", *lent]
+    refused, done = commands.many("distill", [[runs.SMOKE, *where, *other] for where in (here, there)])
     runs.check_refusal(refused, "config.losses is 'ce,kl,tv' there, 'ce,0.5*kl+0.5*tv' here")
     command = refused.stderr.split("Give it a folder of its own: ")[1]
     assert f"--config.teacher.checkpoint={folder}" in command
@@ -165,7 +166,8 @@ def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finishe
     assert done.returncode == 0, done.stderr
     mine, theirs = (teacher.restore(Workdir(p).config(), Workdir(p), _size(p)).params for p in (folder, f"{folder}-2"))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True))
-    asked = [[f"--workdir={folder},{folder}-2", f"--output={tmp_path}"], [f"--workdir={folder},{folder}-2,{folder}"]]
+    pooling = [f"--workdir={folder},{folder}-2", f"--output={tmp_path}", "--contexts=corpus"]
+    asked = [pooling, [f"--workdir={folder},{folder}-2,{folder}"]]
     pooled, refused = commands.many("acceptance", asked)
     assert pooled.returncode == 0, pooled.stderr
     runs.check_refusal(refused, f"--workdir names {folder} twice")

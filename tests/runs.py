@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-LIMIT = 300  # seconds that a test waits for a process, or for what one writes
+LIMIT = 600  # seconds that a test waits for a process, or for what one writes
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = "--config=configs/smoke.py"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from jaxdiv.training import sharding
+from jaxdiv.training import lock, sharding
 from tests import runs, stops
 from tests.stops import EVERY, STEPS, TEACHER_STEPS
 
@@ -140,12 +140,15 @@ def test_one_process_that_fails_ends_all_with_its_cause(tmp_path):
     for done in (runs.end(first), runs.end(second)):
         assert done.returncode == 2, done.stderr
         assert "the teacher's loss or gradient is not finite at step" in done.stderr
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "config.json").write_text("{")
-    first, second = start_two(tmp_path / "held", texts)
-    ends = runs.end(first), runs.end(second)
-    assert [done.returncode for done in ends] == [2, 2]
-    assert all("config.json is not JSON" in done.stderr for done in ends)
+    with lock.writing(tmp_path / "held"):
+        first, second = start_two(tmp_path / "held", texts)
+        ends = runs.end(first), runs.end(second)
+    cause = f"work folder {tmp_path / 'held'} is in use by process {os.getpid()}"
+    for done, told in zip(
+        ends, (f"error: {cause}", f"error: process 0 on {socket.gethostname()} ended: {cause}"), strict=True
+    ):
+        assert done.returncode == 2, done.stderr
+        assert told in done.stderr
 
 
 @pytest.mark.slow

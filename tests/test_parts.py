@@ -25,7 +25,9 @@ def prepare(way):
     return speculative.prepare(cases.target(V, 16), draft, cases.prompts(TEXTS, V), **how, **options)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow if way in ("lookup", "decoder") else ()) for way in WAYS]
+)
 def test_the_parts_draft_and_accept_what_the_rounds_did(way):
     decoding = prepare(way)
     decoded, replay = decoding.run(), parts.Replay.of(decoding)

@@ -81,13 +81,14 @@ def main(_):
         students.train(config, run, data, guide, also=[lambda stage: Memory(seen)])
         parts = needed(config, guide, data)
     live, host = np.array(seen).T
-    whole = sum(parts.values())
+    whole, every = sum(parts.values()), config["checkpoint"]["every"]
+    early, late = (np.median(part) / 2**20 for part in (host[SETTLED.value :][:every], host[-every:]))
     told = [
         ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items()) + f": {whole / 2**20:.1f} MiB",
         f"arrays that live, at most, and temporaries: {(live.max() + parts['temporaries']) / 2**20:.1f} MiB, "
         f"{(live.max() + parts['temporaries']) / whole:.3f} ×",
-        f"host after step {SETTLED.value}: {host[SETTLED.value - 1] / 2**20:.0f} MiB; at most later: "
-        f"{host[SETTLED.value :].max() / 2**20:.0f} ({host[SETTLED.value :].max() / host[SETTLED.value - 1] - 1:+.1%})",
+        f"process, median of the {every} steps after {SETTLED.value}: {early:.0f} MiB, of the last {every}: {late:.0f} "
+        f"({late / early - 1:+.1%}); at most: {host.max() / 2**20:.0f}",
     ]
     Console(width=110).print("\n".join(told), highlight=False)
     return 0

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import cli, measuring, watching
 from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, lock, loop, students, teacher
+from jaxdiv.training import corpus, lock, loop, sharding, students, teacher
 from jaxdiv.training.workdir import ConfigDiffers, Workdir
 
 CONFIG = cli.define_config()
@@ -32,6 +32,7 @@ _AFTER_TEACHER = (
     "config.temperature",
     "config.student",
     "config.evaluation",
+    "config.mesh",
     "config.checkpoint",
     "config.log",
 )
@@ -40,6 +41,7 @@ _AFTER_TEACHER = (
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
+    sharding.make(config)  # which refuses what this machine has not
     profile, also = watching.profile(config["student"]["steps"]), watching.also()
     with lock.writing(workdir.root):
         return _run(config, workdir, profile, also)

@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments import cli, watching
 from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, lock, loop, teacher
+from jaxdiv.training import corpus, lock, loop, sharding, teacher
 from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
@@ -24,6 +24,7 @@ FROM_HF = flags.DEFINE_string("from_hf", None, "A Llama folder whose model and t
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(_given(), workdir, typed=cli.typed(CONFIG))
+    sharding.make(config)  # which refuses what this machine has not
     profile, also = watching.profile(config["teacher"]["steps"]), watching.also()
     if profile and config["teacher"]["checkpoint"]:
         raise ValueError(f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained")

@@ -81,7 +81,8 @@ def run_stage(
     ):
         state = _restore(checkpoints, begin, mesh, batches)
         done = int(state.step)
-        trace = profiling.Trace(workdir.root / "profile", stage, profile, done=done)
+        traced = profile if processes.is_first() else range(0)
+        trace = profiling.Trace(workdir.root / "profile", stage, traced, done=done)
         if done == steps:
             return state
         seen = trackers.Stage(workdir.curves, stage, names, seeds, done, steps, config["log"]["every"], per_step)

@@ -43,6 +43,7 @@ def begin(coordinator: str = "", count: int = 0, number: int = 0) -> None:
         jax.distributed.initialize(**named)
     except Exception as error:  # of many kinds
         if not coordinator:  # a TPU without the service that knows its slice, as in a container
+            sys.stderr.write(f"alone: no other hosts of a TPU slice are known ({str(error).splitlines()[0]})\n")
             return
         raise ValueError(f"the processes of --coordinator={coordinator} can't be joined: {error}") from None
     if jax.process_count() > 1:

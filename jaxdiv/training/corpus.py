@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from jax.sharding import Mesh
 
+from jaxdiv import files
 from jaxdiv.data import pipeline, sources
 from jaxdiv.data.corpus import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def _path(workdir, split):
 
 def _make(config, workdir):
     data, donor = config["data"], config["teacher"]["checkpoint"]
-    own = str(workdir.data) if data["source"] == "python_stdlib" else ""
+    own = str(workdir.data) if data["source"] == "python_stdlib" and not files.in_bucket(workdir.root) else ""
     with progress.bar("data", 3, unit="parts") as advance:
         documents = sources.open_documents(
             source=data["source"],

@@ -75,8 +75,14 @@ def below(folder: pathlib.PurePath) -> dict[str, pathlib.PurePath]:
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
+def empty(folder: pathlib.PurePath) -> None:
+    """Removes every file below `folder`, of which nothing stays then in a bucket."""
+    for path in below(folder).values():
+        path.unlink(missing_ok=True)
+
+
 def _walk(folder):
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else ():
         if path == folder:  # an empty object that stands for it
             continue
         yield from _walk(path) if path.is_dir() else [path]
@@ -140,7 +146,7 @@ class Mirror:
 
     def fetch(self) -> None:
         """Brings what lies in the bucket."""
-        if self._temporary and self._folder.exists():
+        if self._temporary:
             for name, path in below(self._folder).items():
                 file = self.local / name
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,13 @@ ROOT = "gs://bucket"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Holds `objects`, name to content, of the one bucket there is; `requests` are (method, name) in their order."""
+    """Holds the one bucket there is.
+
+    Attributes:
+      objects: name to content.
+      changes: (name, content, None of what was removed) in their order.
+      refuses: whether every request fails, as where a network does.
+    """
 
     daemon_threads = True
 
@@ -27,12 +33,27 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
         self.generations: dict[str, int] = {}
-        self.requests: list[tuple[str, str]] = []
+        self.changes: list[tuple[str, bytes | None]] = []
+        self.refuses = False
         self.lock = threading.Lock()
 
-    def put(self, name: str, content: bytes) -> None:
-        self.objects[name] = content
+    def change(self, name: str, content: bytes | None) -> None:
+        """Puts an object in its place, or removes it."""
+        self.changes.append((name, content))
         self.generations[name] = self.generations.get(name, 0) + 1
+        if content is None:
+            del self.objects[name]
+        else:
+            self.objects[name] = content
+
+    def become(self, objects: dict[str, bytes]) -> None:
+        """From here on the bucket holds `objects`."""
+        with self.lock:
+            for name in self.objects.keys() - objects.keys():
+                self.change(name, None)
+            for name, content in objects.items():
+                self.change(name, content)
+            self.changes.clear()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -41,6 +62,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         name, query = self._asked()
         with self.server.lock:
+            if self.server.refuses:
+                return self._answer(403, {})
             if name is None:
                 return self._answer(200, self._listed(query))
             if name not in self.server.objects:
@@ -55,8 +78,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             if not self._holds(query["name"], query):
                 return self._answer(412, {})
-            self.server.put(query["name"], content)
-            self.server.requests.append(("write", query["name"]))
+            self.server.change(query["name"], content)
             return self._answer(200, self._metadata(query["name"]))
 
     def do_DELETE(self):
@@ -66,8 +88,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self._answer(404, {})
             if not self._holds(name, query):
                 return self._answer(412, {})
-            del self.server.objects[name]
-            self.server.requests.append(("delete", name))
+            self.server.change(name, None)
             return self._answer(204, None)
 
     def _asked(self):

@@ -88,7 +88,7 @@ class InBucket:
 
     def remove(self, step: int) -> None:
         (self.path(step) / manifests.NAME).unlink(missing_ok=True)
-        self.path(step).rmtree(missing_ok=True)
+        files.empty(self.path(step))
 
 
 def of(folder: pathlib.PurePath) -> OnDisk | InBucket:

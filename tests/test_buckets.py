@@ -173,8 +173,8 @@ def test_a_second_run_is_told_but_not_refused(bucket, root, capsys):
         assert (named["host"], named["process"]) == (socket.gethostname(), os.getpid())
         assert "no second run out" in capsys.readouterr().err
         with lock.writing(root):
-            told = f"names process {os.getpid()} on {socket.gethostname()}, which was killed or still writes there"
-            assert told in " ".join(capsys.readouterr().err.split())
+            first = f"names process {os.getpid()} on {socket.gethostname()} since {named['time']}, which was killed or"
+            assert first in " ".join(capsys.readouterr().err.split())
     assert bucket.objects == {}
 
 

@@ -102,6 +102,7 @@ def _named(content):
     """(who the lock's file names, its host); None for the host where it names nobody, as before it is written."""
     try:
         named = json.loads(content)
-        return f"process {named['process']} on {named['host']}", str(named["host"])
+        since = f" since {named['time']}" if "time" in named else ""
+        return f"process {named['process']} on {named['host']}{since}", str(named["host"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return "another process", None

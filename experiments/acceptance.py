@@ -7,11 +7,10 @@
 One run's results.csv and report.html are written anew; several runs' go to a folder of their own.
 """
 
-import pathlib
-
 from absl import flags
 
 from experiments import cli, measuring
+from jaxdiv import files
 from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.training import config as run_config
 from jaxdiv.training import evaluation, students
@@ -55,7 +54,7 @@ def main(_):
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     runs = [Workdir(path) for path in WORKDIR.value]
     _check_alike(runs)
-    output = pathlib.Path(OUTPUT.value) if OUTPUT.value else _folder(runs)
+    output = files.path_of(OUTPUT.value) if OUTPUT.value else _folder(runs)
     contexts = _given(CONTEXTS, run_config.SOME_CONTEXTS, run_config.contexts)
     if DECODE.value:
         _check_decodable(runs, contexts)

@@ -9,7 +9,6 @@ run's held-out documents: which classes does each loss look at, by the rank that
 """
 
 import math
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +104,7 @@ def _of_distributions():
         _print(made)
     print(reporting.finding(frame))
     if OUTPUT.value:
-        _write(pathlib.Path(OUTPUT.value), "contributions", frame, reporting.render(frame))
+        _write(files.path_of(OUTPUT.value), "contributions", frame, reporting.render(frame))
 
 
 def _of_run(run):
@@ -126,7 +125,7 @@ def _of_run(run):
         f"{_SEEN_ON.get(student, f'all losses on the students of {student}')}. ±: 95% interval."
     )
     _write(
-        pathlib.Path(OUTPUT.value or run.root),
+        files.path_of(OUTPUT.value or run.root),
         "contributions_by_rank",
         frame,
         rank_reporting.render(frame, subtitle=subtitle),

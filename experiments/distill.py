@@ -22,7 +22,7 @@ from jaxdiv.training.workdir import ConfigDiffers, Workdir
 
 CONFIG = cli.define_config()
 cli.define_log_format()
-WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER.")
 
 # What may change while the teacher, its data and its tokenizer stay the same.
 _AFTER_TEACHER = (

@@ -18,7 +18,7 @@ from jaxdiv.training.workdir import Workdir
 def measure_and_report(
     runs: Sequence[Workdir],
     *,
-    output: pathlib.Path,
+    output: pathlib.PurePath,
     contexts: Sequence[str] = (),
     rules: Sequence[str] = (),
     temperatures: Sequence[float] = (),
@@ -59,7 +59,7 @@ def _tell_lost(run, found):
         cli.say(f"not finite, left out of the table of {run.root}: {', '.join(lost)}")
 
 
-def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Path, markdown: bool = False) -> None:
+def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.PurePath, markdown: bool = False) -> None:
     """Prints the table of `frame`, if asked as Markdown, and writes the pictures and report.html to `output`."""
     if not results.contexts(frame):
         raise ValueError("the results hold no pooled acceptance; measure again with experiments.acceptance")

@@ -17,7 +17,7 @@ from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
 cli.define_log_format()
-WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER.")
 FROM_HF = flags.DEFINE_string("from_hf", None, "A Llama folder whose model and tokenizer to take; nothing is trained.")
 
 

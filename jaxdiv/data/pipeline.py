@@ -55,7 +55,7 @@ class Tokens:
     def load(cls, path: str | os.PathLike) -> "Tokens":
         """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with files.path_of(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 ids, offsets = arrays["ids"], arrays["offsets"]
         except Exception as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
             raise ValueError(f"can't read tokens from {path}: {type(error).__name__}: {error}") from None

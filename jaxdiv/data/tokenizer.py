@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -71,7 +70,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
-        bpe, settings = read_bpe(path), pathlib.Path(path).with_name(SETTINGS)
+        bpe, settings = read_bpe(path), files.path_of(path).with_name(SETTINGS)
         written = files.read_json(settings) if settings.exists() else {"eos_token": END_OF_TEXT}
         try:
             return cls(bpe, written["eos_token"])
@@ -81,7 +80,7 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the JSON of `tokenizers` to `path`, and beside it which token ends a document, atomically."""
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._ends_with}
-        files.write_json(pathlib.Path(path).with_name(SETTINGS), settings)
+        files.write_json(files.path_of(path).with_name(SETTINGS), settings)
         files.write_text(path, self._bpe.to_str())
 
     def encode(self, text: str) -> list[int]:
@@ -114,7 +113,7 @@ def _pieces(texts):
 def read_bpe(path: str | os.PathLike) -> tokenizers.Tokenizer:
     """A tokenizer.json of the library `tokenizers`. Raises ValueError, naming the file, if it is none."""
     try:
-        return tokenizers.Tokenizer.from_str(pathlib.Path(path).read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(files.path_of(path).read_bytes().decode())
     except Exception as error:  # tokenizers raises bare Exceptions
         raise ValueError(f"can't read a tokenizer from {path}: {error}") from None
 

@@ -10,11 +10,11 @@ from jaxdiv import files
 from jaxdiv.reporting import comparison, style, training_curves
 
 
-def write(folder: str | os.PathLike, *, frame: pd.DataFrame, curves: pd.DataFrame) -> list[pathlib.Path]:
+def write(folder: str | os.PathLike, *, frame: pd.DataFrame, curves: pd.DataFrame) -> list[pathlib.PurePath]:
     """Writes NAME.png into `folder` for each picture that `render` gives, and returns their paths."""
     paths = []
     for name, content in render(frame=frame, curves=curves).items():
-        path = pathlib.Path(folder) / f"{name}.png"
+        path = files.path_of(folder) / f"{name}.png"
         with files.replacing(path) as temporary:
             temporary.write_bytes(content)
         paths.append(path)

@@ -57,7 +57,8 @@ def read_csv(path: str | os.PathLike) -> pd.DataFrame:
       ValueError: a column is missing or unknown, or a number is none; the message names the file.
     """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with files.path_of(path).open("rb") as file:
+            frame = pd.read_csv(file, dtype=str, keep_default_na=False)
         check(frame)
         return _typed(frame)
     except (ValueError, UnicodeDecodeError) as error:

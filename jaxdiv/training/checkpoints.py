@@ -2,10 +2,7 @@
 
 import concurrent.futures
 import contextlib
-import os
 import pathlib
-import re
-import shutil
 from typing import Any
 
 import jax
@@ -14,19 +11,18 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
 from jaxdiv import files
-from jaxdiv.training import manifests, processes
+from jaxdiv.training import manifests, processes, steps
 from jaxdiv.training.progress import event
 
 STATE, PROGRESS = "state", "progress.json"
-_ASIDE = ".aside-"  # before the name of a step that is not yet whole, or not wanted any more
 
 
 class Checkpoints:
     """The numbered steps below one folder. A step counts only while it is whole, by the checksums of its manifest.
 
-    A step holds arrays (a pytree, whose numeric or text keys name them) and a small JSON dict, `progress`. It is put
-    together aside and gets its name once its manifest is written; older ones are kept till then. Read only, the
-    folder is left as it is, even a save that another process has under way in it.
+    A step holds arrays (a pytree, whose numeric or text keys name them) and a small JSON dict, `progress`. It counts
+    once its manifest is written; older ones are kept till then. Read only, the folder is left as it is, even a save
+    that another process has under way in it.
 
     Args:
       folder: of the steps.
@@ -38,15 +34,14 @@ class Checkpoints:
       FileNotFoundError: read only, and there is no folder.
     """
 
-    def __init__(self, folder: pathlib.Path, *, every: int = 1, keep: int | None = None, read_only: bool = False):
-        self.folder, self.every, self.keep = pathlib.Path(folder).absolute(), every, keep
+    def __init__(self, folder: pathlib.PurePath, *, every: int = 1, keep: int | None = None, read_only: bool = False):
+        self._steps = steps.of(folder)
+        self.folder, self.every, self.keep = self._steps.folder, every, keep
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
         if not read_only:
             if processes.is_first():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for left in self.folder.glob(f"{_ASIDE}*"):
-                    shutil.rmtree(left)
+                self._steps.open()
             processes.meet(f"{self.folder} open")
         self._read_only = read_only
         self._faults: dict[int, str | None] = {}
@@ -73,14 +68,14 @@ class Checkpoints:
         return None if found < 0 else found
 
     def _latest(self):
-        return next((step for step in reversed(self._steps()) if self._fault(step) is None), None)
+        return next((step for step in reversed(self._steps.numbers()) if self._fault(step) is None), None)
 
     def damaged(self) -> list[str]:
         """What is wrong with the steps above the newest whole one, a sentence each."""
         if not processes.is_first():
             return []
-        latest, steps = self._latest(), self._steps()
-        newer = steps if latest is None else [step for step in steps if step > latest]
+        latest, found = self._latest(), self._steps.numbers()
+        newer = found if latest is None else [step for step in found if step > latest]
         return [f"checkpoint {self._path(step)} is damaged: {self._fault(step)}" for step in newer]
 
     def save(self, step: int, tree: Any, progress: dict) -> None:
@@ -90,12 +85,18 @@ class Checkpoints:
           OSError: this save, or the one before it, failed; the checkpoint is named.
         """
         self.wait()
-        if processes.from_first(processes.is_first() and step in self._steps() and self._fault(step) is None):
-            return
-        aside = self._aside(step)
         with self._saves(step):
-            self._orbax.save(aside / STATE, args=ocp_args.PyTreeSave(_by_name(tree)))
-        self._saving = self._worker.submit(self._finish, step, aside, progress)
+            if not processes.from_first(processes.is_first() and self._makes_place(step)):
+                return
+            self._orbax.save(self._steps.draft(step) / STATE, args=ocp_args.PyTreeSave(_by_name(tree)))
+        self._saving = self._worker.submit(self._finish, step, progress)
+
+    def _makes_place(self, step):
+        """Whether `step` is not there as a whole."""
+        if step in self._steps.numbers() and self._fault(step) is None:
+            return False
+        self._steps.clear(step)
+        return True
 
     def wait(self) -> None:
         """Waits for a save under way. Raises OSError if it failed."""
@@ -108,16 +109,15 @@ class Checkpoints:
         if self._saving and self._saving.done():
             self.wait()
 
-    def _finish(self, step, aside, progress):
+    def _finish(self, step, progress):
+        draft = self._steps.draft(step)
         with self._saves(step):
             self._orbax.wait_until_finished()
             if not processes.is_first():
                 return
-            files.write_json(aside / PROGRESS, progress)
-            manifests.write(aside)
-            if self._path(step).exists():
-                self._remove(step)
-            os.replace(aside, self._path(step))
+            files.write_json(draft / PROGRESS, progress)
+            manifests.write(draft)
+            self._steps.commit(step)
             self._faults[step] = None
             self._prune(step)
         event("checkpoint", step=step, path=str(self._path(step)))
@@ -127,33 +127,27 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            shutil.rmtree(self._aside(step), ignore_errors=True)
+            self._steps.abandon(step)
             raise OSError(
                 f"checkpoint {self._path(step)} can't be saved; the whole ones before it stay, from which the same "
                 f"command goes on ({_cause(error)})"
             ) from error
 
     def _prune(self, step):
-        whole = [other for other in self._steps() if self._faults.get(other) is None]
+        whole = [other for other in self._steps.numbers() if self._faults.get(other) is None]
         passed = [other for other, fault in self._faults.items() if fault and other < step]
         for old in [*(whole[: -self.keep] if self.keep else []), *passed]:
-            self._remove(old)
-
-    def _remove(self, step):
-        """Kept from being seen half removed."""
-        gone = self.folder / f"{_ASIDE}old-{step}"
-        os.replace(self._path(step), gone)
-        self._faults.pop(step, None)
-        shutil.rmtree(gone, ignore_errors=True)
+            self._steps.remove(old)
+            self._faults.pop(old, None)
 
     def require(self, step: int | None) -> None:
         """Raises FileNotFoundError if `step` is not there, saying how far training came; ValueError if damaged."""
-        steps = self._steps()
-        if not steps:
+        found = self._steps.numbers()
+        if not found:
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
-        if step not in steps:
+        if step not in found:
             raise FileNotFoundError(
-                f"{self.folder} is at step {steps[-1]} of {step}; finish it with the command that began it"
+                f"{self.folder} is at step {found[-1]} of {step}; finish it with the command that began it"
             )
         if fault := self._fault(step):
             raise ValueError(
@@ -173,7 +167,7 @@ class Checkpoints:
         """
         self.wait()
         if step is None and (step := self.latest()) is None:
-            step = max(self._steps(), default=None)
+            step = max(self._steps.numbers(), default=None)
         if processes.is_first():
             self.require(step)
         abstract = jax.tree.map(_abstract, target)
@@ -211,13 +205,7 @@ class Checkpoints:
                 )
 
     def _path(self, step):
-        return self.folder / str(step)
-
-    def _aside(self, step):
-        return self.folder / f"{_ASIDE}{step}"
-
-    def _steps(self):
-        return sorted(int(path.name) for path in self.folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
+        return self._steps.path(step)
 
     def _fault(self, step):
         """Looked for once: whoever opens a folder reads from it at once."""

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
 from jax.sharding import Mesh
 
+from jaxdiv import files
 from jaxdiv.data import pipeline, sources
 from jaxdiv.data.corpus import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
@@ -84,8 +86,8 @@ def _path(workdir, split):
 
 def _make(config, workdir):
     data, donor = config["data"], config["teacher"]["checkpoint"]
-    own = str(workdir.data) if data["source"] == "python_stdlib" else ""
-    for left in workdir.data.rglob("incomplete.*"):  # by TFDS, when a run was killed
+    own = str(workdir.data) if data["source"] == "python_stdlib" and not files.in_bucket(workdir.root) else ""
+    for left in pathlib.Path(own).rglob("incomplete.*") if own else ():  # by TFDS, when a run was killed
         shutil.rmtree(left)
     with progress.bar("data", 3, unit="parts") as advance:
         documents = sources.open_documents(

@@ -127,6 +127,10 @@ def refuse_another(donor: Donor, known: Mapping[str, Any]) -> None:
 
 def find(path: str | os.PathLike) -> Donor:
     """What lies in `path`, a run or a Llama; raises FileNotFoundError or ValueError if it is neither."""
-    config = pathlib.Path(path) / llama.CONFIG
+    config = files.path_of(path) / llama.CONFIG
     held = files.read_json(config) if config.is_file() else None
-    return LlamaDonor(path) if isinstance(held, dict) and "model_type" in held else RunDonor(path)
+    if not (isinstance(held, dict) and "model_type" in held):
+        return RunDonor(path)
+    if files.in_bucket(path):
+        raise ValueError(f"{path}: a Llama folder is read from this machine alone; copy it")
+    return LlamaDonor(path)

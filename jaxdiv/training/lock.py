@@ -1,13 +1,14 @@
 """A lock on a run's folder, so that two runs never write to it at once."""
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
-import pathlib
 import socket
 from collections.abc import Iterator
 
+from jaxdiv import files
 from jaxdiv.training import processes, progress
 
 NAME = "lock.json"
@@ -19,26 +20,42 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
 
     The system ends the lock with the process, even one that is killed, and what that one left of itself is taken over,
     which is said where it ran on another host. The lock's file names host and process for people. Of several processes
-    the first holds it for all.
+    the first holds it for all. A bucket refuses nobody, which is said.
 
     Raises:
       ValueError: another run holds it; it is named.
       OSError: the folder can't be made or written to.
     """
-    folder = pathlib.Path(folder)
+    folder = files.path_of(folder)
     if not processes.is_first():
         yield
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _locked(folder)
+        release = _name(folder) if files.in_bucket(folder) else _hold(folder)
     except OSError as error:
         raise OSError(f"work folder {folder} can't be written to: {error.strerror or error}") from None
     try:
         yield
     finally:
         (folder / NAME).unlink(missing_ok=True)
-        os.close(file)
+        release()
+
+
+def _name(folder):
+    """A bucket has no locks: this process is named there, and the one that was is told."""
+    path = folder / NAME
+    progress.say(f"work folder {folder} is in a bucket, which keeps no second run out: see to it that there is none")
+    if path.exists():
+        progress.say(f"{path} names {_named(path.read_bytes())[0]}, which was killed or still writes there")
+    files.write_json(path, {**_own(), "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
+    return lambda: None
+
+
+def _hold(folder):
+    """Locks the folder; gives what ends that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _locked(folder)
+    return lambda: os.close(file)
 
 
 def _locked(folder):
@@ -60,22 +77,32 @@ def _lock(folder, file):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"work folder {folder} is in use by {_holder(file)[0]}; wait for it or stop it") from None
+        holder, _ = _named(_content(file))
+        raise ValueError(f"work folder {folder} is in use by {holder}; wait for it or stop it") from None
 
 
 def _take(folder, file):
-    words, host = _holder(file)
+    words, host = _named(_content(file))
     if host not in (None, socket.gethostname()):
         # As after a machine that was taken away; a file system without locks between hosts would look alike.
         progress.say(f"work folder {folder} was in use by {words}, which holds it no more: going on here")
     os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+    os.pwrite(file, json.dumps(_own()).encode(), 0)
 
 
-def _holder(file):
-    """(who the file names, its host); None for the host where it names nobody, as before it is written."""
+def _own():
+    return {"host": socket.gethostname(), "process": os.getpid()}
+
+
+def _content(file):
+    return os.pread(file, 4096, 0)
+
+
+def _named(content):
+    """(who the lock's file names, its host); None for the host where it names nobody, as before it is written."""
     try:
-        named = json.loads(os.pread(file, 4096, 0))
-        return f"process {named['process']} on {named['host']}", str(named["host"])
+        named = json.loads(content)
+        since = f" since {named['time']}" if "time" in named else ""
+        return f"process {named['process']} on {named['host']}{since}", str(named["host"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return "another process", None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxdiv import files
 from jaxdiv.training import processes, profiling, progress, sharding, trackers
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.metrics import BUILT_IN
@@ -55,7 +56,7 @@ def run_stage(
     workdir: Workdir,
     *,
     stage: str,
-    folder: pathlib.Path,
+    folder: pathlib.PurePath,
     names: Sequence[str],
     seeds: Sequence[int],
     mesh: Mesh,
@@ -78,6 +79,7 @@ def run_stage(
     with (
         progress.place(stage=stage),
         Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints,
+        files.mirrored(workdir.curves) as curves,
     ):
         state = _restore(checkpoints, begin, mesh, batches)
         done = int(state.step)
@@ -85,7 +87,7 @@ def run_stage(
         trace = profiling.Trace(workdir.root / "profile", stage, traced, done=done)
         if done == steps:
             return state
-        seen = trackers.Stage(workdir.curves, stage, names, seeds, done, steps, config["log"]["every"], per_step)
+        seen = trackers.Stage(curves.local, stage, names, seeds, done, steps, config["log"]["every"], per_step)
         with (
             trackers.opened(seen, [*BUILT_IN, *also] if processes.is_first() else []) as write,
             progress.bar(stage, steps, done=done, tokens=per_step) as advance,
@@ -100,6 +102,7 @@ def run_stage(
                 spread=sharding.Rows(mesh, config[stage]["batch_size"]).put,
                 checkpoints=checkpoints,
                 write=write,
+                send=curves.send,
                 advance=advance,
                 tracing=trace.step,
                 **fit_arguments,
@@ -131,6 +134,7 @@ def fit(
     rates: np.ndarray,
     checkpoints: Checkpoints,
     write: Callable[[int, Mapping, float], None],
+    send: Callable[[], None],
     advance: Callable[[], None],
     tracing: Callable[[int], AbstractContextManager],
     measure: Callable[[TrainState], dict[str, np.ndarray]],
@@ -145,6 +149,7 @@ def fit(
       spread: puts a batch where the step has it.
       rates: the learning rate of each of the stage's steps.
       write: of `trackers.opened`.
+      send: called before each checkpoint, which goes on after what `write` was told.
       advance: called once a step.
       tracing: gives the context of the step of a number.
       measure: what is worth measuring beside the step's own metrics, where the stage has it so.
@@ -153,7 +158,7 @@ def fit(
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
-      OSError: a checkpoint can't be written, or `write` raises it.
+      OSError: a checkpoint can't be written, or `write` or `send` raises it.
     """
     with Interrupt() as interrupt:
         for number in range(int(state.step) + 1, stage.steps + 1):
@@ -175,6 +180,7 @@ def fit(
             advance()
             signum = processes.largest(interrupt.signum or 0)
             if number % checkpoints.every == 0 or number == stage.steps or signum:
+                send()
                 checkpoints.save(number, state, {"batches": batches.get_state()})
             if signum:
                 checkpoints.wait()

@@ -95,7 +95,7 @@ def _writing(folder):
         raise OSError(f"the curves in {folder} can't be written: {error.strerror or error}") from error
 
 
-def read_curves(folder: pathlib.Path, name: str, seeds: Sequence[int]) -> pd.DataFrame:
+def read_curves(folder: pathlib.PurePath, name: str, seeds: Sequence[int]) -> pd.DataFrame:
     """Columns step, loss, seed, metric, value; empty if nothing was written."""
     rows = []
     for _, record in _records(folder / f"{name}.jsonl"):

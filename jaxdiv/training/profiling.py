@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 
+from jaxdiv import files
 from jaxdiv.training import progress
 
 
@@ -34,11 +35,12 @@ class Trace:
       OSError: the folder can't be made.
     """
 
-    def __init__(self, folder: pathlib.Path, name: str, steps: range, *, done: int):
+    def __init__(self, folder: pathlib.PurePath, name: str, steps: range, *, done: int):
         self._folder, self._name, self._running = folder, name, False
+        self._mirror = files.Mirror(folder)
         self._steps = range(max(steps.start, done + 1), max(steps.stop, done + 1))
         if self._steps:
-            folder.mkdir(exist_ok=True)
+            self._mirror.local.mkdir(exist_ok=True)
         if left_out := len(steps) - len(self._steps):
             progress.say(f"{left_out} of the {len(steps)} steps to profile were trained before and are left out")
 
@@ -47,6 +49,7 @@ class Trace:
 
     def __exit__(self, *_):
         self._stop()
+        self._mirror.close()
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -55,7 +58,7 @@ class Trace:
             yield
             return
         if not self._running:
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._mirror.local)
             self._running = True
         with jax.profiler.StepTraceAnnotation(self._name, step_num=number):
             yield
@@ -68,7 +71,8 @@ class Trace:
         self._running = False
         try:
             jax.profiler.stop_trace()
-        except jax.errors.JaxRuntimeError as error:
+            self._mirror.send()
+        except (jax.errors.JaxRuntimeError, OSError) as error:
             progress.say(f"the profile can't be written to {self._folder}: {error}")
         else:
             progress.say(f"profiled, see {self._folder}")

@@ -30,10 +30,16 @@ class ConfigDiffers(ValueError):
 
 
 class Workdir:
-    """Paths of a run's folder, its config and its facts."""
+    """Paths of a run's folder, its config and its facts.
+
+    Raises:
+      ValueError: `root` is in a bucket, and what reaches it is not installed.
+      OSError: it is in one that can't be reached.
+    """
 
     def __init__(self, root: str | os.PathLike):
-        self.root = pathlib.Path(root)
+        self.root = files.path_of(root)
+        files.check_reachable(self.root)
         self.tokenizer = self.root / "tokenizer.json"
         self.data = self.root / "data"
         self.tokens = self.root / "tokens"
@@ -102,7 +108,7 @@ class Workdir:
             progress.say(f"{self.root} goes on with {text}")
             files.write_json(self._facts, {**self.facts(), GONE_ON: "; ".join([*filter(None, notes), text])})
 
-    def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.Path:
+    def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.PurePath:
         """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its path."""
         path = self.root / "not_finite.npz"
         if processes.is_first():

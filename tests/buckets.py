@@ -1,0 +1,242 @@
+"""A bucket on this machine: a server that speaks as much of Google's JSON API as tensorstore and an fsspec file system
+ask for. Objects come whole or not at all; nothing is renamed or appended to, and there are no folders but in names.
+"""
+
+import contextlib
+import http.server
+import io
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import fsspec
+
+ROOT = "gs://bucket"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Holds the one bucket there is.
+
+    Attributes:
+      objects: name to content.
+      changes: (name, content, None of what was removed) in their order.
+      refuses: whether every request fails, as where a network does.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.objects: dict[str, bytes] = {}
+        self.generations: dict[str, int] = {}
+        self.changes: list[tuple[str, bytes | None]] = []
+        self.refuses = False
+        self.lock = threading.Lock()
+
+    def change(self, name: str, content: bytes | None) -> None:
+        """Puts an object in its place, or removes it."""
+        self.changes.append((name, content))
+        self.generations[name] = self.generations.get(name, 0) + 1
+        if content is None:
+            del self.objects[name]
+        else:
+            self.objects[name] = content
+
+    def become(self, objects: dict[str, bytes]) -> None:
+        """From here on the bucket holds `objects`."""
+        with self.lock:
+            for name in self.objects.keys() - objects.keys():
+                self.change(name, None)
+            for name, content in objects.items():
+                self.change(name, content)
+            self.changes.clear()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        name, query = self._asked()
+        with self.server.lock:
+            if self.server.refuses:
+                return self._answer(403, {})
+            if name is None:
+                return self._answer(200, self._listed(query))
+            if name not in self.server.objects:
+                return self._answer(404, {})
+            if query.get("alt") != "media":
+                return self._answer(200, self._metadata(name))
+            return self._content(name)
+
+    def do_POST(self):
+        _, query = self._asked()
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.lock:
+            if not self._holds(query["name"], query):
+                return self._answer(412, {})
+            self.server.change(query["name"], content)
+            return self._answer(200, self._metadata(query["name"]))
+
+    def do_DELETE(self):
+        name, query = self._asked()
+        with self.server.lock:
+            if name not in self.server.objects:
+                return self._answer(404, {})
+            if not self._holds(name, query):
+                return self._answer(412, {})
+            self.server.change(name, None)
+            return self._answer(204, None)
+
+    def _asked(self):
+        """(the object's name, or None; what follows the question mark)."""
+        url = urlsplit(self.path)
+        _, _, name = url.path.partition("/o/")
+        return unquote(name) or None, {key: values[0] for key, values in parse_qs(url.query).items()}
+
+    def _holds(self, name, query):
+        wanted = query.get("ifGenerationMatch")
+        here = self.server.generations[name] if name in self.server.objects else 0
+        return wanted is None or int(wanted) == here
+
+    def _metadata(self, name):
+        generation, size = str(self.server.generations[name]), str(len(self.server.objects[name]))
+        return {"name": name, "bucket": "bucket", "generation": generation, "size": size, "metageneration": "1"}
+
+    def _listed(self, query):
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
+        names, prefixes = [], set()
+        for name in sorted(self.server.objects):
+            below = name.removeprefix(prefix)
+            if name.startswith(prefix) and query.get("startOffset", "") <= name < query.get("endOffset", "\U0010ffff"):
+                if delimiter and delimiter in below:
+                    prefixes.add(prefix + below.split(delimiter)[0] + delimiter)
+                else:
+                    names.append(name)
+        return {"items": [self._metadata(name) for name in names], "prefixes": sorted(prefixes)}
+
+    def _content(self, name):
+        content, code, headers = self.server.objects[name], 200, {}
+        if asked := self.headers.get("Range"):
+            first, last = asked.removeprefix("bytes=").split("-")
+            start = int(first) if first else max(len(content) - int(last), 0)
+            end = min(int(last) + 1 if first and last else len(content), len(content))
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+            content, code = content[start:end], 206
+        return self._answer(code, content, {**headers, "x-goog-generation": str(self.server.generations[name])})
+
+    def _answer(self, code, content, headers=()):
+        body = content if isinstance(content, bytes) else b"" if content is None else json.dumps(content).encode()
+        self.send_response(code)
+        for key, value in {"Content-Length": str(len(body)), **dict(headers)}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class FileSystem(fsspec.AbstractFileSystem):
+    """In the place of gcsfs."""
+
+    protocol = ("gcs", "gs")
+
+    def ls(self, path, detail=True, **_):
+        path = self._strip_protocol(path).rstrip("/")
+        _, _, below = path.partition("/")
+        whole = _ask("GET", f"?delimiter=/&prefix={quote(below + '/' if below else '', safe='')}")
+        found = [{"name": f"bucket/{entry.rstrip('/')}", "size": 0, "type": "directory"} for entry in whole["prefixes"]]
+        found += [_file(item) for item in whole["items"]]
+        if not found:
+            found = [_file(_ask("GET", "/" + quote(below, safe="")))]
+        return found if detail else [entry["name"] for entry in found]
+
+    def info(self, path, **_):
+        path = self._strip_protocol(path).rstrip("/")
+        try:
+            return _file(_ask("GET", "/" + quote(path.partition("/")[2], safe="")))
+        except FileNotFoundError:
+            self.ls(path)
+            return {"name": path, "size": 0, "type": "directory"}
+
+    def exists(self, path, **_):
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _open(self, path, mode="rb", **_):
+        name = quote(path.partition("/")[2], safe="")
+        if mode == "rb":
+            return io.BytesIO(_send("GET", f"/{name}?alt=media"))
+        if mode == "wb":
+            return _Writing(name)
+        raise NotImplementedError(f"a bucket has no mode {mode}")
+
+    def rm_file(self, path):
+        _send("DELETE", "/" + quote(path.partition("/")[2], safe=""))
+
+    def mkdir(self, path, **_):
+        pass
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+    def mv(self, *_, **__):
+        raise NotImplementedError("a bucket renames nothing")
+
+    def cp_file(self, *_, **__):
+        raise NotImplementedError("nothing is copied")
+
+
+class _Writing(io.BytesIO):
+    """One object, sent once its content is whole, as gcsfs does when a file is closed."""
+
+    def __init__(self, name):
+        super().__init__()
+        self._name = name
+
+    def close(self):
+        if not self.closed:
+            _send("POST", f"?uploadType=media&name={self._name}", self.getvalue(), upload="/upload")
+        super().close()
+
+
+def _file(item):
+    return {"name": f"bucket/{item['name']}", "size": int(item["size"]), "type": "file"}
+
+
+def _ask(method, rest):
+    return json.loads(_send(method, rest))
+
+
+def _send(method, rest, content=None, upload=""):
+    url = f"{os.environ['STORAGE_EMULATOR_HOST']}{upload}/storage/v1/b/bucket/o{rest}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, content, method=method), timeout=60) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        raise FileNotFoundError(rest) if error.code == 404 else OSError(f"{method} {rest}: {error}") from None
+
+
+def install() -> None:
+    """In this process buckets are reached without gcsfs."""
+    fsspec.register_implementation("gcs", FileSystem, clobber=True)
+    fsspec.register_implementation("gs", FileSystem, clobber=True)
+
+
+@contextlib.contextmanager
+def served() -> Iterator[Server]:
+    """A server that this process and its children find; tensorstore looks for it once a process."""
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        os.environ |= dict.fromkeys(("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"), url)
+        os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "any"
+        yield server
+        server.shutdown()

@@ -10,7 +10,7 @@ import pytest
 
 import jaxdiv
 from configs import large_vocab, smoke
-from experiments import ahead, compile, costs
+from experiments import ahead, compile, costs, steps
 from jaxdiv.fused import chunks
 from jaxdiv.training import sharding
 from tests import runs
@@ -31,7 +31,7 @@ def small(**changes):
 
 def made(config, stage):
     """How many elements the arrays of the stage's step have."""
-    step = compile.steps(config, ALONE)[stage]
+    step = steps.of(config, ALONE)[stage]
     made = equations(jax.make_jaxpr(step.run)(*step.shapes).jaxpr)
     return {math.prod(getattr(out.aval, "shape", ())) for equation in made for out in equation.outvars}
 
@@ -40,7 +40,7 @@ def made(config, stage):
 @pytest.mark.parametrize("changes", [{}, {"student.kind": "decoder"}, {"data.context": "student"}], ids=str)
 def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
     config = small(**changes)
-    logits = compile.of_all_logits(config, compile.steps(config, ALONE)[stage], ALONE)
+    logits = steps.of_all_logits(config, steps.of(config, ALONE)[stage], ALONE)
     assert made(config, stage) & logits, "small ones are made, and would be seen"
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     assert not made(config, stage) & logits
@@ -48,9 +48,9 @@ def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
 
 def test_the_large_vocabulary_is_beyond_what_is_made_at_once():
     config = large_vocab.get_config().to_dict()
-    steps = compile.steps(config, ALONE)
+    known = steps.of(config, ALONE)
     for stage in STAGES:
-        assert 4 * min(compile.of_all_logits(config, steps[stage], ALONE)) > chunks.LEAST_MEMORY
+        assert 4 * min(steps.of_all_logits(config, known[stage], ALONE)) > chunks.LEAST_MEMORY
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
@@ -65,7 +65,7 @@ def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(monke
 
     monkeypatch.setattr(jaxdiv, "linear_divergences", spy)
     config = small(**{"student.kind": "decoder", "dtype": "bfloat16"})
-    step = compile.steps(config, ALONE)["student"]
+    step = steps.of(config, ALONE)["student"]
     jax.make_jaxpr(step.run)(*step.shapes)
     losses, half = jaxdiv.split(config["losses"]), frozenset(["bfloat16"])
     # The teacher's dense logits are float32.
@@ -81,15 +81,15 @@ def slice_of(hbm, sizes=(1,), kind="v5e"):
 def test_rows_tell_what_a_compiled_step_takes(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     config = small()
-    steps = compile.steps(config, ALONE)
+    known = steps.of(config, ALONE)
     for name, most, verdict in (("student", 1e-9, "no"), ("teacher", 1e9, "yes")):
-        step, place = steps[name], slice_of(most)
+        step, place = known[name], slice_of(most)
         plan = compile.plan(config, step, ALONE)
         told, *parts, room, fits, whole, largest = compile.memory_row(name, plan, place)
         assert (told, room, fits, whole) == (name, str(most), verdict, "no")
         assert compile.fits(plan, place) == (verdict == "yes")
         assert len(parts) == 4
-        assert 0 < float(largest) < min(compile.of_all_logits(config, step, ALONE)) / 1e6
+        assert 0 < float(largest) < min(steps.of_all_logits(config, step, ALONE)) / 1e6
         told, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(name, step, plan, place)
         assert (told, collectives, links) == (name, "none", "0%")
         assert "100%" in (products, memory)
@@ -119,27 +119,27 @@ def products(config, *, of, length):
 
 def test_evaluation_and_decoding_cost_what_their_models_do():
     config = smoke.get_config().to_dict()
-    steps, teacher = compile.steps(config, ALONE), config["teacher"]
+    known, teacher = steps.of(config, ALONE), config["teacher"]
     layers, seeds = teacher["depth"], config["seeds"]
     head, length = 2 * teacher["width"] * config["data"]["vocabulary"], config["data"]["sequence_length"]
-    found = {name: compile.plan(config, steps[name], ALONE).costs for name in set(steps) - set(STAGES)}
-    tokens = steps["evaluate teacher"].predictions
-    assert tokens % length == steps["evaluate a loss"].predictions - tokens == 0
+    found = {name: compile.plan(config, known[name], ALONE).costs for name in set(known) - set(STAGES)}
+    tokens = known["evaluate_teacher"].predictions
+    assert tokens % length == known["evaluate_students"].predictions - tokens == 0
     teacher_pass = layers * products(config, of="teacher", length=length) + head
-    assert found["evaluate teacher"].flops == tokens * teacher_pass
+    assert found["evaluate_teacher"].flops == tokens * teacher_pass
     student_pass = products(config, of="student", length=length) + head
-    assert found["evaluate a loss"].flops == tokens * seeds * student_pass
+    assert found["evaluate_students"].flops == tokens * seeds * student_pass
     # A round: the student reads each of the drafts and the token before them, but makes no logits of the last, nor more
     # than its keys and values; the teacher's other layers read all at once.
-    drafts, how = compile.GAMMA, config["evaluation"]
+    drafts, how = steps.GAMMA, config["evaluation"]
     slots = how["prompt_tokens"] + how["generated_tokens"] + drafts
     adapter = products(config, of="student", length=slots)
     reading = layers * products(config, of="teacher", length=slots) + adapter
     unread = adapter - products(config, of="student", length=0) + 2 * teacher["width"] ** 2
     round_of_one = (drafts + 1) * (reading + head) + drafts * head - unread
     query = 2 * teacher["width"] ** 2  # computed with keys and values or not at all
-    assert found["decode a round"].flops / how["documents"] in (round_of_one, round_of_one - query)
-    assert found["decode a round"].bounded == 1
+    assert found["decode"].flops / how["documents"] in (round_of_one, round_of_one - query)
+    assert found["decode"].bounded == 1
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_config_is_compiled_for_a_tpu():
     """In a process of its own: a TPU's compiler is for all of a process."""
     done = runs.run("compile", runs.SMOKE, "--config.losses=kl", "--topology=v5e:2x2")
     assert (done.returncode, done.stderr) == (0, "")
-    for step in compile.steps(smoke.get_config().to_dict(), ALONE):
+    for step in steps.of(smoke.get_config().to_dict(), ALONE):
         cells = [line.split("│") for line in done.stdout.splitlines() if f"│ {step} " in line]
         assert len(cells) == 2, "a row of memory and one of costs"
         assert cells[0][7].strip() == "yes"

@@ -29,7 +29,8 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config.mesh`, over all devices or those given.
 
     Raises:
-      ValueError: the axes don't multiply to the number of devices, or `student` does not divide `config.seeds`.
+      ValueError: the axes don't multiply to the number of devices, or are not made of the slice's own, or `student` does
+        not divide `config.seeds`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(config["mesh"])
@@ -42,7 +43,13 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
         )
     if config["seeds"] % sizes["student"]:
         raise ValueError(f"`config.mesh.student` = {sizes['student']} must divide `config.seeds` = {config['seeds']}")
-    return _mesh([sizes[axis] for axis in AXES], devices)
+    try:
+        return _mesh([sizes[axis] for axis in AXES], devices)
+    except NotImplementedError:  # what JAX raises where an axis would take part of one of the slice's
+        raise ValueError(
+            f"`config.mesh` is {_told(sizes)}: each must be a product of axes of the TPU slice, such as 4 and 4 of a "
+            f"slice of 4x4"
+        ) from None
 
 
 def make_for_reading(config: Mapping) -> Mesh:

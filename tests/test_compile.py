@@ -11,6 +11,7 @@ import pytest
 import jaxdiv
 from configs import large_vocab, smoke
 from experiments import ahead, compile, costs, steps
+from experiments.benchmarks import tpu_table
 from jaxdiv.fused import chunks
 from jaxdiv.training import sharding
 from tests import runs
@@ -103,6 +104,17 @@ def test_a_step_that_does_not_fit_has_a_row():
     assert len(row) == len(compile.memory_row("student", PLAN, slice_of(16)))
 
 
+def test_steps_are_chosen_by_name():
+    config = smoke.get_config().to_dict()
+    assert list(steps.of(config, ALONE, ["evaluate_teacher", "student"])) == ["evaluate_teacher", "student"]
+    assert list(compile.chosen([], steps.known(config))) == list(steps.NAMES)
+    config["teacher"]["checkpoint"] = "runs/other"
+    known = [name for name in steps.NAMES if name != "teacher"]
+    assert list(steps.known(config)) == known, "it is not trained"
+    with pytest.raises(ValueError, match=f"--steps=student,teacher: .* 'teacher'; known: {', '.join(known)}$"):
+        compile.chosen(["student", "teacher"], known)
+
+
 PLAN = compile.Plan(ahead.Memory(1, 2, 3, 6), costs.Costs(), logits=True, largest=7)
 
 
@@ -182,6 +194,70 @@ def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology)
     assert dict(jax.config.values) == before
 
 
+def test_what_is_recorded_is_what_was_planned():
+    step, place = steps.Step(None, (), 1024), slice_of(16)
+    found = compile.record(step, PLAN, place)
+    assert (found["fits"], found["memory"], found["hbm"], found["predictions"]) == (True, 6, 16e9, 1024)
+    assert set(found["seconds"]) == set(tpu_table.BOUND)
+    lacks = compile.record(step, None, place)
+    assert not lacks["fits"]
+    assert not set(lacks) & {"memory", "seconds"}
+
+
+CELLS = [tpu_table.Cell("configs/x.py", f"v5e:{sizes}", fsdp, 2) for sizes, fsdp in (("2x4", 8), ("16x16", 16))]
+
+
+def recorded(chips, seconds, **changes):
+    step = {"fits": True, "hbm": 16 * 10**9, "predictions": 2 * 64 * chips, "memory": 7.5e9, "seconds": seconds}
+    return {"steps": {"student": step | changes}}
+
+
+def shown(*found):
+    """The table of what is recorded of each of CELLS: its rows' cells, and the lines after it."""
+    cells = {cell.command: each for cell, each in zip(CELLS, found, strict=True) if each}
+    text = tpu_table.table({"versions": {"jax": "1.2", "libtpu": "3.4"}, "cells": cells}, CELLS)
+    assert text.startswith("jax 1.2, libtpu 3.4\n\n| config |")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(CELLS)
+    return rows, text.rpartition("|")[2].split("\n")[2:]
+
+
+def test_the_table_shows_what_bounds_a_step_and_what_more_chips_bring():
+    few = recorded(8, {"products": 0.5, "memory": 0.25, "links": 0.125})
+    many = recorded(256, {"products": 0.5, "memory": 0.25, "links": 1.0})
+    rows, after = shown(few, many)
+    assert rows[0][:6] == ["`x`", "`v5e:2x4`", "8", "1 × 8", "2, 128", "yes"]
+    assert rows[0][6:] == ["7.50", "16", "500", "2", "0.256", "products", "100%", "50%", "25%"]
+    assert rows[1][2:4] == ["256", "16 × 16"]
+    assert rows[1][-4:] == ["links", "50%", "25%", "100%"]
+    assert after == ["`x`, v5e: from 8 to 256 chips × 16.0 tokens/s."]
+
+
+def test_the_table_guesses_nothing():
+    full = recorded(8, None, fits=False)
+    for key in ("memory", "seconds"):
+        del full["steps"]["student"][key]
+    rows, after = shown(full, {"error": "exit code -9: nothing said"})
+    assert rows[0][5] == "no"
+    assert not "".join(rows[0][8:]).strip()
+    assert rows[1][5] == "not compiled"
+    assert after == [f"Not compiled: `{CELLS[1].command}`: exit code -9: nothing said"]
+    assert shown(None, None)[0][0][5] == "not compiled"
+
+
+def test_the_table_goes_on_from_what_is_recorded(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tpu_table, "versions", lambda: {"jax": "1"})
+    monkeypatch.setattr(tpu_table, "compiled", lambda cell: calls.append(cell) or {"steps": cell.topology})
+    for cells in (CELLS[:1], CELLS, CELLS):
+        held = tpu_table.complete(tmp_path / "records.json", cells)
+    assert calls == CELLS
+    assert held["cells"] == {cell.command: {"steps": cell.topology} for cell in CELLS}
+    monkeypatch.setattr(tpu_table, "versions", lambda: {"jax": "2"})
+    tpu_table.complete(tmp_path / "records.json", CELLS[:1])
+    assert calls[2:] == CELLS[:1], "other versions may plan otherwise"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
 def test_a_config_is_compiled_for_a_tpu():
     """In a process of its own: a TPU's compiler is for all of a process."""
@@ -194,3 +270,9 @@ def test_a_config_is_compiled_for_a_tpu():
         assert float(cells[1][2]) > 0
         assert "100%" in [cell.strip() for cell in cells[1]]
     assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+def test_a_mesh_that_a_slice_can_not_have_is_refused():
+    done = runs.run("compile", runs.SMOKE, "--topology=v6e:4x4", "--config.mesh.fsdp=8")
+    runs.check_refusal(done, "`config.mesh` is ", "fsdp 8", "product of axes of the TPU slice")

@@ -29,7 +29,7 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config.mesh`, over all devices or those given.
 
     Raises:
-      ValueError: the axes don't multiply to the number of devices, or are not made of the slice's own, or `student` does
+      ValueError: the axes don't multiply to the number of devices, are none that the TPU slice has, or `student` does
         not divide `config.seeds`.
     """
     devices = jax.devices() if devices is None else devices

@@ -43,13 +43,7 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
         )
     if config["seeds"] % sizes["student"]:
         raise ValueError(f"`config.mesh.student` = {sizes['student']} must divide `config.seeds` = {config['seeds']}")
-    try:
-        return _mesh([sizes[axis] for axis in AXES], devices)
-    except NotImplementedError:  # what JAX raises where an axis would take part of one of the slice's
-        raise ValueError(
-            f"`config.mesh` is {_told(sizes)}: each must be a product of axes of the TPU slice, such as 4 and 4 of a "
-            f"slice of 4x4"
-        ) from None
+    return _mesh([sizes[axis] for axis in AXES], devices)
 
 
 def make_for_reading(config: Mapping) -> Mesh:
@@ -67,7 +61,13 @@ def alone(device: jax.Device | None = None) -> Mesh:
 
 def _mesh(sizes, devices):
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    except NotImplementedError:  # JAX's, where an axis would take part of one of the slice's
+        raise ValueError(
+            f"`config.mesh` is {_told(dict(zip(AXES, sizes, strict=True)))}: each must be a product of axes of the TPU "
+            f"slice, such as 4 and 4 of a slice of 4x4"
+        ) from None
 
 
 def _told(sizes):

@@ -60,8 +60,8 @@ class Cell:
         )
 
 
-# A batch has as many rows a chip everywhere. Parameters that fit a chip are not spread; those of 8 B are spread along
-# whole axes of a slice, and no farther than memory asks for.
+# A batch has as many rows a chip everywhere. Parameters that fit a chip are not spread; those of 8 B lie along whole
+# axes of a slice.
 CELLS = (
     *(Cell("configs/standard.py", place, 1, 2) for place in ("v5e:2x4", "v5e:16x16", "v5p:4x4x8", "v6e:4x4")),
     Cell("configs/llama_8b.py", "v5e:2x4", 8, 1),

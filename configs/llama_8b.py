@@ -1,8 +1,9 @@
-"""Students of an 8 B teacher, such as Llama 3.1, on a TPU slice: eight losses, Kangaroo's adapter after layer 2.
+"""Students of an 8 B teacher, such as Llama 3, on a TPU slice: eight losses, Kangaroo's adapter after layer 2.
 
 python -m experiments.distill --config=configs/llama_8b.py --workdir=runs/llama --config.teacher.checkpoint=FOLDER
 
-The sizes are those that the folder's config.json has; its tokenizer and weights are read once.
+The sizes and the vocabulary of the folder's config.json replace those given here, which are for `experiments.compile`
+without a folder; its tokenizer and weights are read once. docs/tpu.md says what it takes of which slice.
 """
 
 from configs import standard

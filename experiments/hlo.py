@@ -13,7 +13,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _SPACE = re.compile(r"S\((\d+)\)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=")
-_AXES = re.compile(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}")
+_AXES = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=[^{]*)? ?\{(.*?)\}")
 _AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 _BEGINS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
 _DEVICES = re.compile(r"(?:num_partitions|replica_count)=(\d+)")
@@ -149,7 +149,10 @@ def _balanced(text):
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """How many devices a collective runs over; its groups may be written in XLA's three ways, or not at all for all."""
+    """How many devices a collective runs over; its groups may be written in XLA's three ways, or not at all for all.
+
+    Raises ValueError for a fourth.
+    """
     attributes = instruction.attributes
     if found := _LISTED.search(attributes):
         return found[1].count(",") + 1
@@ -158,6 +161,8 @@ def group_size(instruction: Instruction, devices: int) -> int:
     if found := _AXES.search(attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         return math.prod(int(part or sizes[axis]) for axis, part in _AXIS.findall(found[2]))
+    if found := re.search(r"replica_groups=(?!\{\})\S*", attributes):
+        raise ValueError(f"a compiled program has groups of devices in a form that is not known: {found[0]}")
     return devices
 
 

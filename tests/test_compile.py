@@ -10,7 +10,8 @@ import pytest
 
 import jaxdiv
 from configs import large_vocab, smoke
-from experiments import ahead, compile, costs
+from experiments import ahead, compile, costs, steps
+from experiments.benchmarks import tpu_table
 from jaxdiv.fused import chunks
 from jaxdiv.training import sharding
 from tests import runs
@@ -31,7 +32,7 @@ def small(**changes):
 
 def made(config, stage):
     """How many elements the arrays of the stage's step have."""
-    step = compile.steps(config, ALONE)[stage]
+    step = steps.of(config, ALONE)[stage]
     made = equations(jax.make_jaxpr(step.run)(*step.shapes).jaxpr)
     return {math.prod(getattr(out.aval, "shape", ())) for equation in made for out in equation.outvars}
 
@@ -40,7 +41,7 @@ def made(config, stage):
 @pytest.mark.parametrize("changes", [{}, {"student.kind": "decoder"}, {"data.context": "student"}], ids=str)
 def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
     config = small(**changes)
-    logits = compile.of_all_logits(config, compile.steps(config, ALONE)[stage], ALONE)
+    logits = steps.of_all_logits(config, steps.of(config, ALONE)[stage], ALONE)
     assert made(config, stage) & logits, "small ones are made, and would be seen"
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     assert not made(config, stage) & logits
@@ -48,9 +49,9 @@ def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
 
 def test_the_large_vocabulary_is_beyond_what_is_made_at_once():
     config = large_vocab.get_config().to_dict()
-    steps = compile.steps(config, ALONE)
+    known = steps.of(config, ALONE)
     for stage in STAGES:
-        assert 4 * min(compile.of_all_logits(config, steps[stage], ALONE)) > chunks.LEAST_MEMORY
+        assert 4 * min(steps.of_all_logits(config, known[stage], ALONE)) > chunks.LEAST_MEMORY
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
@@ -65,7 +66,7 @@ def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(monke
 
     monkeypatch.setattr(jaxdiv, "linear_divergences", spy)
     config = small(**{"student.kind": "decoder", "dtype": "bfloat16"})
-    step = compile.steps(config, ALONE)["student"]
+    step = steps.of(config, ALONE)["student"]
     jax.make_jaxpr(step.run)(*step.shapes)
     losses, half = jaxdiv.split(config["losses"]), frozenset(["bfloat16"])
     # The teacher's dense logits are float32.
@@ -81,15 +82,15 @@ def slice_of(hbm, sizes=(1,), kind="v5e"):
 def test_rows_tell_what_a_compiled_step_takes(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     config = small()
-    steps = compile.steps(config, ALONE)
+    known = steps.of(config, ALONE)
     for name, most, verdict in (("student", 1e-9, "no"), ("teacher", 1e9, "yes")):
-        step, place = steps[name], slice_of(most)
+        step, place = known[name], slice_of(most)
         plan = compile.plan(config, step, ALONE)
         told, *parts, room, fits, whole, largest = compile.memory_row(name, plan, place)
         assert (told, room, fits, whole) == (name, str(most), verdict, "no")
         assert compile.fits(plan, place) == (verdict == "yes")
         assert len(parts) == 4
-        assert 0 < float(largest) < min(compile.of_all_logits(config, step, ALONE)) / 1e6
+        assert 0 < float(largest) < min(steps.of_all_logits(config, step, ALONE)) / 1e6
         told, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(name, step, plan, place)
         assert (told, collectives, links) == (name, "none", "0%")
         assert "100%" in (products, memory)
@@ -101,6 +102,17 @@ def test_a_step_that_does_not_fit_has_a_row():
     row = compile.memory_row("student", None, slice_of(16))
     assert row == ["student", "", "", "", "", "16", "no", "", ""]
     assert len(row) == len(compile.memory_row("student", PLAN, slice_of(16)))
+
+
+def test_steps_are_chosen_by_name():
+    config = smoke.get_config().to_dict()
+    assert list(steps.of(config, ALONE, ["evaluate_teacher", "student"])) == ["evaluate_teacher", "student"]
+    assert list(compile.chosen([], steps.known(config))) == list(steps.NAMES)
+    config["teacher"]["checkpoint"] = "runs/other"
+    known = [name for name in steps.NAMES if name != "teacher"]
+    assert list(steps.known(config)) == known, "it is not trained"
+    with pytest.raises(ValueError, match=f"--steps=student,teacher: .* 'teacher'; known: {', '.join(known)}$"):
+        compile.chosen(["student", "teacher"], known)
 
 
 PLAN = compile.Plan(ahead.Memory(1, 2, 3, 6), costs.Costs(), logits=True, largest=7)
@@ -119,27 +131,27 @@ def products(config, *, of, length):
 
 def test_evaluation_and_decoding_cost_what_their_models_do():
     config = smoke.get_config().to_dict()
-    steps, teacher = compile.steps(config, ALONE), config["teacher"]
+    known, teacher = steps.of(config, ALONE), config["teacher"]
     layers, seeds = teacher["depth"], config["seeds"]
     head, length = 2 * teacher["width"] * config["data"]["vocabulary"], config["data"]["sequence_length"]
-    found = {name: compile.plan(config, steps[name], ALONE).costs for name in set(steps) - set(STAGES)}
-    tokens = steps["evaluate teacher"].predictions
-    assert tokens % length == steps["evaluate a loss"].predictions - tokens == 0
+    found = {name: compile.plan(config, known[name], ALONE).costs for name in set(known) - set(STAGES)}
+    tokens = known["evaluate_teacher"].predictions
+    assert tokens % length == known["evaluate_students"].predictions - tokens == 0
     teacher_pass = layers * products(config, of="teacher", length=length) + head
-    assert found["evaluate teacher"].flops == tokens * teacher_pass
+    assert found["evaluate_teacher"].flops == tokens * teacher_pass
     student_pass = products(config, of="student", length=length) + head
-    assert found["evaluate a loss"].flops == tokens * seeds * student_pass
+    assert found["evaluate_students"].flops == tokens * seeds * student_pass
     # A round: the student reads each of the drafts and the token before them, but makes no logits of the last, nor more
     # than its keys and values; the teacher's other layers read all at once.
-    drafts, how = compile.GAMMA, config["evaluation"]
+    drafts, how = steps.GAMMA, config["evaluation"]
     slots = how["prompt_tokens"] + how["generated_tokens"] + drafts
     adapter = products(config, of="student", length=slots)
     reading = layers * products(config, of="teacher", length=slots) + adapter
     unread = adapter - products(config, of="student", length=0) + 2 * teacher["width"] ** 2
     round_of_one = (drafts + 1) * (reading + head) + drafts * head - unread
     query = 2 * teacher["width"] ** 2  # computed with keys and values or not at all
-    assert found["decode a round"].flops / how["documents"] in (round_of_one, round_of_one - query)
-    assert found["decode a round"].bounded == 1
+    assert found["decode"].flops / how["documents"] in (round_of_one, round_of_one - query)
+    assert found["decode"].bounded == 1
 
 
 @pytest.mark.parametrize(
@@ -182,15 +194,85 @@ def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology)
     assert dict(jax.config.values) == before
 
 
+def test_what_is_recorded_is_what_was_planned():
+    step, place = steps.Step(None, (), 1024), slice_of(16)
+    found = compile.record(step, PLAN, place)
+    assert (found["fits"], found["memory"], found["hbm"], found["predictions"]) == (True, 6, 16e9, 1024)
+    assert set(found["seconds"]) == set(tpu_table.BOUND)
+    lacks = compile.record(step, None, place)
+    assert not lacks["fits"]
+    assert not set(lacks) & {"memory", "seconds"}
+
+
+CELLS = [tpu_table.Cell("configs/x.py", f"v5e:{sizes}", fsdp, 2) for sizes, fsdp in (("2x4", 8), ("16x16", 16))]
+
+
+def recorded(chips, seconds, **changes):
+    step = {"fits": True, "hbm": 16 * 10**9, "predictions": 2 * 64 * chips, "memory": 7.5e9, "seconds": seconds}
+    return {"steps": {"student": step | changes}}
+
+
+def shown(*found):
+    """The table of what is recorded of each of CELLS: its rows' cells, and the lines after it."""
+    cells = {cell.command: each for cell, each in zip(CELLS, found, strict=True) if each}
+    text = tpu_table.table({"versions": {"jax": "1.2", "libtpu": "3.4"}, "cells": cells}, CELLS)
+    assert text.startswith("jax 1.2, libtpu 3.4\n\n| config |")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(CELLS)
+    return rows, text.rpartition("|")[2].split("\n")[2:]
+
+
+def test_the_table_shows_what_bounds_a_step_and_what_more_chips_bring():
+    few = recorded(8, {"products": 0.5, "memory": 0.25, "links": 0.125})
+    many = recorded(256, {"products": 0.5, "memory": 0.25, "links": 1.0})
+    rows, after = shown(few, many)
+    assert rows[0][:6] == ["`x`", "`v5e:2x4`", "8", "1 × 8", "2, 128", "yes"]
+    assert rows[0][6:] == ["7.50", "16", "500", "2", "0.256", "products", "100%", "50%", "25%"]
+    assert rows[1][2:4] == ["256", "16 × 16"]
+    assert rows[1][-4:] == ["links", "50%", "25%", "100%"]
+    assert after == ["`x`, v5e: from 8 to 256 chips × 16.0 tokens/s."]
+
+
+def test_the_table_guesses_nothing():
+    full = recorded(8, None, fits=False)
+    for key in ("memory", "seconds"):
+        del full["steps"]["student"][key]
+    rows, after = shown(full, {"error": "exit code -9: nothing said"})
+    assert rows[0][5] == "no"
+    assert not "".join(rows[0][8:]).strip()
+    assert rows[1][5] == "not compiled"
+    assert after == [f"Not compiled: `{CELLS[1].command}`: exit code -9: nothing said"]
+    assert shown(None, None)[0][0][5] == "not compiled"
+
+
+def test_the_table_goes_on_from_what_is_recorded(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(tpu_table, "versions", lambda: {"jax": "1"})
+    monkeypatch.setattr(tpu_table, "compiled", lambda cell: calls.append(cell) or {"steps": cell.topology})
+    for cells in (CELLS[:1], CELLS, CELLS):
+        held = tpu_table.complete(tmp_path / "records.json", cells)
+    assert calls == CELLS
+    assert held["cells"] == {cell.command: {"steps": cell.topology} for cell in CELLS}
+    monkeypatch.setattr(tpu_table, "versions", lambda: {"jax": "2"})
+    tpu_table.complete(tmp_path / "records.json", CELLS[:1])
+    assert calls[2:] == CELLS[:1], "other versions may plan otherwise"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
 def test_a_config_is_compiled_for_a_tpu():
     """In a process of its own: a TPU's compiler is for all of a process."""
     done = runs.run("compile", runs.SMOKE, "--config.losses=kl", "--topology=v5e:2x2")
     assert (done.returncode, done.stderr) == (0, "")
-    for step in compile.steps(smoke.get_config().to_dict(), ALONE):
+    for step in steps.of(smoke.get_config().to_dict(), ALONE):
         cells = [line.split("│") for line in done.stdout.splitlines() if f"│ {step} " in line]
         assert len(cells) == 2, "a row of memory and one of costs"
         assert cells[0][7].strip() == "yes"
         assert float(cells[1][2]) > 0
         assert "100%" in [cell.strip() for cell in cells[1]]
     assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+def test_a_mesh_that_a_slice_can_not_have_is_refused():
+    done = runs.run("compile", runs.SMOKE, "--topology=v6e:4x4", "--config.mesh.fsdp=8")
+    runs.check_refusal(done, "`config.mesh` is ", "fsdp 8", "product of axes of the TPU slice")

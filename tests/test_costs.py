@@ -108,8 +108,11 @@ def test_of_a_choice_the_dearest_counts():
     assert costs.of(choose.as_text()).flops == 2 * 2 * 16**3
 
 
-def test_collectives_on_a_ring():
-    found, size = costs.of(tpu_programs.COLLECTIVES), 4 * 64 * 128
+@pytest.mark.parametrize("order", ["", ", device_ids=([4,2]T(1,0))"])
+def test_collectives_on_a_ring(order):
+    """Of a mesh whose devices may stand in another order than their numbers."""
+    text = tpu_programs.COLLECTIVES.replace("'tensor'=2] {", f"'tensor'=2]{order} {{")
+    found, size = costs.of(text), 4 * 64 * 128
     assert found.collectives == {
         "all-gather": Collective(1, size, size),  # of two chips
         "all-reduce": Collective(1, 2 * size, 2 * 2 * size * 3 / 4),  # two arrays, of four chips
@@ -130,6 +133,11 @@ def test_collectives_beside_products_count_once():
     }
     # Gathered: read in parts, written whole; the product's operand and result; the sum's operand and its part.
     assert found.traffic == 6 * (part + whole + 2 * 128 * 256 + whole + whole + part)
+
+
+def test_groups_of_devices_in_another_form_are_no_guess():
+    with pytest.raises(ValueError, match="form that is not known: replica_groups=some"):
+        costs.of(tpu_programs.COLLECTIVES.replace("replica_groups=mesh[", "replica_groups=some["))
 
 
 @pytest.mark.parametrize("text", ["", "HloModule jit_f\n", "some words"])

@@ -1,8 +1,11 @@
 """A teacher that is taken over: its sizes replace the config's, and what doesn't fit is told before any work."""
 
+import jax
+import numpy as np
 import pytest
 
 from configs import smoke
+from jaxdiv.models import llama
 from jaxdiv.training import donors, manifests, sharding, teacher
 from jaxdiv.training.workdir import Workdir
 from tests import llama_folders
@@ -94,3 +97,16 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     llama_folders.write(tmp_path / "llama", llama_folders.make_decoder(seed=1))
     with pytest.raises(ValueError, match=r"the fingerprint of the teacher's files in .* as the run began with"):
         teacher._adopt(config, run, sharding.alone())
+
+
+def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder, tmp_path):
+    config, run, mesh = settle(folder, tmp_path), Workdir(tmp_path / "run"), sharding.alone()
+    run.claim(config)
+    teacher._adopt(config, run, mesh)
+    first = donors.find(folder)
+    first.tokenizer().save(run.tokenizer)
+    both = [donor.params(config["dtype"], mesh) for donor in (first, donors.find(run.root))]
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    _, read = llama.read_apart(folder)
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(read)), "on no device before it is where it belongs"
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[None], y), read, both[0])

@@ -112,15 +112,21 @@ def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
       ValueError: as `read_config` and `Tensors`, or a tensor is missing, surplus, of a wrong shape or not finite; it
         is named.
     """
+    graphdef, params = read_apart(folder, dtype=dtype)
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
+
+
+def read_apart(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+    """As `read`, taken apart; the parameters are NumPy's, as one accelerator may not have the memory for them."""
     arguments, tied, tensors = _opened(folder)
     parameters = llama_tensors.parameters(arguments, tensors, tied=tied)
     for path, value in jax.tree_util.tree_leaves_with_path(parameters):
         if not np.isfinite(value).all():
             raise ValueError(f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not finite")
     empty = nnx.eval_shape(lambda: Decoder(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(empty)
-    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, parameters))
-    return nnx.merge(graphdef, state)
+    graphdef, params = nnx.split(empty)
+    nnx.replace_by_pure_dict(params, parameters)
+    return graphdef, params
 
 
 def _opened(folder):

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -13,7 +14,7 @@ from jaxdiv import files, models
 from jaxdiv.data import llama_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
-from jaxdiv.training import manifests
+from jaxdiv.training import manifests, sharding
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import Model, population_shapes
 from jaxdiv.training.workdir import Workdir
@@ -37,10 +38,15 @@ def restore(config: Mapping, workdir: Workdir, vocab_size: int, mesh: Mesh | Non
 
     Raises FileNotFoundError if its training did not end.
     """
+    return _restore(config, workdir, vocab_size, mesh).student(0)
+
+
+def _restore(config, workdir, vocab_size, mesh):
+    """A population of one, as it was saved."""
     shapes = population_shapes(build(config, vocab_size), 1, mesh)
     with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
         restored, _ = checkpoints.restore({"params": (shapes.params,)}, step=last_step(config))
-    return shapes.with_params(restored["params"][0]).student(0)
+    return shapes.with_params(restored["params"][0])
 
 
 def sizes(config: Mapping) -> dict[str, Any]:
@@ -70,9 +76,9 @@ class RunDonor:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.workdir.tokenizer)
 
-    def params(self, dtype: str) -> Any:
-        """The teacher's parameters, for activations of `dtype`."""
-        return restore(self._config, self.workdir, self.tokenizer().vocab_size).params
+    def params(self, dtype: str, mesh: Mesh) -> Any:
+        """The teacher's parameters [1, ...], for activations of `dtype`, spread over `mesh`."""
+        return _restore(self._config, self.workdir, self.tokenizer().vocab_size, mesh).params
 
     def facts(self) -> dict[str, str]:
         """What the run that takes the teacher should know of it."""
@@ -101,8 +107,9 @@ class LlamaDonor:
     def tokenizer(self) -> Tokenizer:
         return llama_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])
 
-    def params(self, dtype: str) -> Any:
-        return nnx.split(llama.read(self.folder, dtype=dtype))[1]
+    def params(self, dtype: str, mesh: Mesh) -> Any:
+        _, params = llama.read_apart(self.folder, dtype=dtype)
+        return sharding.place(jax.tree.map(lambda x: x[None], params), mesh)
 
     def facts(self) -> dict[str, str]:
         digest = hashlib.sha256()

@@ -29,7 +29,8 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config.mesh`, over all devices or those given.
 
     Raises:
-      ValueError: the axes don't multiply to the number of devices, or `student` does not divide `config.seeds`.
+      ValueError: the axes don't multiply to the number of devices, are none that the TPU slice has, or `student` does
+        not divide `config.seeds`.
     """
     devices = jax.devices() if devices is None else devices
     asked = {axis: config["mesh"][axis] for axis in AXES}
@@ -60,7 +61,13 @@ def alone(device: jax.Device | None = None) -> Mesh:
 
 def _mesh(sizes, devices):
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)
+    except NotImplementedError:  # JAX's, where an axis would take part of one of the slice's
+        raise ValueError(
+            f"`config.mesh` is {_told(dict(zip(AXES, sizes, strict=True)))}: each must be a product of axes of the TPU "
+            f"slice, such as 4 and 4 of a slice of 4x4"
+        ) from None
 
 
 def _told(sizes):

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -128,8 +127,7 @@ def _adopt(config, workdir, mesh):
             donor = donors.find(config["teacher"]["checkpoint"])
             donors.refuse_another(donor, workdir.facts())
             workdir.add_facts(donor.facts())
-            stacked = jax.tree.map(lambda x: x[None], donor.params(config["dtype"]))
-            checkpoints.save(donors.last_step(config), {"params": (sharding.place(stacked, mesh),)}, {})
+            checkpoints.save(donors.last_step(config), {"params": (donor.params(config["dtype"], mesh),)}, {})
 
 
 def _train(config, workdir, corpus, mesh, watched):

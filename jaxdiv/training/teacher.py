@@ -89,6 +89,7 @@ def prepare(config: Mapping, workdir: Workdir, corpus: Corpus, **watched: Any) -
     teacher = restore(config, workdir, corpus.tokenizer.vocab_size, mesh)
     if processes.from_first(QUALITY not in workdir.facts()):
         workdir.add_facts({QUALITY: round(nats_a_byte(config, corpus, teacher, mesh), 4)})
+        processes.meet("teacher measured")
     return teacher
 
 

@@ -30,7 +30,7 @@ from jaxdiv.training.workdir import Workdir
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Kind and shape of the TPU slice.")
 STEPS = flags.DEFINE_list("steps", [], f"Which to compile, of {', '.join(steps.NAMES)}; all if not given.")
-OUTPUT = flags.DEFINE_string("output", None, "A JSON file to write what was found to, besides.")
+JSON = flags.DEFINE_string("json", None, "A JSON file to write what was found to, besides.")
 _MEMORY = ("step", "arguments", "outputs", "temporaries", "in all", "HBM", "fits", "has [N, V]", "largest, M numbers")
 _COSTS = ("step", "GFLOP", "HBM, GB", "collectives: MB sent", "least ms", "products", "HBM", "links", "M tokens/s")
 _EXHAUSTED = "RESOURCE_EXHAUSTED"
@@ -113,7 +113,7 @@ def chosen(asked: Collection[str], known: Collection[str]) -> Collection[str]:
 
 
 def record(step: steps.Step, plan: Plan | None, place: ahead.Slice) -> dict:
-    """For --output: predictions of a call, bytes of a chip, and of what fits seconds by what they are needed for."""
+    """For --json: predictions of a call, bytes of a chip, and of what fits seconds by what they are needed for."""
     found = {"fits": fits(plan, place), "hbm": place.kind.hbm * 10**9, "predictions": step.predictions}
     if plan is None:
         return found
@@ -129,9 +129,9 @@ def main(_):
     made = steps.of(config, mesh, names)
     plans = {name: plan(config, step, mesh) for name, step in made.items()}
     _print(made, plans, place, mesh)
-    if OUTPUT.value:
+    if JSON.value:
         records = {name: record(made[name], found, place) for name, found in plans.items()}
-        files.write_json(OUTPUT.value, {"mesh": dict(mesh.shape), "steps": records})
+        files.write_json(JSON.value, {"mesh": dict(mesh.shape), "steps": records})
     return int(not all(fits(found, place) for name, found in plans.items() if name != steps.DECODE))
 
 

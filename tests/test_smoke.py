@@ -13,7 +13,7 @@ import jaxdiv
 from jaxdiv import acceptance, files, models, reductions
 from jaxdiv.models import llama
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import students, teacher
+from jaxdiv.training import sharding, students, teacher
 from jaxdiv.training.workdir import Workdir
 from tests import commands, runs
 from tests.smoke_runs import OF_OWN_TEXT, SHORT, check_short, check_whole, read
@@ -82,7 +82,7 @@ def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
     run = Workdir(finished[0])
     config, data = run.config(), run_corpus.Corpus.load(run)
     guide = teacher.restore(config, run, data.tokenizer.vocab_size)
-    batch = run_corpus.validation_batch(config, data)
+    batch = run_corpus.validation_batch(config, data, sharding.alone())
     shared = jax.jit(students.teach(config, guide))(guide.params, batch["inputs"])
     student = students.restore_one(str(run.root), loss="ce", seed=1)
 

@@ -77,10 +77,10 @@ def versions() -> dict[str, str]:
 
 
 def compiled(cell: Cell) -> dict:
-    """What `experiments.compile --output` has of the cell, or what hindered it, as `error`."""
+    """What `experiments.compile --json` has of the cell, or what hindered it, as `error`."""
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder, "found.json")
-        command = [sys.executable, "-m", "experiments.compile", *cell.command.split(), f"--output={output}"]
+        command = [sys.executable, "-m", "experiments.compile", *cell.command.split(), f"--json={output}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if output.exists():
             return files.read_json(output)

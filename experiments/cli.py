@@ -97,6 +97,7 @@ def _guarded(main, argv, resumes):
         if interrupt.signum is not None or isinstance(error, KeyboardInterrupt):
             mend = "; the same command goes on from what was saved" if resumes else ""
             _fail("interrupted" + mend, code=128 + (interrupt.signum or signal.SIGINT))
+        processes.heed()
         if not TRACEBACK.value and isinstance(error, ValueError | OSError):
             _fail(error)
         told = f"{type(error).__name__}: {error}"
@@ -108,14 +109,14 @@ def _guarded(main, argv, resumes):
 
 
 def _join(resumes):
-    if not COORDINATOR.value and (PROCESSES.value, PROCESS.value) != (1, 0):
+    if COORDINATOR.value in ("", processes.AUTO) and (PROCESSES.value, PROCESS.value) != (1, 0):
         raise ValueError("--processes and --process need --coordinator=HOST:PORT, the first of them")
     if PROCESS.value >= PROCESSES.value:
         raise ValueError(f"--process={PROCESS.value} must be below --processes={PROCESSES.value}")
     if COORDINATOR.value and not resumes:
         raise ValueError("--coordinator is for what trains; this runs in one process")
     if resumes:
-        processes.begin(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        processes.begin(COORDINATOR.value, PROCESSES.value, PROCESS.value, _tell_error)
 
 
 def _aloud():

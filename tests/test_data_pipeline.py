@@ -91,6 +91,12 @@ def test_resuming_gives_the_same_batches():
     assert_same(take(iterator, 14), whole[11:])
 
 
+def test_a_batch_may_have_one_row():
+    first, second = take(batches(batch_size=1), 2)
+    assert first["inputs"].shape == (1, 5)
+    assert not np.array_equal(first["inputs"], second["inputs"])
+
+
 def test_processes_share_the_global_batch():
     whole = take(batches(), 12)
     shards = [take(batches(rows=rows), 12) for rows in (slice(0, 1), slice(1, 4), slice(4, 4))]

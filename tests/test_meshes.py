@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from jaxdiv.training import lock, sharding
+from jaxdiv.training import lock, processes, sharding
 from tests import commands, runs, stops
 from tests.stops import EVERY, STEPS, TEACHER_STEPS
 
@@ -175,3 +175,15 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     for told, done in zip(REFUSED, commands.many("distill", given), strict=True):
         runs.check_refusal(done, told)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", "localhost:99999", ":12", "localhost:port"])
+def test_a_coordinator_that_is_no_address_is_refused(coordinator):
+    with pytest.raises(ValueError, match=f"--coordinator must be HOST:PORT or auto, got '{coordinator}'"):
+        processes.begin(coordinator, 2, 1, print)
+
+
+def test_a_first_process_that_does_not_come_is_told(monkeypatch):
+    monkeypatch.setattr(processes, "_COME", 0)
+    with pytest.raises(ValueError, match=r"--coordinator=localhost:\d+: no process came there in 0 s"):
+        processes.begin(f"localhost:{free_port()}", 2, 1, print)

@@ -125,7 +125,9 @@ def batches(
     mine = rows or slice(None)
     # Grain's epoch e is shuffled by seed + e: neighboring seeds would share their orders.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    dataset = grain.MapDataset.range(windows).shuffle(seed=spread).repeat().batch(batch_size)
+    dataset = grain.MapDataset.range(windows).shuffle(seed=spread).repeat()
+    # Grain can't take the length of what repeats without end in batches of one.
+    dataset = dataset.batch(batch_size) if batch_size > 1 else dataset.map(lambda number: np.array([number]))
     dataset = dataset.map(lambda numbers: _rows(tokens, numbers[mine], sequence_length))
     # A batch is made in microseconds: threads would only take the cores from training.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

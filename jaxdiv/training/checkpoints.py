@@ -127,7 +127,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._steps.abandon(step)
+            if processes.is_first():
+                self._steps.abandon(step)
             raise OSError(
                 f"checkpoint {self._path(step)} can't be saved; the whole ones before it stay, from which the same "
                 f"command goes on ({_cause(error)})"
@@ -220,7 +221,7 @@ def _cause(error):
 
 
 def _abstract(leaf):
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -20,22 +21,27 @@ from jax.experimental import multihost_utils
 
 AUTO = "auto"
 _FAILED, _HEARD = "jaxdiv/failed", "jaxdiv/heard"
-_SECONDS = 1  # between looks at whether another failed
+_SECONDS = 1  # between looks for another process, or for its failure
+_COME = 300  # seconds in which the first process must come
 _PATIENCE = 5000  # ms that a process that failed waits for each of the others to hear of it
 
 
-def begin(coordinator: str = "", count: int = 0, number: int = 0) -> None:
+def begin(coordinator: str, count: int, number: int, tell: Callable[[str, int], None]) -> None:
     """Joins the other processes, before any device is used: those named, or those that a TPU slice has.
 
     Args:
       coordinator: host:port of the first process, or `auto` where JAX finds the others, as under Slurm and Open MPI.
       count, number: how many there are, and which this is.
+      tell: called with the cause and the exit code before this process ends because another one failed.
 
     Raises:
       ValueError: they can't be found or did not come.
     """
-    named = {} if coordinator in ("", AUTO) else dict(zip(_ARGUMENTS, (coordinator, count, number), strict=True))
-    if not coordinator and not _on_tpu():
+    named = {}
+    if coordinator not in ("", AUTO):
+        named = {"coordinator_address": coordinator, "num_processes": count, "process_id": number}
+        _reach(coordinator, number)
+    elif not coordinator and not _on_tpu():
         return
     # Its handler would take the place of ours, which ends with a checkpoint.
     jax.config.update("jax_enable_preemption_service", False)
@@ -43,18 +49,32 @@ def begin(coordinator: str = "", count: int = 0, number: int = 0) -> None:
         jax.distributed.initialize(**named)
     except Exception as error:  # of many kinds
         if not coordinator:  # a TPU without the service that knows its slice, as in a container
-            sys.stderr.write(f"alone: no other hosts of a TPU slice are known ({str(error).splitlines()[0]})\n")
             return
         raise ValueError(f"the processes of --coordinator={coordinator} can't be joined: {error}") from None
     if jax.process_count() > 1:
         ended = threading.Event()
-        watch = threading.Thread(target=_watch, args=(_client(), ended), daemon=True)
+        watch = threading.Thread(target=_watch, args=(_client(), ended, tell), daemon=True)
         watch.start()
         # Before JAX leaves the others, whose answers the watch asks for.
         atexit.register(lambda: (ended.set(), watch.join()))
 
 
-_ARGUMENTS = ("coordinator_address", "num_processes", "process_id")
+def _reach(coordinator, number):
+    """Waits for the first process here, where a signal is heard, and not in JAX, which aborts in the end."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--coordinator must be HOST:PORT or {AUTO}, got {coordinator!r}")
+    latest = time.monotonic() + _COME
+    while number:
+        try:
+            socket.create_connection((host, int(port)), timeout=_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > latest:
+                raise ValueError(
+                    f"no first process came to --coordinator={coordinator} in {_COME} s: {error}"
+                ) from None
+            time.sleep(_SECONDS)
 
 
 def _on_tpu():
@@ -89,6 +109,17 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if are_several() else value
 
 
+def number() -> dict[str, int]:
+    """Which one this is, as `process`; nothing of a process that is alone."""
+    return {"process": jax.process_index()} if are_several() else {}
+
+
+def heed() -> None:
+    """After an error that may be another's, whose own cause then comes within this time and ends this process."""
+    if are_several():
+        time.sleep(3 * _SECONDS)
+
+
 def fail(cause: str, code: int) -> None:
     """Ends this process and all others, whose cause is this one's; alone it does nothing."""
     if are_several():
@@ -98,7 +129,7 @@ def fail(cause: str, code: int) -> None:
         _leave(code)
 
 
-def _watch(client, ended):
+def _watch(client, ended, tell):
     """Ends this process soon after another has failed, wherever it waits for that one."""
     while not ended.wait(_SECONDS):
         try:
@@ -108,8 +139,7 @@ def _watch(client, ended):
                 continue
             return  # the first process is gone, which JAX tells
         if failed["process"] != jax.process_index():
-            told = f"error: process {failed['process']} on {failed['host']} ended: {failed['cause']}\n"
-            os.write(2, told.encode())
+            tell(f"process {failed['process']} on {failed['host']} ended: {failed['cause']}", failed["code"])
             _leave(failed["code"])
         return
 

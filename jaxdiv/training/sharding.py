@@ -55,8 +55,8 @@ def make_for_reading(config: Mapping) -> Mesh:
 
 
 def alone(device: jax.Device | None = None) -> Mesh:
-    """The mesh of one device."""
-    return _mesh((1, 1, 1, 1), [device or jax.devices()[0]])
+    """The mesh of one device, by default this process's first."""
+    return _mesh((1, 1, 1, 1), [device or jax.local_devices()[0]])
 
 
 def _mesh(sizes, devices):

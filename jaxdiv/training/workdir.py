@@ -114,6 +114,7 @@ class Workdir:
         if processes.is_first():
             with files.replacing(path) as temporary:
                 np.savez(temporary, step=step, **{name: np.asarray(values) for name, values in batch.items()})
+        processes.meet("batch kept")  # before any of them ends the others
         return path
 
     def facts(self) -> dict[str, Any]:

@@ -185,5 +185,5 @@ def test_a_coordinator_that_is_no_address_is_refused(coordinator):
 
 def test_a_first_process_that_does_not_come_is_told(monkeypatch):
     monkeypatch.setattr(processes, "_COME", 0)
-    with pytest.raises(ValueError, match=r"--coordinator=localhost:\d+: no process came there in 0 s"):
+    with pytest.raises(ValueError, match=r"no first process came to --coordinator=localhost:\d+ in 0 s"):
         processes.begin(f"localhost:{free_port()}", 2, 1, print)

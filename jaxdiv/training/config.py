@@ -62,7 +62,6 @@ SOME_RULES = _some_of(RULES)
 DEVICES = Rule(f"a whole number of at least 1, or {sharding.REST} for all devices that the others leave", _devices)
 NAME = Rule("text that is not empty", lambda v: isinstance(v, str) and v.strip() != "")
 
-
 OPTIMIZER = {
     "name": _one_of("adamw", "sgd"),
     "learning_rate": POSITIVE,

@@ -109,8 +109,8 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if are_several() else value
 
 
-def number() -> dict[str, int]:
-    """Which one this is, as `process`; nothing of a process that is alone."""
+def fields() -> dict[str, int]:
+    """What an event says of the process that tells it: its number as `process`, or nothing where it is alone."""
     return {"process": jax.process_index()} if are_several() else {}
 
 

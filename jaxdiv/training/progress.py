@@ -49,7 +49,7 @@ def event(name: str, **fields: Any) -> bool:
     """Tells who is told events; whether there is anybody."""
     if _emit is None:
         return False
-    _emit(name, **{**processes.number(), **_place, **fields})
+    _emit(name, **{**processes.fields(), **_place, **fields})
     return True
 
 

@@ -2,7 +2,8 @@
 
 The rules differ and so do their rankings of drafts: `sampling` (rejection sampling of sampled drafts), `greedy_draft`
 (the draft's likeliest token, verified by sampling the target), `greedy_match` (both greedy), `exact_match` (two samples
-that must be equal). The first four functions give a position's chance over all next tokens; those ending in `_given`
+that must be equal), `typical` (the draft's likeliest token, if the target's chance of it is above a threshold: lossy).
+The first five functions give a position's chance over all next tokens; those ending in `_given`
 give it for the token that the target did output, which is what decoding along a text needs. The draft is the student
 and the target the teacher, q and p below.
 
@@ -58,9 +59,26 @@ def exact_match(student_logits: jax.Array, teacher_logits: jax.Array, *, tempera
     return jnp.sum(student * teacher, axis=-1)
 
 
+def typical(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Acceptance of greedy drafts by a threshold, which is lossy: 1 where p(argmax q) exceeds it; shapes as `sampling`.
+
+    Source: Medusa (arXiv 2401.10774, section 2.3.1), whose threshold is `typical_threshold`. At temperature 0 it is
+    `greedy_match`.
+    """
+    target = warps.probabilities(teacher_logits, temperature=temperature)
+    chance = _at(target, jnp.argmax(student_logits, axis=-1))
+    return _unless_nan(_float(chance > typical_threshold(target)), student_logits, teacher_logits)
+
+
+def typical_threshold(target: jax.Array, *, epsilon: float = 0.09, delta: float = 0.3) -> jax.Array:
+    """min(epsilon, delta·exp(-H(p))) of probabilities p [..., V], with the constants of Medusa's code."""
+    entropy = -jnp.sum(jax.scipy.special.xlogy(target, target), axis=-1)
+    return jnp.minimum(epsilon, delta * jnp.exp(-entropy))
+
+
 # The rules that depend on a temperature; at 0 each is `greedy_match`.
 BY_TEMPERATURE: Mapping[str, Callable] = MappingProxyType(
-    {"sampling": sampling, "greedy_draft": greedy_draft, "exact_match": exact_match}
+    {"sampling": sampling, "greedy_draft": greedy_draft, "exact_match": exact_match, "typical": typical}
 )
 RULES = (*BY_TEMPERATURE, greedy_match.__name__)
 

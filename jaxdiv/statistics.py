@@ -89,14 +89,26 @@ def paired_difference(
 
     What a and b share, a hard document or a lucky seed, drops out before the variances are taken.
     """
-    sums_a, counts_a = _rows(sums_a, counts_a)
-    sums_b, counts_b = _rows(sums_b, counts_b)
-    if sums_a.shape != sums_b.shape:
-        raise ValueError(f"`sums_a` and `sums_b` must have one shape, got {sums_a.shape} and {sums_b.shape}.")
-    kept = np.any((counts_a != 0) | (counts_b != 0), axis=0)
-    values_a, influence_a = _ratios(sums_a[:, kept], counts_a[:, kept])
-    values_b, influence_b = _ratios(sums_b[:, kept], counts_b[:, kept])
+    (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
     return _estimate(values_a - values_b, influence_a - influence_b, runs=runs, level=level, bounds=bounds)
+
+
+def paired_log_ratio(
+    sums_a: np.ndarray, counts_a: np.ndarray, sums_b: np.ndarray, counts_b: np.ndarray, *, level: float = 0.95
+) -> Estimate:
+    """The natural logarithm of the measure of a over that of b, both means over seeds; arguments as `interval`.
+
+    The interval is linearised about both means; there is none where one of them is 0, and the value is infinite or NaN.
+    """
+    (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
+    mean_a, mean_b = np.mean(values_a), np.mean(values_b)
+    if not (mean_a > 0 and mean_b > 0):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = float(np.log(np.divide(mean_a, mean_b)))
+        return Estimate(value, math.nan, math.nan, ((math.nan, 1),), math.nan)
+    logarithms = np.log(mean_a / mean_b) + (values_a / mean_a - values_b / mean_b)
+    influence = influence_a / mean_a - influence_b / mean_b
+    return _estimate(logarithms, influence, runs=None, level=level, bounds=_UNBOUNDED)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -138,6 +150,16 @@ def _rows(sums, counts):
             f"got {sums.shape} and {counts.shape}."
         )
     return sums, np.broadcast_to(counts, sums.shape)
+
+
+def _pairs(sums_a, counts_a, sums_b, counts_b):
+    """`_ratios` of both, without the documents that count nothing in either."""
+    sums_a, counts_a = _rows(sums_a, counts_a)
+    sums_b, counts_b = _rows(sums_b, counts_b)
+    if sums_a.shape != sums_b.shape:
+        raise ValueError(f"`sums_a` and `sums_b` must have one shape, got {sums_a.shape} and {sums_b.shape}.")
+    kept = np.any((counts_a != 0) | (counts_b != 0), axis=0)
+    return _ratios(sums_a[:, kept], counts_a[:, kept]), _ratios(sums_b[:, kept], counts_b[:, kept])
 
 
 def _ratios(sums, counts):

@@ -26,7 +26,7 @@ def build(rngs):
 def states():
     """Two states of one shape; one is trained in place of the other."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    return [initial_state(population(build, seeds), optimizer, losses=2) for seeds in ([0, 1], [2, 3])]
+    return [initial_state([population(build, seeds).params] * 2, [optimizer] * 2) for seeds in ([0, 1], [2, 3])]
 
 
 def equal(a, b):

@@ -56,11 +56,11 @@ def world():
             teach=lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=1),
             objectives=means,
             together=lambda shared: True,
-            optimizer=optimizer,
+            optimizers=[optimizer] * len(objectives),
         )
 
         def train(start=students, steps=STEPS):
-            state, kept = initial_state(start, optimizer, losses=len(objectives)), []
+            state, kept = initial_state([start.params] * len(objectives), [optimizer] * len(objectives)), []
             for batch in batches(steps):
                 state, metrics = step(state, teacher.params, batch)
                 kept.append(metrics)

@@ -50,7 +50,7 @@ def step_of(drafters, frozen, **options):
         teach=lambda params, inputs: objectives.lesson(frozen.with_params(params)(inputs, exit_layer=1)),
         objectives=objectives.of_students(drafters, LOSSES, temperature=1.5),
         together=lambda lesson: not lesson.is_dense,
-        optimizer=optax.sgd(1.0),
+        optimizers=[optax.sgd(1.0)] * len(LOSSES),
         **options,
     )
 
@@ -84,7 +84,7 @@ def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     # Seeds in turn, and side by side as on accelerators.
     monkeypatch.setattr(sharding, "platform", lambda _: "tpu" if kind == "decoder" else "cpu")
     step = step_of(drafters, frozen)
-    begin = functools.partial(initial_state, drafters, optax.sgd(1.0), losses=len(LOSSES))
+    begin = functools.partial(initial_state, [drafters.params] * len(LOSSES), [optax.sgd(1.0)] * len(LOSSES))
     state, told = step(begin(), frozen.params, batch())
     for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen)):
         np.testing.assert_allclose(told["loss"][i], values, rtol=1e-5)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiv import warps
+from jaxdiv import acceptance, warps
 from jaxdiv.speculative.trees import Tree
 
 
@@ -78,11 +78,8 @@ def _match(node):
     return _first(node.valid & (node.candidates == x)), node.p
 
 
-def _typical(node, *, epsilon=0.09, delta=0.3):
-    """Medusa's typical acceptance (arXiv 2401.10774, section 2.3.1; the constants of its code)."""
-    entropy = -jnp.sum(jax.scipy.special.xlogy(node.p, node.p))
-    threshold = jnp.minimum(epsilon, delta * jnp.exp(-entropy))
-    return _first(node.valid & (node.p[node.candidates] > threshold)), node.p
+def _typical(node):
+    return _first(node.valid & (node.p[node.candidates] > acceptance.typical_threshold(node.p))), node.p
 
 
 def _normalized(weights):

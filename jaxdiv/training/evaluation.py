@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ _MEASURES = {
     "sampling": "acceptance",
     "greedy_draft": "acceptance_greedy_draft",
     "exact_match": "acceptance_exact_match",
+    "typical": "acceptance_typical",
 }
 MAX_GAMMA = 8
 
@@ -79,9 +80,32 @@ def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], tem
     corpus, mesh = Corpus.load(workdir), sharding.make_for_reading(config)
     guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size, mesh)
     population = list(groups(config, workdir, corpus, mesh))
+    on = (contexts.make(name, config, corpus, guide, mesh) for name in names)
+    return measure_on(on, config, guide, population, mesh, rules=rules, temperatures=temperatures)
+
+
+def measure_on(
+    on: Iterable[contexts.Context],
+    config: Mapping,
+    guide: Model,
+    population: Sequence[tuple[str, Model, list[int]]],
+    mesh: Mesh,
+    *,
+    rules: Sequence[str],
+    temperatures: Sequence[float],
+) -> Measured:
+    """As `measure`, of students of one kind that are at hand.
+
+    Args:
+      on: the contexts.
+      config: the run's.
+      guide: the teacher.
+      population: of `groups`.
+      mesh: that all lies on.
+      rules, temperatures: as `measure` has them.
+    """
     sums = {}
-    for name in names:
-        context = contexts.make(name, config, corpus, guide, mesh)
+    for context in on:
         rows = _by_row(config, guide, population, context, tuple(rules), tuple(temperatures), mesh)
         for loss, measured in rows.items():
             by_document = {key: context.by_document(value) for key, value in measured.items()}

@@ -77,19 +77,26 @@ def population_shapes(build: Build, seeds: int, mesh: Mesh | None = None) -> Mod
 
 
 def initial_state(
-    students: Model, optimizer: optax.GradientTransformation, *, losses: int, mesh: Mesh | None = None
+    params: Sequence[Any], optimizers: Sequence[optax.GradientTransformation], *, mesh: Mesh | None = None
 ) -> TrainState:
-    """A state, spread over `mesh`, in which every loss starts from the same students."""
-    seeds = jax.tree.leaves(students.params)[0].shape[0]
+    """A state, spread over `mesh`, in which each loss starts from copies of its entry of `params`, arrays [S, ...].
+
+    Args:
+      params: of each loss's students.
+      optimizers: each loss's.
+      mesh: None for one device.
+    """
+    seeds = jax.tree.leaves(params[0])[0].shape[0]
 
     def begin(params):
-        copies = tuple(jax.tree.map(jnp.copy, params) for _ in range(losses))
+        copies = tuple(jax.tree.map(jnp.copy, own) for own in params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=copies,
-            opt_state=tuple(jax.vmap(optimizer.init)(copy) for copy in copies),
-            alive=tuple(jnp.ones(seeds, bool) for _ in range(losses)),
+            opt_state=tuple(jax.vmap(own.init)(copy) for own, copy in zip(optimizers, copies, strict=True)),
+            alive=tuple(jnp.ones(seeds, bool) for _ in copies),
         )
 
-    where = sharding.shardings(jax.eval_shape(begin, students.params), mesh or sharding.alone())
-    return jax.jit(begin, out_shardings=where)(students.params)
+    params = tuple(params)
+    where = sharding.shardings(jax.eval_shape(begin, params), mesh or sharding.alone())
+    return jax.jit(begin, out_shardings=where)(params)

@@ -68,7 +68,7 @@ def make_step(
     teach: Callable[[Any, Array], Any],
     objectives: Objectives,
     together: Callable[[Any], bool],
-    optimizer: optax.GradientTransformation,
+    optimizers: Sequence[optax.GradientTransformation],
     write: Write | None = None,
     each_its_own: bool = False,
     mesh: jax.sharding.Mesh | None = None,
@@ -80,7 +80,7 @@ def make_step(
       objectives: what each of one seed's students makes small, which must depend on its own parameters alone.
       together: whether all losses are one call of `objectives`, given what `teach` gave: they share what they make of
         it then, but their arrays live side by side. Else it is a call a loss.
-      optimizer: each student has its own state of it, so its clipping sees that student's gradient alone.
+      optimizers: each loss's; each student has its own state of it, so its clipping sees that student's gradient alone.
       write: makes the batch that is trained on from the one that was read.
       each_its_own: whether each student writes its own batch, which then costs each a pass of the teacher.
       mesh: where the state lies by `sharding.shardings`, and batches by `sharding.Rows`; None for one device.
@@ -106,7 +106,7 @@ def make_step(
         (_, values), gradients = jax.value_and_grad(total, has_aux=True)(params)
         return zip(values, gradients, strict=True)
 
-    def update(student, value, gradient):
+    def update(optimizer, student, value, gradient):
         params, opt_state, alive = student
         norm = optax.tree.norm(gradient)
         alive = alive & jnp.isfinite(value) & jnp.isfinite(norm)
@@ -124,7 +124,8 @@ def make_step(
         def one_seed(losses, students):
             params = [student[0] for student in students]
             found = learn(losses, params, *(of_all or lesson(teacher, params[0], batch, state.step)))
-            return [update(student, *its) for student, its in zip(students, found, strict=True)]
+            its = zip(losses, students, found, strict=True)
+            return [update(optimizers[i], student, *learnt) for i, student, learnt in its]
 
         updated = []
         for losses in groups:

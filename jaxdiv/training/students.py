@@ -52,7 +52,8 @@ def lesson(config: Mapping, teacher: Model) -> Callable:
 
 def beginning(config: Mapping, students: Model, mesh: Mesh | None = None) -> TrainState:
     """The state, spread over `mesh`, in which every loss of the config starts from `students`, of `untrained`."""
-    return initial_state(students, _optimizer(config), losses=len(run_config.losses(config)), mesh=mesh)
+    losses = run_config.losses(config)
+    return initial_state([students.params] * len(losses), _optimizers(config), mesh=mesh)
 
 
 def step(
@@ -72,15 +73,17 @@ def step(
         teach=teach,
         objectives=objectives.of_students(students, losses, temperature=temperature),
         together=lambda shared: not shared.is_dense,
-        optimizer=_optimizer(config),
+        optimizers=_optimizers(config),
         write=write,
         each_its_own=config["data"]["context"] == own_text.STUDENT,
         mesh=mesh,
     )
 
 
-def _optimizer(config):
-    return make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
+def _optimizers(config):
+    """One for each loss."""
+    optimizer = make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
+    return [optimizer] * len(run_config.losses(config))
 
 
 def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model, **watched: Any) -> None:

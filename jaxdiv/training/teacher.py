@@ -167,7 +167,7 @@ def _train(config, workdir, corpus, mesh, watched):
 
 def beginning(config: Mapping, model: Model, mesh: Mesh | None = None) -> TrainState:
     """The state, spread over `mesh`, in which the teacher's training starts; `model` is a population of one."""
-    return initial_state(model, _optimizer(config), losses=1, mesh=mesh)
+    return initial_state([model.params], [_optimizer(config)], mesh=mesh)
 
 
 def step(config: Mapping, model: Model, *, mesh: Mesh | None = None) -> Callable:
@@ -176,7 +176,7 @@ def step(config: Mapping, model: Model, *, mesh: Mesh | None = None) -> Callable
         teach=lambda _, inputs: None,
         objectives=lambda _, params, batch, shared: [_cross_entropy(model.with_params(params[0]), batch)],
         together=lambda shared: False,
-        optimizer=_optimizer(config),
+        optimizers=[_optimizer(config)],
         mesh=mesh,
     )
 

@@ -1,0 +1,1 @@
+"""What can make a hundredfold gap in acceptance between cross-entropy and KL, whose gradients are equal?"""

@@ -1,0 +1,54 @@
+"""What can make a hundredfold gap in acceptance between students of cross-entropy and of KL?
+
+  python -m experiments.gap --config=configs/gap.py --workdir=runs/gap
+
+Trains the students of both losses under each cause of `config.causes`, mistakes and choices of a re-implementation,
+from one sound baseline, and measures all of them by every rule, temperature and count. docs/gap.md says what came of
+it. `--config=configs/gap.py:quick` is done in three minutes. Causes may be joined: `sum+sgd`.
+"""
+
+from absl import flags
+
+from experiments import cli, watching
+from experiments.gap import causes, study
+from jaxdiv.reporting import gap
+from jaxdiv.training import corpus, lock, loop, processes, sharding, teacher
+from jaxdiv.training.workdir import Workdir
+
+CONFIG = cli.define_config()
+cli.define_log_format()
+WORKDIR = flags.DEFINE_string("workdir", "runs/gap", "The study's folder; it may be gs://BUCKET/FOLDER.")
+MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
+
+
+def main(_):
+    workdir = Workdir(WORKDIR.value)
+    config = cli.loaded(CONFIG).to_dict()
+    if "causes" not in config:
+        raise ValueError("the config has no `causes`; give one such as --config=configs/gap.py")
+    text = config.pop("causes")
+    if config["losses"] != "ce,kl":
+        raise ValueError(f"`config.losses` is ce,kl in this study, got {config['losses']!r}")
+    config = teacher.settle(config, workdir, typed=cli.typed(CONFIG))
+    found = causes.read(text, config)
+    mesh = sharding.make(config)
+    profile, also = watching.profile(config["student"]["steps"]), watching.also()
+    with lock.writing(workdir.root):
+        workdir.claim(config)
+        study.claim(workdir, found)
+        try:
+            data = corpus.prepare(config, workdir)
+            guide = teacher.prepare(config, workdir, data, also=also)
+            rows = study.run(config, workdir, found, corpus=data, teacher=guide, mesh=mesh, profile=profile, also=also)
+        except loop.Stopped as stopped:
+            cli.say(f"{stopped}; the same command goes on from there")
+            return 128 + stopped.signum
+        if processes.is_first():
+            gap.write(workdir.root, gap.table(rows))
+            gap.show(gap.table(rows), markdown=MARKDOWN.value)
+            cli.say(f"\nEverything lies in {workdir.root}: gap.csv, ratios.png and over_temperature.png")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, resumes=True)

@@ -1,0 +1,80 @@
+"""The study in its work folder: the arms' training as a stage of a run, then the table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.gap import arms, measuring, ratios
+from experiments.gap.causes import Cause
+from jaxdiv import files
+from jaxdiv.training import corpus as run_corpus
+from jaxdiv.training import loop, processes, progress, students
+from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.state import Model, TrainState
+from jaxdiv.training.workdir import Workdir
+
+
+def claim(workdir: Workdir, causes: Sequence[Cause]) -> None:
+    """Keeps which students the folder trains, or checks that they are the same.
+
+    Raises:
+      ValueError: it trains those of other causes.
+    """
+    path, wanted = workdir.root / "arms.json", [arm.text for arm in arms.of(causes)]
+    known = files.read_json(path) if path.exists() and workdir.students.exists() else wanted
+    if known != wanted:
+        apart = sorted({text.rpartition(":")[0] for text in set(known) ^ set(wanted)}) or ["their order"]
+        raise ValueError(
+            f"{workdir.root} trains the students of other causes, which differ in {', '.join(apart)}; give it a folder "
+            f"of its own, with its teacher: --workdir={workdir.root}-2 --config.teacher.checkpoint={workdir.root}"
+        )
+    if processes.is_first():
+        files.write_json(path, wanted)
+
+
+def run(
+    config: Mapping,
+    workdir: Workdir,
+    causes: Sequence[Cause],
+    *,
+    corpus: Corpus,
+    teacher: Model,
+    mesh: Mesh,
+    **watched: Any,
+) -> list[dict]:
+    """Trains all arms, or goes on with them, and measures them: the rows of gap.csv.
+
+    `watched` is what `loop.run_stage` takes of `profile` and `also`.
+    """
+    every = arms.of(causes)
+    pupils = students.untrained(config, corpus.tokenizer.vocab_size, mesh)
+    trainer = arms.Trainer(config, teacher, pupils, padding=corpus.tokenizer.end_of_text)
+    state = _train(trainer, every, workdir, corpus, mesh, watched)
+    return ratios.rows(causes, measuring.measure(trainer, every, state, corpus, mesh))
+
+
+def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
+    config, seeds = trainer.config, students.seeds(trainer.config)
+
+    def report_dead(number, alive, _):
+        dead = [f"{every[i].text} (seed {seeds[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
+        progress.say(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
+
+    return loop.run_stage(
+        config,
+        workdir,
+        stage="student",
+        folder=workdir.students,
+        names=[arm.text for arm in every],
+        seeds=seeds,
+        mesh=mesh,
+        begin=lambda: trainer.beginning(every, mesh),
+        step=trainer.step(every, mesh),
+        teacher=trainer.teacher.params,
+        batches=run_corpus.batches(config, "student", corpus, mesh),
+        measure=lambda _: {},
+        report_dead=report_dead,
+        **watched,
+    )

@@ -15,7 +15,7 @@ _OPTIMIZERS = (
     "sgd,adam_large_epsilon,learning_rate_tenth,learning_rate_tenfold,no_clipping,clip_by_small_norm,clip_by_value,"
     "no_weight_decay,large_weight_decay"
 )
-_READ = "labels_shifted,padding_counted,teacher_not_detached"
+_READ = "untrained,labels_shifted,padding_counted,teacher_not_detached"
 _OF_KANGAROO = "wrong_exit_layer,another_sequence,head_trained"
 _PAIRS = (
     "mean_over_vocabulary+sgd,mean_over_vocabulary+adam_large_epsilon,batchmean_over_rows+sgd,sum+sgd,sum+sgd+no_clipping,"
@@ -51,7 +51,11 @@ def get_config(form: str = "full"):
 
 def _quick(config):
     config.causes = ",".join(
-        ["softmax_twice,labels_shifted,mean_over_vocabulary,sgd,mean_over_vocabulary+sgd", _MEASURED, _BOTH_SIDES]
+        [
+            "untrained,softmax_twice,labels_shifted,mean_over_vocabulary,sgd,mean_over_vocabulary+sgd",
+            _MEASURED,
+            _BOTH_SIDES,
+        ]
     ).replace("temperature_10_without_square+measured_at_temperature_20,", "")
     config.data.vocabulary = 512
     config.teacher.update({"depth": 3, "width": 96, "heads": 4, "kv_heads": 2, "mlp_width": 256, "steps": 200})

@@ -1,6 +1,7 @@
 """Losses as they go wrong in a re-implementation, [B, L, V] logits of both sides to one value a token, [B, L].
 
-They are written as their authors write them, on probabilities and logarithms of whole logits. `kl` and `ce` in all of them stand for Σ p·log(p/q) and -Σ p·log q.
+They are written as their authors write them, on probabilities and logarithms of whole logits: `kl` stands for
+Σ p·log(p/q) and `ce` for -Σ p·log q in all of them.
 """
 
 from collections.abc import Callable

@@ -34,9 +34,8 @@ def _applications(cause):
 
 
 def _of(text, applied_to, sides, found):
-    names = [
-        arms.name(side.training if side else BASELINE, loss) for side, loss in zip(sides, formulas.LOSSES, strict=True)
-    ]
+    training = [side.training if side else BASELINE for side in sides]
+    names = [arms.name(*pair) for pair in zip(training, formulas.LOSSES, strict=True)]
     trained = _told([_learnt(found[name], found[UNTRAINED]) for name in names])
     for cell in found[arms.name(BASELINE, formulas.CE)]:
         cells = [_moved(cell, side) for side in sides]

@@ -8,6 +8,7 @@ it. `--config=configs/gap.py:quick` is done in three minutes. Causes may be join
 """
 
 from absl import flags
+from rich.console import Console
 
 from experiments import cli, watching
 from experiments.gap import causes, study
@@ -44,10 +45,20 @@ def main(_):
             cli.say(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            gap.write(workdir.root, gap.table(rows))
-            gap.show(gap.table(rows), markdown=MARKDOWN.value)
-            cli.say(f"\nEverything lies in {workdir.root}: gap.csv, ratios.png and over_temperature.png")
+            _report(gap.table(rows), workdir.root)
     return 0
+
+
+def _report(frame, folder):
+    gap.write(folder, frame)
+    if MARKDOWN.value:
+        print(gap.markdown(frame), end="")
+    else:
+        console = Console()
+        # A table needs its columns even where output is piped to a narrower default.
+        console = console if console.is_terminal else Console(width=150)
+        console.print(gap.rich_table(frame))
+    cli.say(f"\nEverything lies in {folder}: {gap.FILE}, ratios.png and over_temperature.png")
 
 
 if __name__ == "__main__":

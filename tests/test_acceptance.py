@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import xlogy
 
 from jaxdiv import acceptance, divergences
 from tests import markov_decoding as decoding
@@ -36,9 +37,12 @@ def exact(temperature):
 def test_rules_agree_with_float64(temperature):
     q, p = exact(temperature)
     likeliest = np.argmax(STUDENT, axis=-1)
+    entropy = -xlogy(p, p).sum(axis=-1)
+    chance = p[np.arange(len(p)), likeliest]
     expected = {
         acceptance.sampling: np.minimum(p, q).sum(axis=-1),
-        acceptance.greedy_draft: p[np.arange(len(p)), likeliest],
+        acceptance.greedy_draft: chance,
+        acceptance.typical: chance > np.minimum(0.09, 0.3 * np.exp(-entropy)),
         acceptance.exact_match: (p * q).sum(axis=-1),
     }
     for rule, value in expected.items():
@@ -56,7 +60,7 @@ def test_every_rule_is_greedy_match_at_temperature_0():
     match = np.argmax(STUDENT, axis=-1) == np.argmax(TEACHER, axis=-1)
     assert 0 < match.mean() < 1
     np.testing.assert_array_equal(acceptance.greedy_match(STUDENT, TEACHER), match)
-    for rule in (acceptance.sampling, acceptance.greedy_draft, acceptance.exact_match):
+    for rule in acceptance.BY_TEMPERATURE.values():
         np.testing.assert_array_equal(rule(STUDENT, TEACHER, temperature=0), match, err_msg=rule.__name__)
 
 

@@ -108,6 +108,23 @@ def test_differences_cover_the_truth():
     assert 0.93 < coverage(draw, statistics.paired_difference, 0.01) < 0.985
 
 
+def test_log_ratios_cover_the_truth_and_are_odd():
+    rng = np.random.default_rng(8)
+
+    def draw():
+        shared, counts = population(rng, seeds=3, documents=60, by_seed=0.02, by_document=0.08, noise=0)
+        gains = 0.3 + 0.01 * rng.normal(size=(3, 1)) + 0.05 * rng.normal(size=60) + 0.02 * rng.normal(size=(3, 60))
+        return shared + counts * gains, counts, shared, counts
+
+    assert 0.93 < coverage(draw, statistics.paired_log_ratio, np.log(1.0 / 0.7)) < 0.985
+    a, counts, b, _ = draw()
+    there, back = statistics.paired_log_ratio(a, counts, b, counts), statistics.paired_log_ratio(b, counts, a, counts)
+    np.testing.assert_allclose([there.value, there.low], [-back.value, -back.high], rtol=1e-9)
+    never = statistics.paired_log_ratio(a, counts, np.zeros_like(b), counts)
+    assert never.value == np.inf
+    assert np.isnan(never.low)
+
+
 def test_runs_stand_in_place_of_their_seeds():
     rng = np.random.default_rng(7)
     sums, counts = population(rng, seeds=6, documents=30, by_seed=0.03, by_document=0.02, noise=0.01)

@@ -50,6 +50,7 @@ def get_config():
     config.student.mlp_width = 256
     config.student.steps = 240
     config.student.batch_size = 12
+    config.student.learning_rates = ""  # of single losses, as in `tv: 1e-2; nla: 1e-2`, in place of the optimizer's
     # Above about 5e-3 training amplifies rounding so that ce and kl, whose gradients are equal, part.
     config.student.optimizer = _optimizer(learning_rate=3e-3, final_fraction=0.0, beta2=0.999)
 

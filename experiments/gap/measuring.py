@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from experiments.gap import arms, causes
 from jaxdiv.acceptance import RULES
-from jaxdiv.training import contexts, evaluation, students
+from jaxdiv.training import contexts, evaluation, progress, students, teacher
 from jaxdiv.training.contexts import Context
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.evaluation import Key, Measured, Sums
@@ -62,12 +62,14 @@ def _contexts(config, corpus, guide, mesh):
 
 def _with_own_teachers(trainer, text, own, corpus, mesh):
     """Each student with its own teacher, which writes its own text."""
-    config, parts = trainer.config, []
+    config, parts, quality = trainer.config, [], []
     for i, seed in enumerate(students.seeds(config)):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], own)
         guide = trainer.teacher.with_params(jax.tree.map(lambda x: x[0], one[causes.TEACHER]))
         group = [(text, trainer.pupils.with_params(one["student"]), [seed])]
         parts.append(_measured(config, guide, group, _contexts(config, corpus, guide, mesh), mesh)[text])
+        quality.append(f"{teacher.nats_a_byte(config, corpus, guide, mesh):.2f}")
+    progress.say(f"{text} left teachers of {', '.join(quality)} nats a byte")
     known = next((part for part in parts if part), {})
     return {text: {cell: _joined([part.get(cell) for part in parts], like) for cell, like in known.items()}}
 

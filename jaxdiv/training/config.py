@@ -106,7 +106,13 @@ SCHEMA = {
         **DECODER,
         **STAGE,
     },
-    "student": {"kind": _one_of("kangaroo", "decoder"), "exit_layer": _whole(1), **DECODER, **STAGE},
+    "student": {
+        "kind": _one_of("kangaroo", "decoder"),
+        "exit_layer": _whole(1),
+        "learning_rates": TEXT,
+        **DECODER,
+        **STAGE,
+    },
     "evaluation": {
         "temperatures": TEMPERATURES,
         "contexts": SOME_CONTEXTS,
@@ -150,6 +156,28 @@ def losses(config: Mapping) -> tuple[jaxdiv.Loss, ...]:
         return tuple(jaxdiv.get(text) for text in jaxdiv.split(config["losses"]))
     except ValueError as error:
         raise ValueError(f"`config.losses`: {error}") from None
+
+
+def learning_rates(config: Mapping) -> tuple[float, ...]:
+    """Each loss's, in the order of `losses`: that of `config.student.learning_rates`, else the optimizer's.
+
+    Raises:
+      ValueError: it names a loss that the run has not, one twice, or no finite number above 0.
+    """
+    names, given = [loss.text for loss in losses(config)], {}
+    for part in filter(str.strip, config["student"]["learning_rates"].split(";")):
+        name, _, rate = (text.strip() for text in part.rpartition(":"))
+        if name not in names or name in given:
+            raise ValueError(
+                f"`config.student.learning_rates`: {part.strip()!r} must be LOSS: RATE of another one of the run's "
+                f"losses, {', '.join(names)}"
+            )
+        try:
+            given[name] = float(rate)
+        except ValueError:
+            given[name] = math.nan
+        check_value(f"`config.student.learning_rates`, of {name},", POSITIVE, given[name])
+    return tuple(given.get(name, config["student"]["optimizer"]["learning_rate"]) for name in names)
 
 
 def contexts(text: str) -> tuple[str, ...]:
@@ -219,7 +247,7 @@ def _check_heads(prefix, width, heads, kv_heads):
 
 
 def _check_together(config):
-    losses(config)
+    learning_rates(config)
     teacher, student, evaluation = config["teacher"], config["student"], config["evaluation"]
     if 0 < teacher["padded_vocabulary"] < config["data"]["vocabulary"]:
         raise ValueError(

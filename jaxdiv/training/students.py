@@ -82,8 +82,9 @@ def step(
 
 def _optimizers(config):
     """One for each loss."""
-    optimizer = make_optimizer(config["student"]["optimizer"], config["student"]["steps"])
-    return [optimizer] * len(run_config.losses(config))
+    stage = config["student"]
+    settings = [{**stage["optimizer"], "learning_rate": rate} for rate in run_config.learning_rates(config)]
+    return [make_optimizer(own, stage["steps"]) for own in settings]
 
 
 def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model, **watched: Any) -> None:

@@ -43,7 +43,11 @@ def test_colors_tell_better_from_worse():
     better = pixels(
         pictures.render(frame=cases.frame(losses=FEW), curves=cases.curves(losses=()), theme=theme)["differences"]
     )
-    worse = pixels(pictures.render_for_phones(frame=cases.frame(losses=("ce", "ce_data")), theme=theme)["differences"])
+    worse = pixels(
+        pictures.render(
+            frame=cases.frame(losses=("ce", "ce_data")), curves=cases.curves(losses=()), theme=theme, narrow=True
+        )["differences"]
+    )
     assert share(better, theme.paper) > 0.6
     assert share(better, theme.better) > 0 == share(better, theme.worse)
     assert share(worse, theme.worse) > 0 == share(worse, theme.better)

@@ -21,29 +21,25 @@ def write(folder: str | os.PathLike, *, frame: pd.DataFrame, curves: pd.DataFram
     return paths
 
 
-def render(*, frame: pd.DataFrame, curves: pd.DataFrame, theme: style.Theme = style.LIGHT) -> dict[str, bytes]:
+def render(
+    *, frame: pd.DataFrame, curves: pd.DataFrame, theme: style.Theme = style.LIGHT, narrow: bool = False
+) -> dict[str, bytes]:
     """Pictures by name, as PNG; one that its data don't suffice for is absent.
 
     Args:
       frame: results.
       curves: columns step, loss, seed, metric (`loss`, `gradient_norm`, `acceptance`), value.
       theme: `style.LIGHT` or `style.DARK`.
+      narrow: to be read on a phone.
 
     Returns:
       Of `differences`, `acceptance_over_temperature`, `acceptance_by_position` and `training_curves`.
     """
     with matplotlib.rc_context(style.rc(theme)):
         drawn = {
-            "differences": comparison.differences(frame, theme),
-            "acceptance_over_temperature": comparison.over_temperature(frame, theme),
-            "acceptance_by_position": comparison.by_position(frame, theme),
-            "training_curves": training_curves.draw(frame, curves, theme),
+            "differences": comparison.differences(frame, theme, narrow=narrow),
+            "acceptance_over_temperature": comparison.over_temperature(frame, theme, narrow=narrow),
+            "acceptance_by_position": comparison.by_position(frame, theme, narrow=narrow),
+            "training_curves": training_curves.draw(frame, curves, theme, narrow=narrow),
         }
         return {name: style.png(figure) for name, figure in drawn.items() if figure is not None}
-
-
-def render_for_phones(*, frame: pd.DataFrame, theme: style.Theme) -> dict[str, bytes]:
-    """`differences`, narrow enough to be read on a phone."""
-    with matplotlib.rc_context(style.rc(theme)):
-        figure = comparison.differences_for_phones(frame, theme)
-        return {} if figure is None else {"differences": style.png(figure)}

@@ -64,11 +64,13 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
     if not results.contexts(frame):
         raise ValueError("the results hold no pooled acceptance; measure again with experiments.acceptance")
     curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
-    pictures.write(output, frame=frame, curves=curves)
+    images = pictures.render_all(frame=frame, curves=curves)
+    pictures.write(output, images)
     html.write_report(
         output / "report.html",
         frame=frame,
         curves=curves,
+        images=images,
         config_text="\n".join(json.dumps(run.config(), indent=2) for run in runs),
         facts=_facts(runs),
         about=_about(runs),

@@ -12,31 +12,43 @@ from tests import html_page
 from tests import reporting_cases as cases
 
 HOSTILE = {"tv": "<script>alert(1)</script>", "kl": '"><img src=http://a.example/x onerror=alert(2)>', "jsd": "a & b"}
+PICTURES = ("differences", "acceptance_over_temperature", "acceptance_by_position", "training_curves")
 
 
-def written(folder, frame, *, curves=None, config_text="", facts=None, about=""):
-    path, curves = folder / "report.html", cases.curves(losses=()) if curves is None else curves
-    html.write_report(path, frame=frame, curves=curves, config_text=config_text, facts=facts or {}, about=about)
+def written(folder, frame, *, curves=None, images=None, config_text="", facts=None, about=""):
+    """The page of these results, with dots in the place of pictures, which take long to draw."""
+    html.write_report(
+        folder / "report.html",
+        frame=frame,
+        curves=cases.curves(losses=()) if curves is None else curves,
+        images={"differences": dots(0)} if images is None else images,
+        config_text=config_text,
+        facts=facts or {},
+        about=about,
+    )
     assert [p.name for p in folder.iterdir()] == ["report.html"]
-    page = html_page.Page(path.read_text(encoding="utf-8"))
-    html_page.check(page)
-    return page
+    made = html_page.Page((folder / "report.html").read_text(encoding="utf-8"))
+    html_page.check(made)
+    return made
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing takes long; one white dot for each that is asked for."""
-    dot = io.BytesIO()
-    Image.new("RGB", (1, 1), "white").save(dot, "png")
-    monkeypatch.setattr(pictures, "render", lambda **_: {"differences": dot.getvalue()})
+def dots(number):
+    """Four pictures of one pixel, all different."""
+    files = [io.BytesIO() for _ in range(4)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (1, 1), (number, i, 0)).save(file, "png")
+    return style.Images(*(file.getvalue() for file in files))
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
+    frame = cases.frame(losses=("ce", "kl", "tv", "jsd", "ce_argmax", "untrained"), rename=HOSTILE)
+    curves = cases.curves(losses=("ce", "tv"), steps=20)
     return written(
         tmp_path_factory.mktemp("report"),
-        cases.frame(losses=("ce", "kl", "tv", "jsd", "ce_argmax", "untrained"), rename=HOSTILE),
-        curves=cases.curves(losses=("ce", "tv"), steps=20),
+        frame,
+        curves=curves,
+        images={name: dots(i) for i, name in enumerate(PICTURES)},
         config_text=cases.CONFIG + "files: '</pre><script>alert(3)</script>'",
         facts={**cases.FACTS, "files <b>": "<script>alert(4)</script>", "documents": 73},
         about="<script>alert(5)</script>",
@@ -94,7 +106,7 @@ def test_every_column_measure_and_number_is_there(page):
     assert f"{deep:.2f} ±0.04" in page.text
 
 
-def test_front_comes_first_and_says_floor_and_run(tmp_path, no_pictures):
+def test_front_comes_first_and_says_floor_and_run(tmp_path):
     page = written(tmp_path, cases.frame(losses=("ce", "tv", "untrained")), about="Students of a teacher.")
     front = re.sub(r"\s+", " ", page.text[: page.text.index("A difference is real")])
     for told in ("tv is accepted most", "untrained accepted, the floor56.", "ce accepted, the reference77."):
@@ -108,13 +120,14 @@ def test_small_and_broken_runs_have_a_report_too(tmp_path):
     lost = frame["loss"].eq("kl") | (frame["loss"].eq("tv") & frame["seed"].eq("1"))
     frame.loc[lost, ["value", "low", "high"]] = np.nan
     frame = frame[frame["context"].eq("corpus") & frame["temperature"].eq(1)]
-    page = written(tmp_path, frame, curves=cases.curves(losses=("ce", "kl", "tv"), steps=10, seeds=2))
+    curves = cases.curves(losses=("ce", "kl", "tv"), steps=10, seeds=2)
+    page = written(tmp_path, frame, curves=curves, images=pictures.render_all(frame=frame, curves=curves))
     assert "Left out, without a finite result: kl and tv, seed 1." in page.text
     assert "nan" not in page.text
 
 
 @pytest.mark.parametrize("losses", [("tv",), ("untrained",), ("kl", "tv"), ("ce", "tv", "untrained")])
-def test_results_of_other_things_than_texts(tmp_path, no_pictures, losses):
+def test_results_of_other_things_than_texts(tmp_path, losses):
     frame = cases.frame(losses=losses, seeds=1)
     frame = frame[frame["context"].eq("corpus") & frame["measure"].isin(["acceptance", "difference"])]
     page = written(tmp_path, frame)
@@ -124,7 +137,7 @@ def test_results_of_other_things_than_texts(tmp_path, no_pictures, losses):
     assert "nan" not in page.text
 
 
-def test_decoded_numbers_stand_in_a_table(tmp_path, no_pictures):
+def test_decoded_numbers_stand_in_a_table(tmp_path):
     frame = cases.frame(losses=("ce", "tv"))
     decoded = results.select(frame, seed=None, measure="tau", gamma=4), results.select(frame, measure="tau", gamma=4)
     frame = results.table(

@@ -31,7 +31,7 @@ def differences(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> F
         width=style.NARROW if narrow else style.WIDTH,
     )
     if narrow:
-        _dots(made.add_subplot(), rows, reference, theme)
+        _dots(made.add_subplot(), rows, reference, theme, longest=style.PANEL_NAME)
         return made
     axes, margin = made.subplots(1, 2, sharey=True, width_ratios=[1.55, 1])
     _dots(axes, rows, reference, theme)
@@ -93,13 +93,14 @@ def by_position(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> F
     return made
 
 
-def _dots(axes, rows, reference, theme):
+def _dots(axes, rows, reference, theme, **length):
     reach = _reach(_size(row) for row in rows.itertuples() if row.verdict != "floor")
     for place, row in enumerate(rows.itertuples()):
         _difference(axes, place, row, reach, theme)
     axes.axvline(0, color=theme.ink, linewidth=1, zorder=0.9)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"percentage points of acceptance more than {style.short(reference)}")
-    axes.set_yticks(range(len(rows)), [style.short(name) for name in rows["loss"]], fontsize=10.5, color=theme.ink)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"percentage points more than {style.short(reference, **length)}")
+    names = [style.short(name, **length) for name in rows["loss"]]
+    axes.set_yticks(range(len(rows)), names, fontsize=10.5, color=theme.ink)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
 
@@ -132,9 +133,7 @@ def _difference(axes, place, row, reach, theme):
     if row.verdict == "reference":
         axes.plot(0, place, "D", color=theme.ink, markersize=7)
         return
-    color = theme.muted
-    if row.verdict not in ("not shown", "floor"):
-        color = theme.better if row.difference > 0 else theme.worse
+    color = {1: theme.better, -1: theme.worse, 0: theme.muted}[table.side(row)]
     if _size(row) > reach:
         _off_the_scale(axes, place, row, color, theme)
         return

@@ -7,8 +7,6 @@ import pandas as pd
 
 from jaxdiv.reporting import results, table, words
 
-_FEW = "these students only"
-
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -39,7 +37,7 @@ def of(frame: pd.DataFrame) -> Finding:
         return _alone(trained.iloc[0], where)
     if reference is None:
         return _uncompared(trained.iloc[0], where)
-    above = trained[trained.apply(_side, axis=1).gt(0)]
+    above = trained[trained.apply(table.side, axis=1).gt(0)]
     found = _none(trained, reference, where) if above.empty else _winner(above.iloc[0], trained, reference, where)
     return dataclasses.replace(found, others=_others(trained, reference))
 
@@ -57,7 +55,7 @@ def _uncompared(row, where):
 def _winner(row, trained, reference, where):
     top, reference_name = trained.iloc[0], words.short(reference)
     gain = words.together(table.points(row["difference"], row["difference_low"], row["difference_high"]))
-    among = "Among these students " if row["verdict"] == _FEW else ""
+    among = "Among these students " if row["verdict"] == results.FEW_SEEDS else ""
     sentences = [_accepted(row, where), _against(row, reference)]
     if row["loss"] == top["loss"]:
         headline = f"{among}{words.short(row['loss'])} is accepted most: {gain} points over {reference_name}."
@@ -69,23 +67,14 @@ def _winner(row, trained, reference, where):
 
 def _none(trained, reference, where):
     top, others = trained.iloc[0], trained[trained["loss"].ne(reference)]
-    sides, name = others.apply(_side, axis=1), words.short(reference)
+    sides, name = others.apply(table.side, axis=1), words.short(reference)
     if top["loss"] == reference and sides.lt(0).all():
-        among = "Among these students " if others["verdict"].eq(_FEW).any() else ""
+        among = "Among these students " if others["verdict"].eq(results.FEW_SEEDS).any() else ""
         return Finding(f"{among}{name} is accepted most.", (_accepted(top, where),), top)
     relation = "be accepted more than" if sides.any() else "differ from"
     told = (_accepted(top, f"{where}, the most of all"),)
     told += () if top["loss"] == reference else (_against(top, reference),)
     return Finding(f"No loss is shown to {relation} {name}.", told, top)
-
-
-def _side(row):
-    """1 or -1 where a loss lies above or below the reference, in general or among these students alone; else 0."""
-    if row["verdict"] == "real":
-        return 1 if row["difference"] > 0 else -1
-    if row["verdict"] == _FEW and abs(row["difference"]) > results.ROUNDING:
-        return int(row["difference_low"] > 0) - int(row["difference_high"] < 0)
-    return 0
 
 
 def _percent(row):
@@ -110,7 +99,7 @@ def _worth(row):
     seeds = words.number_of(len(row["by_seed"]), "seed")
     if row["verdict"] == "real":
         return f"real, with one sign in all {seeds}"
-    if row["verdict"] == _FEW:
+    if row["verdict"] == results.FEW_SEEDS:
         return f"{seeds} can't speak for other students; {results.ENOUGH_SEEDS} are needed"
     if row["difference_low"] <= 0 <= row["difference_high"]:
         return "not shown, as the interval holds 0"
@@ -126,6 +115,6 @@ def _others(trained, reference):
         f"Really above {shown}": compared.loc[real & compared["difference"].gt(0), "loss"],
         f"Really below {shown}": compared.loc[real & compared["difference"].lt(0), "loss"],
         f"Not told apart from {shown}": compared.loc[compared["verdict"].eq("not shown"), "loss"],
-        "Of too few seeds to tell": compared.loc[compared["verdict"].eq(_FEW), "loss"],
+        "Of too few seeds to tell": compared.loc[compared["verdict"].eq(results.FEW_SEEDS), "loss"],
     }
     return tuple(f"{head}: {words.names(losses)}." for head, losses in groups.items() if len(losses))

@@ -8,7 +8,7 @@ from html import escape
 import pandas as pd
 
 from jaxdiv import files
-from jaxdiv.reporting import captions, decoded, finding, page, pictures, results, style, table, words
+from jaxdiv.reporting import captions, decoded, finding, page, results, style, table, words
 
 # The table's columns in an order that shows what counts on a narrow screen.
 _ORDER = ("loss", "acceptance", "difference", "verdict", "by_seed", "greedy_draft", "greedy_match", "tau", "tau_greedy")
@@ -19,6 +19,7 @@ def write_report(
     *,
     frame: pd.DataFrame,
     curves: pd.DataFrame,
+    images: Mapping[str, style.Images],
     config_text: str,
     facts: Mapping[str, object],
     about: str = "",
@@ -29,6 +30,7 @@ def write_report(
       path: where to.
       frame: results.
       curves: columns step, loss, seed, metric, value; may be empty.
+      images: what `pictures.render_all` drew of them.
       config_text: the config as its user would read it.
       facts: what else a reader must know, in order: fingerprints, versions, seeds, what the intervals cover.
       about: what the run was, in a line.
@@ -39,7 +41,7 @@ def write_report(
     results.check(frame)
     if not results.contexts(frame):
         raise ValueError("a report needs at least one row of `acceptance` with seed `all`; the results have none")
-    shown = _figures(frame, curves)
+    shown = _figures(frame, curves, images)
     training = shown.pop("training_curves", "<p>No training curves were kept.</p>")
     sections = {
         "table": ("All losses", list(_tables(frame))),
@@ -61,19 +63,14 @@ def write_report(
     files.write_text(path, text)
 
 
-def _figures(frame, curves):
-    drawn = [
-        pictures.render(frame=frame, curves=curves, theme=theme, narrow=narrow)
-        for narrow in (False, True)
-        for theme in (style.LIGHT, style.DARK)
-    ]
+def _figures(frame, curves, images):
     return {
         name: page.figure(
-            page.Images(*(images[name] for images in drawn)),
+            pictures,
             alt=captions.alternative(name, frame, curves),
             caption=escape(captions.caption(name, frame)),
         )
-        for name in drawn[0]
+        for name, pictures in images.items()
     }
 
 
@@ -141,9 +138,7 @@ def _summary(frame, context):
 
 
 def _mark(row):
-    if row.verdict == "real":
-        return "better" if row.difference > 0 else "worse"
-    return "floor" if row.verdict == "floor" else ""
+    return "floor" if row.verdict == "floor" else {1: "better", -1: "worse", 0: ""}[table.side(row)]
 
 
 def _all_numbers(frame):

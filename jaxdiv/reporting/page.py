@@ -4,20 +4,10 @@ import base64
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import NamedTuple
 
-from jaxdiv.reporting.style import DARK, LIGHT, Theme
+from jaxdiv.reporting.style import DARK, LIGHT, Images, Theme
 
 _PHONE = "(max-width: 44rem)"
-
-
-class Images(NamedTuple):
-    """One picture as PNG files: on light and on dark paper, and both narrow enough for a phone."""
-
-    light: bytes
-    dark: bytes
-    narrow_light: bytes
-    narrow_dark: bytes
 
 
 def document(*, title: str, sections: Mapping[str, tuple[str, Sequence[str]]], front: Sequence[str]) -> str:
@@ -147,8 +137,8 @@ def _colors(theme: Theme):
 _RULES = """
 :root{color-scheme:light dark}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:66rem;padding:0 1.25rem 4rem;background:var(--paper);color:var(--ink);
-font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+body{margin:0 auto;max-width:66rem;padding:0 1.25rem 4rem;overflow-wrap:anywhere;background:var(--paper);
+color:var(--ink);font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 a{color:var(--better)}
 :focus-visible{outline:2px solid var(--better);outline-offset:2px}
 main:focus{outline:none}
@@ -201,7 +191,7 @@ summary h3{display:inline}
 pre{background:color-mix(in srgb,var(--faint) 45%,transparent);padding:1rem;border-radius:.5rem;
 white-space:pre-wrap;line-height:1.45}
 @media (max-width:44rem){table{font-size:.84rem}th,td{padding:.38rem .32rem}
-tbody th code{max-width:6.5rem}h2{margin-top:2.2rem}}
+tbody th code{max-width:6.5rem}.verdict{white-space:normal;min-width:5.2rem}h2{margin-top:2.2rem}}
 @media print{:root{font-size:12px}body{max-width:none}nav,.skip{display:none}.wide{overflow:visible;background:none}
 h1{margin-top:1rem}h2{margin-top:1.6rem}table,figure,.tiles{break-inside:avoid}h2,h3,summary{break-after:avoid}}
 """

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 
 import matplotlib
 import pandas as pd
@@ -10,15 +11,25 @@ from jaxdiv import files
 from jaxdiv.reporting import comparison, style, training_curves
 
 
-def write(folder: str | os.PathLike, *, frame: pd.DataFrame, curves: pd.DataFrame) -> list[pathlib.PurePath]:
-    """Writes NAME.png into `folder` for each picture that `render` gives, and returns their paths."""
+def write(folder: str | os.PathLike, images: Mapping[str, style.Images]) -> list[pathlib.PurePath]:
+    """Writes NAME.png into `folder` for each picture, on light paper, and returns their paths."""
     paths = []
-    for name, content in render(frame=frame, curves=curves).items():
+    for name, (light, *_) in images.items():
         path = files.path_of(folder) / f"{name}.png"
         with files.replacing(path) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(light)
         paths.append(path)
     return paths
+
+
+def render_all(*, frame: pd.DataFrame, curves: pd.DataFrame) -> dict[str, style.Images]:
+    """What `render` gives, for both papers and both widths."""
+    drawn = [
+        render(frame=frame, curves=curves, theme=theme, narrow=narrow)
+        for narrow in (False, True)
+        for theme in (style.LIGHT, style.DARK)
+    ]
+    return {name: style.Images(*(images[name] for images in drawn)) for name in drawn[0]}
 
 
 def render(

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -38,6 +39,15 @@ LIGHT = Theme(
 DARK = Theme(
     paper="#14181d", ink="#e8ebef", muted="#98a2ae", faint="#2a3038", quiet="#525c68", better="#56b4e9", worse="#f09a4a"
 )
+
+
+class Images(NamedTuple):
+    """One picture as PNG files: on light and on dark paper, and both narrow enough for a phone."""
+
+    light: bytes
+    dark: bytes
+    narrow_light: bytes
+    narrow_dark: bytes
 
 
 def rc(theme: Theme) -> dict[str, object]:

@@ -148,6 +148,13 @@ def describe(context: str) -> str:
     return words.get(context, f"on {context}")
 
 
+def side(row) -> int:
+    """1 or −1 where a row of the summary lies above or below the reference, in general or of these students; else 0."""
+    apart = (row.difference_low > 0) - (row.difference_high < 0)
+    few = row.verdict == results.FEW_SEEDS and abs(row.difference) > results.ROUNDING
+    return int(apart) if few or row.verdict == "real" else 0
+
+
 def percent(value: float, low: float = math.nan, high: float = math.nan) -> str:
     """`77.0 ±0.6`; the longer half of the interval where it is uneven, nothing where there is none."""
     return _number(100 * value, ".1f") + _half(100 * value, 100 * low, 100 * high, ".1f")

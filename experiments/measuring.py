@@ -64,13 +64,16 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
     if not results.contexts(frame):
         raise ValueError("the results hold no pooled acceptance; measure again with experiments.acceptance")
     curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
-    pictures.write(output, frame=frame, curves=curves)
+    images = pictures.render_all(frame=frame, curves=curves)
+    pictures.write(output, images)
     html.write_report(
         output / "report.html",
         frame=frame,
         curves=curves,
+        images=images,
         config_text="\n".join(json.dumps(run.config(), indent=2) for run in runs),
         facts=_facts(runs),
+        about=_about(runs),
     )
     if markdown:
         print(table.markdown(frame), end="")
@@ -90,6 +93,19 @@ def _curves(run):
 
 _ONE_RUN = "test documents and initial values; one teacher and one order of the data serve all students"
 _SEVERAL_RUNS = "test documents and runs, with all that they do not share: initial values, order of the data, teacher"
+
+
+def _about(runs):
+    """What the runs were, in a line."""
+    config = runs[0].config()
+    data, teacher, student = config["data"], config["teacher"], config["student"]
+    pooled = f"{len(runs)} runs, pooled; the first: " if len(runs) > 1 else ""
+    after = f" after layer {student['exit_layer']}" if student["kind"] == "kangaroo" else ""
+    return (
+        f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer teacher of width "
+        f"{teacher['width']}, {config['seeds']} a loss, trained for {student['steps']} steps on "
+        f"{data['files'] or data['source']}, measured on up to {config['evaluation']['documents']} held-out documents."
+    )
 
 
 def _facts(runs):

@@ -27,11 +27,16 @@ def test_all_pictures_are_written_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 31)
     before = dict(matplotlib.rcParams)
-    paths = pictures.write(tmp_path, frame=cases.frame(), curves=cases.curves(steps=100))
+    losses = ("ce", "tv", "jsd", "untrained")
+    images = pictures.render_all(frame=cases.frame(losses=losses), curves=cases.curves(losses=losses, steps=50))
+    paths = pictures.write(tmp_path, images)
     assert [path.name for path in paths] == [f"{name}.png" for name in NAMES]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
     assert dict(matplotlib.rcParams) == before
     for path in paths:
+        narrow = pixels(images[path.stem].narrow_dark)
+        assert narrow.shape[1] == 704
+        assert share(narrow, style.DARK.paper) > 0.6
         image = pixels(path)
         assert image.shape[1] == 1440
         assert share(image, style.LIGHT.paper) > 0.6
@@ -43,7 +48,11 @@ def test_colors_tell_better_from_worse():
     better = pixels(
         pictures.render(frame=cases.frame(losses=FEW), curves=cases.curves(losses=()), theme=theme)["differences"]
     )
-    worse = pixels(pictures.render_for_phones(frame=cases.frame(losses=("ce", "ce_data")), theme=theme)["differences"])
+    worse = pixels(
+        pictures.render(
+            frame=cases.frame(losses=("ce", "ce_data")), curves=cases.curves(losses=()), theme=theme, narrow=True
+        )["differences"]
+    )
     assert share(better, theme.paper) > 0.6
     assert share(better, theme.better) > 0 == share(better, theme.worse)
     assert share(worse, theme.worse) > 0 == share(worse, theme.better)

@@ -43,6 +43,7 @@ def test_a_run_writes_everything_and_prints_its_table(finished):
     assert {"python", "jax", "data fingerprint", "tokenizer fingerprint", teacher.QUALITY} <= facts.keys()
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "one order of the data serve all students" in page
+    assert "Kangaroo students after layer 1 of a 2-layer teacher" in page
 
 
 def test_a_second_run_measures_the_same_again(finished):
@@ -173,6 +174,7 @@ def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finishe
     runs.check_refusal(refused, f"--workdir names {folder} twice")
     rows = [row for row in read(tmp_path) if row["loss"] == "ce" and row["measure"] == "acceptance"]
     assert {row["seed"] for row in rows} == {"0", "1", "7", "8", "all"}
+    assert "2 runs, pooled; the first: Kangaroo students" in (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Workdir(f"{folder}-2").report
     before = page.read_bytes()
     page.unlink()

@@ -11,22 +11,28 @@ from jaxdiv.reporting import results, style, table
 from jaxdiv.reporting.style import Theme
 
 PANELS_A_ROW = 5
+_WIDE_PANEL = 2.6  # inches in which all temperatures can be written
 _FAR = 5  # so many times the middle one's size, a difference would leave no room for the rest
 _PANEL_TITLES = {"generated": "Own text at temperature 1", "generated_greedy": "Own text, greedy"}
 
 
-def differences(frame: pd.DataFrame, theme: Theme) -> Figure | None:
-    """Dots with intervals and their numbers, one row a loss; None without a difference to draw."""
+def differences(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:
+    """Dots with intervals, one row a loss, and their numbers where there is room; None without a difference to draw."""
     context = results.contexts(frame)[0]
     rows, reference = table.summary(frame, context=context), results.reference(frame)
     if rows["difference"].notna().sum() == 0 or reference is None:
         return None
+    question, bars = f"accepted than {style.short(reference)}?", "Bars: 95% intervals (Holm); small dots: seeds."
     made = style.figure(
         1.7 + 0.36 * len(rows),
-        title=f"Which loss gets more drafts accepted than {style.short(reference)}?",
-        subtitle=f"{table.title(frame, context)}. Bars: 95% intervals (Holm); small dots: seeds.",
+        title=f"More {question}" if narrow else f"Which loss gets more drafts {question}",
+        subtitle=bars if narrow else f"{table.title(frame, context)}. {bars}",
         theme=theme,
+        width=style.NARROW if narrow else style.WIDTH,
     )
+    if narrow:
+        _dots(made.add_subplot(), rows, reference, theme, longest=style.PANEL_NAME)
+        return made
     axes, margin = made.subplots(1, 2, sharey=True, width_ratios=[1.55, 1])
     _dots(axes, rows, reference, theme)
     for place, row in enumerate(rows.itertuples()):
@@ -34,24 +40,7 @@ def differences(frame: pd.DataFrame, theme: Theme) -> Figure | None:
     return made
 
 
-def differences_for_phones(frame: pd.DataFrame, theme: Theme) -> Figure | None:
-    """The same without the numbers."""
-    context = results.contexts(frame)[0]
-    rows, reference = table.summary(frame, context=context), results.reference(frame)
-    if rows["difference"].notna().sum() == 0 or reference is None:
-        return None
-    made = style.figure(
-        1.7 + 0.36 * len(rows),
-        title=f"More accepted than {style.short(reference)}?",
-        subtitle="Bars: 95% intervals (Holm); small dots: seeds.",
-        theme=theme,
-        width=style.PHONE_WIDTH,
-    )
-    _dots(made.add_subplot(), rows, reference, theme)
-    return made
-
-
-def over_temperature(frame: pd.DataFrame, theme: Theme) -> Figure | None:
+def over_temperature(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:
     """All losses above, each loss's difference to the reference below; None with fewer than two temperatures."""
     context = results.contexts(frame)[0]
     accepted = results.select(frame, measure="acceptance", context=context)
@@ -60,13 +49,14 @@ def over_temperature(frame: pd.DataFrame, theme: Theme) -> Figure | None:
         return None
     ranked = table.summary(frame, context=context)
     compared = [row.loss for row in ranked.itertuples() if not math.isnan(row.difference) and row.verdict != "floor"]
-    columns = min(PANELS_A_ROW, len(compared)) or 1
+    columns = min(2 if narrow else PANELS_A_ROW, len(compared)) or 1
     rows = math.ceil(len(compared) / columns)
     made = style.figure(
         4.2 + 1.9 * rows,
-        title="Acceptance over the sampling temperature",
-        subtitle=f"Sampled drafts, {table.describe(context)}. Bands and bars: 95% intervals.",
+        title="Acceptance over temperature" if narrow else "Acceptance over the sampling temperature",
+        subtitle=f"{'' if narrow else f'Sampled drafts, {table.describe(context)}. '}Bands and bars: 95% intervals.",
         theme=theme,
+        width=style.NARROW if narrow else style.WIDTH,
     )
     grid = made.add_gridspec(1 + rows, columns, height_ratios=[3.2, *[1.9] * rows])
     overview = made.add_subplot(grid[0, :])
@@ -77,36 +67,40 @@ def over_temperature(frame: pd.DataFrame, theme: Theme) -> Figure | None:
     return made
 
 
-def by_position(frame: pd.DataFrame, theme: Theme) -> Figure | None:
+def by_position(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:
     """How far drafts get: one panel for each of the teacher's own texts."""
     counted = results.select(frame, measure="acceptance_at")
     shown = [name for name in results.contexts(frame) if name in set(counted["context"])]
     if not shown:
         return None
-    deepest = counted["gamma"].max()
+    rounds = "Rounds" if narrow else f"Rounds of {counted['gamma'].max():g} drafts"
     made = style.figure(
-        4.6,
+        1.0 + 3.2 * len(shown) if narrow else 4.6,
         title="How far drafts get",
-        subtitle=f"Rounds of {deepest:g} drafts whose draft at this position is accepted, as decoding counts them.",
+        subtitle=f"{rounds} whose draft at this position is accepted.",
         theme=theme,
+        width=style.NARROW if narrow else style.WIDTH,
     )
-    panels = made.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axes, context in zip(panels, shown, strict=True):
+    shape = (len(shown), 1) if narrow else (1, len(shown))
+    panels = made.subplots(*shape, sharey=True, squeeze=False)
+    for axes, context in zip(panels.flat, shown, strict=True):
         ranked = table.summary(frame, context=context)
         _lines(axes, counted[counted["context"].eq(context)], "gamma", ranked, theme)
         axes.set(title=_PANEL_TITLES.get(context, context), xlabel="position in the draft")
         axes.set_xticks(sorted(counted["gamma"].unique()))
-    panels[0].set(ylabel="accepted, % of rounds", ylim=(0, None))
+    for axes in panels[:, 0]:
+        axes.set(ylabel="accepted, % of rounds", ylim=(0, None))
     return made
 
 
-def _dots(axes, rows, reference, theme):
+def _dots(axes, rows, reference, theme, **length):
     reach = _reach(_size(row) for row in rows.itertuples() if row.verdict != "floor")
     for place, row in enumerate(rows.itertuples()):
         _difference(axes, place, row, reach, theme)
     axes.axvline(0, color=theme.ink, linewidth=1, zorder=0.9)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"percentage points of acceptance more than {style.short(reference)}")
-    axes.set_yticks(range(len(rows)), [style.short(name) for name in rows["loss"]], fontsize=10.5, color=theme.ink)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"percentage points more than {style.short(reference, **length)}")
+    names = [style.short(name, **length) for name in rows["loss"]]
+    axes.set_yticks(range(len(rows)), names, fontsize=10.5, color=theme.ink)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
 
@@ -139,9 +133,7 @@ def _difference(axes, place, row, reach, theme):
     if row.verdict == "reference":
         axes.plot(0, place, "D", color=theme.ink, markersize=7)
         return
-    color = theme.muted
-    if row.verdict not in ("not shown", "floor"):
-        color = theme.better if row.difference > 0 else theme.worse
+    color = {1: theme.better, -1: theme.worse, 0: theme.muted}[table.side(row)]
     if _size(row) > reach:
         _off_the_scale(axes, place, row, color, theme)
         return
@@ -206,7 +198,7 @@ def _panels(made, grid, frame, compared, context, temperatures, theme):
             x, y, 100 * np.array([line["value"] - line["low"], line["high"] - line["value"]]), color=theme.ink
         )
         axes.set_title(style.short(loss, longest=style.PANEL_NAME), fontsize=9.5)
-        _temperature_axis(axes, temperatures, every=2 if grid.ncols > 3 else 1)
+        _temperature_axis(axes, temperatures, every=2 if made.get_figwidth() / grid.ncols < _WIDE_PANEL else 1)
         row = i // grid.ncols
         axes.tick_params(labelleft=own or row not in labelled)
         labelled |= set() if own else {row}
@@ -224,4 +216,4 @@ def _steps(temperatures):
 
 def _temperature_axis(axes, temperatures, every=1):
     labels = [f"{t:g}" if i % every == 0 or t == temperatures[-1] else "" for i, t in enumerate(temperatures)]
-    axes.set_xticks(range(len(temperatures)), labels, fontsize=9 if every == 1 else 7.5)
+    axes.set_xticks(range(len(temperatures)), labels)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 
 import matplotlib
 import pandas as pd
@@ -10,40 +11,46 @@ from jaxdiv import files
 from jaxdiv.reporting import comparison, style, training_curves
 
 
-def write(folder: str | os.PathLike, *, frame: pd.DataFrame, curves: pd.DataFrame) -> list[pathlib.PurePath]:
-    """Writes NAME.png into `folder` for each picture that `render` gives, and returns their paths."""
+def write(folder: str | os.PathLike, images: Mapping[str, style.Images]) -> list[pathlib.PurePath]:
+    """Writes NAME.png into `folder` for each picture, on light paper, and returns their paths."""
     paths = []
-    for name, content in render(frame=frame, curves=curves).items():
+    for name, (light, *_) in images.items():
         path = files.path_of(folder) / f"{name}.png"
         with files.replacing(path) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(light)
         paths.append(path)
     return paths
 
 
-def render(*, frame: pd.DataFrame, curves: pd.DataFrame, theme: style.Theme = style.LIGHT) -> dict[str, bytes]:
+def render_all(*, frame: pd.DataFrame, curves: pd.DataFrame) -> dict[str, style.Images]:
+    """What `render` gives, for both papers and both widths."""
+    drawn = [
+        render(frame=frame, curves=curves, theme=theme, narrow=narrow)
+        for narrow in (False, True)
+        for theme in (style.LIGHT, style.DARK)
+    ]
+    return {name: style.Images(*(images[name] for images in drawn)) for name in drawn[0]}
+
+
+def render(
+    *, frame: pd.DataFrame, curves: pd.DataFrame, theme: style.Theme = style.LIGHT, narrow: bool = False
+) -> dict[str, bytes]:
     """Pictures by name, as PNG; one that its data don't suffice for is absent.
 
     Args:
       frame: results.
       curves: columns step, loss, seed, metric (`loss`, `gradient_norm`, `acceptance`), value.
       theme: `style.LIGHT` or `style.DARK`.
+      narrow: to be read on a phone.
 
     Returns:
       Of `differences`, `acceptance_over_temperature`, `acceptance_by_position` and `training_curves`.
     """
     with matplotlib.rc_context(style.rc(theme)):
         drawn = {
-            "differences": comparison.differences(frame, theme),
-            "acceptance_over_temperature": comparison.over_temperature(frame, theme),
-            "acceptance_by_position": comparison.by_position(frame, theme),
-            "training_curves": training_curves.draw(frame, curves, theme),
+            "differences": comparison.differences(frame, theme, narrow=narrow),
+            "acceptance_over_temperature": comparison.over_temperature(frame, theme, narrow=narrow),
+            "acceptance_by_position": comparison.by_position(frame, theme, narrow=narrow),
+            "training_curves": training_curves.draw(frame, curves, theme, narrow=narrow),
         }
         return {name: style.png(figure) for name, figure in drawn.items() if figure is not None}
-
-
-def render_for_phones(*, frame: pd.DataFrame, theme: style.Theme) -> dict[str, bytes]:
-    """`differences`, narrow enough to be read on a phone."""
-    with matplotlib.rc_context(style.rc(theme)):
-        figure = comparison.differences_for_phones(frame, theme)
-        return {} if figure is None else {"differences": style.png(figure)}

@@ -14,6 +14,7 @@ CONTEXTS = ("corpus", "generated", "generated_greedy")
 POOLED = "all"
 UNTRAINED = "untrained"
 ENOUGH_SEEDS = 3
+FEW_SEEDS = "these students only"  # the verdict where there are fewer
 
 # Two float32 trainings of one loss, written in two ways, part by this much in acceptance: no difference in losses.
 ROUNDING = 1e-6
@@ -113,7 +114,7 @@ def verdict(value: float, low: float, high: float, by_seed: Iterable[float]) -> 
     """
     signs = [math.copysign(1, d) if d else 0.0 for d in by_seed if math.isfinite(d)]
     if len(signs) < ENOUGH_SEEDS:
-        return "these students only"
+        return FEW_SEEDS
     excluded = low > 0 or high < 0
     one_sign = len(set(signs)) == 1 and signs[0] != 0
     return "real" if excluded and one_sign and abs(value) > ROUNDING else "not shown"

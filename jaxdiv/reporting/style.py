@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -12,14 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 160
-WIDTH = 9.0
-PHONE_WIDTH = 4.4
+WIDTH, NARROW = 9.0, 4.4  # inches; the latter is read on a phone
 PANEL_NAME = 17
 
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colors of one kind of paper; blue and orange stem from Okabe and Ito's palette.
+    """Colors of one kind of paper; blue and orange stem from Okabe and Ito's palette, dark enough to write words in.
 
     `faint` is for grids, `quiet` for lines that no label names, `muted` for words of second rank.
     """
@@ -34,11 +34,20 @@ class Theme:
 
 
 LIGHT = Theme(
-    paper="#ffffff", ink="#1b1f24", muted="#68707b", faint="#e1e5e9", quiet="#b9c0c8", better="#0072b2", worse="#d55e00"
+    paper="#ffffff", ink="#1b1f24", muted="#68707b", faint="#e1e5e9", quiet="#b9c0c8", better="#0072b2", worse="#b84f00"
 )
 DARK = Theme(
     paper="#14181d", ink="#e8ebef", muted="#98a2ae", faint="#2a3038", quiet="#525c68", better="#56b4e9", worse="#f09a4a"
 )
+
+
+class Images(NamedTuple):
+    """One picture as PNG files: on light and on dark paper, and both narrow enough for a phone."""
+
+    light: bytes
+    dark: bytes
+    narrow_light: bytes
+    narrow_dark: bytes
 
 
 def rc(theme: Theme) -> dict[str, object]:
@@ -57,7 +66,7 @@ def rc(theme: Theme) -> dict[str, object]:
 
 
 def figure(height: float, *, title: str, subtitle: str, theme: Theme, width: float = WIDTH) -> Figure:
-    """An empty picture, in inches, with a heading."""
+    """An empty picture, in inches, with a heading of one line each."""
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     made.get_layout_engine().set(rect=(0.012, 0.012, 0.976, 1 - 0.72 / height - 0.012), w_pad=0.06, h_pad=0.06)

@@ -1,7 +1,8 @@
 """The table of losses: best first, the untrained floor last, every difference with what it is worth."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from rich import box
@@ -16,7 +17,8 @@ SUMMARY_COLUMNS = (
     "tau", "tau_greedy", "difference", "difference_low", "difference_high", "by_seed", "verdict",
 )  # fmt: skip
 _DASH = "–"
-_CAPTION = "±: 95% interval, for differences corrected by Holm. τ: tokens a target call, on its own text."
+_CAPTION = "±: 95% interval, for differences corrected by Holm."
+_TAU_CAPTION = " τ: tokens a target call, on its own text."
 _STYLES = {"real": "bold", "reference": "bold cyan", "floor": "dim"}
 
 
@@ -41,7 +43,8 @@ def summary(frame: pd.DataFrame, *, context: str) -> pd.DataFrame:
     ranked = results.select(frame, measure="acceptance", context=context, temperature=temperature)
     ranked = ranked.assign(last=ranked["loss"].eq(results.UNTRAINED))
     ranked = ranked.sort_values(["last", "value"], ascending=[True, False], kind="stable")
-    rows = [_row(frame, loss, context, temperature) for loss in ranked["loss"]]
+    own, reference = dict(list(frame.groupby("loss"))), results.reference(frame)
+    rows = [_row(own[loss], loss, context, temperature, reference) for loss in ranked["loss"]]
     return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
 
 
@@ -54,63 +57,78 @@ def headline_temperature(frame: pd.DataFrame, context: str) -> float:
 def rich_table(frame: pd.DataFrame, *, context: str | None = None) -> Table:
     """The summary for a terminal of 100 columns; in percent, differences in points."""
     rows = summary(frame, context=context or results.contexts(frame)[0])
+    shown = columns(rows, results.reference(frame))
+    caption = _CAPTION + (_TAU_CAPTION if {"tau", "tau_greedy"} & set(shown) else "")
     made = Table(
-        title=title(frame, context), caption=_CAPTION, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=title(frame, context), caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     made.caption_justify = made.title_justify = "left"
-    for name, options in headers(rows, results.reference(frame)).items():
-        made.add_column(Text(name), **options)
-    for row in rows.itertuples():
-        style = "dim" if row.verdict == "floor" else ""
-        made.add_row(*cells(row), style=style)
+    for column in shown.values():
+        made.add_column(Text(column.header), **column.options)
+    for verdict, *cells in zip(rows["verdict"], *(column.cells for column in shown.values()), strict=True):
+        made.add_row(*cells, style="dim" if verdict == "floor" else "")
     return made
 
 
 def markdown(frame: pd.DataFrame, *, context: str | None = None) -> str:
     """The summary as a Markdown table, for a README."""
     rows = summary(frame, context=context or results.contexts(frame)[0])
-    names = [" ".join(name.split()) for name in headers(rows, results.reference(frame))]
-    lines = [names, ["---", *["---:"] * (len(names) - 2), "---"]]
-    for row in rows.itertuples():
-        lines.append([_code(row.loss), *(cell.plain for cell in cells(row)[1:])])
+    _, *others = columns(rows, results.reference(frame)).values()
+    sides = ("---:" if column.options.get("justify") == "right" else "---" for column in others)
+    lines = [["loss", *(" ".join(column.header.split()) for column in others)], ["---", *sides]]
+    for loss, *cells in zip(rows["loss"], *(column.cells for column in others), strict=True):
+        lines.append([_code(loss), *(cell.plain for cell in cells)])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def headers(rows: pd.DataFrame, reference: str | None) -> dict[str, dict]:
-    """Headers with the options of their column; only names of losses and lists of seeds may wrap."""
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of the table: its header, of two lines, a cell for each row, and how rich lays it out."""
+
+    header: str
+    cells: Sequence[Text]
+    options: Mapping[str, object]
+
+
+def columns(rows: pd.DataFrame, reference: str | None) -> dict[str, Column]:
+    """The summary as it is printed; a column of which nothing was measured is left out.
+
+    Only names of losses and lists of seeds may wrap.
+    """
     compared = reference if reference and len(reference) <= 12 else "reference"
     gamma = f"τ γ={rows['gamma'].iloc[0]:g}" if rows["gamma"].notna().any() else "τ"
-    number = {"justify": "right", "no_wrap": True}
-    return {
-        "\nloss": {"overflow": "fold", "min_width": 9},
-        f"accepted\nT={rows['temperature'].iloc[0]:g}, %": number,
-        "greedy\ndraft": number,
-        "greedy\nmatch": number,
-        f"{gamma}\nT=1": number,
-        f"{gamma}\nT=0": number,
-        f"against {compared}\npoints": number,
-        "\nby seed": {"min_width": 5},
-        "\nverdict": {"no_wrap": True},
+    number, cells = {"justify": "right", "no_wrap": True}, [_cells(row) for row in rows.itertuples()]
+    heads = {
+        "loss": ("\nloss", {"overflow": "fold", "min_width": 9}),
+        "acceptance": (f"accepted\nT={rows['temperature'].iloc[0]:g}, %", number),
+        "greedy_draft": ("greedy\ndraft", number),
+        "greedy_match": ("greedy\nmatch", number),
+        "tau": (f"{gamma}\nT=1", number),
+        "tau_greedy": (f"{gamma}\nT=0", number),
+        "difference": (f"against {compared}\npoints", number),
+        "by_seed": ("\nby seed", {"min_width": 5, "justify": "right"}),
+        "verdict": ("\nverdict", {"no_wrap": True}),
     }
+    made = {name: Column(head, [row[name] for row in cells], options) for name, (head, options) in heads.items()}
+    return {name: made[name] for name in made if any(cell.plain not in ("", _DASH) for cell in made[name].cells)}
 
 
-def cells(row) -> list[Text]:
-    """A row of the summary as it is printed, a cell for each of `headers`."""
+def _cells(row):
     difference = math.nan if row.verdict in ("floor", "reference") else row.difference
     style = _STYLES.get(row.verdict, "")
     if row.verdict == "real":
         style = "bold green" if row.difference > 0 else "bold magenta"
-    return [
-        Text(row.loss, style=style),
-        Text(percent(row.acceptance, row.acceptance_low, row.acceptance_high)),
-        Text(percent(row.greedy_draft)),
-        Text(percent(row.greedy_match)),
-        Text(tokens(row.tau)),
-        Text(tokens(row.tau_greedy)),
-        Text(points(difference, row.difference_low, row.difference_high)),
-        Text("" if math.isnan(difference) else seeds(row.by_seed)),
-        Text(row.verdict, style=style),
-    ]
+    return {
+        "loss": Text(row.loss, style=style),
+        "acceptance": Text(percent(row.acceptance, row.acceptance_low, row.acceptance_high)),
+        "greedy_draft": Text(percent(row.greedy_draft)),
+        "greedy_match": Text(percent(row.greedy_match)),
+        "tau": Text(tokens(row.tau)),
+        "tau_greedy": Text(tokens(row.tau_greedy)),
+        "difference": Text(points(difference, row.difference_low, row.difference_high)),
+        "by_seed": Text("" if math.isnan(difference) else seeds(row.by_seed)),
+        "verdict": Text(row.verdict, style=style),
+    }
 
 
 def title(frame: pd.DataFrame, context: str | None = None) -> str:
@@ -128,6 +146,13 @@ def describe(context: str) -> str:
         "generated_greedy": "on the teacher's own text, greedy",
     }
     return words.get(context, f"on {context}")
+
+
+def side(row) -> int:
+    """1 or −1 where a row of the summary lies above or below the reference, in general or of these students; else 0."""
+    apart = (row.difference_low > 0) - (row.difference_high < 0)
+    few = row.verdict == results.FEW_SEEDS and abs(row.difference) > results.ROUNDING
+    return int(apart) if few or row.verdict == "real" else 0
 
 
 def percent(value: float, low: float = math.nan, high: float = math.nan) -> str:
@@ -157,26 +182,27 @@ def form(measure: str) -> Callable[[float, float, float], str]:
     return points if measure == "difference" else percent
 
 
-def _row(frame, loss, context, temperature):
+def _row(own, loss, context, temperature, reference):
+    """The summary of one loss, of its `own` rows."""
     at = {"context": context, "temperature": temperature}
-    own = results.select(frame, loss=loss, measure="tau")
-    gamma = results.nearest(own["gamma"], GAMMA)
-    calls = {t: own[own["temperature"].eq(t) & own["gamma"].eq(gamma)] for t in (TEMPERATURE, 0.0)}
-    accepted = _one(results.select(frame, loss=loss, measure="acceptance", **at))
-    difference = _one(results.select(frame, loss=loss, measure="difference", **at))
-    by_seed = tuple(results.select(frame, loss=loss, measure="difference", seed=None, **at)["value"])
+    calls = results.select(own, measure="tau")
+    gamma = results.nearest(calls["gamma"], GAMMA)
+    calls = {t: calls[calls["temperature"].eq(t) & calls["gamma"].eq(gamma)] for t in (TEMPERATURE, 0.0)}
+    accepted = _one(results.select(own, measure="acceptance", **at))
+    difference = _one(results.select(own, measure="difference", **at))
+    by_seed = tuple(results.select(own, measure="difference", seed=None, **at)["value"])
     return {
         "loss": loss,
         "temperature": temperature,
         "gamma": gamma,
         **{f"acceptance{end}": accepted[name] for end, name in _ENDS.items()},
-        "greedy_draft": _one(results.select(frame, loss=loss, measure="acceptance_greedy_draft", **at))["value"],
-        "greedy_match": _one(results.select(frame, loss=loss, measure="greedy_match", context=context))["value"],
+        "greedy_draft": _one(results.select(own, measure="acceptance_greedy_draft", **at))["value"],
+        "greedy_match": _one(results.select(own, measure="greedy_match", context=context))["value"],
         "tau": _one(calls[TEMPERATURE])["value"],
         "tau_greedy": _one(calls[0.0])["value"],
         **{f"difference{end}": difference[name] for end, name in _ENDS.items()},
         "by_seed": by_seed,
-        "verdict": _verdict(frame, loss, difference, by_seed),
+        "verdict": _verdict(loss, reference, difference, by_seed),
     }
 
 
@@ -188,10 +214,10 @@ def _one(rows):
     return _NOTHING if rows.empty else rows.iloc[0]
 
 
-def _verdict(frame, loss, difference, by_seed):
+def _verdict(loss, reference, difference, by_seed):
     if loss == results.UNTRAINED:
         return "floor"
-    if loss == results.reference(frame):
+    if loss == reference:
         return "reference"
     if math.isnan(difference["value"]):
         return ""

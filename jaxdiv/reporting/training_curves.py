@@ -13,7 +13,7 @@ PANELS_A_ROW = 5
 _OVERVIEWS = {"acceptance": "Acceptance on held-out text, %", "gradient_norm": "Norm of the gradient, before clipping"}
 
 
-def draw(frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme) -> Figure | None:
+def draw(frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:
     """None without curves."""
     if curves.empty:
         return None
@@ -22,16 +22,21 @@ def draw(frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme) -> Figure | No
     own = curves[curves["metric"].eq("loss")]
     # In the order of the table; a student that failed has no row there, but its curve shows where.
     names = sorted(own["loss"].unique(), key=lambda loss: [*ranked["loss"], loss].index(loss))
-    rows = math.ceil(len(names) / PANELS_A_ROW)
-    heights = [2.9] * bool(overviews) + [1.55 * rows] * bool(rows)
+    columns = 3 if narrow else PANELS_A_ROW
+    rows, upper_rows = math.ceil(len(names) / columns), len(overviews) if narrow else min(len(overviews), 1)
+    heights = [2.9 * upper_rows] * bool(overviews) + [1.55 * rows] * bool(rows)
     made = style.figure(
         0.95 + sum(heights),
-        title="Acceptance, gradients and losses over the steps",
-        subtitle="Means over seeds. Small panels: each loss in its own unit and on its own scale, seeds thin.",
+        title="Over the training steps" if narrow else "Acceptance, gradients and losses over the steps",
+        subtitle="Small: each loss in its own unit, seeds thin."
+        if narrow
+        else "Means over seeds. Small panels: each loss in its own unit and on its own scale, seeds thin.",
         theme=theme,
+        width=style.NARROW if narrow else style.WIDTH,
     )
     parts = made.add_gridspec(len(heights), 1, height_ratios=heights)
-    upper, lower = parts[0].subgridspec(1, len(overviews) or 1), parts[-1].subgridspec(rows or 1, PANELS_A_ROW)
+    upper = parts[0].subgridspec(upper_rows or 1, 1 if narrow else len(overviews) or 1)
+    lower = parts[-1].subgridspec(rows or 1, columns)
     for i, metric in enumerate(overviews):
         axes = made.add_subplot(upper[i])
         _overview(axes, curves[curves["metric"].eq(metric)], metric, ranked, theme)

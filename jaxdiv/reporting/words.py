@@ -1,11 +1,12 @@
-"""What report.html says in words: the finding, and what each column and measure means. All of it is HTML."""
+"""Words of pages: what each column, measure and verdict means, and how names and numbers are written. All HTML."""
 
+import math
 from collections.abc import Iterable
 from html import escape
 
-import pandas as pd
+from jaxdiv.reporting import table
 
-from jaxdiv.reporting import results, table
+_SHORT = 40  # letters of a name that a headline has room for
 
 COLUMNS = {
     "loss": "The loss a student was trained with, as the config has it; <code>untrained</code> is the floor: "
@@ -41,6 +42,10 @@ MEASURES = {
     "acceptance_at": "Rounds whose draft at this position is accepted, over all rounds, as decoding would count them; "
     "of rounds whose drafts all lie inside the text.",
 }
+ACCEPTANCE = (
+    "Acceptance is the share of a student's drafts that the teacher keeps, here by rejection sampling, which leaves "
+    "the text the teacher's own: the higher, the fewer calls of the teacher a text takes."
+)
 VERDICTS = (
     "A difference is <b>real</b> if its corrected interval excludes 0 and all seeds, three or more, have one sign; "
     "otherwise it is <b>not shown</b>. With fewer than three seeds it holds for <b>these students only</b>. Losses are "
@@ -48,57 +53,34 @@ VERDICTS = (
 )
 
 
-def finding(frame: pd.DataFrame) -> tuple[str, str]:
-    """The best loss and by how much, in one sentence; then the other losses, sorted by what is known of them."""
-    ranked = table.summary(frame, context=results.contexts(frame)[0])
-    trained = ranked[ranked["verdict"].ne("floor")]
-    if trained.empty:
-        return "No trained student has a result.", ""
-    reference, best = results.reference(frame), trained.iloc[0]
-    accepted = _accepted(best)
-    if best["loss"] == reference or reference is None:
-        first = f"{accepted}; no other loss has more." if len(trained) > 1 else f"{accepted}."
-    else:
-        first = f"{accepted}: {_against(best, reference)}"
-    return first, _others(trained, reference)
+def name(loss: str, *, longest: int | None = None) -> str:
+    """A loss's name as code, cut where it is longer than that."""
+    cut = longest is not None and len(loss) > longest
+    return f"<code>{escape(f'{loss[: longest - 1]}…' if cut else loss)}</code>"
 
 
-def name(loss: str) -> str:
-    """A loss's name as code."""
-    return f"<code>{escape(loss)}</code>"
+def short(loss: str) -> str:
+    """A loss's name as code, for headlines."""
+    return name(loss, longest=_SHORT)
 
 
-def _accepted(best):
-    percent = table.percent(best["acceptance"], best["acceptance_low"], best["acceptance_high"])
-    return f"{name(best['loss'])} gets {_together(percent)}% of its drafts accepted"
+def names(losses: Iterable[str]) -> str:
+    """Names as code: `a`, `b` and `c`."""
+    *first, last = map(short, losses)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
-def _against(best, reference):
-    points = table.points(best["difference"], best["difference_low"], best["difference_high"]).removeprefix("+")
-    sentence = f"{_together(points)} points more than {name(reference)}"
-    endings = {
-        "real": ", a real difference.",
-        "not shown": ", which does not show that it is the better loss.",
-        "these students only": ", for these students only: fewer than three seeds can't speak for others.",
-    }
-    return sentence + endings.get(best["verdict"], ".")
-
-
-def _together(number):
+def together(number: str) -> str:
     """A number and its interval on one line."""
     return number.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _others(trained, reference):
-    real = trained[trained["verdict"].eq("real")]
-    groups = {
-        f"Really above {name(reference or '')}": real.loc[real["difference"].gt(0), "loss"],
-        "really below": real.loc[real["difference"].lt(0), "loss"],
-        "no difference shown": trained.loc[trained["verdict"].eq("not shown"), "loss"],
-    }
-    told = "; ".join(f"{head}: {_names(losses)}" for head, losses in groups.items() if len(losses))
-    return f"{told[0].upper()}{told[1:]}." if told else ""
+def interval(low: float, high: float) -> str:
+    """Of a difference, in points: `−0.77 to +1.83`; '' where there is none."""
+    ends = (table.points(end) for end in (low, high))
+    return together(" to ".join(ends)) if math.isfinite(low) and math.isfinite(high) else ""
 
 
-def _names(losses: Iterable[str]) -> str:
-    return ", ".join(name(loss) for loss in losses)
+def number_of(count: int, what: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count}\N{NO-BREAK SPACE}{what}{'' if count == 1 else 's'}"

@@ -1,0 +1,125 @@
+"""What a report says first claims no more than the verdicts of its table."""
+
+import re
+
+import numpy as np
+import pytest
+
+from jaxdiv.reporting import finding, results, table
+from tests import reporting_cases as cases
+
+
+def plain(html):
+    return re.sub(r"<.*?>", "", html).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def said(frame):
+    found = finding.of(frame)
+    return plain(found.headline), " ".join(map(plain, found.sentences)), [plain(line) for line in found.others]
+
+
+def unsettled(*losses, frame):
+    """The frame with intervals of these losses' differences that hold 0."""
+    frame = frame.copy()
+    these = frame["measure"].eq("difference") & frame["loss"].isin(losses) & frame["seed"].eq("all")
+    frame.loc[these, ["low", "high"]] = -0.01, 0.03
+    return frame
+
+
+def test_a_real_winner():
+    headline, rest, others = said(cases.frame())
+    assert re.fullmatch(r"tv is accepted most: \+1\.\d\d ±0\.21 points over ce\.", headline)
+    assert re.fullmatch(
+        r"Of tv's sampled drafts 78\.\d ±0\.6% are accepted at temperature 1, on held-out documents\. That is "
+        r"\+1\.\d\d points against ce, corrected 95% interval \+1\.\d\d to \+\d\.\d\d: real, with one sign in all "
+        r"3 seeds\.",
+        rest,
+    )
+    assert others == [
+        "Really above ce: tv, nla, jsd, lk_hybrid, rkl and jeffreys.",
+        "Really below ce: ce_data and ce_argmax.",
+        "Not told apart from ce: kl.",
+    ]
+
+
+def test_the_numbers_are_those_of_the_results():
+    frame = cases.frame(losses=("ce", "tv"))
+    (row,) = results.select(frame, loss="tv", context="corpus", measure="difference", temperature=1.0).itertuples()
+    headline, rest, _ = said(frame)
+    assert f"{100 * row.value:+.2f} ±" in headline
+    assert f"interval {100 * row.low:+.2f} to {100 * row.high:+.2f}" in rest
+
+
+@pytest.mark.parametrize(
+    ("frame", "headline", "rest"),
+    [
+        (unsettled("tv", frame=cases.frame(losses=("ce", "tv"))), "No loss is shown to differ from ce.", "holds 0"),
+        (
+            unsettled("tv", frame=cases.frame(losses=("ce", "tv", "ce_argmax"))),
+            "No loss is shown to be accepted more than ce.",
+            "the most of all. That is +1.",
+        ),
+        (
+            unsettled("kl", frame=cases.frame(losses=("ce", "kl", "ce_argmax"))).replace({"loss": {"kl": "x"}}),
+            "No loss is shown to be accepted more than ce.",
+            "on held-out documents, the most of all.",
+        ),
+        (cases.frame(losses=("ce", "ce_argmax", "ce_data")), "ce is accepted most.", "Of ce's sampled drafts 77"),
+        (cases.frame(losses=("ce", "ce_argmax"), seeds=2), "Among these students ce is accepted most.", "77"),
+        (cases.frame(losses=("ce", "tv"), seeds=1), r"Among these students tv is accepted most: \+1.*", "1 seed can't"),
+        (
+            unsettled("tv", frame=cases.frame(losses=("ce", "tv"), seeds=1)),
+            "No loss is shown to differ from ce.",
+            "1 seed can't speak for other students; 3 are needed",
+        ),
+        (cases.frame(losses=("kl", "tv")), r"tv is accepted most: \+1.* points over kl\.", "against kl"),
+        (cases.frame(losses=("tv", "untrained")), r"tv gets 7.* ±0\.6% of its drafts accepted\.", "nothing to compare"),
+        (cases.frame(losses=("untrained",)), "No trained student has a result.", ""),
+    ],
+)
+def test_headlines(frame, headline, rest):
+    first, second, _ = said(frame)
+    assert re.fullmatch(headline, first)
+    assert rest in second
+
+
+def test_the_highest_is_no_winner_where_its_difference_is_not_shown():
+    headline, rest, others = said(unsettled("tv", frame=cases.frame(losses=("ce", "nla", "tv"))))
+    assert re.match(r"nla is accepted more than ce: \+1\.\d\d ±0\.21 points\.", headline)
+    assert "tv lies higher still. That is +1." in rest
+    assert others == ["Really above ce: nla.", "Not told apart from ce: tv."]
+
+
+def test_seeds_of_both_signs_and_mere_rounding_are_not_shown():
+    frame = cases.frame(losses=("ce", "tv"))
+    difference = frame["measure"].eq("difference")
+    frame.loc[difference & frame["seed"].eq("1"), "value"] = -0.01
+    assert "not shown, as the seeds differ in sign" in said(frame)[1]
+    frame.loc[difference, ["value", "low", "high"]] = 5e-8, 4e-8, 6e-8
+    assert "not shown, as it is no more than rounding" in said(frame)[1]
+
+
+def test_without_differences_there_is_no_winner():
+    frame = cases.frame(losses=("ce", "tv"))
+    headline, rest, _ = said(frame[frame["measure"].ne("difference")])
+    assert headline == "tv has the highest acceptance, but no differences were measured."
+    assert "more than chance" in rest
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_headline_names_a_winner_that_the_table_does_not(seed):
+    noise, frame = np.random.default_rng(seed), cases.frame(seeds=int(seed % 3 + 1))
+    difference = frame["measure"].eq("difference")
+    frame.loc[difference, "value"] += noise.normal(0, 0.01, difference.sum())
+    frame["low"], frame["high"] = (frame["value"] + sign * noise.uniform(0, 0.03, len(frame)) for sign in (-1, 1))
+    verdicts = table.summary(frame, context="corpus").set_index("loss")["verdict"]
+    won = re.match(r"(Among these students )?(\w+) is accepted", said(frame)[0])
+    if won and won[2] != "ce":
+        assert verdicts[won[2]] == ("these students only" if won[1] else "real")
+
+
+def test_long_and_hostile_names():
+    name = "<b>x</b>" + "+0.5*jsd(beta=0.3)" * 20
+    found = finding.of(cases.frame(losses=("ce", "tv"), rename={"tv": name}))
+    assert found.headline.startswith("<code>&lt;b&gt;x&lt;/b&gt;+0.5*jsd")
+    assert len(plain(found.headline)) < 120

@@ -15,7 +15,7 @@ _OPTIMIZERS = (
     "sgd,adam_large_epsilon,learning_rate_tenth,learning_rate_tenfold,no_clipping,clip_by_small_norm,clip_by_value,"
     "no_weight_decay,large_weight_decay"
 )
-_READ = "untrained,labels_shifted,padding_counted,teacher_not_detached"
+_READ = "untrained,labels_shifted,hard_labels,data_labels,padding_counted,teacher_not_detached"
 _OF_KANGAROO = "wrong_exit_layer,another_sequence,head_trained"
 _PAIRS = (
     "mean_over_vocabulary+sgd,mean_over_vocabulary+adam_large_epsilon,batchmean_over_rows+sgd,sum+sgd,sum+sgd+no_clipping,"
@@ -23,8 +23,8 @@ _PAIRS = (
 )
 _MEASURED = (
     "measured_by_exact_match,measured_by_greedy_draft,measured_by_threshold,measured_greedily,"
-    "measured_at_temperature_0,measured_at_temperature_20,measured_on_own_text,counted_a_call,"
-    "measured_by_exact_match+measured_at_temperature_20"
+    "measured_at_temperature_0,measured_at_temperature_20,measured_on_own_text,counted_a_call,counted_at_position_1,"
+    "counted_at_position_4,measured_by_exact_match+measured_at_temperature_20"
 )
 _BOTH_SIDES = (
     "softmax_twice+measured_greedily,temperature_10_without_square+measured_at_temperature_20,"
@@ -52,7 +52,7 @@ def get_config(form: str = "full"):
 def _quick(config):
     config.causes = ",".join(
         [
-            "untrained,softmax_twice,labels_shifted,mean_over_vocabulary,sgd,mean_over_vocabulary+sgd",
+            "untrained,softmax_twice,labels_shifted,hard_labels,mean_over_vocabulary,sgd,mean_over_vocabulary+sgd",
             _MEASURED,
             _BOTH_SIDES,
         ]

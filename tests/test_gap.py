@@ -18,7 +18,8 @@ CONFIG = gap_config.get_config().to_dict()
 SMALL = (
     *("--config.teacher.steps=30", "--config.student.steps=4", "--config.student.optimizer.warmup_steps=1"),
     *("--config.teacher.width=32", "--config.teacher.mlp_width=64", "--config.data.sequence_length=32"),
-    *("--config.evaluation.documents=4", "--config.evaluation.document_tokens=64"),
+    *("--config.evaluation.documents=4", "--config.evaluation.document_tokens=64", "--config.seeds=2"),
+    "--config.evaluation.temperatures=(0.0,1.0)",
     *("--config.evaluation.prompt_tokens=8", "--config.evaluation.generated_tokens=24"),
 )
 

@@ -147,8 +147,17 @@ class Trainer:
             output = dataclasses.replace(output, hidden=jnp.roll(output.hidden, 1, axis=0))
         elif change.sees == causes.NEXT:
             target, weights = jnp.roll(target, -1, axis=1), weights.at[:, -1].set(0)
+        elif change.sees == causes.TOP_CLASS:
+            target = _sure_of(jnp.argmax(target, axis=-1), output.vocab_size)
+        elif change.sees == causes.LABELS:
+            target = _sure_of(batch["labels"], output.vocab_size)
         if change.learns == causes.TEACHER:
             output = students.teach(self.config, self.teacher)(own[causes.TEACHER], inputs)
             own, target = own["student"], output.logits
         logits = self.drafter(change.learns).with_params(own)(inputs, output)
         return change.reduce(change.formula(arm.loss)(logits, target), weights, output.vocab_size)
+
+
+def _sure_of(classes, vocab_size):
+    """Logits [B, L, V] of a teacher that is certain of a class."""
+    return jnp.log(jax.nn.one_hot(classes, vocab_size))

@@ -18,6 +18,7 @@ BASELINE = "baseline"
 STUDENT, HEAD, TEACHER = "student", "head", "teacher"
 # What a student reads of a batch and of the teacher.
 OWN, NEXT, OTHER_LAYER, OTHER_ROW, PADDED = "own", "next", "other_layer", "other_row", "padded"
+TOP_CLASS, LABELS = "top_class", "labels"  # in place of the teacher's distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,8 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "large_weight_decay": {"optimizer": {"weight_decay": 10.0}},
         # What is read and what is trained.
         "labels_shifted": {"sees": NEXT},
+        "hard_labels": {"sees": TOP_CLASS},
+        "data_labels": {"sees": LABELS},
         "wrong_exit_layer": {"sees": OTHER_LAYER},
         "another_sequence": {"sees": OTHER_ROW},
         "padding_counted": {"sees": PADDED},
@@ -123,6 +126,8 @@ MEASURING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "measured_at_temperature_20": {"temperature": 20.0},
         "measured_on_own_text": {"measure": "acceptance_own_text", "temperature": 1.0},
         "counted_a_call": {"measure": "accepted_a_call", "temperature": 1.0},
+        "counted_at_position_1": {"measure": "acceptance_at_1", "temperature": 1.0},
+        "counted_at_position_4": {"measure": "acceptance_at_4", "temperature": 1.0},
     }
 )
 _OF_KANGAROO = ("wrong_exit_layer", "another_sequence", "head_trained")

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from experiments.gap import arms, causes
 from jaxdiv.acceptance import RULES
-from jaxdiv.training import contexts, evaluation, progress, students, teacher
+from jaxdiv.training import contexts, evaluation, progress, sharding, students, teacher
 from jaxdiv.training.contexts import Context
 from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.evaluation import Key, Measured, Sums
@@ -39,7 +39,7 @@ def measure(
     An arm that lost all of them has no cells.
     """
     config, seeds = trainer.config, students.seeds(trainer.config)
-    lots = list(zip(trained, state.params, (np.asarray(alive) for alive in state.alive), strict=True))
+    lots = list(zip(trained, state.params, sharding.whole(state.alive, mesh), strict=True))
     on, found = _contexts(config, corpus, trainer.teacher, mesh), {}
     for learns in (causes.STUDENT, causes.HEAD):
         drafter = trainer.drafter(learns)

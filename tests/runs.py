@@ -48,7 +48,7 @@ def end(process: subprocess.Popen, given: str | None = None, *, limit: float = L
     try:
         output, error = process.communicate(given, timeout=limit)
     except subprocess.TimeoutExpired:
-        give_up(process)
+        give_up(process, limit)
     return subprocess.CompletedProcess(process.args, process.returncode, output, error)
 
 
@@ -59,15 +59,15 @@ def line(process: subprocess.Popen) -> str:
     return process.stdout.readline()
 
 
-def give_up(process: subprocess.Popen) -> NoReturn:
-    """Kills a process that has taken too long, with its children, and fails the test, saying where it stood."""
+def give_up(process: subprocess.Popen, limit: float = LIMIT) -> NoReturn:
+    """Kills a process still there after `limit` seconds, with its children, and fails the test: says where it stood."""
     process.send_signal(signal.SIGABRT)  # at which faulthandler tells
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=10)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     _, error = process.communicate()
-    pytest.fail(f"killed after {LIMIT} s: {shlex.join(process.args)}\n{error}")
+    pytest.fail(f"killed after {limit:.0f} s: {shlex.join(process.args)}\n{error}")
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:

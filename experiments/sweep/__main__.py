@@ -18,16 +18,16 @@ from rich.console import Console
 
 import jaxdiv
 from experiments import cli, watching
-from experiments.sweep import comparing, grid, pace, plan, ranking, study, sums
+from experiments.sweep import comparing, grid, pace, plan, ranking, study, sums, teachers
 from jaxdiv import files
 from jaxdiv.reporting import choice
-from jaxdiv.training import evaluation, lock, loop, processes, sharding
 from jaxdiv.training import config as run_config
+from jaxdiv.training import evaluation, lock, loop, processes, sharding
 
 CONFIG = cli.define_config()
 cli.define_log_format()
 WORKDIR = flags.DEFINE_string("workdir", "runs/choose", "The sweep's folder; it may be gs://BUCKET/FOLDER.")
-CELLS = flags.DEFINE_list("cells", None, "Globs of the cells to train and report, by commas; all if not given.")
+CELLS = flags.DEFINE_list("cells", None, "Globs of the cells to train, by commas; all if not given.")
 LOSSES = flags.DEFINE_string("losses", None, "Those of the config's losses to train, by commas; all if not given.")
 LIST = flags.DEFINE_bool("list", False, "Print the cells, what they take and which are done, and end.")
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the tables as Markdown.")
@@ -50,7 +50,7 @@ def main(_):
             cli.say(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            _report(made, cells, of=len(jaxdiv.split(config["losses"])))
+            _report(made, of=len(jaxdiv.split(config["losses"])))
     return 0
 
 
@@ -66,12 +66,15 @@ def _list(made, cells):
     print(f"{len(cells)} of {len(made.cells)} cells, about {total:.0f} min on 2 CPU cores, without teachers and tuning")
 
 
-def _report(made, cells, *, of):
+def _report(made, *, of):
+    """Of all cells that are done, also by earlier commands."""
+    cells = [cell for cell in made.cells if study.is_done(made, cell)]
     measured = {cell.name: sums.read(made.cell_run(cell).root / sums.FILE) for cell in cells}
     found = choice.make(
         comparing.rows(measured, _teller(made, cells)),
         [row for key in _keys(measured) for row in ranking.rows(measured, key)],
         base=_factors(made.cells[0]),
+        entropies={name: made.teacher_run(name).facts()[teachers.ENTROPY] for name in plan.teachers(cells)},
         part=_part(made, cells, of),
         reference=plan.REFERENCE,
     )

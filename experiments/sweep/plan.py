@@ -139,7 +139,11 @@ def read(config: Mapping, root: pathlib.PurePath, *, typed: Mapping[str, Any] = 
 
 
 def _cut(config, wanted):
-    known, names = [loss.text for loss in run_config.losses(config)], jaxdiv.split(wanted)
+    known = [loss.text for loss in run_config.losses(config)]
+    try:
+        names = jaxdiv.split(wanted)
+    except ValueError as error:
+        raise ValueError(f"--losses: {error}") from None
     wrong = [name for name in names if name not in known]
     if wrong or not names:
         raise ValueError(f"--losses: {', '.join(wrong) or 'nothing'} is none of the config's, {', '.join(known)}")
@@ -150,8 +154,8 @@ def _check(plan):
     names, evaluation = plan.losses, plan.config["evaluation"]
     if names[0] != REFERENCE or "ce" in names or len(names) < 2:
         raise ValueError(
-            f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and lack ce, whose gradient "
-            f"is the same; got {', '.join(names)}"
+            f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and lack ce, which has "
+            f"its gradient; got {', '.join(names)}"
         )
     if TEMPERATURE not in evaluation["temperatures"] or "corpus" not in run_config.contexts(evaluation["contexts"]):
         raise ValueError(

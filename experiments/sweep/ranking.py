@@ -55,8 +55,8 @@ def rank_intervals(
     """Which ranks [L] each of L losses can have, from 1 for the highest: least and greatest, each loss by itself.
 
     Draws all losses' means at once, so that what they share moves none past another: any two differ by as much as
-    their paired interval says, with one Student's t for seeds and one for documents. Of one seed, documents
-    alone vary.
+    their paired interval says, with one Student's t for seeds and one for documents. A lone one of
+    either does not vary.
 
     Args:
       values: [L, S], of each seed.
@@ -68,8 +68,7 @@ def rank_intervals(
     documents = influence.mean(axis=1)
     means = np.broadcast_to(values.mean(axis=1), (draws, len(values)))
     drawn = means + _noise(draw, draws, documents * documents.shape[1])
-    if values.shape[1] > 1:
-        drawn = drawn + _noise(draw, draws, values - values.mean(axis=1, keepdims=True))
+    drawn = drawn + _noise(draw, draws, values - values.mean(axis=1, keepdims=True))
     higher = drawn[:, None, :] > drawn[:, :, None]
     ranks = 1 + higher.sum(axis=-1)
     tails = (1 - level) / 2
@@ -78,8 +77,10 @@ def rank_intervals(
 
 
 def _noise(draw, draws, deviations):
-    """[draws, L], of the mean of n independent deviations [L, n] from their mean: a joint Student's t."""
+    """[draws, L], of the mean of n independent deviations [L, n] from their mean: a joint Student's t; 0 of one."""
     count = deviations.shape[1]
+    if count == 1:
+        return 0.0
     normal = draw.normal(size=(draws, count)) @ deviations.T / np.sqrt(count * (count - 1))
     return normal / np.sqrt(draw.chisquare(count - 1, size=(draws, 1)) / (count - 1))
 

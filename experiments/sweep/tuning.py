@@ -22,7 +22,9 @@ def rates(plan: Plan, student: str, **watched: Any) -> dict[str, float]:
         with progress.place(tuning=run.root.name):
             reached[rate] = _reached(plan, run, plan.tuning_config(student, rate), watched)
     made = best(reached, plan.losses)
-    progress.say(f"learning rates of {student}: " + ", ".join(f"{loss} {rate:g}" for loss, rate in made.items()))
+    ends = [loss for loss, rate in made.items() if rate in (min(reached), max(reached))]
+    told = ", ".join(f"{loss} {rate:g}" for loss, rate in made.items())
+    progress.say(f"learning rates of {student}: {told}; at an end of those tried: {', '.join(ends) or 'none'}")
     return made
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -45,6 +46,7 @@ class Choice:
       frame: columns `COLUMNS`.
       ranks: columns `RANK_COLUMNS`, of every measure.
       base: the cell from which the others depart, by the columns `choice_pictures.FACTORS`.
+      entropies: of the teachers on the documents measured, nats a token.
       part: which part of the study was measured, in words; empty for all of it.
       reference: the loss that differences are to.
     """
@@ -52,6 +54,7 @@ class Choice:
     frame: pd.DataFrame
     ranks: pd.DataFrame
     base: Mapping[str, object]
+    entropies: Mapping[str, float]
     part: str
     reference: str
 
@@ -60,14 +63,12 @@ class Choice:
         return _at(self.ranks, *HEADLINE)
 
 
-def make(
-    rows: Iterable[Mapping], ranks: Iterable[Mapping], *, base: Mapping[str, object], part: str, reference: str
-) -> Choice:
-    """Of rows that are mappings; what one leaves out is blank."""
+def make(rows: Iterable[Mapping], ranks: Iterable[Mapping], **others: Any) -> Choice:
+    """Of rows that are mappings, where what one leaves out is blank; `others` are `Choice`'s other attributes."""
     frame = pd.DataFrame(list(rows)).reindex(columns=list(COLUMNS))
     ranked = pd.DataFrame(list(ranks)).reindex(columns=list(RANK_COLUMNS))
-    number = {name: "float64" for name in ("temperature", "gamma", "difference", "difference_low", "difference_high")}
-    return Choice(frame.astype(number), ranked.astype(number), base, part, reference)
+    number = dict.fromkeys(("temperature", "gamma", "difference", "difference_low", "difference_high"), "float64")
+    return Choice(frame.astype(number), ranked.astype(number), **others)
 
 
 def write(folder: str | os.PathLike, found: Choice) -> None:
@@ -108,13 +109,15 @@ def notes(found: Choice) -> str:
     """How the tables are to be read."""
     headline = _at(found.frame, *HEADLINE)
     family = int(headline["p_value"].notna().sum())
+    entropies = ", ".join(f"{name} {value:.2f}" for name, value in found.entropies.items())
     part = f"This is a part of the study: {found.part}. " if found.part else ""
     return (
         f"{part}Rank, accepted, against {found.reference}: acceptance of sampled drafts on held-out documents at "
         f"temperature 1, mean over the cells. Ranks: 95% intervals, each by itself, over test documents and seeds; "
         f"±: 95%, corrected by Holm over the losses. The other columns are differences of means over the cells, "
         f"acceptance in points. {_REAL}: real by its own column's correction; nothing corrects for looking at several "
-        f"columns. In the table of cells, by Holm over all {family} comparisons of losses and cells."
+        f"columns. In the table of cells, by Holm over all {family} comparisons of losses and cells. "
+        f"Teachers' entropy, nats a token: {entropies}."
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxdiv.reporting import style, table
 from jaxdiv.reporting.style import Theme
@@ -30,10 +31,10 @@ def differences(rows: pd.DataFrame, ranked: pd.DataFrame, base: Mapping[str, obj
     panels = _panels(compared, base)
     made = style.figure(
         2.6 + 0.27 * len(losses),
-        title="How much more is accepted than under the reference, by what is changed?",
+        title="What is accepted more than under the reference?",
         subtitle="Percentage points, held-out documents, temperature 1. Bold: real (Holm, over all losses and cells).",
         theme=theme,
-        width=max(7.0, 2.6 + 0.85 * sum(len(cells) for cells in panels.values())),
+        width=max(style.WIDTH, 2.6 + 0.85 * sum(len(cells) for cells in panels.values())),
     )
     widths = [len(cells) for cells in panels.values()]
     drawn = made.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
@@ -109,6 +110,7 @@ def ranks(ranked: pd.DataFrame, reference: str, theme: Theme) -> Figure:
         axes.plot(row.rank, place, "o", color=color, markersize=7)
         _numbers(margin, place, row, reference, theme)
     axes.set(ylim=(len(ranked) - 0.4, -0.6), xlim=(0.5, len(ranked) + 0.5), xlabel="rank")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yticks(range(len(ranked)), [style.short(loss) for loss in ranked["loss"]], fontsize=10, color=theme.ink)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")

@@ -6,7 +6,7 @@ Each cell is a run as `experiments.distill` makes it, in WORKDIR/cells/NAME, on 
 learning rates tuned for each loss in WORKDIR/tuning; every tool works on these folders. The same command goes on where
 an earlier one stopped, and leaves finished cells alone. Cut it to a part:
 
-  --cells='adapter1-*,decoder96-sharp-corpus-T1' --losses=kl,tv,jsd --list
+  --cells='adapter1-*,decoder1-sharp-corpus-T1' --losses=kl,tv,jsd --list
 
 `--config=configs/choose.py:quick` is a first look. choose.csv and ranks.csv hold what was found.
 """

@@ -7,10 +7,9 @@ from experiments.sweep.grid import Cell
 from experiments.sweep.plan import Plan
 from jaxdiv.training import own_text
 
-# Seconds on 2 CPU cores, for students of configs/quickstart.py.
-_BEGIN = 60.0  # data, compilations, files
-_TRAINED, _MEASURED, _DECODED = 17e-6, 60e-6, 0.02  # a token of each student
-_WRITTEN = 40e-6  # a token that a student writes
+# Seconds on 2 CPU cores, a token of each student: an adapter's of configs/quickstart.py.
+_BEGIN = 60.0  # of a cell: data, compilations, files
+_TRAINED, _WRITTEN, _MEASURED, _DECODED = 25e-6, 130e-6, 25e-6, 100e-6
 _CLASSES, _WIDTH = 1024, 192
 
 
@@ -22,16 +21,19 @@ def tokens(config: Mapping) -> int:
 def seconds(plan: Plan, cell: Cell, *, decoded: bool) -> float:
     """A guess at what a cell takes on 2 CPU cores."""
     config = plan.cell_config(cell, dict.fromkeys(plan.losses, 1.0))
-    evaluation, data = config["evaluation"], config["data"]
+    data, evaluation, student = config["data"], config["evaluation"], config["student"]
     size = data["vocabulary"] * config["teacher"]["width"] / (_CLASSES * _WIDTH)
-    measured = evaluation["documents"] * (evaluation["document_tokens"] + 2 * evaluation["generated_tokens"])
-    each = tokens(config) * _TRAINED + measured * _MEASURED
+    if student["kind"] == "decoder":  # with embeddings and a head of its own
+        size *= 0.4 + 1.2 * student["depth"] * student["width"] / config["teacher"]["width"]
+    own = 2 * evaluation["documents"] * evaluation["generated_tokens"]
+    measured = own + evaluation["documents"] * evaluation["document_tokens"]
+    each = size * (tokens(config) * _TRAINED + measured * _MEASURED)
     if cell.context == own_text.STUDENT:
-        rows = own_text.rows(config) * config["student"]["steps"]
-        each += rows * (data["sequence_length"] - data["context_prompt"]) * _WRITTEN
+        rows = own_text.rows(config) * student["steps"]
+        each += size * rows * (data["sequence_length"] - data["context_prompt"]) * _WRITTEN
     if decoded:
-        each += 2 * evaluation["documents"] * _DECODED
-    return _BEGIN + size * each * config["seeds"] * len(plan.losses)
+        each += own * _DECODED
+    return _BEGIN + each * config["seeds"] * len(plan.losses)
 
 
 class Pace:

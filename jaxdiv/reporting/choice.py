@@ -91,12 +91,10 @@ def write(folder: str | os.PathLike, found: Choice) -> None:
 def finding(found: Choice) -> str:
     """Which losses can be the best, and which are shown to differ from the reference, in two sentences."""
     ranked = found.ranked()
-    first = list(ranked.loc[ranked["rank_low"].eq(1), "loss"])
-    best = (
-        f"{first[0]} is first"
-        if len(first) == 1
-        else f"No loss is shown to be the best: any of {', '.join(first)} can be first"
-    )
+    first = ranked[ranked["rank_low"].eq(1)]
+    names = ", ".join(first["loss"])
+    one = len(first) == 1 and first["rank_high"].iloc[0] == 1
+    best = f"{names} is first" if one else f"No loss is shown to be the best; {names} can be first"
     real = ranked[ranked["verdict"].eq("real")]
     shown = [
         f"{words} {found.reference}: {', '.join(real.loc[sign * real['difference'] > 0, 'loss']) or 'none'}"

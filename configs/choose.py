@@ -49,7 +49,7 @@ def get_config(form: str = "full"):
     config.sweep.contexts = "corpus,teacher,student"  # of training: `config.data.context`
     config.sweep.temperatures = (1.0, 2.0)  # of training: `config.temperature`
     config.sweep.decoded = "adapter1-sharp-corpus-T1"  # globs of the cells that are decoded, too
-    config.sweep.rates = (3e-3, 1e-2, 3e-2)  # of learning: each loss has its best for each kind of student
+    config.sweep.rates = (3e-3, 1e-2, 3e-2, 1e-1)  # of learning: each loss has its best for each kind of student
     config.sweep.tuning_steps = 80
     _FORMS[form](config)
     return config
@@ -68,7 +68,7 @@ def _quick(config):
     config.sweep.teachers = ml_collections.ConfigDict({"sharp": {"steps": 200}})
     config.sweep.contexts = "corpus,teacher"
     config.sweep.extra = config.sweep.decoded = ""
-    config.sweep.rates = (3e-3, 1e-2, 3e-2)
+    config.sweep.rates = (1e-2, 3e-2, 1e-1)
     config.sweep.tuning_steps = 40
 
 

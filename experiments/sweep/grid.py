@@ -75,12 +75,6 @@ def decoded(sweep: Mapping, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     return cut(cells, _names(sweep["decoded"]), "`config.sweep.decoded`")
 
 
-def changed(cell: Cell, base: Cell) -> str:
-    """The factor in which `cell` departs from the base, `several`, or `base`."""
-    factors = [factor for factor in FACTORS if getattr(cell, factor) != getattr(base, factor)]
-    return "base" if not factors else factors[0] if len(factors) == 1 else "several"
-
-
 def _levels(sweep) -> dict[str, Sequence[Any]]:
     return {
         "student": tuple(sweep["students"]),

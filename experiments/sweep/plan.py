@@ -10,12 +10,12 @@ import jaxdiv
 from experiments.sweep import grid
 from experiments.sweep.grid import Cell
 from jaxdiv import files
+from jaxdiv.reporting import choice
 from jaxdiv.training import config as run_config
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 REFERENCE = "kl"
-# Of the measures, that by which losses are ranked, and its temperature.
-HEADLINE, TEMPERATURE = "acceptance", 1.0
+TEMPERATURE = choice.HEADLINE[1]
 _EACH_CELLS_OWN = {
     "temperature": "temperatures",
     "data.context": "contexts",

@@ -80,7 +80,9 @@ def write(folder: str | os.PathLike, found: Choice) -> None:
     for ending, theme in {"": style.LIGHT, "-dark": style.DARK}.items():
         with matplotlib.rc_context(style.rc(theme)):
             drawn = {
-                "differences": choice_pictures.differences(headline, found.ranked(), found.base, theme),
+                "differences": choice_pictures.differences(
+                    headline, found.ranked(), found.reference, found.base, theme
+                ),
                 "ranks": choice_pictures.ranks(found.ranked(), found.reference, theme),
             }
             for name, figure in drawn.items():
@@ -184,5 +186,5 @@ def _rich(rows, title):
 
 def _markdown(rows):
     heads, *rows = rows
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *([table.code(row[0]), *row[1:]] for row in rows)]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *([f"`{row[0]}`", *row[1:]] for row in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -17,12 +17,15 @@ _TITLES = dict(zip(FACTORS, ("student", "teacher", "training context", "training
 _NEAR, _FAR = 0.25, 5.0  # points: where the color scale bends, and where it ends
 
 
-def differences(rows: pd.DataFrame, ranked: pd.DataFrame, base: Mapping[str, object], theme: Theme) -> Figure:
-    """Differences to the reference as a map, losses by cells: a panel a factor, one for cells that change several.
+def differences(
+    rows: pd.DataFrame, ranked: pd.DataFrame, reference: str, base: Mapping[str, object], theme: Theme
+) -> Figure:
+    """Differences to `reference` as a map, losses by cells: a panel a factor, one for cells that change several.
 
     Args:
       rows: choose.csv of one measure.
       ranked: ranks.csv of it.
+      reference: the loss that they are to.
       base: the cell from which the panels depart, by `FACTORS`.
       theme: colors.
     """
@@ -31,7 +34,7 @@ def differences(rows: pd.DataFrame, ranked: pd.DataFrame, base: Mapping[str, obj
     panels = _panels(compared, base)
     made = style.figure(
         2.6 + 0.27 * len(losses),
-        title="What is accepted more than under the reference?",
+        title=f"What is accepted more than under {style.short(reference)}?",
         subtitle="Percentage points, held-out documents, temperature 1. Bold: real (Holm, over all losses and cells).",
         theme=theme,
         width=max(style.WIDTH, 2.6 + 0.85 * sum(len(cells) for cells in panels.values())),
@@ -83,7 +86,7 @@ def _map(axes, known, losses, cells, theme):
             va="center",
             fontsize=8,
             fontweight="bold" if real else "normal",
-            color=theme.paper if abs(shade[row, column]) > 0.6 else theme.ink,
+            color=theme.paper if abs(shade[row, column]) > 0.7 else theme.ink,
         )
     axes.set_xticks(range(len(cells)), list(cells.values()), fontsize=8)
     axes.grid(False)

@@ -72,7 +72,7 @@ def markdown(frame: pd.DataFrame, *, context: str | None = None) -> str:
     names = [" ".join(name.split()) for name in headers(rows, results.reference(frame))]
     lines = [names, ["---", *["---:"] * (len(names) - 2), "---"]]
     for row in rows.itertuples():
-        lines.append([code(row.loss), *(cell.plain for cell in cells(row)[1:])])
+        lines.append([_code(row.loss), *(cell.plain for cell in cells(row)[1:])])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -212,7 +212,7 @@ def _half(value, low, high, form):
     return "" if not math.isfinite(half) else f" ±{half:{form}}"
 
 
-def code(name):
+def _code(name):
     """A name as code in a table cell; a backtick or bar in it must not end either."""
     safe = name.replace("|", "\\|").replace("\n", " ")
     return f"`` {safe} ``" if "`" in safe else f"`{safe}`"

@@ -40,6 +40,8 @@ def main(_):
     if LIST.value:
         _list(made, cells)
         return 0
+    if watching.PROFILE.value is not None:
+        raise ValueError("--profile: a sweep is many trainings; profile one of them by experiments.distill")
     sharding.make(made.config)  # which refuses what this machine has not
     also = watching.also()
     with lock.writing(made.root):

@@ -9,7 +9,7 @@ from jaxdiv.training import own_text
 
 # Seconds on 2 CPU cores, a token of each student: an adapter's of configs/quickstart.py.
 _BEGIN = 60.0  # of a cell: data, compilations, files
-_TRAINED, _WRITTEN, _MEASURED, _DECODED = 25e-6, 130e-6, 25e-6, 100e-6
+_TRAINED, _WRITTEN, _MEASURED, _DECODED = 25e-6, 130e-6, 25e-6, 200e-6
 _CLASSES, _WIDTH = 1024, 192
 
 

@@ -54,9 +54,9 @@ def rank_intervals(
 ) -> tuple[list[int], list[int]]:
     """Which ranks [L] each of L losses can have, from 1 for the highest: least and greatest, each loss by itself.
 
-    Draws all losses' means at once, so that what they share moves none past another: any two differ by as much as
-    their paired interval says, with one Student's t for seeds and one for documents. A lone one of
-    either does not vary.
+    Draws all losses' means at once. Documents move them together, as they were seen to. Seeds are too few to tell which
+    losses they move together: what they do to all alike moves none past another, and the rest is noise of each loss's
+    own. Both are Student's t. A lone document or seed does not vary.
 
     Args:
       values: [L, S], of each seed.
@@ -65,24 +65,30 @@ def rank_intervals(
       draws: how many.
     """
     draw = np.random.default_rng(0)
-    documents = influence.mean(axis=1)
-    means = np.broadcast_to(values.mean(axis=1), (draws, len(values)))
-    drawn = means + _noise(draw, draws, documents * documents.shape[1])
-    drawn = drawn + _noise(draw, draws, values - values.mean(axis=1, keepdims=True))
-    higher = drawn[:, None, :] > drawn[:, :, None]
-    ranks = 1 + higher.sum(axis=-1)
+    drawn = values.mean(axis=1) + _of_documents(draw, draws, influence.mean(axis=1)) + _of_seeds(draw, draws, values)
+    ranks = 1 + (drawn[:, None, :] > drawn[:, :, None]).sum(axis=-1)
     tails = (1 - level) / 2
     found = np.quantile(ranks, [tails, 1 - tails], axis=0, method="inverted_cdf")
     return found[0].astype(int).tolist(), found[1].astype(int).tolist()
 
 
-def _noise(draw, draws, deviations):
-    """[draws, L], of the mean of n independent deviations [L, n] from their mean: a joint Student's t; 0 of one."""
-    count = deviations.shape[1]
+def _of_documents(draw, draws, influence):
+    """Noise [draws, L] of losses' means, which documents move by `influence` [L, K]: a joint Student's t."""
+    losses, count = influence.shape
     if count == 1:
-        return 0.0
-    normal = draw.normal(size=(draws, count)) @ deviations.T / np.sqrt(count * (count - 1))
+        return np.zeros((draws, losses))
+    normal = draw.normal(size=(draws, count)) @ influence.T * np.sqrt(count / (count - 1))
     return normal / np.sqrt(draw.chisquare(count - 1, size=(draws, 1)) / (count - 1))
+
+
+def _of_seeds(draw, draws, values):
+    """Noise [draws, L] of losses' means over seeds, of [L, S]: what no seed does to all losses alike."""
+    losses, count = values.shape
+    if count == 1 or losses == 1:
+        return np.zeros((draws, losses))
+    own = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    variance = (own**2).sum(axis=1) / (count - 1) * losses / (losses - 1)
+    return draw.standard_t(count - 1, size=(draws, losses)) * np.sqrt(variance / count)
 
 
 def _whole(measured, loss):

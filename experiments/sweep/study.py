@@ -13,6 +13,7 @@ from experiments.sweep.plan import teachers as teachers_of
 from jaxdiv import files
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus, processes, progress, students, teacher
+from jaxdiv.training.workdir import DATA_READY
 
 FILE = "sweep.json"
 _MAY_CHANGE = ("config.mesh", "config.checkpoint", "config.log", "config.sweep.extra")
@@ -20,6 +21,8 @@ _MAY_CHANGE = ("config.mesh", "config.checkpoint", "config.log", "config.sweep.e
 
 def claim(plan: Plan) -> None:
     """Begins a sweep in its folder, or goes on with one of the same config; more cells may come.
+
+    A folder in which no data was ever made ready, as after a mistyped path, takes the new config.
 
     Raises:
       ValueError: it holds a sweep of another config, or a run.
@@ -29,7 +32,7 @@ def claim(plan: Plan) -> None:
         raise ValueError(
             f"{plan.root} is the folder of a run; give the sweep one of its own: --workdir={plan.root}-sweep"
         )
-    if path.exists() and (plan.root / "teachers").exists():
+    if path.exists() and any(DATA_READY in plan.teacher_run(name).facts() for name in plan.sweep["teachers"]):
         changes = run_config.differences(files.read_json(path), wanted)
         refused = {key: pair for key, pair in changes.items() if not run_config.within(key, _MAY_CHANGE)}
         if refused:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -12,19 +13,26 @@ from jaxdiv.reporting import decoded as decoded_table
 from jaxdiv.reporting import html, pictures, results, table
 from jaxdiv.training import config as run_config
 from jaxdiv.training import estimates, evaluation, metrics, processes, students
+from jaxdiv.training.evaluation import Measured
 from jaxdiv.training.workdir import Workdir
 
 
-def measure_and_report(
+def measure_and_report(runs: Sequence[Workdir], *, output: pathlib.PurePath, **how: Any) -> None:
+    """Measures `runs`, pooled, prints the table, and writes what `write` writes; `how` is what `measure` takes."""
+    measured = measure(runs, **how)
+    if processes.is_first():
+        show(write(runs, measured, output=output))
+
+
+def measure(
     runs: Sequence[Workdir],
     *,
-    output: pathlib.PurePath,
     contexts: Sequence[str] = (),
     rules: Sequence[str] = (),
     temperatures: Sequence[float] = (),
     decode_gamma: int | None = None,
-) -> None:
-    """Measures `runs`, pooled, and writes results.csv, pictures and report.html to `output`.
+) -> list[Measured]:
+    """Measures each of `runs`.
 
     Contexts, rules and temperatures are those of each run's config where none are given; with `decode_gamma` texts are
     decoded too, with so many drafts a round.
@@ -42,14 +50,18 @@ def measure_and_report(
         if decode_gamma:
             found = decoded.with_decoding(run, found, names=names, gamma=decode_gamma)
         measured.append(found)
-    if not processes.is_first():
-        return
+    return measured
+
+
+def write(runs: Sequence[Workdir], measured: Sequence[Measured], *, output: pathlib.PurePath) -> pd.DataFrame:
+    """Writes results.csv, pictures and report.html of measured runs, pooled, to `output`; gives the results."""
     output.mkdir(parents=True, exist_ok=True)
     for run, found in zip(runs, measured, strict=True):
         _tell_lost(run, found)
     frame = results.table(estimates.rows(measured))
     results.write_csv(frame, output / "results.csv")
     report(runs, frame, output=output)
+    return frame
 
 
 def _tell_lost(run, found):
@@ -59,8 +71,8 @@ def _tell_lost(run, found):
         cli.say(f"not finite, left out of the table of {run.root}: {', '.join(lost)}")
 
 
-def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.PurePath, markdown: bool = False) -> None:
-    """Prints the table of `frame`, if asked as Markdown, and writes the pictures and report.html to `output`."""
+def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.PurePath) -> None:
+    """Writes the pictures and report.html of `frame` to `output`."""
     if not results.contexts(frame):
         raise ValueError("the results hold no pooled acceptance; measure again with experiments.acceptance")
     curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
@@ -75,6 +87,10 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
         facts=_facts(runs),
         about=_about(runs),
     )
+
+
+def show(frame: pd.DataFrame, *, markdown: bool = False) -> None:
+    """Prints the table of `frame`, if asked as Markdown."""
     if markdown:
         print(table.markdown(frame), end="")
         return

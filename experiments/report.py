@@ -20,7 +20,9 @@ def main(_):
         raise ValueError(
             f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"
         )
-    measuring.report([run], results.read_csv(run.results), output=run.root, markdown=MARKDOWN.value)
+    frame = results.read_csv(run.results)
+    measuring.report([run], frame, output=run.root)
+    measuring.show(frame, markdown=MARKDOWN.value)
     cli.say(f"\nOpen {run.report}")
     return 0
 

@@ -72,7 +72,7 @@ def interval(
     """
     sums, counts = _rows(sums, counts)
     kept = np.any(counts != 0, axis=0)
-    return _estimate(*_ratios(sums[:, kept], counts[:, kept]), runs=runs, level=level, bounds=bounds)
+    return estimate(*ratios(sums[:, kept], counts[:, kept]), runs=runs, level=level, bounds=bounds)
 
 
 def paired_difference(
@@ -90,7 +90,7 @@ def paired_difference(
     What a and b share, a hard document or a lucky seed, drops out before the variances are taken.
     """
     (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
-    return _estimate(values_a - values_b, influence_a - influence_b, runs=runs, level=level, bounds=bounds)
+    return estimate(values_a - values_b, influence_a - influence_b, runs=runs, level=level, bounds=bounds)
 
 
 def paired_log_ratio(
@@ -108,7 +108,7 @@ def paired_log_ratio(
         return Estimate(value, math.nan, math.nan, ((math.nan, 1),), math.nan)
     logarithms = np.log(mean_a / mean_b) + (values_a / mean_a - values_b / mean_b)
     influence = influence_a / mean_a - influence_b / mean_b
-    return _estimate(logarithms, influence, runs=None, level=level, bounds=_UNBOUNDED)
+    return estimate(logarithms, influence, runs=None, level=level, bounds=_UNBOUNDED)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -153,24 +153,36 @@ def _rows(sums, counts):
 
 
 def _pairs(sums_a, counts_a, sums_b, counts_b):
-    """`_ratios` of both, without the documents that count nothing in either."""
+    """`ratios` of both, without the documents that count nothing in either."""
     sums_a, counts_a = _rows(sums_a, counts_a)
     sums_b, counts_b = _rows(sums_b, counts_b)
     if sums_a.shape != sums_b.shape:
         raise ValueError(f"`sums_a` and `sums_b` must have one shape, got {sums_a.shape} and {sums_b.shape}.")
     kept = np.any((counts_a != 0) | (counts_b != 0), axis=0)
-    return _ratios(sums_a[:, kept], counts_a[:, kept]), _ratios(sums_b[:, kept], counts_b[:, kept])
+    return ratios(sums_a[:, kept], counts_a[:, kept]), ratios(sums_b[:, kept], counts_b[:, kept])
 
 
-def _ratios(sums, counts):
-    """Each seed's ratio [S], and how much of it each document moves (linearised) [S, K]."""
+def ratios(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each seed's ratio [S] of sums [S, K], and how much of it each document moves (linearised) [S, K]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         total = np.sum(counts, axis=1)
         values = np.sum(sums, axis=1) / total
         return values, (sums - values[:, None] * counts) / total[:, None]
 
 
-def _estimate(values, influence, *, runs, level, bounds):
+def estimate(
+    values: np.ndarray,
+    influence: np.ndarray,
+    *,
+    runs: Sequence | None = None,
+    level: float = 0.95,
+    bounds: Bounds = _UNBOUNDED,
+) -> Estimate:
+    """The mean over seeds of any number that is linear in ratios: of `ratios`' values [S] and influences [S, K].
+
+    Sums and differences of ratios over the same seeds and documents have the sums and differences of these. Other
+    arguments as `interval`.
+    """
     values, influence = _clusters(values, influence, runs)
     documents = influence.shape[1]
     if documents < 2 or not np.all(np.isfinite(values)):

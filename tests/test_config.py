@@ -10,7 +10,7 @@ from jaxdiv.training import config as run_config
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 
-OF_STUDIES = ("causes",)  # keys that a study takes out of its config before it is a run's
+OF_STUDIES = ("causes", "sweep")  # keys that a study takes out of its config before it is a run's
 
 
 def changed(key, value):

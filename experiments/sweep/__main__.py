@@ -1,0 +1,123 @@
+"""Which loss should a draft be trained with? Losses by student, teacher, training context and temperature.
+
+  python -m experiments.sweep --config=configs/choose.py --workdir=runs/choose
+
+Each cell is a run as `experiments.distill` makes it, in WORKDIR/cells/NAME, on a teacher of WORKDIR/teachers, its
+learning rates tuned for each loss in WORKDIR/tuning; every tool works on these folders. The same command goes on where
+an earlier one stopped, and leaves finished cells alone. Cut it to a part:
+
+  --cells='adapter1-*,decoder1-sharp-corpus-T1' --losses=kl,tv,jsd --list
+
+`--config=configs/choose.py:quick` is a first look. choose.csv and ranks.csv hold what was found.
+"""
+
+import dataclasses
+
+from absl import flags
+from rich.console import Console
+
+import jaxdiv
+from experiments import cli, watching
+from experiments.sweep import comparing, grid, pace, plan, ranking, study, sums, teachers
+from jaxdiv import files
+from jaxdiv.reporting import choice
+from jaxdiv.training import config as run_config
+from jaxdiv.training import evaluation, lock, loop, processes, sharding
+
+CONFIG = cli.define_config()
+cli.define_log_format()
+WORKDIR = flags.DEFINE_string("workdir", "runs/choose", "The sweep's folder; it may be gs://BUCKET/FOLDER.")
+CELLS = flags.DEFINE_list("cells", None, "Globs of the cells to train, by commas; all if not given.")
+LOSSES = flags.DEFINE_string("losses", None, "Those of the config's losses to train, by commas; all if not given.")
+LIST = flags.DEFINE_bool("list", False, "Print the cells, what they take and which are done, and end.")
+MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the tables as Markdown.")
+
+
+def main(_):
+    config = cli.loaded(CONFIG).to_dict()
+    made = plan.read(config, files.path_of(WORKDIR.value), typed=cli.typed(CONFIG), losses=LOSSES.value)
+    cells = grid.cut(made.cells, CELLS.value, "--cells") if CELLS.value is not None else made.cells
+    if LIST.value:
+        _list(made, cells)
+        return 0
+    if watching.PROFILE.value is not None:
+        raise ValueError("--profile: a sweep is many trainings; profile one of them by experiments.distill")
+    sharding.make(made.config)  # which refuses what this machine has not
+    also = watching.also()
+    with lock.writing(made.root):
+        study.claim(made)
+        try:
+            study.run(made, cells, also=also)
+        except loop.Stopped as stopped:
+            cli.say(f"{stopped}; the same command goes on from there")
+            return 128 + stopped.signum
+        if processes.is_first():
+            _report(made, of=len(jaxdiv.split(config["losses"])))
+    return 0
+
+
+def _list(made, cells):
+    decoded = grid.decoded(made.sweep, made.cells)
+    students, total = len(made.losses) * made.config["seeds"], 0.0
+    for cell in cells:
+        minutes = pace.seconds(made, cell, decoded=cell in decoded) / 60
+        total += minutes
+        tokens = pace.tokens(made.cell_config(cell, dict.fromkeys(made.losses, 1.0)))
+        state = "done" if study.is_done(made, cell) else f"about {minutes:.0f} min"
+        print(f"{cell.name}: {students} students of {tokens:,} tokens{', decoded' * (cell in decoded)}, {state}")
+    print(f"{len(cells)} of {len(made.cells)} cells, about {total:.0f} min on 2 CPU cores, without teachers and tuning")
+
+
+def _report(made, *, of):
+    """Of all cells that are done, also by earlier commands."""
+    cells = [cell for cell in made.cells if study.is_done(made, cell)]
+    measured = {cell.name: sums.read(made.cell_run(cell).root / sums.FILE) for cell in cells}
+    found = choice.make(
+        comparing.rows(measured, _teller(made, cells)),
+        [row for key in _keys(measured) for row in ranking.rows(measured, key)],
+        base=_factors(made.cells[0]),
+        entropies={name: made.teacher_run(name).facts()[teachers.ENTROPY] for name in plan.teachers(cells)},
+        part=_part(made, cells, of),
+        reference=plan.REFERENCE,
+    )
+    choice.write(made.root, found)
+    if MARKDOWN.value:
+        print(choice.markdown(found), end="")
+    else:
+        console = Console()
+        # Tables need their columns even where output is piped to a narrower default.
+        console = console if console.is_terminal else Console(width=150)
+        console.print(
+            *choice.rich_tables(found), choice.finding(found), "", choice.notes(found), sep="\n", markup=False
+        )
+    cli.say(f"\nEverything lies in {made.root}: {choice.FILE}, {choice.RANKS}, ranks.png and differences.png")
+
+
+def _keys(measured):
+    return dict.fromkeys(key for one in measured.values() for _, key in one.sums)
+
+
+def _factors(cell):
+    factors = dataclasses.asdict(cell)
+    return {**factors, "temperature_of_training": factors.pop("temperature")}
+
+
+def _teller(made, cells):
+    """(cell's name, loss) -> what choose.csv says of both beside their measures."""
+    told = {}
+    for cell in cells:
+        config = made.cell_run(cell).config()
+        rates = dict(zip(made.losses, run_config.learning_rates(config), strict=True))
+        told |= {(cell.name, loss): {**_factors(cell), "learning_rate": rates[loss]} for loss in made.losses}
+        told[cell.name, evaluation.UNTRAINED] = _factors(cell)
+    return lambda cell, loss: told[cell, loss]
+
+
+def _part(made, cells, of):
+    """In words, what of the study is there; empty if all."""
+    parts = [(len(cells), len(made.cells), "cells"), (len(made.losses), of, "losses")]
+    return ", ".join(f"{some} of {every} {what}" for some, every, what in parts if some < every)
+
+
+if __name__ == "__main__":
+    cli.run(main, resumes=True)

@@ -1,0 +1,354 @@
+"""The sweep of losses: its grid, its statistics against what is worked by hand, and one small sweep that is killed."""
+
+import dataclasses
+import json
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs import choose
+from experiments.sweep import comparing, grid, pace, plan, ranking, study, sums, tuning
+from jaxdiv import files, statistics
+from jaxdiv.reporting import choice
+from jaxdiv.training import config as run_config
+from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
+from jaxdiv.training.workdir import DATA_READY, Workdir
+from tests import commands, runs, stops
+
+KEY = Key("corpus", "acceptance", 1.0)
+TAU = Key("generated", "tau", 1.0, 4)
+
+
+def config(**changes):
+    made = choose.get_config().to_dict()
+    made["sweep"] |= changes
+    return made
+
+
+def read(folder, losses=None, typed=(), **changes):
+    return plan.read(config(**changes), folder, typed=typed, losses=losses)
+
+
+def test_the_grid_changes_one_factor_at_a_time_and_keeps_tokens_equal(tmp_path):
+    made = read(tmp_path)
+    names = [cell.name for cell in made.cells]
+    assert names[0] == "adapter1-sharp-corpus-T1"
+    assert len(set(names)) == len(names)
+    changes = [
+        {factor for factor in grid.FACTORS if getattr(cell, factor) != getattr(made.cells[0], factor)}
+        for cell in made.cells
+    ]
+    assert changes.count(set()) == 1
+    assert changes[-1] == {"student", "teacher"}  # the one that the config names besides
+    assert all(len(change) <= 1 for change in changes[:-1])
+    assert set().union(*changes[:-1]) == set(grid.FACTORS)
+    configs = [made.cell_config(cell, dict.fromkeys(made.losses, 1e-3)) for cell in made.cells]
+    assert len({pace.tokens(one) for one in configs}) == 1
+    departs = {key for one in configs for key in run_config.differences(configs[0], one)}
+    assert departs == {
+        *("config.data.context", "config.temperature", "config.teacher.steps", "config.teacher.checkpoint"),
+        *(f"config.student.{key}" for key in ("kind", "exit_layer", "depth", "width", "mlp_width")),
+    }
+    assert {made.tuned_as(cell) for cell in made.cells} == {"adapter1", "decoder1"}
+
+
+def test_parts_of_the_grid_and_of_the_losses(tmp_path):
+    made = read(tmp_path, losses="tv,kl")
+    assert made.losses == ["kl", "tv"]  # in the config's order
+    kept = grid.cut(made.cells, ["*-student-*", "adapter2*", "*-T2"], "--cells")
+    assert [cell.name for cell in kept] == [
+        *("adapter2-sharp-corpus-T1", "adapter1-sharp-student-T1", "adapter1-sharp-corpus-T2"),
+    ]
+    with pytest.raises(ValueError, match=r"--cells: 'adapter9\*' is none of adapter1-sharp-corpus-T1, "):
+        grid.cut(made.cells, ["adapter1*", "adapter9*"], "--cells")
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "message"),
+    [
+        ({"losses": "kl,rlk"}, {}, "--losses: unknown loss `rlk`; did you mean `rkl`"),
+        ({"losses": "kl,ce"}, {}, "--losses: ce is none of the config's, kl, rkl"),
+        ({"losses": "tv,jsd"}, {}, "`config.losses` must begin with kl"),
+        ({"losses": "kl"}, {}, "`config.losses` must begin with kl"),
+        ({"typed": ["temperature"]}, {}, "--config.temperature: each cell has its own; give config.sweep.temperatures"),
+        ({}, {"base": "adapter1-sharp-corpus-T3"}, "`config.sweep.base`: 'adapter1-sharp-corpus-T3' must be STUDENT-"),
+        ({}, {"extra": "adapter1-sharp"}, "`config.sweep.extra`"),
+        ({}, {"contexts": "corpus,dreams"}, "`config.sweep.contexts`: 'dreams' is none of corpus, teacher, student"),
+        ({}, {"rates": (1e-3, -1.0)}, "`config.sweep.rates` must be different finite numbers above 0"),
+        ({}, {"tuning_steps": 20}, "warmup_steps` must be below `config.student.steps` = 20"),
+        ({}, {"decoded": "nothing"}, "`config.sweep.decoded`: 'nothing' is none of"),
+        ({}, {"seeds": 3}, "`config.sweep.seeds` is not a key of a sweep"),
+        ({}, {"students": {"adapter1": {"steps": 3}}}, "`config.sweep.students.adapter1.steps` can't differ between"),
+        ({}, {"students": {"a-b": {"depth": 1}}}, "the name 'a-b' must be of letters"),
+        ({}, {"teachers": {"sharp": {}, "flat": {"steps": 9}}}, "`config.sweep.teachers.sharp` must say what it is"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, given, changes, message):
+    with pytest.raises(ValueError, match=message.replace("*", r"\*").replace("(", r"\(")) as error:
+        read(tmp_path, **given, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
+    first, other, more = read(tmp_path), read(tmp_path, tuning_steps=50), read(tmp_path, extra="")
+    study.claim(other)
+    study.claim(first)  # nothing was made for the other one
+    first.teacher_run("flat").add_facts({DATA_READY: ""})
+    study.claim(first)
+    study.claim(more)  # cells alone differ
+    message = "another config: config.sweep.tuning_steps is 80 there, 50 here; give this one a folder of its own"
+    with pytest.raises(ValueError, match=message):
+        study.claim(other)
+
+
+def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
+    reached = {}
+    for rate, ends in {0.01: {"kl": 0.5, "tv": 0.7, "rkl": None}, 0.001: {"kl": 0.6, "tv": 0.7, "rkl": None}}.items():
+        run = Workdir(tmp_path / str(rate))
+        run.curves.mkdir(parents=True)
+        lines = [{"step": step, "loss": {"kl": [1.0]}, "acceptance": told} for step, told in ((4, {"kl": [0.9]}),)]
+        lines += [{"step": 8, "acceptance": {loss: [end] for loss, end in ends.items()}}]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (run.curves / "student.jsonl").write_text(text, encoding="utf-8")
+        reached[rate] = tuning.at_end(run, {"seed": 0, "seeds": 1, "student": {"steps": 8}})
+    assert reached[0.01] == {"kl": 0.5, "tv": 0.7}
+    assert tuning.best(reached, ["kl", "tv", "rkl"]) == {"kl": 0.001, "tv": 0.001, "rkl": 0.001}
+    reached[0.01]["tv"] = 0.71
+    assert tuning.best(reached, ["tv"]) == {"tv": 0.01}
+
+
+def estimate(value):
+    """Of variance 1, known as if from no end of data."""
+    made = statistics.Estimate(value, 0.0, 0.0, ((1.0, 10**9),), 0.0)
+    p_value = {2.5758: 0.01, 2.1701: 0.03, -2.0537: 0.04}[value]  # a normal distribution's
+    return dataclasses.replace(made, p_value=p_value)
+
+
+def test_a_family_is_corrected_as_by_hand():
+    """Holm on .01, .03, .04: .01 is below .05/3, .03 not below .05/2, where it ends."""
+    family = [{"estimate": estimate(value), "by_seed": [value] * 3} for value in (2.1701, 2.5758, -2.0537)]
+    comparing.correct(family)
+    np.testing.assert_allclose([row["p_value"] for row in family], [0.06, 0.03, 0.06])
+    assert [row["verdict"] for row in family] == ["not shown", "real", "not shown"]
+    halves = [row["difference_high"] - row["difference"] for row in family]
+    np.testing.assert_allclose(halves, [2.2414, 2.3940, 2.2414], rtol=1e-3)  # of 1 - .05/2 and 1 - .05/3
+
+
+def measured(rates, *, seed=0, lost=()):
+    """Of 3 seeds and 12 documents, losses accepted at `rates` but for noise that they partly share."""
+    draw, every = np.random.default_rng(seed), {**rates, UNTRAINED: 0.3}
+    count = np.full((3, 12), 100.0)
+    shared = draw.normal(scale=5, size=(3, 1)) + draw.normal(scale=5, size=(1, 12))
+    losses = {loss: [s for s in range(3) if (loss, s) not in lost] for loss in every}
+    made = {}
+    for loss, rate in every.items():
+        numerator = (100 * rate + shared + draw.normal(scale=0.3, size=(3, 12)))[losses[loss]]
+        for key in (KEY, TAU):
+            made[loss, key] = Sums(numerator, count[losses[loss]], count[0])
+    return Measured(losses, made)
+
+
+CELLS = {"a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.7}), "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, seed=1)}
+
+
+def test_differences_are_paired_and_corrected_over_all_cells_of_a_measure():
+    rows = comparing.rows(CELLS, lambda cell, loss: {"student": cell})
+    family = [row for row in rows if row["measure"] == "acceptance" and "p_value" in row]
+    assert [(row["cell"], row["loss"]) for row in family] == [("a", "tv"), ("a", "jsd"), ("b", "tv"), ("b", "jsd")]
+    raw = []
+    for row in family:
+        ours, theirs = (CELLS[row["cell"]].sums[loss, KEY] for loss in (row["loss"], "kl"))
+        sides = (ours.numerator, ours.denominator, theirs.numerator, theirs.denominator)
+        raw.append(statistics.paired_difference(*sides))
+    np.testing.assert_allclose([row["difference"] for row in family], [one.value for one in raw])
+    np.testing.assert_allclose([row["p_value"] for row in family], statistics.holm([one.p_value for one in raw]))
+    assert [row["verdict"] for row in family] == ["real", "not shown", "real", "not shown"]
+    assert {row["verdict"] for row in rows if row["loss"] == UNTRAINED} == {"floor"}
+
+
+def test_ranks_of_a_clear_winner_and_of_equals():
+    ranks = {row["loss"]: row for row in ranking.rows(CELLS, KEY)}
+    assert {loss: (row["rank_low"], row["rank_high"]) for loss, row in ranks.items()} == {
+        "tv": (1, 1),
+        "kl": (2, 3),
+        "jsd": (2, 3),
+    }
+    assert ranks["tv"]["difference"] == pytest.approx(0.055, abs=0.003)
+    equal = {"c": measured(dict.fromkeys(("kl", "tv", "jsd", "rkl"), 0.7))}
+    for row in ranking.rows(equal, KEY):
+        assert row["rank_high"] - row["rank_low"] >= 2
+    assert ranking.rows(CELLS, TAU)[0]["gamma"] == 4
+    lone = ranking.rank_intervals(np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1)))  # as of a speed's one number
+    assert lone == ([1, 2], [1, 2])
+
+
+def test_rank_intervals_cover_the_true_ranks():
+    """Of losses a noise's size apart, whose students share what a seed and a document do to all of them."""
+    draw, covered = np.random.default_rng(0), []
+    for _ in range(200):
+        of_documents = (draw.normal(scale=3, size=(4, 30)) + draw.normal(scale=30, size=30)) / 30
+        of_seeds = draw.normal(size=(4, 3)) + draw.normal(scale=9, size=3)
+        values = np.arange(4)[:, None] + of_documents.sum(axis=1, keepdims=True) + of_seeds
+        influence = (of_documents - of_documents.mean(axis=1, keepdims=True))[:, None].repeat(3, axis=1)
+        low, high = ranking.rank_intervals(values, influence, draws=400)
+        covered += [a <= rank <= b for a, rank, b in zip(low, (4, 3, 2, 1), high, strict=True)]
+    assert np.mean(covered) > 0.93
+
+
+def test_what_cells_share_does_not_average_out():
+    once, twice = (ranking.rows(dict.fromkeys(names, CELLS["a"]), KEY) for names in ("a", "ab"))
+    for one, other in zip(once, twice, strict=True):
+        assert {**one, "cells": 2} == pytest.approx(other, nan_ok=True)
+
+
+def test_a_loss_that_lost_a_student_has_no_rank():
+    cells = {"a": CELLS["a"], "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, lost=[("jsd", 1)])}
+    assert {row["loss"] for row in ranking.rows(cells, KEY)} == {"kl", "tv"}
+    rows = comparing.rows(cells, lambda cell, loss: {})
+    assert np.isfinite(next(row for row in rows if row["cell"] == "b" and row["loss"] == "jsd")["difference"])
+
+
+def found(cells, part=""):
+    base = {"student": "s", "teacher": "t", "context": "corpus", "temperature_of_training": 1.0}
+    rows = comparing.rows(cells, lambda cell, loss: {**base, "student": {"a": "s"}.get(cell, cell)})
+    keys = (KEY, TAU)
+    ranks = [row for key in keys for row in ranking.rows(cells, key)]
+    return choice.make(rows, ranks, base=base, entropies={"t": 2.0}, part=part, reference="kl")
+
+
+def test_tables_name_no_winner_that_is_not_shown(tmp_path):
+    shown = found(CELLS, part="2 of 9 cells")
+    assert choice.finding(shown) == "tv is first. Shown to be better than kl: tv; worse than kl: none."
+    printed = choice.markdown(shown)
+    assert "| `tv` | 1 | 71." in printed
+    assert "a part of the study: 2 of 9 cells" in printed
+    assert "by Holm over all 4 comparisons" in printed
+    equal = found({"a": measured(dict.fromkeys(("kl", "tv", "jsd"), 0.7))})
+    assert choice.finding(equal).startswith("No loss is shown to be the best; ")
+    assert "part of the study" not in choice.markdown(equal)
+    choice.write(tmp_path, shown)
+    for name in ("differences", "differences-dark", "ranks", "ranks-dark"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_sums_are_read_as_written_or_refused(tmp_path):
+    path, more = tmp_path / "sums.npz", Key("generated", "tau", 1.0, 3)
+    written = Measured(CELLS["a"].losses, {**CELLS["a"].sums, ("kl", more): CELLS["a"].sums["kl", KEY]})
+    sums.write(path, written)
+    back = sums.read(path)
+    assert back.losses == written.losses
+    assert set(back.sums) == set(CELLS["a"].sums)  # without what is not compared
+    np.testing.assert_array_equal(back.sums["tv", TAU].numerator, CELLS["a"].sums["tv", TAU].numerator)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"sums.npz is not what was written.*delete it and the results.csv"):
+        sums.read(path)
+
+
+STEPS = 36
+SMALL = (
+    "--config=configs/choose.py:quick",
+    *("--config.losses=kl,tv", "--config.seeds=2", "--config.data.sequence_length=32", "--config.dtype=float32"),
+    *("--config.teacher.width=32", "--config.teacher.mlp_width=64", "--config.teacher.depth=2"),
+    *("--config.teacher.heads=2", "--config.student.heads=2", "--config.sweep.teachers.sharp.steps=25"),
+    *(f"--config.student.steps={STEPS}", "--config.sweep.tuning_steps=12", "--config.log.every=12"),
+    *("--config.evaluation.documents=4", "--config.evaluation.document_tokens=64", "--config.checkpoint.every=12"),
+    *("--config.evaluation.prompt_tokens=8", "--config.evaluation.generated_tokens=24"),
+    *(
+        "--config.evaluation.contexts=corpus,generated",
+        "--config.sweep.contexts=corpus",
+        "--config.sweep.temperatures=(1.0,)",
+    ),
+    *("--config.sweep.rates=(1e-2,3e-2)", "--config.evaluation.temperatures=(1.0,)"),
+)
+FIRST, SECOND = "adapter1-sharp-corpus-T1", "adapter2-sharp-corpus-T1"
+
+
+def state(folder):
+    return {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files.below(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A sweep that was stopped in its second cell: its folder, flags, standard error and curves."""
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    texts = runs.write_texts(folder.parent / "texts")
+    given = (*SMALL, f"--workdir={folder}", f"--config.data.files={texts}/*.txt")
+    second = folder / "cells" / SECOND
+    process = runs.start("sweep", *given)
+    done = stops.stop_when(process, lambda: stops.step_of(second, "student") > 13, signal.SIGTERM)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    return folder, given, done.stderr, (second / "curves" / "student.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_killed_sweep_goes_on_within_its_cell(killed):
+    folder, given, told, curves = killed
+    first, second = (folder / "cells" / name for name in (FIRST, SECOND))
+    assert f"cell 1 of 2, {FIRST}: 4 students, about" in told
+    assert "the same command goes on from there" in " ".join(told.split())
+    assert not (second / "results.csv").exists()
+    before = state(first), state(folder / "tuning"), state(folder / "teachers")
+    done = runs.run("sweep", *given, "--cells=adapter2*", "--markdown", "--log_format=json")
+    assert done.returncode == 0, done.stderr
+    assert (state(first), state(folder / "tuning"), state(folder / "teachers")) == before
+    whole = (second / "curves" / "student.jsonl").read_text(encoding="utf-8")
+    assert whole.startswith(curves)
+    assert [json.loads(line)["step"] for line in whole.splitlines()] == [*range(1, STEPS + 1)]
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event["cell"] for event in events if event["event"] == "metrics"} == {SECOND}
+    assert "| loss | adapter1-sharp-corpus-T1 | adapter2-sharp-corpus-T1 |" in done.stdout  # all that are done
+
+    frame = pd.read_csv(folder / choice.FILE)
+    assert tuple(frame.columns) == choice.COLUMNS
+    assert set(frame["cell"]) == {FIRST, SECOND}
+    assert set(frame["loss"]) == {"kl", "tv", UNTRAINED}
+    assert set(frame["measure"]) == {"acceptance", "tau"}
+    rates = frame.groupby("loss")["learning_rate"].unique()
+    reached = {
+        rate: files.read_json(folder / "tuning" / f"adapter1-{rate:g}" / "reached.json") for rate in (1e-2, 3e-2)
+    }
+    assert {loss: rates[loss].tolist() for loss in ("kl", "tv")} == {
+        loss: [rate] for loss, rate in tuning.best(reached, ["kl", "tv"]).items()
+    }
+    at = frame[frame["cell"].eq(SECOND) & frame["loss"].eq("tv") & frame["temperature"].eq(1)].set_index("measure")
+    own = pd.read_csv(second / "results.csv").query("loss == 'tv' and seed == 'all' and context == 'corpus'")
+    own = own[own["temperature"].eq(1)].set_index("measure")["value"]
+    assert at.loc["acceptance", "value"] == pytest.approx(own["acceptance"], rel=1e-9)
+    assert at.loc["acceptance", "difference"] == pytest.approx(own["difference"], rel=1e-9)
+
+
+def test_what_is_done_is_listed_and_another_config_refused(killed, tmp_path):
+    folder, given, *_ = killed
+    before = state(folder / "cells")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    listed, *refused = commands.many(
+        "sweep.__main__",
+        [
+            [*given, "--list", "--cells=adapter2*"],
+            [*given, "--config.student.steps=240"],
+            [*given, "--losses=kl"],
+            [*given, "--cells=adapter3*"],
+            [*given, f"--workdir={tmp_path}"],
+            ["--config=configs/smoke.py"],
+            [*given, "--profile=1:2"],
+            ["--config=configs/choose.py:fast"],
+        ],
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.startswith(f"{SECOND}: 4 students of 9,216 tokens, done")
+    assert state(folder / "cells") == before
+    for done, message in zip(
+        refused,
+        (
+            f"{folder} holds a sweep of another config: config.student.steps is {STEPS} there, 240 here",
+            "`config.losses` must begin with kl",
+            "--cells: 'adapter3*' is none of",
+            "is the folder of a run",
+            "the config has no `sweep`",
+            "--profile: a sweep is many trainings",
+            "has the forms full, quick, not 'fast'",
+        ),
+        strict=True,
+    ):
+        runs.check_refusal(done, message)

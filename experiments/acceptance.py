@@ -15,6 +15,7 @@ from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.training import config as run_config
 from jaxdiv.training import evaluation, students
 from jaxdiv.training.contexts import GENERATED
+from jaxdiv.training.corpus import TOKENIZER
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 cli.define_log_format()
@@ -98,7 +99,7 @@ def _check_alike(runs):
                 f"{first.root} and {run.root} can't be pooled: {wrong[0]} is {there!r} and {here!r}; "
                 f"measure each by itself"
             )
-        for fact in ("data fingerprint", DATA_READY):
+        for fact in (DATA_READY, TOKENIZER):
             if first.facts().get(fact) != run.facts().get(fact):
                 raise ValueError(f"{first.root} and {run.root} can't be pooled: each has another {fact}")
 

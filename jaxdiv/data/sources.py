@@ -1,10 +1,12 @@
 """Opens a corpus by name: Python's standard library, a prepared TFDS data set, or a user's own files."""
 
+import contextlib
 import difflib
 import glob
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
@@ -58,14 +60,12 @@ def _fixed_parent(pattern):
 
 
 def _open_tfds(name, feature, directory):
-    builder = _find(name, directory)
+    builder = find(name, directory)
     _check_feature(builder.info, name, feature)
     readings = {}
-    try:
+    with naming_faults(name, builder):
         found = builder.as_data_source(file_format="array_record")
         texts = {split: [record[feature] for record in found[split]] for split in corpus.SPLITS if split in found}
-    except Exception as error:  # array_record and TFDS have many names for a file that is none of theirs
-        raise ValueError(f"TFDS data set `{name}` in {builder.data_dir} can't be read: {error}") from None
     for split, records in texts.items():
         readings[split] = corpus.read((hashlib.sha256(text).hexdigest(), text) for text in records)
     splits = {split: reading.texts for split, reading in readings.items()}
@@ -76,8 +76,12 @@ def _open_tfds(name, feature, directory):
     return corpus.Documents.of(splits, list(readings.values()))
 
 
-def _find(name, directory):
-    """The builder of a data set on disk, from its files alone, so that TensorFlow is never imported."""
+def find(name: str, directory: str) -> read_only_builder.ReadOnlyBuilder:
+    """The builder of a data set on disk, from its files alone, so that TensorFlow is never imported.
+
+    Raises:
+      ValueError: it is not in the TFDS folder `directory` (empty: TFDS's own), or in another format than array_record.
+    """
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=directory or None)
     except (ValueError, tfds.core.DatasetNotFoundError):
@@ -89,6 +93,15 @@ def _find(name, directory):
             f"is installed: tfds convert_format --dataset_version_dir={builder.data_dir} --out_file_format=array_record"
         )
     return builder
+
+
+@contextlib.contextmanager
+def naming_faults(name: str, builder: read_only_builder.ReadOnlyBuilder) -> Iterator[None]:
+    """Whatever the block raises as it reads the data set is a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:  # array_record and TFDS have many names for a file that is none of theirs
+        raise ValueError(f"TFDS data set `{name}` in {builder.data_dir} can't be read: {error}") from None
 
 
 def _not_found(name, directory):

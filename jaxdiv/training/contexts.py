@@ -13,7 +13,7 @@ from jaxdiv import models
 from jaxdiv.data import pipeline
 from jaxdiv.training import sharding
 from jaxdiv.training.config import MAX_DOCUMENT_TOKENS
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.corpus import Corpus, Data
 from jaxdiv.training.state import Model
 
 # The temperature of the teacher's own text; 0 is greedy.
@@ -25,15 +25,15 @@ class Context:
     """Rows of tokens and which of their predictions count.
 
     Attributes:
-      name: `corpus`, `generated` or `generated_greedy`.
-      inputs, labels: [R, L].
+      name: of `config.CONTEXTS`.
+      inputs, labels: [R, L]; of images inputs are [R, X, Y, C], and L is 1.
       weights: [R, L], 1 where the prediction of the label counts.
       document: [R], which held-out document a row comes from.
       start: for the teacher's own text, whose rows are whole texts, the first position that predicts it; else None.
     """
 
     name: str
-    inputs: Int32[np.ndarray, "R L"]
+    inputs: Int32[np.ndarray, "R L"] | Float32[np.ndarray, "R X Y C"]
     labels: Int32[np.ndarray, "R L"]
     weights: Float32[np.ndarray, "R L"]
     document: Int32[np.ndarray, " R"]
@@ -52,7 +52,7 @@ class Context:
         return summed
 
 
-def make(name: str, config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh | None = None) -> Context:
+def make(name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | None = None) -> Context:
     """The context `name` from the test documents; `teacher` writes on the `mesh` that it lies on.
 
     Raises ValueError if the documents are too few or too short.
@@ -60,13 +60,8 @@ def make(name: str, config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh 
     evaluation = config["evaluation"]
     if name in GENERATED:
         return _generated(name, config, corpus, teacher, mesh or sharding.alone())
-    windows = pipeline.evaluation_windows(
-        corpus.splits["test"],
-        sequence_length=config["data"]["sequence_length"],
-        max_tokens=min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS),
-        max_documents=evaluation["documents"],
-        end_of_text=corpus.tokenizer.end_of_text,
-    )
+    limits = {"tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS), "documents": evaluation["documents"]}
+    windows = corpus.windows("test", config, **limits)
     return Context(name, windows.inputs, windows.labels, windows.weights, windows.document, start=None)
 
 

@@ -14,18 +14,19 @@ from jaxdiv import files, models
 from jaxdiv.data import llama_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
+from jaxdiv.training import config as run_config
 from jaxdiv.training import manifests, sharding
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import Model, population_shapes
 from jaxdiv.training.workdir import Workdir
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"
-_SIZES = ("depth", "width", "heads", "kv_heads", "mlp_width", "padded_vocabulary", "rope_base", "norm_epsilon")
+_SIZES = ("kind", "depth", "width", "heads", "kv_heads", "mlp_width", "padded_vocabulary", "rope_base", "norm_epsilon")
 
 
 def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
     """Makes an untrained teacher of the run's config."""
-    return lambda rngs: models.build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs)
+    return lambda rngs: models.build_teacher(run_config.teacher(config), vocab_size, rngs)
 
 
 def last_step(config: Mapping) -> int:
@@ -78,7 +79,9 @@ class RunDonor:
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         """The teacher's parameters [1, ...], for activations of `dtype`, spread over `mesh`."""
-        return _restore(self._config, self.workdir, self.tokenizer().vocab_size, mesh).params
+        images = run_config.of_images(self._config)
+        classes = self._config["data"]["vocabulary"] if images else self.tokenizer().vocab_size
+        return _restore(self._config, self.workdir, classes, mesh).params
 
     def facts(self) -> dict[str, str]:
         """What the run that takes the teacher should know of it."""
@@ -100,7 +103,7 @@ class LlamaDonor:
         self.tokenizer()
 
     def sizes(self) -> dict[str, Any]:
-        arguments = {**self._arguments, "padded_vocabulary": 0}
+        arguments = {**self._arguments, "kind": "decoder", "padded_vocabulary": 0}
         made = {f"teacher.{key}": arguments[key] for key in _SIZES}
         return {**made, "data.vocabulary": arguments["vocab_size"]}
 

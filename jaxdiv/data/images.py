@@ -89,7 +89,7 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Pic
     """
     if source == DIGITS:
         digits.prepare(directory)
-    builder = sources.find(source, directory)
+    builder = sources.find(source, directory, DIGITS)
     classes = _classes(builder.info, source, feature, label)
     with sources.naming_faults(source, builder):
         found = builder.as_data_source(file_format="array_record")

@@ -11,8 +11,9 @@ from jaxtyping import Float32, Int32
 
 from jaxdiv import models
 from jaxdiv.data import pipeline
+from jaxdiv.training import config as run_config
 from jaxdiv.training import sharding
-from jaxdiv.training.config import MAX_DOCUMENT_TOKENS
+from jaxdiv.training.config import IMAGES, MAX_DOCUMENT_TOKENS
 from jaxdiv.training.corpus import Corpus, Data
 from jaxdiv.training.state import Model
 
@@ -58,6 +59,9 @@ def make(name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | 
     Raises ValueError if the documents are too few or too short.
     """
     evaluation = config["evaluation"]
+    if (name == IMAGES) != run_config.of_images(config):
+        known = IMAGES if run_config.of_images(config) else ", ".join(c for c in run_config.CONTEXTS if c != IMAGES)
+        raise ValueError(f"there is no context `{name}` of a run on {config['data']['kind']}; there is {known}")
     if name in GENERATED:
         return _generated(name, config, corpus, teacher, mesh or sharding.alone())
     limits = {"tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS), "documents": evaluation["documents"]}

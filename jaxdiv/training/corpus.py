@@ -30,8 +30,7 @@ class Corpus:
     @classmethod
     def load(cls, workdir: Workdir) -> "Corpus":
         """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or another's."""
-        if run_config.of_images(workdir.config()):
-            raise ValueError(f"{workdir.root} is a run on images; this is for runs on text")
+        refuse_images(workdir.config())
         splits = {split: pipeline.Tokens.load(_path(workdir.tokens, split)) for split in SPLITS}
         return _as_begun(cls(Tokenizer.load(workdir.tokenizer), splits), workdir)
 
@@ -101,6 +100,12 @@ Data = Corpus | Gallery
 def load(workdir: Workdir) -> Data:
     """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or another's."""
     return (Gallery if run_config.of_images(workdir.config()) else Corpus).load(workdir)
+
+
+def refuse_images(config: Mapping) -> None:
+    """Raises ValueError for a run on images, where something is for runs on text."""
+    if run_config.of_images(config):
+        raise ValueError("`config.data.kind` is images, of which there are no tokens; this is for runs on text")
 
 
 def _as_begun(data, workdir):

@@ -29,6 +29,14 @@ def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
     return lambda rngs: models.build_teacher(run_config.teacher(config), vocab_size, rngs)
 
 
+def vocab_size(workdir: Workdir) -> int:
+    """The tokens of a run's tokenizer, or the classes of its images."""
+    config = workdir.config()
+    return (
+        config["data"]["vocabulary"] if run_config.of_images(config) else Tokenizer.load(workdir.tokenizer).vocab_size
+    )
+
+
 def last_step(config: Mapping) -> int:
     """Of the teacher's checkpoint; 0 of one that was taken over, which takes no steps."""
     return 0 if config["teacher"]["checkpoint"] else config["teacher"]["steps"]
@@ -79,9 +87,7 @@ class RunDonor:
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         """The teacher's parameters [1, ...], for activations of `dtype`, spread over `mesh`."""
-        images = run_config.of_images(self._config)
-        classes = self._config["data"]["vocabulary"] if images else self.tokenizer().vocab_size
-        return _restore(self._config, self.workdir, classes, mesh).params
+        return _restore(self._config, self.workdir, vocab_size(self.workdir), mesh).params
 
     def facts(self) -> dict[str, str]:
         """What the run that takes the teacher should know of it."""

@@ -11,10 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdiv import models
-from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop, objectives, own_text, progress, sharding
+from jaxdiv.training import donors, loop, objectives, own_text, progress, sharding
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.corpus import Corpus, Data
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
@@ -179,7 +178,7 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     config = workdir.config()
     if seed not in seeds(config):
         raise ValueError(f"{path} has no seed {seed}; it has {', '.join(map(str, seeds(config)))}")
-    students, alive = restore(config, workdir, Tokenizer.load(workdir.tokenizer).vocab_size, loss)
+    students, alive = restore(config, workdir, donors.vocab_size(workdir), loss)
     index = seeds(config).index(seed)
     if not alive[index]:
         raise ValueError(f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training")

@@ -197,7 +197,7 @@ def test_what_is_for_text_is_refused(key, value, told):
 def test_what_is_for_images_is_refused(key, value):
     config = smoke.get_config()
     config.update_from_flattened_dict({key: value})
-    with pytest.raises(ValueError, match="which is for `config.data.kind` images"):
+    with pytest.raises(ValueError, match=r"which is for `config\.data\.kind` images"):
         run_config.check(config.to_dict())
 
 

@@ -32,9 +32,9 @@ def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
 def vocab_size(workdir: Workdir) -> int:
     """The tokens of a run's tokenizer, or the classes of its images."""
     config = workdir.config()
-    return (
-        config["data"]["vocabulary"] if run_config.of_images(config) else Tokenizer.load(workdir.tokenizer).vocab_size
-    )
+    if run_config.of_images(config):
+        return config["data"]["vocabulary"]
+    return Tokenizer.load(workdir.tokenizer).vocab_size
 
 
 def last_step(config: Mapping) -> int:

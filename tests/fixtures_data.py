@@ -26,18 +26,23 @@ def write_tfds(
 
 
 def write_tfds_images(
-    directory: pathlib.Path, splits: Mapping[str, np.ndarray], *, name: str, classes: int, feature: str = "image"
+    directory: pathlib.Path,
+    splits: Mapping[str, np.ndarray],
+    *,
+    name: str,
+    classes: int,
+    feature: str = "image",
+    first: int = 0,
 ) -> None:
-    """The same of images [n, H, W, C] uint8, as PNG, whose classes are their numbers in turn."""
-    channels = next(iter(splits.values())).shape[-1]
-    image = tfds.features.Image(shape=(None, None, channels), encoding_format="png")
+    """The same of images [n, H, W, C], as PNG, whose classes are their numbers in turn; of the first `first`."""
+    channels, dtype = next(iter(splits.values())).shape[-1], next(iter(splits.values())).dtype
     sizes = {images.shape[1:] for images in splits.values()}
-    if len(sizes) == 1:
-        image = tfds.features.Image(shape=next(iter(sizes)), encoding_format="png")
+    size = next(iter(sizes)) if len(sizes) == 1 else (None, None, channels)
+    image = tfds.features.Image(shape=size, dtype=dtype.type, encoding_format="png")
     features = {feature: image, "label": tfds.features.ClassLabel(num_classes=classes)}
     records = {
         split: [
-            {feature: PIL.Image.fromarray(pixels.squeeze()), "label": number % classes}
+            {feature: PIL.Image.fromarray(pixels.squeeze()), "label": number % classes if number else first}
             for number, pixels in enumerate(images)
         ]
         for split, images in splits.items()

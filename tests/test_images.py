@@ -144,6 +144,35 @@ def test_tfds_sets_by_name(tmp_path):
         images.open_images(source="mnist", feature="image", label="label", directory=str(tmp_path))
 
 
+def test_tfds_sets_that_are_no_images_with_classes(tmp_path):
+    """No class told, sizes that differ, more than a byte a pixel: a line each."""
+    pixels = np.arange(6 * 4 * 4, dtype=np.uint16).reshape(6, 4, 4, 1)
+    small = pixels.astype(np.uint8)
+    known = {"classes": 4}
+    write_tfds_images(tmp_path, {"train": small}, name="untold", first=-1, **known)
+    write_tfds_images(tmp_path, {"train": small, "test": small[:, :3]}, name="uneven", **known)
+    write_tfds_images(tmp_path, {"train": pixels}, name="deep", **known)
+    for name, told in {
+        "untold": "`untold`, split `train`: 1 images have no class in 0..3, the first -1",
+        "uneven": r"`uneven` must have one size, in uint8; they have \(None, None, 1\)",
+        "deep": r"`deep` must have one size, in uint8; they have \(4, 4, 1\), in uint16",
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            images.open_images(source=name, feature="image", label="label", directory=str(tmp_path))
+
+
+def test_damaged_images_are_named(tmp_path):
+    good = images.Images(np.zeros((2, 3, 3, 1), np.uint8), np.zeros(2, np.int32))
+    good.save(tmp_path / "good.npz")
+    np.testing.assert_array_equal(images.Images.load(tmp_path / "good.npz").pixels, good.pixels)
+    np.savez(tmp_path / "scalar.npz", pixels=np.uint8(1), labels=np.int32(1))
+    np.savez(tmp_path / "fewer.npz", pixels=good.pixels, labels=good.labels[:1])
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-9])
+    for name in ("scalar.npz", "fewer.npz", "cut.npz", "none.npz"):
+        with pytest.raises(ValueError, match=f"can't read images from .*{name}"):
+            images.Images.load(tmp_path / name)
+
+
 def test_images_are_spread_over_devices():
     """A step of training on data 4 x fsdp 2 is that of one device."""
     config = digits_config.get_config().to_dict()

@@ -3,7 +3,6 @@
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
 
 from jaxdiv.data import corpus
 
@@ -30,6 +29,8 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples(test=False), "test": self._generate_examples(test=True)}
 
     def _generate_examples(self, test):
+        from sklearn.datasets import load_digits  # seconds, which a run on other data does not need
+
         digits = load_digits()
         for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             if (corpus.fraction(str(number)) >= 0.8) == test:

@@ -50,9 +50,9 @@ class Images:
         try:
             with files.path_of(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 pixels, labels = arrays["pixels"], arrays["labels"]
+                wanted = (np.uint8, 4, np.int32, (len(pixels),))
         except Exception as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
             raise ValueError(f"can't read images from {path}: {type(error).__name__}: {error}") from None
-        wanted = (np.uint8, 4, np.int32, (len(pixels),))
         if (pixels.dtype, pixels.ndim, labels.dtype, labels.shape) != wanted:
             raise ValueError(f"can't read images from {path}: it holds no images with their classes")
         return cls(pixels, labels)
@@ -85,7 +85,8 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Pic
       directory: a TFDS data folder. Empty: TFDS's own.
 
     Raises:
-      ValueError: the name, a feature or the format is not there, or an image is of another size.
+      ValueError: the name, a feature or the format is not there, images are not of one size in bytes, or one has no
+        class.
     """
     if source == DIGITS:
         digits.prepare(directory)
@@ -94,6 +95,8 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Pic
     with sources.naming_faults(source, builder):
         found = builder.as_data_source(file_format="array_record")
         splits = {split: _read(found[split], feature, label) for split in corpus.SPLITS if split in found}
+    for split, part in splits.items():
+        _check_labels(part.labels, classes, f"TFDS data set `{source}`, split `{split}`")
     if "train" not in splits:
         raise ValueError(f"TFDS data set `{source}` has no split `train`; it has {', '.join(builder.info.splits)}")
     return Pictures(_with_missing(splits), classes)
@@ -118,11 +121,21 @@ def _classes(info, source, feature, label):
     for name, known, kind in ((feature, pictures, "images"), (label, labels, "classes")):
         if name not in known:
             raise ValueError(f"TFDS data set `{source}` has no {kind} `{name}`; it has {', '.join(known) or 'none'}")
-    if not all(info.features[feature].shape):
+    shape, dtype = found[feature].shape, found[feature].np_dtype
+    if not all(shape) or dtype != np.uint8:
         raise ValueError(
-            f"the images of TFDS data set `{source}` must have one size, have {info.features[feature].shape}"
+            f"the images of TFDS data set `{source}` must have one size, in uint8; they have {shape}, in "
+            f"{np.dtype(dtype)}"
         )
     return found[label].num_classes
+
+
+def _check_labels(labels, classes, name):
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))  # TFDS has -1 for an image whose class is not told
+    if outside.size:
+        raise ValueError(
+            f"{name}: {outside.size} images have no class in 0..{classes - 1}, the first {labels[outside[0]]}"
+        )
 
 
 def _read(records, feature, label):

@@ -62,7 +62,7 @@ def sizes(config: Mapping) -> dict[str, Any]:
     """What a run's config holds that its teacher decides, by dotted key."""
     return {
         **{f"teacher.{key}": config["teacher"][key] for key in _SIZES},
-        "data.vocabulary": config["data"]["vocabulary"],
+        **{f"data.{key}": config["data"][key] for key in ("vocabulary", "channels")},
     }
 
 

@@ -89,11 +89,16 @@ def prepare(config: Mapping, workdir: Workdir, corpus: Data, **watched: Any) -> 
     else:
         _train(config, workdir, corpus, mesh, watched)
     teacher = restore(config, workdir, corpus.vocab_size, mesh)
-    fact, measured = (ACCURACY, accuracy) if run_config.of_images(config) else (QUALITY, nats_a_byte)
+    fact, measured = quality(config), accuracy if run_config.of_images(config) else nats_a_byte
     if processes.from_first(fact not in workdir.facts()):
         workdir.add_facts({fact: round(measured(config, corpus, teacher, mesh), 4)})
         processes.meet("teacher measured")
     return teacher
+
+
+def quality(config: Mapping) -> str:
+    """The fact that says how good the teacher is."""
+    return ACCURACY if run_config.of_images(config) else QUALITY
 
 
 def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -53,15 +53,23 @@ class Context:
         return summed
 
 
+def check(names: Iterable[str], config: Mapping) -> None:
+    """Raises ValueError for a context that there is none of where the run's data are images, or texts."""
+    images = run_config.of_images(config)
+    known = [name for name in run_config.CONTEXTS if (name == IMAGES) == images]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"there is no context `{name}` of a run on {config['data']['kind']}; there is {', '.join(known)}"
+            )
+
+
 def make(name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | None = None) -> Context:
     """The context `name` from the test documents; `teacher` writes on the `mesh` that it lies on.
 
     Raises ValueError if the documents are too few or too short.
     """
     evaluation = config["evaluation"]
-    if (name == IMAGES) != run_config.of_images(config):
-        known = IMAGES if run_config.of_images(config) else ", ".join(c for c in run_config.CONTEXTS if c != IMAGES)
-        raise ValueError(f"there is no context `{name}` of a run on {config['data']['kind']}; there is {known}")
     if name in GENERATED:
         return _generated(name, config, corpus, teacher, mesh or sharding.alone())
     limits = {"tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS), "documents": evaluation["documents"]}

@@ -75,9 +75,10 @@ def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], tem
       temperatures: of sampling.
 
     Raises:
-      ValueError, FileNotFoundError: the run is not finished, or what it saved is damaged.
+      ValueError, FileNotFoundError: the run has no such context, is not finished, or what it saved is damaged.
     """
     config = workdir.config()
+    contexts.check(names, config)
     data, mesh = run_corpus.load(workdir), sharding.make_for_reading(config)
     guide = teacher.restore(config, workdir, data.vocab_size, mesh)
     population = list(groups(config, workdir, data, mesh))

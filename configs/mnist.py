@@ -9,7 +9,6 @@ from configs import digits
 def get_config():
     config = digits.get_config()
     config.data.source = "mnist"
-    config.teacher.update({"steps": 2000, "batch_size": 128})
-    config.student.update({"steps": 1000, "batch_size": 128})
-    config.student.update({"width": 2})
+    config.teacher.update({"width": 32, "steps": 2000, "batch_size": 128})
+    config.student.update({"width": 4, "steps": 1000, "batch_size": 128})
     return config

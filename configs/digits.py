@@ -17,6 +17,7 @@ from configs import quickstart
 def get_config():
     config = quickstart.get_config()
     config.losses = "ce,kl,rkl,jsd,tv,nla,ce_argmax,ce_data,0.9*kl + 0.1*ce_data"
+    config.seeds = 6
     config.data.update({"kind": "images", "source": "digits", "feature": "image", "label": "label"})
     config.data.update({"channels": 1, "vocabulary": 10, "sequence_length": 1})
     config.teacher.update({"kind": "classifier", "depth": 3, "width": 16, "steps": 200, "batch_size": 64})

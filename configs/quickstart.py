@@ -15,11 +15,14 @@ def get_config():
     config.dtype = "float32"  # of activations (or bfloat16); parameters stay float32
 
     config.data = ml_collections.ConfigDict()
+    config.data.kind = "text"  # or images, of which each is a row of one prediction
     config.data.source = "python_stdlib"  # or the name of a prepared TFDS data set
     config.data.feature = "text"  # the TFDS feature to read
+    config.data.label = "label"  # of images: the feature with their classes
+    config.data.channels = 1  # of images
     config.data.directory = ""  # TFDS folder; empty: the work folder for python_stdlib, else TFDS's own
     config.data.files = ""  # a glob of text files, read in place of `source`
-    config.data.vocabulary = 1024  # of the byte-level BPE tokenizer
+    config.data.vocabulary = 1024  # of the byte-level BPE tokenizer; of images the classes
     config.data.sequence_length = 96
     config.data.context = "corpus"  # students read it; or what the teacher or the student writes in training
     config.data.context_share = 0.5  # of a batch's rows that are written, if not corpus
@@ -28,6 +31,7 @@ def get_config():
     config.teacher = ml_collections.ConfigDict()
     # Work folder of a run, or a Llama folder, whose teacher and tokenizer to take; its sizes replace those given here.
     config.teacher.checkpoint = ""
+    config.teacher.kind = "decoder"  # or classifier, of images
     config.teacher.depth = 4
     config.teacher.width = 192
     config.teacher.heads = 6
@@ -41,7 +45,7 @@ def get_config():
     config.teacher.optimizer = _optimizer(learning_rate=4e-3, final_fraction=0.1, beta2=0.95)
 
     config.student = ml_collections.ConfigDict()
-    config.student.kind = "kangaroo"  # or decoder, an independent small model
+    config.student.kind = "kangaroo"  # or decoder, an independent small model, or classifier, of images
     config.student.exit_layer = 2  # kangaroo: reads the teacher's hidden state after this many layers
     config.student.heads = 6
     config.student.kv_heads = 2

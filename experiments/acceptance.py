@@ -13,7 +13,7 @@ from experiments import cli, measuring
 from jaxdiv import files
 from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.training import config as run_config
-from jaxdiv.training import evaluation, students
+from jaxdiv.training import corpus, evaluation, students
 from jaxdiv.training.contexts import GENERATED
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
@@ -72,6 +72,7 @@ def main(_):
 
 def _check_decodable(runs, contexts):
     for run in runs:
+        corpus.refuse_images(run.config())
         names = contexts or run_config.contexts(run.config()["evaluation"]["contexts"])
         if not set(names) & set(GENERATED):
             raise ValueError(f"--decode needs one of the contexts {', '.join(GENERATED)}; give --contexts")
@@ -98,7 +99,7 @@ def _check_alike(runs):
                 f"{first.root} and {run.root} can't be pooled: {wrong[0]} is {there!r} and {here!r}; "
                 f"measure each by itself"
             )
-        for fact in ("data fingerprint", DATA_READY):
+        for fact in (DATA_READY, corpus.TOKENIZER):
             if first.facts().get(fact) != run.facts().get(fact):
                 raise ValueError(f"{first.root} and {run.root} can't be pooled: each has another {fact}")
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from experiments import ahead, cli, costs, steps
 from jaxdiv import files
-from jaxdiv.training import sharding, teacher
+from jaxdiv.training import corpus, sharding, teacher
 from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
@@ -123,6 +123,7 @@ def record(step: steps.Step, plan: Plan | None, place: ahead.Slice) -> dict:
 def main(_):
     with tempfile.TemporaryDirectory() as nothing:
         config = teacher.settle(cli.loaded(CONFIG).to_dict(), Workdir(nothing), typed=cli.typed(CONFIG))
+    corpus.refuse_images(config)
     names = chosen(STEPS.value, steps.known(config))
     place = ahead.chips(TOPOLOGY.value)
     mesh = sharding.make(config, place.devices)

@@ -22,7 +22,7 @@ from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.models import Student
 from jaxdiv.training import config as run_config
-from jaxdiv.training import students, teacher
+from jaxdiv.training import corpus, students, teacher
 from jaxdiv.training.workdir import Workdir
 
 STUDENT = "student"
@@ -113,7 +113,9 @@ def main(_):
     if not WORKDIR.value:
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     run = Workdir(WORKDIR.value)
-    config, bpe = run.config(), Tokenizer.load(run.tokenizer)
+    config = run.config()
+    corpus.refuse_images(config)
+    bpe = Tokenizer.load(run.tokenizer)
     drafting = Drafting() if BASELINE.value else _drafting(run, config)
     given = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
     texts = [text for text in given for _ in range(NUM_SAMPLES.value)]

@@ -14,7 +14,7 @@ from jaxdiv import files
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import KangarooAdapter, llama, llama_tensors
 from jaxdiv.reporting import card, results
-from jaxdiv.training import students, teacher
+from jaxdiv.training import corpus, students, teacher
 from jaxdiv.training.workdir import Workdir
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder of a finished run.")
@@ -45,6 +45,7 @@ attention is Llama's, with rotary positions, and lm_head the target's own. confi
 def main(_):
     run = Workdir(WORKDIR.value)
     config = run.config()
+    corpus.refuse_images(config)
     if not OUTPUT.value:
         raise ValueError("give the folder to make, such as --output=exported/kl")
     if TEACHER.value and (LOSS.value is not None or SEED.value is not None):

@@ -39,8 +39,9 @@ def _run(config, workdir, profile, also):
     except loop.Stopped as stopped:
         cli.say(f"{stopped}; the same command goes on from there")
         return 128 + stopped.signum
+    quality = teacher.quality(config)
     cli.say(
-        f"{teacher.QUALITY}: {workdir.facts()[teacher.QUALITY]}. It lies in {workdir.teacher}; take it elsewhere by "
+        f"{quality}: {workdir.facts()[quality]}. It lies in {workdir.teacher}; take it elsewhere by "
         f"--config.teacher.checkpoint={workdir.root}",
     )
     return 0

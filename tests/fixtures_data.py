@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
 
 
@@ -16,21 +17,52 @@ def write_tfds(
     file_format: str = "array_record",
 ) -> None:
     """Prepares the data set `name` below `directory`: records {`feature`: text, number: int} in `splits`."""
+    features = {feature: tfds.features.Text(), "number": tfds.features.Scalar(dtype=np.int64)}
+    records = {
+        split: [{feature: text, "number": number} for number, text in enumerate(texts)]
+        for split, texts in splits.items()
+    }
+    _write(directory, name, features, records, file_format)
 
+
+def write_tfds_images(
+    directory: pathlib.Path,
+    splits: Mapping[str, np.ndarray],
+    *,
+    name: str,
+    classes: int,
+    feature: str = "image",
+    first: int = 0,
+) -> None:
+    """The same of images [n, H, W, C], as PNG, whose classes are their numbers in turn; of the first `first`."""
+    channels, dtype = next(iter(splits.values())).shape[-1], next(iter(splits.values())).dtype
+    sizes = {images.shape[1:] for images in splits.values()}
+    size = next(iter(sizes)) if len(sizes) == 1 else (None, None, channels)
+    image = tfds.features.Image(shape=size, dtype=dtype.type, encoding_format="png")
+    features = {feature: image, "label": tfds.features.ClassLabel(num_classes=classes)}
+    records = {
+        split: [
+            {feature: PIL.Image.fromarray(pixels.squeeze()), "label": number % classes if number else first}
+            for number, pixels in enumerate(images)
+        ]
+        for split, images in splits.items()
+    }
+    _write(directory, name, features, records, "array_record")
+
+
+def _write(directory, name, features, records, file_format):
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         url_infos = None
 
         def _info(self):
-            features = {feature: tfds.features.Text(), "number": tfds.features.Scalar(dtype=np.int64)}
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(texts) for split, texts in splits.items()}
+            return {split: self._generate_examples(found) for split, found in records.items()}
 
-        def _generate_examples(self, texts):
-            for number, text in enumerate(texts):
-                yield number, {feature: text, "number": number}
+        def _generate_examples(self, found):
+            yield from enumerate(found)
 
     Builder.name = name
     tfds.display_progress_bar(enable=False)

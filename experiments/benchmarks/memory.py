@@ -45,9 +45,9 @@ def _resident():
     return pages * resource.getpagesize()
 
 
-def needed(config: Mapping, guide, data: corpus.Corpus) -> dict[str, int]:
+def needed(config: Mapping, guide, data: corpus.Data) -> dict[str, int]:
     """Bytes of what a step can't do without, by name."""
-    mesh, vocab_size = sharding.make(config), data.tokenizer.vocab_size
+    mesh, vocab_size = sharding.make(config), data.vocab_size
     pupils = students.untrained(config, vocab_size, mesh)
     state = students.beginning(config, pupils, mesh)
     step = students.step(config, pupils, students.lesson(config, guide), mesh=mesh)

@@ -18,7 +18,7 @@ from experiments import cli
 from experiments.benchmarks import timing
 from jaxdiv import models, reductions
 from jaxdiv.training import config as run_config
-from jaxdiv.training import students
+from jaxdiv.training import corpus, students
 from jaxdiv.training.state import Model
 
 CONFIG = cli.define_config()
@@ -114,6 +114,7 @@ def table(seconds: dict, sizes: list[int]) -> Table:
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
     run_config.check(config)
+    corpus.refuse_images(config)
     if len(run_config.losses({"losses": LOSS.value})) != 1:
         raise ValueError(f"--loss must be one loss, got {LOSS.value}")
     if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):

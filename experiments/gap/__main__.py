@@ -31,6 +31,7 @@ def main(_):
     if config["losses"] != "ce,kl":
         raise ValueError(f"`config.losses` is ce,kl in this study, got {config['losses']!r}")
     config = teacher.settle(config, workdir, typed=cli.typed(CONFIG))
+    corpus.refuse_images(config)
     found = causes.read(text, config)
     mesh = sharding.make(config)
     profile, also = watching.profile(config["student"]["steps"]), watching.also()

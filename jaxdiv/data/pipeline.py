@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from jaxdiv import files
-from jaxdiv.data import corpus, tokenizer
+from jaxdiv.data import corpus, orders, tokenizer
 
 _ENCODE_TOGETHER = 64  # documents, at most
 
@@ -71,12 +71,13 @@ class Windows:
     """Documents cut in windows, for teacher-forced evaluation.
 
     Attributes:
-      inputs, labels: [W, L] tokens; the label is the next token of the same document.
+      inputs, labels: [W, L] tokens; the label is the next token of the same document. Of images inputs are
+        [W, X, Y, C], and L is 1.
       weights: [W, L] 1 where there is a label, 0 in padding.
       document: [W] number of the document in its `Tokens`, ascending.
     """
 
-    inputs: Int32[np.ndarray, "W L"]
+    inputs: Int32[np.ndarray, "W L"] | Float32[np.ndarray, "W X Y C"]
     labels: Int32[np.ndarray, "W L"]
     weights: Float32[np.ndarray, "W L"]
     document: Int32[np.ndarray, " W"]
@@ -123,14 +124,7 @@ def batches(
             f"{len(tokens.ids)}; use a smaller batch_size or sequence_length, or more text"
         )
     mine = rows or slice(None)
-    # Grain's epoch e is shuffled by seed + e: neighboring seeds would share their orders.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    dataset = grain.MapDataset.range(windows).shuffle(seed=spread).repeat()
-    # Grain can't take the length of what repeats without end in batches of one.
-    dataset = dataset.batch(batch_size) if batch_size > 1 else dataset.map(lambda number: np.array([number]))
-    dataset = dataset.map(lambda numbers: _rows(tokens, numbers[mine], sequence_length))
-    # A batch is made in microseconds: threads would only take the cores from training.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    return orders.endless(windows, batch_size, seed, lambda numbers: _rows(tokens, numbers[mine], sequence_length))
 
 
 def evaluation_windows(

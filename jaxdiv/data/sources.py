@@ -1,10 +1,12 @@
 """Opens a corpus by name: Python's standard library, a prepared TFDS data set, or a user's own files."""
 
+import contextlib
 import difflib
 import glob
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
@@ -58,14 +60,12 @@ def _fixed_parent(pattern):
 
 
 def _open_tfds(name, feature, directory):
-    builder = _find(name, directory)
+    builder = find(name, directory, PYTHON_STDLIB)
     _check_feature(builder.info, name, feature)
     readings = {}
-    try:
+    with naming_faults(name, builder):
         found = builder.as_data_source(file_format="array_record")
         texts = {split: [record[feature] for record in found[split]] for split in corpus.SPLITS if split in found}
-    except Exception as error:  # array_record and TFDS have many names for a file that is none of theirs
-        raise ValueError(f"TFDS data set `{name}` in {builder.data_dir} can't be read: {error}") from None
     for split, records in texts.items():
         readings[split] = corpus.read((hashlib.sha256(text).hexdigest(), text) for text in records)
     splits = {split: reading.texts for split, reading in readings.items()}
@@ -76,12 +76,21 @@ def _open_tfds(name, feature, directory):
     return corpus.Documents.of(splits, list(readings.values()))
 
 
-def _find(name, directory):
-    """The builder of a data set on disk, from its files alone, so that TensorFlow is never imported."""
+def find(name: str, directory: str, own: str) -> read_only_builder.ReadOnlyBuilder:
+    """The builder of a data set on disk, from its files alone, so that TensorFlow is never imported.
+
+    Args:
+      name: of the data set.
+      directory: a TFDS data folder. Empty: TFDS's own.
+      own: the name of the one that need not be prepared.
+
+    Raises:
+      ValueError: it is not in the folder, or in another format than array_record.
+    """
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=directory or None)
     except (ValueError, tfds.core.DatasetNotFoundError):
-        raise ValueError(_not_found(name, directory)) from None
+        raise ValueError(_not_found(name, directory, own)) from None
     formats = {builder.info.file_format, *builder.info.alternative_file_formats}
     if tfds.core.FileFormat.ARRAY_RECORD not in formats:
         raise ValueError(
@@ -91,7 +100,16 @@ def _find(name, directory):
     return builder
 
 
-def _not_found(name, directory):
+@contextlib.contextmanager
+def naming_faults(name: str, builder: read_only_builder.ReadOnlyBuilder) -> Iterator[None]:
+    """Whatever the block raises as it reads the data set is a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:  # array_record and TFDS have many names for a file that is none of theirs
+        raise ValueError(f"TFDS data set `{name}` in {builder.data_dir} can't be read: {error}") from None
+
+
+def _not_found(name, directory, own):
     known = tfds.list_builders(with_community_datasets=False)
     folder = directory or str(tfds.core.constants.DATA_DIR)
     if name.split("/")[0].split(":")[0] in known:
@@ -100,9 +118,9 @@ def _not_found(name, directory):
             f'python -c "import tensorflow_datasets as tfds; '
             f"tfds.builder('{name}', data_dir='{folder}', file_format='array_record').download_and_prepare()\""
         )
-    nearest = difflib.get_close_matches(name, [PYTHON_STDLIB, *known], n=1)
+    nearest = difflib.get_close_matches(name, [own, *known], n=1)
     hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
-    return f"`source` must be {PYTHON_STDLIB} or a TFDS data set prepared in {folder}, got `{name}`{hint}"
+    return f"`source` must be {own} or a TFDS data set prepared in {folder}, got `{name}`{hint}"
 
 
 def _check_feature(info, name, feature):

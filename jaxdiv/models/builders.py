@@ -6,25 +6,29 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxdiv.models.classifier import Classifier, ClassifierStudent
 from jaxdiv.models.decoder import Decoder
 from jaxdiv.models.students import DecoderStudent, KangarooAdapter, Student
 
 Config = Mapping | ConfigDict
+CLASSIFIER = "classifier"
 
 
-def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
-    """The decoder of `config`: depth, width, heads, kv_heads, mlp_width, padded_vocabulary and numerics.
+def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | Classifier:
+    """The model of `config`, whose kind is `classifier` or, which it need not say, `decoder`.
 
-    These are rope_base, norm_epsilon and dtype.
+    A decoder reads depth, width, heads, kv_heads, mlp_width, padded_vocabulary and the numerics rope_base, norm_epsilon
+    and dtype; a classifier channels, depth, width, norm_epsilon and dtype.
     """
-    return _decoder(config, config, vocab_size, rngs)
+    make = _classifier if config.get("kind") == CLASSIFIER else _decoder
+    return make(config, config, vocab_size, rngs)
 
 
 def build_student(config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs) -> Student:
     """The student of `config` for a teacher of `teacher_config`, whose padded_vocabulary and numerics it takes.
 
-    `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer) or `decoder` (depth, width, heads, kv_heads,
-    mlp_width).
+    `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer), `decoder` (depth, width, heads, kv_heads,
+    mlp_width) or, of a teacher that is one, `classifier` (depth, width).
 
     Raises:
       ValueError: unknown kind, an exit layer beyond the teacher's depth, or heads that don't fit the width.
@@ -55,7 +59,11 @@ def _independent(config, teacher_config, vocab_size, rngs):
     return DecoderStudent(_decoder(config, teacher_config, vocab_size, rngs))
 
 
-_KINDS = {"kangaroo": _kangaroo, "decoder": _independent}
+def _of_images(config, teacher_config, vocab_size, rngs):
+    return ClassifierStudent(_classifier(config, teacher_config, vocab_size, rngs))
+
+
+_KINDS = {"kangaroo": _kangaroo, "decoder": _independent, CLASSIFIER: _of_images}
 
 
 def _decoder(config, shared, vocab_size, rngs):
@@ -68,6 +76,18 @@ def _decoder(config, shared, vocab_size, rngs):
         kv_heads=config["kv_heads"],
         mlp_width=config["mlp_width"],
         rope_base=shared["rope_base"],
+        norm_epsilon=shared["norm_epsilon"],
+        dtype=jnp.dtype(shared["dtype"]),
+        rngs=rngs,
+    )
+
+
+def _classifier(config, shared, vocab_size, rngs):
+    return Classifier(
+        vocab_size=vocab_size,
+        channels=shared["channels"],
+        depth=config["depth"],
+        width=config["width"],
         norm_epsilon=shared["norm_epsilon"],
         dtype=jnp.dtype(shared["dtype"]),
         rngs=rngs,

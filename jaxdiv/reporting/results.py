@@ -10,7 +10,7 @@ import pandas as pd
 from jaxdiv import files
 
 COLUMNS = ("loss", "seed", "context", "measure", "temperature", "gamma", "value", "low", "high", "n")
-CONTEXTS = ("corpus", "generated", "generated_greedy")
+CONTEXTS = ("corpus", "generated", "generated_greedy", "images")
 POOLED = "all"
 UNTRAINED = "untrained"
 ENOUGH_SEEDS = 3

@@ -144,6 +144,7 @@ def describe(context: str) -> str:
         "corpus": "on held-out documents",
         "generated": "on the teacher's own text, sampled at temperature 1",
         "generated_greedy": "on the teacher's own text, greedy",
+        "images": "on held-out images",
     }
     return words.get(context, f"on {context}")
 

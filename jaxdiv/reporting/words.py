@@ -14,7 +14,7 @@ COLUMNS = {
     "seed": "The seed of a student's initial values, or <code>all</code> for the seeds together.",
     "context": "What the teacher and the students read: <code>corpus</code>, held-out documents; "
     "<code>generated</code>, text that the teacher sampled at temperature 1; <code>generated_greedy</code>, text of "
-    "its likeliest tokens.",
+    "its likeliest tokens; <code>images</code>, held-out images, each a document of one prediction.",
     "measure": "What was measured; see below.",
     "temperature": "Of teacher and student alike; 0 is greedy. Blank where there is none.",
     "gamma": "Drafts a round, γ; for <code>acceptance_at</code> the position in the draft.",
@@ -28,6 +28,7 @@ MEASURES = {
     "acceptance_greedy_draft": "p(argmax q): the chance that the teacher samples the student's likeliest token.",
     "acceptance_exact_match": "Σ p·q: the chance that a sample of the student equals a sample of the teacher.",
     "greedy_match": "How often teacher and student have the same likeliest token.",
+    "accuracy": "How often the student's likeliest class is the image's own.",
     "difference": "Acceptance minus that of the reference, on the same contexts and seeds. The intervals of a table "
     "are widened together, by Holm, so that the chance of even one false finding among its losses stays below 5%.",
     "tau": "Tokens a target call, τ, with γ sampled drafts a round: what lossless decoding of this text would give, "

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jaxdiv
+from jaxdiv import models
 from jaxdiv.acceptance import RULES
 from jaxdiv.models.layers import check_heads
 from jaxdiv.training import own_text, sharding
 
-CONTEXTS = ("corpus", "generated", "generated_greedy")
+TEXTS, IMAGES = "text", "images"
+CONTEXTS = ("corpus", "generated", "generated_greedy", IMAGES)
 MAX_DOCUMENT_TOKENS = 2048
 
 
@@ -88,17 +90,21 @@ SCHEMA = {
     "temperature": POSITIVE,
     "dtype": _one_of("float32", "bfloat16"),
     "data": {
+        "kind": _one_of(TEXTS, IMAGES),
         "source": NAME,
         "feature": NAME,
+        "label": NAME,
+        "channels": _whole(1),
         "directory": TEXT,
         "files": TEXT,
-        "vocabulary": _whole(257),
-        "sequence_length": _whole(2),
+        "vocabulary": _whole(2),
+        "sequence_length": _whole(1),
         "context": _one_of(*own_text.SOURCES),
         "context_share": FRACTION,
         "context_prompt": _whole(1),
     },
     "teacher": {
+        "kind": _one_of("decoder", models.CLASSIFIER),
         "checkpoint": TEXT,
         "padded_vocabulary": _whole(0, 2**24),
         "rope_base": POSITIVE,
@@ -107,7 +113,7 @@ SCHEMA = {
         **STAGE,
     },
     "student": {
-        "kind": _one_of("kangaroo", "decoder"),
+        "kind": _one_of("kangaroo", "decoder", models.CLASSIFIER),
         "exit_layer": _whole(1),
         "learning_rates": TEXT,
         **DECODER,
@@ -156,6 +162,16 @@ def losses(config: Mapping) -> tuple[jaxdiv.Loss, ...]:
         return tuple(jaxdiv.get(text) for text in jaxdiv.split(config["losses"]))
     except ValueError as error:
         raise ValueError(f"`config.losses`: {error}") from None
+
+
+def of_images(config: Mapping) -> bool:
+    """Whether the run's data are images, each a row of one prediction, and no text."""
+    return config["data"]["kind"] == IMAGES
+
+
+def teacher(config: Mapping) -> dict[str, Any]:
+    """The teacher's part with what of the rest its model needs."""
+    return {**config["teacher"], "dtype": config["dtype"], "channels": config["data"]["channels"]}
 
 
 def learning_rates(config: Mapping) -> tuple[float, ...]:
@@ -248,7 +264,8 @@ def _check_heads(prefix, width, heads, kv_heads):
 
 def _check_together(config):
     learning_rates(config)
-    teacher, student, evaluation = config["teacher"], config["student"], config["evaluation"]
+    (_check_images if of_images(config) else _check_texts)(config)
+    teacher = config["teacher"]
     if 0 < teacher["padded_vocabulary"] < config["data"]["vocabulary"]:
         raise ValueError(
             f"`config.teacher.padded_vocabulary` must be 0 or at least `config.data.vocabulary` = "
@@ -256,6 +273,40 @@ def _check_together(config):
         )
     if list(config["mesh"].values()).count(sharding.REST) > 1:
         raise ValueError(f"`config.mesh` may have one axis of {sharding.REST}, got {config['mesh']}")
+    for name in ("teacher", "student"):
+        stage = config[name]
+        if stage["optimizer"]["warmup_steps"] >= stage["steps"]:
+            raise ValueError(
+                f"`config.{name}.optimizer.warmup_steps` must be below `config.{name}.steps` = {stage['steps']}, "
+                f"got {stage['optimizer']['warmup_steps']}"
+            )
+
+
+def _check_images(config):
+    """What is written for text can't be asked of images."""
+    for key, allowed in {
+        "teacher.kind": models.CLASSIFIER,
+        "student.kind": models.CLASSIFIER,
+        "data.sequence_length": 1,
+        "data.context": own_text.CORPUS,
+        "data.files": "",
+        "evaluation.contexts": IMAGES,
+        "teacher.padded_vocabulary": 0,
+    }.items():
+        group, name = key.split(".")
+        if config[group][name] != allowed:
+            raise ValueError(f"`config.{key}` must be {allowed!r} where data are images, got {config[group][name]!r}")
+
+
+def _check_texts(config):
+    data, teacher, student, evaluation = (config[name] for name in ("data", "teacher", "student", "evaluation"))
+    for name, stage in (("teacher", teacher), ("student", student)):
+        if stage["kind"] == models.CLASSIFIER:
+            raise ValueError(f"`config.{name}.kind` is classifier, which is for `config.data.kind` images")
+    if IMAGES in contexts(evaluation["contexts"]):
+        raise ValueError("`config.evaluation.contexts` has images, which is for `config.data.kind` images")
+    for key, least in (("vocabulary", 257), ("sequence_length", 2)):
+        check_value(f"`config.data.{key}`", _whole(least), data[key])
     _check_heads("config.teacher", teacher["width"], teacher["heads"], teacher["kv_heads"])
     if student["kind"] == "kangaroo":
         if student["exit_layer"] > teacher["depth"]:
@@ -266,14 +317,6 @@ def _check_together(config):
         _check_heads("config.student", teacher["width"], student["heads"], student["kv_heads"])
     else:
         _check_heads("config.student", student["width"], student["heads"], student["kv_heads"])
-    for name in ("teacher", "student"):
-        stage = config[name]
-        if stage["optimizer"]["warmup_steps"] >= stage["steps"]:
-            raise ValueError(
-                f"`config.{name}.optimizer.warmup_steps` must be below `config.{name}.steps` = {stage['steps']}, "
-                f"got {stage['optimizer']['warmup_steps']}"
-            )
-    data = config["data"]
     if data["context"] != own_text.CORPUS:
         if data["context_prompt"] >= data["sequence_length"]:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -11,9 +11,10 @@ from jaxtyping import Float32, Int32
 
 from jaxdiv import models
 from jaxdiv.data import pipeline
+from jaxdiv.training import config as run_config
 from jaxdiv.training import sharding
-from jaxdiv.training.config import MAX_DOCUMENT_TOKENS
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.config import IMAGES, MAX_DOCUMENT_TOKENS
+from jaxdiv.training.corpus import Corpus, Data
 from jaxdiv.training.state import Model
 
 # The temperature of the teacher's own text; 0 is greedy.
@@ -25,15 +26,15 @@ class Context:
     """Rows of tokens and which of their predictions count.
 
     Attributes:
-      name: `corpus`, `generated` or `generated_greedy`.
-      inputs, labels: [R, L].
+      name: of `config.CONTEXTS`.
+      inputs, labels: [R, L]; of images inputs are [R, X, Y, C], and L is 1.
       weights: [R, L], 1 where the prediction of the label counts.
       document: [R], which held-out document a row comes from.
       start: for the teacher's own text, whose rows are whole texts, the first position that predicts it; else None.
     """
 
     name: str
-    inputs: Int32[np.ndarray, "R L"]
+    inputs: Int32[np.ndarray, "R L"] | Float32[np.ndarray, "R X Y C"]
     labels: Int32[np.ndarray, "R L"]
     weights: Float32[np.ndarray, "R L"]
     document: Int32[np.ndarray, " R"]
@@ -52,7 +53,18 @@ class Context:
         return summed
 
 
-def make(name: str, config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh | None = None) -> Context:
+def check(names: Iterable[str], config: Mapping) -> None:
+    """Raises ValueError for a context that there is none of where the run's data are images, or texts."""
+    images = run_config.of_images(config)
+    known = [name for name in run_config.CONTEXTS if (name == IMAGES) == images]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"there is no context `{name}` of a run on {config['data']['kind']}; there is {', '.join(known)}"
+            )
+
+
+def make(name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | None = None) -> Context:
     """The context `name` from the test documents; `teacher` writes on the `mesh` that it lies on.
 
     Raises ValueError if the documents are too few or too short.
@@ -60,13 +72,8 @@ def make(name: str, config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh 
     evaluation = config["evaluation"]
     if name in GENERATED:
         return _generated(name, config, corpus, teacher, mesh or sharding.alone())
-    windows = pipeline.evaluation_windows(
-        corpus.splits["test"],
-        sequence_length=config["data"]["sequence_length"],
-        max_tokens=min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS),
-        max_documents=evaluation["documents"],
-        end_of_text=corpus.tokenizer.end_of_text,
-    )
+    limits = {"tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS), "documents": evaluation["documents"]}
+    windows = corpus.windows("test", config, **limits)
     return Context(name, windows.inputs, windows.labels, windows.weights, windows.document, start=None)
 
 

@@ -14,18 +14,27 @@ from jaxdiv import files, models
 from jaxdiv.data import llama_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
+from jaxdiv.training import config as run_config
 from jaxdiv.training import manifests, sharding
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import Model, population_shapes
 from jaxdiv.training.workdir import Workdir
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"
-_SIZES = ("depth", "width", "heads", "kv_heads", "mlp_width", "padded_vocabulary", "rope_base", "norm_epsilon")
+_SIZES = ("kind", "depth", "width", "heads", "kv_heads", "mlp_width", "padded_vocabulary", "rope_base", "norm_epsilon")
 
 
 def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
     """Makes an untrained teacher of the run's config."""
-    return lambda rngs: models.build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs)
+    return lambda rngs: models.build_teacher(run_config.teacher(config), vocab_size, rngs)
+
+
+def vocab_size(workdir: Workdir) -> int:
+    """The tokens of a run's tokenizer, or the classes of its images."""
+    config = workdir.config()
+    if run_config.of_images(config):
+        return config["data"]["vocabulary"]
+    return Tokenizer.load(workdir.tokenizer).vocab_size
 
 
 def last_step(config: Mapping) -> int:
@@ -53,7 +62,7 @@ def sizes(config: Mapping) -> dict[str, Any]:
     """What a run's config holds that its teacher decides, by dotted key."""
     return {
         **{f"teacher.{key}": config["teacher"][key] for key in _SIZES},
-        "data.vocabulary": config["data"]["vocabulary"],
+        **{f"data.{key}": config["data"][key] for key in ("vocabulary", "channels")},
     }
 
 
@@ -78,7 +87,7 @@ class RunDonor:
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         """The teacher's parameters [1, ...], for activations of `dtype`, spread over `mesh`."""
-        return _restore(self._config, self.workdir, self.tokenizer().vocab_size, mesh).params
+        return _restore(self._config, self.workdir, vocab_size(self.workdir), mesh).params
 
     def facts(self) -> dict[str, str]:
         """What the run that takes the teacher should know of it."""
@@ -100,7 +109,7 @@ class LlamaDonor:
         self.tokenizer()
 
     def sizes(self) -> dict[str, Any]:
-        arguments = {**self._arguments, "padded_vocabulary": 0}
+        arguments = {**self._arguments, "kind": "decoder", "padded_vocabulary": 0}
         made = {f"teacher.{key}": arguments[key] for key in _SIZES}
         return {**made, "data.vocabulary": arguments["vocab_size"]}
 

@@ -14,13 +14,14 @@ from jaxdiv.data import pipeline
 from jaxdiv.training import config as run_config
 from jaxdiv.training import contexts, progress, sharding, students, teacher
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.corpus import Data
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed
 from jaxdiv.training.workdir import Workdir
 
 UNTRAINED = "untrained"
 GREEDY_MATCH = "greedy_match"
+ACCURACY = "accuracy"  # of images, whose labels are the truth
 _GIVEN = ("given", "greedy_given")  # acceptance of each token of the teacher's own text
 # The results' name of a rule that depends on a temperature.
 _MEASURES = {
@@ -74,13 +75,14 @@ def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], tem
       temperatures: of sampling.
 
     Raises:
-      ValueError, FileNotFoundError: the run is not finished, or what it saved is damaged.
+      ValueError, FileNotFoundError: the run has no such context, is not finished, or what it saved is damaged.
     """
     config = workdir.config()
-    corpus, mesh = Corpus.load(workdir), sharding.make_for_reading(config)
-    guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size, mesh)
-    population = list(groups(config, workdir, corpus, mesh))
-    on = (contexts.make(name, config, corpus, guide, mesh) for name in names)
+    contexts.check(names, config)
+    data, mesh = run_corpus.load(workdir), sharding.make_for_reading(config)
+    guide = teacher.restore(config, workdir, data.vocab_size, mesh)
+    population = list(groups(config, workdir, data, mesh))
+    on = (contexts.make(name, config, data, guide, mesh) for name in names)
     return measure_on(on, config, guide, population, mesh, rules=rules, temperatures=temperatures)
 
 
@@ -129,10 +131,10 @@ def _without_lost(losses, sums):
 
 
 def groups(
-    config: Mapping, workdir: Workdir, corpus: Corpus, mesh: Mesh | None = None
+    config: Mapping, workdir: Workdir, data: Data, mesh: Mesh | None = None
 ) -> Iterator[tuple[str, Model, list[int]]]:
     """(loss, its living students, their seeds) in the config's order, then the untrained; spread over `mesh`."""
-    vocab_size, seeds = corpus.tokenizer.vocab_size, students.seeds(config)
+    vocab_size, seeds = data.vocab_size, students.seeds(config)
     for loss in run_config.losses(config):
         model, alive = students.restore(config, workdir, vocab_size, loss.text, mesh)
         living = np.flatnonzero(alive)
@@ -143,12 +145,12 @@ def groups(
 
 def _by_row(config, guide, groups, context, rules, temperatures, mesh):
     """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
-    rows = sharding.Rows(mesh, rows_at_once(config, context.inputs.shape[1], mesh))
+    rows = sharding.Rows(mesh, rows_at_once(config, context.inputs[0].size, mesh))
     how = {"rules": rules, "temperatures": temperatures}
     pass_of, part_of = passes(config, guide, groups[-1][1], context, mesh, **how)
     parts = {loss: [] for loss, _, seeds in groups if seeds}
     blocks = list(pipeline.blocks([getattr(context, name) for name in run_corpus.BATCH], rows.count))
-    tokens = rows.count * context.inputs.shape[1]
+    tokens = rows.count * context.labels.shape[1]
     with progress.bar(context.name, len(blocks), unit="batches", tokens=tokens) as advance:
         for block in blocks:
             batch = rows.spread(run_corpus.batch(block))
@@ -204,7 +206,10 @@ def passes(
 
 
 def rows_at_once(config: Mapping, length: int, mesh: Mesh) -> int:
-    """As many rows as have logits that a CPU's caches hold, or that accelerators' memory never misses."""
+    """As many rows of `length` inputs as have logits that a CPU's caches hold, or accelerators' memory never misses.
+
+    An image has far fewer logits than numbers, but about so many activations.
+    """
     size = 2**21 if sharding.platform(mesh) == "cpu" else 2**28 * mesh.size
     return sharding.Rows(mesh, max(1, size // (4 * config["data"]["vocabulary"] * length))).padded
 
@@ -245,6 +250,8 @@ def _measures(student_logits, teacher_logits, labels, weights, context, rules, t
         chance_at = acceptance.BY_TEMPERATURE[rule]
         at = [summed(chance_at(student_logits, teacher_logits, temperature=t)) for t in temperatures]
         found[_MEASURES[rule]] = jnp.stack(at, axis=-1)
+    if context.name == run_config.IMAGES:
+        found[ACCURACY] = summed(jnp.argmax(student_logits, axis=-1) == labels)
     if context.start is None:
         return found
     own, temperature = slice(context.start, None), context.temperature
@@ -264,6 +271,8 @@ def _sums(context, measured, temperatures):
                 yield Key(context.name, name, temperature), Sums(measured[name][..., i], count, tokens)
     if GREEDY_MATCH in measured:
         yield Key(context.name, GREEDY_MATCH, 0.0), Sums(measured[GREEDY_MATCH], count, tokens)
+    if ACCURACY in measured:
+        yield Key(context.name, ACCURACY, 0.0), Sums(measured[ACCURACY], count, tokens)
     if context.start is None:
         return
     own = context.temperature

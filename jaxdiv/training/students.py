@@ -11,12 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdiv import models
-from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop, objectives, own_text, progress, sharding
+from jaxdiv.training import donors, loop, objectives, own_text, progress, sharding
 from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.corpus import Corpus, Data
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
 from jaxdiv.training.step import for_each_seed, make_optimizer, make_step
 from jaxdiv.training.workdir import Workdir
@@ -35,8 +34,7 @@ def teach(config: Mapping, teacher: Model) -> Callable:
 
 def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], models.Student]:
     """Makes an untrained student of the run's config."""
-    teacher = {**config["teacher"], "dtype": config["dtype"]}
-    return lambda rngs: models.build_student(config["student"], teacher, vocab_size, rngs)
+    return lambda rngs: models.build_student(config["student"], run_config.teacher(config), vocab_size, rngs)
 
 
 def untrained(config: Mapping, vocab_size: int, mesh: Mesh | None = None) -> Model:
@@ -87,17 +85,19 @@ def _optimizers(config):
     return [make_optimizer(own, stage["steps"]) for own in settings]
 
 
-def train(config: Mapping, workdir: Workdir, corpus: Corpus, teacher: Model, **watched: Any) -> None:
+def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **watched: Any) -> None:
     """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`.
     """
     losses, mesh = run_config.losses(config), sharding.make(config)
     rows = sharding.Rows(mesh, config["student"]["batch_size"])
-    vocab_size = corpus.tokenizer.vocab_size
+    vocab_size = corpus.vocab_size
     students = population_shapes(builder(config, vocab_size), config["seeds"], mesh)
     teach_all = lesson(config, teacher)
-    write = own_text.writer(config, teacher, students, corpus.tokenizer.end_of_text)
+    write = None
+    if isinstance(corpus, Corpus):
+        write = own_text.writer(config, teacher, students, corpus.tokenizer.end_of_text)
     held_out = run_corpus.validation_batch(config, corpus, mesh)
     rejected = objectives.of_students(students, ["tv"], temperature=1.0)
 
@@ -178,7 +178,7 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     config = workdir.config()
     if seed not in seeds(config):
         raise ValueError(f"{path} has no seed {seed}; it has {', '.join(map(str, seeds(config)))}")
-    students, alive = restore(config, workdir, Tokenizer.load(workdir.tokenizer).vocab_size, loss)
+    students, alive = restore(config, workdir, donors.vocab_size(workdir), loss)
     index = seeds(config).index(seed)
     if not alive[index]:
         raise ValueError(f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training")

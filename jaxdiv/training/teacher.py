@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -13,13 +14,14 @@ from jaxdiv.training import config as run_config
 from jaxdiv.training import corpus as run_corpus
 from jaxdiv.training import donors, loop, objectives, processes, progress, sharding
 from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.training.corpus import Corpus, Data, Gallery
 from jaxdiv.training.donors import restore
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
 from jaxdiv.training.step import make_optimizer, make_step
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
+ACCURACY = "teacher, accuracy on test images"
 
 
 def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _taken(config, workdir):
     return path, donor.sizes()
 
 
-def prepare(config: Mapping, workdir: Workdir, corpus: Corpus, **watched: Any) -> Model:
+def prepare(config: Mapping, workdir: Workdir, corpus: Data, **watched: Any) -> Model:
     """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`, where the teacher is trained.
@@ -86,30 +88,51 @@ def prepare(config: Mapping, workdir: Workdir, corpus: Corpus, **watched: Any) -
         _adopt(config, workdir, mesh)
     else:
         _train(config, workdir, corpus, mesh, watched)
-    teacher = restore(config, workdir, corpus.tokenizer.vocab_size, mesh)
-    if processes.from_first(QUALITY not in workdir.facts()):
-        workdir.add_facts({QUALITY: round(nats_a_byte(config, corpus, teacher, mesh), 4)})
+    teacher = restore(config, workdir, corpus.vocab_size, mesh)
+    fact, measured = quality(config), accuracy if run_config.of_images(config) else nats_a_byte
+    if processes.from_first(fact not in workdir.facts()):
+        workdir.add_facts({fact: round(measured(config, corpus, teacher, mesh), 4)})
         processes.meet("teacher measured")
     return teacher
 
 
+def quality(config: Mapping) -> str:
+    """The fact that says how good the teacher is."""
+    return ACCURACY if run_config.of_images(config) else QUALITY
+
+
 def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh) -> float:
     """Nats a UTF-8 byte of the test documents' first tokens; ends of text count as 0 bytes."""
-    windows = pipeline.evaluation_windows(
-        corpus.splits["test"],
-        sequence_length=config["data"]["sequence_length"],
-        end_of_text=corpus.tokenizer.end_of_text,
-    )
+    windows = corpus.windows("test", config)
+
+    def nats(params, batch):
+        return _cross_entropy(teacher.with_params(params), batch) * batch["weights"].sum()
+
+    total = _summed(config, nats, teacher, windows, mesh)
+    return total / float((corpus.tokenizer.byte_lengths[windows.labels] * windows.weights).sum())
+
+
+def accuracy(config: Mapping, gallery: Gallery, teacher: Model, mesh: Mesh) -> float:
+    """The share of test images whose likeliest class is theirs."""
+    windows = gallery.windows("test", config)
+
+    def right(params, batch):
+        chosen = jnp.argmax(teacher.with_params(params)(batch["inputs"]).logits, axis=-1)
+        return jnp.sum((chosen == batch["labels"]) * batch["weights"])
+
+    return _summed(config, right, teacher, windows, mesh) / float(windows.weights.sum())
+
+
+def _summed(config, measure, teacher, windows, mesh):
+    """`measure(teacher's parameters, batch)` summed over all windows."""
 
     @functools.partial(sharding.jit, mesh=mesh)
-    def nats(params, batch):
-        total = _cross_entropy(teacher.with_params(params), batch) * batch["weights"].sum()
-        return sharding.everywhere(total, mesh)
+    def measured(params, batch):
+        return sharding.everywhere(measure(params, batch), mesh)
 
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
     blocks = pipeline.blocks([getattr(windows, name) for name in run_corpus.BATCH], rows.count)
-    total = sum(float(nats(teacher.params, rows.spread(run_corpus.batch(block)))) for block in blocks)
-    return total / float((corpus.tokenizer.byte_lengths[windows.labels] * windows.weights).sum())
+    return sum(float(measured(teacher.params, rows.spread(run_corpus.batch(block)))) for block in blocks)
 
 
 def _holds(workdir):
@@ -132,7 +155,7 @@ def _adopt(config, workdir, mesh):
 
 
 def _train(config, workdir, corpus, mesh, watched):
-    seeds, build = [config["seed"]], donors.build(config, corpus.tokenizer.vocab_size)
+    seeds, build = [config["seed"]], donors.build(config, corpus.vocab_size)
     model = population_shapes(build, 1, mesh)
     held_out = run_corpus.validation_batch(config, corpus, mesh)
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])

@@ -17,7 +17,7 @@ from jaxdiv.training import processes, progress
 
 PACKAGES = ("jaxdiv", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
 # The fact that is written once the data lies in the folder; before it, no work is lost by another config.
-DATA_READY = "tokenizer fingerprint"
+DATA_READY = "data fingerprint"
 GONE_ON = "gone on with"
 
 
@@ -43,6 +43,7 @@ class Workdir:
         self.tokenizer = self.root / "tokenizer.json"
         self.data = self.root / "data"
         self.tokens = self.root / "tokens"
+        self.images = self.root / "images"
         self.teacher = self.root / "teacher"
         self.students = self.root / "students"
         self.curves = self.root / "curves"

@@ -1,0 +1,28 @@
+"""Small classifiers of handwritten digits, distilled from a larger one: acceptance is agreement with it.
+
+python -m experiments.distill --config=configs/digits.py --workdir=runs/digits
+
+Hinton's distillation (arXiv 1503.02531), soft targets at a temperature mixed with the labels, is a loss and a key:
+
+python -m experiments.distill --config=configs/digits.py --workdir=runs/hinton
+  --config.losses='ce_data,kl,0.9*kl + 0.1*ce_data' --config.temperature=4
+
+since losses on soft targets have their factor T² and those on labels stay at temperature 1. docs/images.md has what to
+expect.
+"""
+
+from configs import quickstart
+
+
+def get_config():
+    config = quickstart.get_config()
+    config.losses = "ce,kl,rkl,jsd,tv,nla,ce_argmax,ce_data,0.9*kl + 0.1*ce_data"
+    config.seeds = 6
+    config.data.update({"kind": "images", "source": "digits", "feature": "image", "label": "label"})
+    config.data.update({"channels": 1, "vocabulary": 10, "sequence_length": 1})
+    config.teacher.update({"kind": "classifier", "depth": 3, "width": 16, "steps": 200, "batch_size": 64})
+    config.teacher.optimizer.update({"learning_rate": 1e-3, "beta2": 0.999})
+    config.student.update({"kind": "classifier", "depth": 2, "width": 6, "steps": 300, "batch_size": 64})
+    config.student.optimizer.learning_rate = 2e-2
+    config.evaluation.update({"contexts": "images", "documents": 10000, "temperatures": (0.25, 0.5, 1.0, 2.0, 5.0)})
+    return config

@@ -81,7 +81,7 @@ def _front(frame, curves, about):
     yield page.points(found.others)
     if lost := list(_lost(frame, curves)):
         yield f'<p class="note" role="note"><b>Left out</b>, without a finite result: {words.names(lost)}.</p>'
-    yield f"<p>{words.ACCEPTANCE}</p>"
+    yield f"<p>{words.acceptance(results.contexts(frame)[0])}</p>"
     yield f'<p class="muted">{escape(about)}</p>' if about else ""
 
 

@@ -43,10 +43,21 @@ MEASURES = {
     "acceptance_at": "Rounds whose draft at this position is accepted, over all rounds, as decoding would count them; "
     "of rounds whose drafts all lie inside the text.",
 }
-ACCEPTANCE = (
+_ACCEPTANCE = (
     "Acceptance is the share of a student's drafts that the teacher keeps, here by rejection sampling, which leaves "
     "the text the teacher's own: the higher, the fewer calls of the teacher a text takes."
 )
+_AGREEMENT = (
+    "Acceptance reads as agreement: Σ min(p, q) over the classes is the chance that a class drawn from the student can "
+    "pass for one drawn from the teacher, 100% where both give every class the same chance."
+)
+
+
+def acceptance(context: str) -> str:
+    """What acceptance is, in a sentence."""
+    return _AGREEMENT if context == "images" else _ACCEPTANCE
+
+
 VERDICTS = (
     "A difference is <b>real</b> if its corrected interval excludes 0 and all seeds, three or more, have one sign; "
     "otherwise it is <b>not shown</b>. With fewer than three seeds it holds for <b>these students only</b>. Losses are "

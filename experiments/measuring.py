@@ -117,11 +117,13 @@ def _about(runs):
     data, teacher, student = config["data"], config["teacher"], config["student"]
     pooled = f"{len(runs)} runs, pooled; the first: " if len(runs) > 1 else ""
     after = f" after layer {student['exit_layer']}" if student["kind"] == "kangaroo" else ""
-    documents = "images" if run_config.of_images(config) else "documents"
+    documents = (
+        f"{config['evaluation']['documents']} held-out {'images' if run_config.of_images(config) else 'documents'}"
+    )
     return (
         f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer teacher of width "
         f"{teacher['width']}, {config['seeds']} a loss, trained for {student['steps']} steps on "
-        f"{data['files'] or data['source']}, measured on up to {config['evaluation']['documents']} held-out {documents}."
+        f"{data['files'] or data['source']}, measured on up to {documents}."
     )
 
 

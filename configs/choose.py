@@ -3,8 +3,8 @@
 python -m experiments.sweep --config=configs/choose.py --workdir=runs/choose
 
 Nine cells of 17 losses and three seeds, 459 students: a base, each other level of one factor, and one cell that changes
-two. Some 80 min on 2 CPU cores by an estimate from single steps, not measured as a whole; the students' own text takes
-about 8 of them, tuning 7. `configs/choose.py:quick` has four cells of five losses.
+two. Some 85 min on 2 CPU cores by an estimate from single steps, not measured as a whole; the students' own text takes
+about 8 of them, tuning 10. `configs/choose.py:quick` has four cells of five losses and takes 6 min of CPU time.
 
 What is cut: the grid, not the seeds. One cell alone (decoder1 on flat) changes two factors, so that little is said of
 how factors act together; temperatures of training are 1 and 2; one cell is decoded; learning rates are tuned by kind of

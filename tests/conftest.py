@@ -52,6 +52,7 @@ _LONGEST = (
     "test_divergences.py",
     "test_fused.py",
     "test_smoke.py",
+    "test_sweep.py",
     "test_speculative_trained.py",
     "test_resume.py",
     "test_decode.py",

@@ -54,6 +54,16 @@ def test_the_grid_changes_one_factor_at_a_time_and_keeps_tokens_equal(tmp_path):
     assert {made.tuned_as(cell) for cell in made.cells} == {"adapter1", "decoder1"}
 
 
+def test_what_is_left_goes_by_what_was_measured(monkeypatch):
+    clock = iter([0.0, 100.0, 400.0])
+    monkeypatch.setattr(pace.time, "monotonic", lambda: next(clock))
+    going = pace.Pace([60.0, 60.0, 120.0])
+    assert going.left() == 4
+    going.begin()
+    going.end()  # after 300 s, five times as guessed
+    assert going.left() == 15
+
+
 def test_parts_of_the_grid_and_of_the_losses(tmp_path):
     made = read(tmp_path, losses="tv,kl")
     assert made.losses == ["kl", "tv"]  # in the config's order

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from absl.testing import flagsaver
 
-from configs import smoke
+from configs import digits, smoke
 from experiments import cli
 from jaxdiv.models import build_teacher
 from jaxdiv.training import config as run_config
@@ -20,6 +20,9 @@ from jaxdiv.training import corpus, state, students
 from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.workdir import Workdir
 from tests import runs
+
+DIGITS = "--config=configs/digits.py"
+OF_TEXT = "`config.data.kind` is images, of which there are no tokens; this is for runs on text"
 
 
 def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
@@ -61,4 +64,10 @@ def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
     count = len(run_config.losses(config))
     with Checkpoints(run.students) as checkpoints:
         checkpoints.save(config["student"]["steps"], {"params": (params,) * count, "alive": (alive,) * count}, {})
+    return folder
+
+
+def of_images(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of a run on images that was but begun."""
+    Workdir(folder).claim(digits.get_config().to_dict())
     return folder

@@ -1,6 +1,6 @@
 """Run as a program with 8 devices, by one process or two: training is the same on every mesh.
 
-python -m tests.sharded_training some|kangaroo|decoder [coordinator's address, processes, this one's number]
+python -m tests.sharded_training some|kangaroo|decoder|classifier [coordinator's address, processes, this one's number]
 """
 
 import sys
@@ -12,10 +12,11 @@ import optax
 
 from configs import smoke
 from jaxdiv import acceptance, models
-from jaxdiv.training import own_text, sharding, students, teacher
+from jaxdiv.training import config as run_config
+from jaxdiv.training import donors, own_text, sharding, students, teacher
 from jaxdiv.training.state import population
 
-V, ROWS, LENGTH = 120, 12, 17
+V, ROWS, LENGTH, CHANNELS = 120, 12, 17, 4
 EXACT, SHORT = 100, 50  # steps in float64, and in float32
 MESHES = (
     {"student": 1, "data": 8, "fsdp": 1, "tensor": 1},
@@ -34,16 +35,25 @@ def config_of(dtype, kind):
     config.student.batch_size = config.teacher.batch_size = ROWS
     for stage in (config.student, config.teacher):
         stage.optimizer.warmup_steps = 1
+    if kind == models.CLASSIFIER:
+        config.teacher.kind, config.teacher.padded_vocabulary = kind, 0
+        config.data.kind, config.data.channels = run_config.IMAGES, CHANNELS
+        config.teacher.depth = config.student.depth = 2
+        config.teacher.width, config.student.width = 8, 4
     return config.to_dict()
 
 
-def batches(count):
-    """Of random tokens; 12 rows are no multiple of 8 devices."""
+def batches(config, count):
+    """Of random tokens or images; 12 rows are no multiple of 8 devices."""
     draw = np.random.default_rng(0)
     for _ in range(count):
         tokens = draw.integers(0, V, (ROWS, LENGTH + 1), dtype=np.int32)
         weights = (draw.random((ROWS, LENGTH)) < 0.9).astype(np.float32)
-        yield {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
+        if run_config.of_images(config):
+            pictures = draw.random((ROWS, 8, 8, CHANNELS), np.float32)
+            yield {"inputs": pictures, "labels": tokens[:, :1], "weights": weights[:, :1]}
+        else:
+            yield {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
 
 
 class Run:
@@ -51,14 +61,11 @@ class Run:
 
     def __init__(self, config, mesh):
         self.config, self.mesh, self.rows = config, mesh, sharding.Rows(mesh, ROWS)
-        self.teachers = self._population(lambda rngs: models.build_teacher(self._teacher(), V, rngs), [0])
+        self.teachers = self._population(donors.build(config, V), [0])
         self.pupils = self._population(students.builder(config, V), students.seeds(config))
         # Far from uniform, so that losses and their gradients are no small numbers.
         sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(self.teachers.params)
         self.guide = self.teachers.with_params(sharpened)
-
-    def _teacher(self):
-        return {**self.config["teacher"], "dtype": self.config["dtype"]}
 
     def _population(self, build, seeds):
         made, exact = population(build, seeds, self.mesh), self.config["dtype"] == "float64"
@@ -81,7 +88,7 @@ class Run:
 
     def _train(self, step, state, frozen, steps):
         told = []
-        for batch in batches(steps):
+        for batch in batches(self.config, steps):
             mine = {name: values[self.rows.mine] for name, values in batch.items()}
             state, metrics = step(state, frozen, self.rows.put(mine))
             told.append(jax.tree.map(np.asarray, metrics))
@@ -89,7 +96,7 @@ class Run:
 
     def accepted(self, state):
         """Mean acceptance of each loss's students on another batch, [losses, S]."""
-        *_, batch = batches(SHORT + 1)
+        *_, batch = batches(self.config, SHORT + 1)
 
         def rates(params, frozen, inputs):
             shared = students.teach(self.config, self.guide)(frozen, inputs)
@@ -165,6 +172,7 @@ def main(which):
     if which == "some":
         check_exact("decoder", [MESHES[2]], ["students"], steps=5)
         check_exact("kangaroo", [MESHES[0], MESHES[-1]], ["students"], steps=5)
+        check_exact(models.CLASSIFIER, [MESHES[2]], ["students"], steps=5)
         return
     check = check_exact if jax.config.jax_enable_x64 else check_float32
     check(which)

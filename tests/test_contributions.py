@@ -212,8 +212,10 @@ REFUSED = {
 }
 
 
-def test_bad_input_is_refused_by_name():
-    *ended, bare = commands.many("contributions", [*(given.split() for given in REFUSED), []])
+def test_bad_input_is_refused_by_name(tmp_path):
+    images = [f"--workdir={commands.of_images(tmp_path / 'images')}"]
+    *ended, bare, of_text = commands.many("contributions", [*(given.split() for given in REFUSED), [], images])
+    runs.check_refusal(of_text, commands.OF_TEXT)
     for done, told in zip(ended, REFUSED.values(), strict=True):
         runs.check_refusal(done, "error: " + told)
     runs.check_refusal(bare, "give two distributions, such as --p=.98,.01,.01", "or a run")

@@ -79,6 +79,7 @@ def ended(folder):
     shutil.copytree(folder, folder / "unfinished", ignore=shutil.ignore_patterns("students", "unfinished"))
     asked["unfinished"] = [f"--workdir={folder / 'unfinished'}", "--loss=kl"]
     asked |= {"no folder": ["--loss=kl"], "no run": ["--workdir=/nowhere"], "bare": [f"--workdir={folder / 'bare'}"]}
+    asked["images"] = [f"--workdir={commands.of_images(folder / 'images')}", "--loss=kl"]
     return dict(zip(asked, commands.many("decode", list(asked.values())), strict=True))
 
 
@@ -164,6 +165,7 @@ def test_files_and_folders_that_are_none_are_named(ended):
     runs.check_refusal(ended["no run"], "/nowhere is not the folder of a run")
     runs.check_refusal(ended["unfinished"], "no checkpoint in", "students; train first")
     runs.check_refusal(ended["bare"], "bare is not the folder of a run")
+    runs.check_refusal(ended["images"], commands.OF_TEXT)
 
 
 def test_a_line_says_what_was_decoded(ended, folder):
@@ -219,7 +221,11 @@ def test_text_is_printed_with_its_statistics_and_without_colour(ended):
 def measured(folder, tmp_path_factory):
     """Ends of measuring with --decode, the good one's output folder."""
     output = tmp_path_factory.mktemp("measured")
-    asked = [["--contexts=generated_greedy", "--decode_gamma=3"], ["--contexts=corpus"], ["--decode_gamma=9"]]
+    images = f"--workdir={commands.of_images(tmp_path_factory.mktemp('images'))}"
+    asked = [
+        ["--contexts=generated_greedy", "--decode_gamma=3"],
+        *(["--contexts=corpus"], ["--decode_gamma=9"], [images], [images, "--nodecode", "--contexts=corpus"]),
+    ]
     common = [f"--workdir={folder}", f"--output={output}", "--temperatures=1", "--rules=greedy_match", "--decode"]
     return output, commands.many("acceptance", [common + given for given in asked])
 
@@ -252,9 +258,15 @@ def test_what_was_decoded_stands_in_table_and_report(measured):
 
 
 def test_what_cannot_be_decoded_is_refused(measured):
-    _, (_, corpus, gamma) = measured
+    _, (_, corpus, gamma, images, _) = measured
     runs.check_refusal(corpus, "--decode needs one of the contexts generated, generated_greedy")
     runs.check_refusal(gamma, "--decode_gamma=9")
+    runs.check_refusal(images, commands.OF_TEXT)
+
+
+def test_contexts_of_other_data_are_refused(measured):
+    _, (*_, of_images) = measured
+    runs.check_refusal(of_images, "there is no context `corpus` of a run on images; there is images")
 
 
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["held back until the end", "written before it"])

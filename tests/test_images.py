@@ -1,8 +1,10 @@
 """Images through the same run: digits as a user has them, TFDS sets by name, agreement, and what is refused."""
 
-import hashlib
+import shutil
+import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,24 +13,29 @@ from configs import smoke
 from jaxdiv import models
 from jaxdiv.data import images
 from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, sharding, students, teacher
+from jaxdiv.training import corpus, loop, students, teacher
 from jaxdiv.training.workdir import Workdir
-from tests import runs
+from tests import commands, runs
 from tests.fixtures_data import write_tfds, write_tfds_images
 from tests.smoke_runs import read
 
-DIGITS = "--config=configs/digits.py"
+MIXED = "0.9*kl + 0.1*ce_data"
+_STAGES = {
+    "teacher": {"width": 8, "depth": 2, "steps": 100, "batch_size": 32, "optimizer.learning_rate": 3e-2},
+    "student": {"steps": 60, "batch_size": 32, "optimizer.learning_rate": 5e-2},
+}
 SMALL = (
-    *("--config.losses=ce,kl,0.9*kl + 0.1*ce_data", "--config.seeds=2", "--config.temperature=4"),
-    *("--config.teacher.width=8", "--config.teacher.depth=2", "--config.teacher.steps=60"),
-    *("--config.student.steps=30", "--config.checkpoint.every=10", "--config.evaluation.temperatures=(0.0,1.0)"),
+    *(f"--config.losses=kl,{MIXED}", "--config.seeds=2", "--config.temperature=4"),
+    *(f"--config.{stage}.{key}={value}" for stage, keys in _STAGES.items() for key, value in keys.items()),
+    *(f"--config.{stage}.optimizer.warmup_steps=5" for stage in _STAGES),
+    *("--config.checkpoint.every=20", "--config.evaluation.temperatures=(0.0,1.0)"),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images") / "run"
-    return folder, runs.succeed("distill", DIGITS, f"--workdir={folder}", *SMALL)
+    return folder, runs.succeed("distill", commands.DIGITS, f"--workdir={folder}", *SMALL)
 
 
 def test_a_run_on_digits_is_a_run(finished):
@@ -40,14 +47,11 @@ def test_a_run_on_digits_is_a_run(finished):
     }
     assert "0.9*kl" in printed
     assert (folder / "report.html").stat().st_size > 10_000
-    accepted = {row["loss"]: float(row["value"]) for row in rows if _is(row, "acceptance", "1", "all")}
-    assert accepted["kl"] > accepted["untrained"] + 0.2
-    np.testing.assert_allclose(accepted["ce"], accepted["kl"], atol=1e-4)
+    matched = {
+        row["loss"]: float(row["value"]) for row in rows if (row["measure"], row["seed"]) == ("greedy_match", "all")
+    }
+    assert min(matched["kl"], matched[MIXED]) > matched["untrained"] + 0.1
     assert Workdir(folder).facts()[teacher.ACCURACY] > 0.7
-
-
-def _is(row, measure, temperature, seed):
-    return (row["measure"], row["temperature"], row["seed"]) == (measure, temperature, seed)
 
 
 def test_agreement_is_what_the_logits_say(finished):
@@ -58,8 +62,9 @@ def test_agreement_is_what_the_logits_say(finished):
     guide = teacher.restore(config, run, gallery.vocab_size)
     student = students.restore_one(str(folder), loss="kl", seed=1)
     batch = gallery.splits["test"].batch()
-    output = jax.jit(lambda inputs: guide(inputs))(batch["inputs"])
-    ours = np.asarray(jax.jit(student)(batch["inputs"], output), np.float64)[:, 0]
+    inputs = jnp.asarray(batch["inputs"])
+    output = guide(inputs)
+    ours = np.asarray(student(inputs, output), np.float64)[:, 0]
     theirs = np.asarray(output.logits, np.float64)[:, 0]
     p, q = (np.exp(z - z.max(-1, keepdims=True)) for z in (theirs, ours))
     p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
@@ -79,20 +84,29 @@ def test_agreement_is_what_the_logits_say(finished):
     np.testing.assert_allclose(run.facts()[teacher.ACCURACY], (theirs.argmax(-1) == right).mean(), atol=1e-4)
 
 
+class Stopping:
+    """A tracker that stops its run as Ctrl-C does."""
+
+    def write(self, step, students, clock):
+        if step == 37:
+            signal.raise_signal(signal.SIGINT)
+
+    def close(self):
+        pass
+
+
 def test_a_run_that_was_stopped_ends_the_same(finished, tmp_path):
     folder, _ = finished
-    first = runs.start("distill", DIGITS, f"--workdir={tmp_path / 'run'}", *SMALL, "--log_format=json")
-    for line in iter(first.stderr.readline, ""):
-        if '"checkpoint"' in line and '"student"' in line:
-            first.kill()
-            break
-    runs.end(first)
-    runs.succeed("distill", DIGITS, f"--workdir={tmp_path / 'run'}", *SMALL)
-    assert _digest(tmp_path / "run" / "results.csv") == _digest(folder / "results.csv")
-
-
-def _digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("students", "curves"))
+    run = Workdir(tmp_path / "run")
+    config, gallery = run.config(), corpus.load(run)
+    guide = teacher.restore(config, run, gallery.vocab_size)
+    with pytest.raises(loop.Stopped, match="after step 37"):
+        students.train(config, run, gallery, guide, also=[lambda stage: Stopping()])
+    students.train(config, run, gallery, guide)
+    for loss in ("kl", MIXED):
+        ours, theirs = (students.restore(config, Workdir(at), 10, loss)[0].params for at in (run.root, folder))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_digits_are_split_once(finished):
@@ -173,31 +187,10 @@ def test_damaged_images_are_named(tmp_path):
             images.Images.load(tmp_path / name)
 
 
-def test_images_are_spread_over_devices():
-    """A step of training on data 4 x fsdp 2 is that of one device."""
-    config = digits_config.get_config().to_dict()
-    config.update({"losses": "kl,tv", "seeds": 2})
-    config["teacher"].update({"width": 8, "depth": 2})
-    draw = np.random.default_rng(1)
-    whole = images.Images(draw.integers(0, 256, (12, 8, 8, 1)).astype(np.uint8), np.arange(12, dtype=np.int32) % 10)
-    found = []
-    for mesh in (
-        sharding.alone(),
-        sharding.make({**config, "mesh": {"student": 1, "data": 4, "fsdp": 2, "tensor": 1}}),
-    ):
-        guide = teacher.population(teacher.donors.build(config, 10), [0], mesh).student(0)
-        pupils = students.untrained(config, 10, mesh)
-        step = students.step(config, pupils, students.lesson(config, guide), mesh=mesh)
-        batch = sharding.Rows(mesh, 12).spread(whole.batch())
-        state, _ = step(students.beginning(config, pupils, mesh), guide.params, batch)
-        found.append(sharding.whole(state.params, mesh))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *found)
-
-
 def test_a_classifier_halves_its_images_and_is_no_decoder():
     shape = {"kind": models.CLASSIFIER, "depth": 5, "width": 2, "channels": 3, "norm_epsilon": 1e-5, "dtype": "float32"}
     model = models.build_teacher(shape, 7, models.builders.nnx.Rngs(0))
-    output = model(np.ones((2, 8, 8, 3), np.float32))
+    output = model(jnp.ones((2, 8, 8, 3)))
     assert output.features.shape == (2, 1, 32)
     assert output.logits.shape == (2, 1, 7)
     assert output.hidden is None
@@ -228,17 +221,3 @@ def test_what_is_for_images_is_refused(key, value):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=r"which is for `config\.data\.kind` images"):
         run_config.check(config.to_dict())
-
-
-def test_tools_of_text_say_so(finished, tmp_path):
-    folder, _ = finished
-    for name, *flags in (
-        ("decode", "--loss=kl"),
-        ("export", "--loss=kl", "--seed=0", f"--output={tmp_path / 'out'}"),
-        ("contributions",),
-    ):
-        runs.check_refusal(runs.run(name, f"--workdir={folder}", *flags), "this is for runs on text")
-    refused = runs.run("acceptance", f"--workdir={folder}", "--contexts=corpus", f"--output={tmp_path / 'again'}")
-    runs.check_refusal(refused, "there is no context `corpus` of a run on images; there is images")
-    wrong = runs.run("distill", DIGITS, f"--workdir={tmp_path / 'run'}", "--config.data.vocabulary=11")
-    runs.check_refusal(wrong, "`config.data.vocabulary` must be 10, which digits has")

@@ -18,7 +18,7 @@ EXACT = {"JAX_ENABLE_X64": "1"}
 LONG = 850  # seconds for all meshes; pytest itself ends what takes 900
 EVERY_KIND_AND_TYPE = [
     pytest.param(kind, types, id=f"{kind}-{name}")
-    for kind in ("kangaroo", "decoder")
+    for kind in ("kangaroo", "decoder", "classifier")
     for name, types in (("float64", EXACT), ("float32", {}))
 ]
 

@@ -51,6 +51,12 @@ CASES = {
         ],
         ["`config.evaluation.prompt_tokens`", "no document has more than 2040 tokens; the longest has"],
     ),
+    "classes": (
+        ["distill", commands.DIGITS, "--config.data.vocabulary=11"],
+        ["`config.data.vocabulary` must be 10, which digits has"],
+    ),
+    "no images": (["distill", commands.DIGITS, "--config.data.source=digts"], ["did you mean `digits`?"]),
+    "benchmark of text": (["benchmarks.population", commands.DIGITS], [commands.OF_TEXT]),
     "benchmark": (["benchmarks.population", runs.SMOKE, "--students=1,x"], ["--students", "got 1,x"]),
 }
 

@@ -186,7 +186,7 @@ def _size(folder):
     return run_corpus.Corpus.load(Workdir(folder)).tokenizer.vocab_size
 
 
-def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path):
+def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path, tmp_path_factory):
     folder, run = finished[0], tmp_path / "run"
     refusals = {
         "--loss=klx": ["no students of loss 'klx'; it has ce, kl, tv"],
@@ -198,9 +198,11 @@ def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path
     given = [
         [f"--workdir={folder}", "--teacher", f"--output={tmp_path}/teacher"],
         [*fixed, f"--output={tmp_path}/adapter"],
+        [f"--workdir={commands.of_images(tmp_path_factory.mktemp('images'))}", f"--output={tmp_path}/refused"],
         *([*fixed, f"--output={tmp_path}/refused", f] for f in refusals),
     ]
-    of_teacher, of_student, *refused = commands.many("export", given)
+    of_teacher, of_student, of_images, *refused = commands.many("export", given)
+    runs.check_refusal(of_images, commands.OF_TEXT)
     assert of_teacher.returncode == of_student.returncode == 0, of_teacher.stderr + of_student.stderr
     for done, told in zip(refused, refusals.values(), strict=True):
         runs.check_refusal(done, *told)

@@ -24,7 +24,9 @@ def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | 
     return make(config, config, vocab_size, rngs)
 
 
-def build_student(config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs) -> Student:
+def build_student(
+    config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs
+) -> Student | ClassifierStudent:
     """The student of `config` for a teacher of `teacher_config`, whose padded_vocabulary and numerics it takes.
 
     `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer), `decoder` (depth, width, heads, kv_heads,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -12,7 +13,7 @@ from jaxdiv.models import meshes
 from jaxdiv.models.decoder import TeacherOutput, project
 from jaxdiv.models.layers import rms_norm
 
-Pictures = Float[Array, "B H W C"]
+Pictures = Float[Array | np.ndarray, "B H W C"]
 
 
 class Classifier(nnx.Module):

@@ -32,7 +32,7 @@ def teach(config: Mapping, teacher: Model) -> Callable:
     return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
 
 
-def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], models.Student]:
+def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], models.Student | models.ClassifierStudent]:
     """Makes an untrained student of the run's config."""
     return lambda rngs: models.build_student(config["student"], run_config.teacher(config), vocab_size, rngs)
 

@@ -4,7 +4,7 @@
 
 Trains the students of both losses under each cause of `config.causes`, mistakes and choices of a re-implementation,
 from one sound baseline, and measures all of them by every rule, temperature and count. docs/gap.md says what came of
-it. `--config=configs/gap.py:quick` is done in three minutes. Causes may be joined: `sum+sgd`.
+it. `--config=configs/gap.py:quick` is a first look. Causes may be joined: `sum+sgd`.
 """
 
 from absl import flags

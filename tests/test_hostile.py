@@ -236,6 +236,7 @@ def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):
     config = smoke.get_config()
     config.data.files = f"{texts}/*.txt"
     (tmp_path / "run" / "data" / "incomplete.ABCDEF_1.0.0" / "left").mkdir(parents=True)
+    Workdir(tmp_path / "run").claim(config.to_dict())
     run_corpus.prepare(config.to_dict(), Workdir(tmp_path / "run"))
     assert os.listdir(tmp_path / "run" / "data") == []
     told = "1 no UTF-8 text (<b>.txt); 1 empty (none.txt)"

@@ -381,5 +381,5 @@ def test_bad_shapes_are_refused_with_the_mend(teacher, tokens):
             models.build_student(config, TEACHER, V, nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"in order in 0\.\.3, got 2 and 1"):
         teacher.run_layers(teacher.embed(tokens), 2, 1)
-    with pytest.raises(ValueError, match=r"`kind` must be one of kangaroo, decoder, got 'medusa'"):
+    with pytest.raises(ValueError, match=r"`kind` must be one of kangaroo, decoder, classifier, got 'medusa'"):
         models.build_student({"kind": "medusa"}, TEACHER, V, nnx.Rngs(0))

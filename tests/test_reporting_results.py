@@ -104,4 +104,4 @@ def test_select_leaves_out_what_is_not_a_number():
 def test_contexts_come_in_their_own_order():
     frame = cases.frame(losses=("ce",))
     other = frame[frame["context"].eq("corpus")].assign(context="another")
-    assert results.contexts(pd.concat([other, frame[::-1]])) == (*results.CONTEXTS, "another")
+    assert results.contexts(pd.concat([other, frame[::-1]])) == (*cases.CONTEXTS, "another")

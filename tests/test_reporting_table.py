@@ -35,7 +35,7 @@ def test_best_first_and_floor_last(frame):
     assert ranked["acceptance"][:-1].is_monotonic_decreasing
 
 
-@pytest.mark.parametrize("context", results.CONTEXTS)
+@pytest.mark.parametrize("context", cases.CONTEXTS)
 def test_numbers_are_those_of_the_frame(frame, context):
     row = table.summary(frame, context=context).set_index("loss").loc["jsd"]
     at = {"loss": "jsd", "context": context, "temperature": 1.0}

@@ -55,7 +55,7 @@ def ended(tmp_path_factory):
 
     def flags(name, *more):
         given = [runs.SMOKE, f"--workdir={folder / name}", f"--config.data.files={texts}/*.txt"]
-        return [*given, "--config.losses=kl,tv", *more]
+        return [*given, "--config.losses=kl,tv", "--config.student.learning_rates=tv: 1e-2", *more]
 
     asked = {
         "teacher": {
@@ -236,9 +236,10 @@ def test_tensorboard_shows_every_student_and_the_clock_of_all(ended):
     optimizer, steps = run.config()["student"]["optimizer"], run.config()["student"]["steps"]
     at = np.arange(STOP) - optimizer["warmup_steps"]
     cosine = (1 + np.cos(np.pi * at / (steps - optimizer["warmup_steps"]))) / 2
-    rates = optimizer["learning_rate"] * np.where(at < 0, 1 + at / optimizer["warmup_steps"], cosine)
-    shown = [board["learning_rate/tv/1"][step] for step in range(1, STOP + 1)]
-    np.testing.assert_allclose(shown, rates, rtol=1e-5, atol=1e-9)
+    rates = np.where(at < 0, 1 + at / optimizer["warmup_steps"], cosine)
+    for student, peak in {"kl/0": optimizer["learning_rate"], "tv/1": 1e-2}.items():
+        shown = [board[f"learning_rate/{student}"][step] for step in range(1, STOP + 1)]
+        np.testing.assert_allclose(shown, peak * rates, rtol=1e-5, atol=1e-9)
     config = run.config()
     tokens = config["student"]["batch_size"] * config["data"]["sequence_length"]
     for step, seconds in board["clock/step_seconds"].items():

@@ -95,6 +95,11 @@ class Trainer:
         """What drafts with the parameters of an arm that `learns` so, but for a teacher of its own."""
         return OwnHead(self.pupils) if learns == causes.HEAD else self.pupils
 
+    def settings(self, arm: Arm) -> dict[str, Any]:
+        """Of the arm's optimizer, as `config.student.optimizer` has them."""
+        settings = {**self.config["student"]["optimizer"], **arm.change.optimizer}
+        return {**settings, "learning_rate": arm.change.rate * settings["learning_rate"]}
+
     def _params(self, arm):
         own, learns = self.pupils.params, arm.change.learns
         if learns == causes.STUDENT:
@@ -104,11 +109,8 @@ class Trainer:
         return {"student": own, learns: jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), more)}
 
     def _optimizer(self, arm):
-        stage, change = self.config["student"], arm.change
-        settings = {**stage["optimizer"], **change.optimizer}
-        settings["learning_rate"] *= change.rate
-        made = make_optimizer(settings, stage["steps"])
-        return optax.chain(optax.clip(change.clip_value), made) if change.clip_value else made
+        made, clip_value = make_optimizer(self.settings(arm), self.config["student"]["steps"]), arm.change.clip_value
+        return optax.chain(optax.clip(clip_value), made) if clip_value else made
 
     def _teach(self, seen):
         """(teacher's parameters, inputs) -> what is seen to (what students read, the teacher's logits)."""

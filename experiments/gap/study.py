@@ -69,6 +69,7 @@ def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
         folder=workdir.students,
         names=[arm.text for arm in every],
         seeds=seeds,
+        optimizers=[trainer.settings(arm) for arm in every],
         mesh=mesh,
         begin=lambda: trainer.beginning(every, mesh),
         step=trainer.step(every, mesh),

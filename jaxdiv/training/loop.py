@@ -59,6 +59,7 @@ def run_stage(
     folder: pathlib.PurePath,
     names: Sequence[str],
     seeds: Sequence[int],
+    optimizers: Sequence[Mapping],
     mesh: Mesh,
     begin: Callable[[], TrainState],
     batches: Iterator,
@@ -69,13 +70,14 @@ def run_stage(
     """Runs `fit` for the config's `stage` between its bar, its trackers and its checkpoints in `folder`.
 
     Args:
+      optimizers: the settings of each name's, whose learning rate is told.
       mesh: that the state lies on, and whose rows of this process `batches` are.
       begin: makes the state that a run without a checkpoint starts from.
       profile: the steps to trace, into the run's `profile/`.
       also: makers of trackers beside every run's own.
     """
     steps, per_step = config[stage]["steps"], config[stage]["batch_size"] * config["data"]["sequence_length"]
-    rates = np.asarray(learning_rate(config[stage]["optimizer"], steps)(jnp.arange(steps)))
+    rates = np.stack([learning_rate(own, steps)(jnp.arange(steps)) for own in optimizers], axis=1)
     with (
         progress.place(stage=stage),
         Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints,
@@ -147,7 +149,7 @@ def fit(
       step: state, metrics = step(state, teacher, batch).
       batches: a Grain iterator, at the state's step.
       spread: puts a batch where the step has it.
-      rates: the learning rate of each of the stage's steps.
+      rates: [steps, losses], the learning rates of each of the stage's steps.
       write: of `trackers.opened`.
       send: called before each checkpoint, which goes on after what `write` was told.
       advance: called once a step.
@@ -173,7 +175,7 @@ def fit(
             if (alive & ~now).any():
                 report_dead(number, now, batch)
             alive = now
-            metrics["learning_rate"] = rates[number - 1]
+            metrics["learning_rate"] = rates[number - 1][:, None]
             if stage.measures(number):
                 metrics |= measure(state)
             write(number, {name: np.where(alive, values, np.nan) for name, values in metrics.items()}, seconds)

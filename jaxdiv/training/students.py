@@ -80,9 +80,11 @@ def step(
 
 def _optimizers(config):
     """One for each loss."""
-    stage = config["student"]
-    settings = [{**stage["optimizer"], "learning_rate": rate} for rate in run_config.learning_rates(config)]
-    return [make_optimizer(own, stage["steps"]) for own in settings]
+    return [make_optimizer(own, config["student"]["steps"]) for own in _settings(config)]
+
+
+def _settings(config):
+    return [{**config["student"]["optimizer"], "learning_rate": rate} for rate in run_config.learning_rates(config)]
 
 
 def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **watched: Any) -> None:
@@ -130,6 +132,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
         folder=workdir.students,
         names=tuple(loss.text for loss in losses),
         seeds=seeds(config),
+        optimizers=_settings(config),
         mesh=mesh,
         begin=lambda: beginning(config, untrained(config, vocab_size, mesh), mesh),
         step=step(config, students, teach_all, write, mesh=mesh),

@@ -177,6 +177,7 @@ def _train(config, workdir, corpus, mesh, watched):
         folder=workdir.teacher,
         names=("teacher",),
         seeds=seeds,
+        optimizers=[config["teacher"]["optimizer"]],
         mesh=mesh,
         begin=lambda: beginning(config, population(build, seeds, mesh), mesh),
         step=step(config, model, mesh=mesh),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from rich.console import Console
 
 from experiments import interrupts, lines
 from jaxdiv.training import processes, progress
@@ -139,6 +140,12 @@ def keep_compilations() -> None:
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "jaxdiv" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a small run is all small compilations
+
+
+def console(width: int) -> Console:
+    """That of standard output for tables, which need their columns even where it is piped to a narrower default."""
+    made = Console()
+    return made if made.is_terminal else Console(width=width)
 
 
 def loaded(config: flags.FlagHolder) -> ConfigDict:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from absl import flags
-from rich.console import Console
 
 import jaxdiv
 from experiments import cli
@@ -133,9 +132,7 @@ def _of_run(run):
 
 
 def _print(table):
-    console = Console()
-    # A table needs its columns even where output is piped to a narrower default.
-    (console if console.is_terminal else Console(width=110)).print(table)
+    cli.console(110).print(table)
 
 
 def _write(folder, name, frame, picture):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from experiments import cli, decoded
 from jaxdiv.reporting import decoded as decoded_table
@@ -94,9 +93,7 @@ def show(frame: pd.DataFrame, *, markdown: bool = False) -> None:
     if markdown:
         print(table.markdown(frame), end="")
         return
-    console = Console()
-    # A table needs its columns even where output is piped to a narrower default.
-    console = console if console.is_terminal else Console(width=110)
+    console = cli.console(110)
     console.print(table.rich_table(frame))
     if (by_decoding := decoded_table.rich_table(frame)) is not None:
         console.print(by_decoding)

@@ -8,7 +8,6 @@ it. `--config=configs/gap.py:quick` is a first look. Causes may be joined: `sum+
 """
 
 from absl import flags
-from rich.console import Console
 
 from experiments import cli, watching
 from experiments.gap import causes, study
@@ -55,10 +54,7 @@ def _report(frame, folder):
     if MARKDOWN.value:
         print(gap.markdown(frame), end="")
     else:
-        console = Console()
-        # A table needs its columns even where output is piped to a narrower default.
-        console = console if console.is_terminal else Console(width=150)
-        console.print(gap.rich_table(frame))
+        cli.console(150).print(gap.rich_table(frame))
     cli.say(f"\nEverything lies in {folder}: {gap.FILE}, ratios.png and over_temperature.png")
 
 

@@ -14,7 +14,6 @@ an earlier one stopped, and leaves finished cells alone. Cut it to a part:
 import dataclasses
 
 from absl import flags
-from rich.console import Console
 
 import jaxdiv
 from experiments import cli, watching
@@ -84,10 +83,7 @@ def _report(made, *, of):
     if MARKDOWN.value:
         print(choice.markdown(found), end="")
     else:
-        console = Console()
-        # Tables need their columns even where output is piped to a narrower default.
-        console = console if console.is_terminal else Console(width=150)
-        console.print(
+        cli.console(150).print(
             *choice.rich_tables(found), choice.finding(found), "", choice.notes(found), sep="\n", markup=False
         )
     cli.say(f"\nEverything lies in {made.root}: {choice.FILE}, {choice.RANKS}, ranks.png and differences.png")

@@ -63,13 +63,13 @@ def teacher(*, use: str, config: Mapping, facts: Mapping[str, str]) -> str:
 def _measured(rows):
     gamma = results.nearest(rows[rows["measure"].isin(_CALLS)]["gamma"], table.GAMMA)
     kept = rows[rows["measure"].isin(_MEASURES) | (rows["measure"].isin(_CALLS) & rows["gamma"].eq(gamma))]
-    lines = [("context", "measure", "temperature", "γ", "value", "95% interval", "tokens"), ("---",) * 7]
+    heads, lines = ("context", "measure", "temperature", "γ", "value", "95% interval", "tokens"), []
     for row in kept.itertuples():
         drafts = "" if pd.isna(row.gamma) else f"{row.gamma:g}"
         interval = f"{row.low:.4f} to {row.high:.4f}"
         numbers = (f"{row.temperature:g}", drafts, f"{row.value:.4f}", interval, f"{row.n:.0f}")
         lines.append((row.context, f"`{row.measure}`", *numbers))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return table.in_markdown(heads, lines)
 
 
 def _run(config, facts):

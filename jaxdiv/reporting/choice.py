@@ -186,5 +186,4 @@ def _rich(rows, title):
 
 def _markdown(rows):
     heads, *rows = rows
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *([f"`{row[0]}`", *row[1:]] for row in rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return table.in_markdown(heads, ([table.code(loss), *others] for loss, *others in rows), range(1, len(heads)))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jaxdiv import files
 from jaxdiv.reporting import gap_pictures, style
+from jaxdiv.reporting.table import code, in_markdown
 
 COLUMNS = ("cause", "applied_to", "measure", "temperature", "ce", "kl", "ratio", "low", "high", "trained")
 FILE = "gap.csv"
@@ -60,11 +61,8 @@ def rich_table(frame: pd.DataFrame) -> Table:
 
 def markdown(frame: pd.DataFrame) -> str:
     """The summary as a Markdown table."""
-    lines = [_HEADERS, ["---", *["---:"] * (len(_HEADERS) - 3), "---", "---"]]
-    for row in summary(frame):
-        cause, *others = _cells(row)
-        lines.append([f"`{cause}`", *others])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    rows = ([code(cause), *others] for cause, *others in map(_cells, summary(frame)))
+    return in_markdown(_HEADERS, rows, range(1, len(_HEADERS) - 2))
 
 
 def _of_cause(cause, rows):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 from rich import box
@@ -74,10 +74,16 @@ def markdown(frame: pd.DataFrame, *, context: str | None = None) -> str:
     """The summary as a Markdown table, for a README."""
     rows = summary(frame, context=context or results.contexts(frame)[0])
     _, *others = columns(rows, results.reference(frame)).values()
-    sides = ("---:" if column.options.get("justify") == "right" else "---" for column in others)
-    lines = [["loss", *(" ".join(column.header.split()) for column in others)], ["---", *sides]]
-    for loss, *cells in zip(rows["loss"], *(column.cells for column in others), strict=True):
-        lines.append([_code(loss), *(cell.plain for cell in cells)])
+    heads = ["loss", *(" ".join(column.header.split()) for column in others)]
+    right = [i for i, column in enumerate(others, 1) if column.options.get("justify") == "right"]
+    made = zip(rows["loss"], *(column.cells for column in others), strict=True)
+    return in_markdown(heads, ([code(loss), *(cell.plain for cell in cells)] for loss, *cells in made), right)
+
+
+def in_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Cells as a Markdown table, the columns of numbers `right` set to the right."""
+    right = set(right)
+    lines = [heads, ["---:" if i in right else "---" for i in range(len(heads))], *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -239,7 +245,7 @@ def _half(value, low, high, form):
     return "" if not math.isfinite(half) else f" ±{half:{form}}"
 
 
-def _code(name):
+def code(name: str) -> str:
     """A name as code in a table cell; a backtick or bar in it must not end either."""
     safe = name.replace("|", "\\|").replace("\n", " ")
     return f"`` {safe} ``" if "`" in safe else f"`{safe}`"

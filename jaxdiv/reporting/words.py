@@ -27,6 +27,8 @@ MEASURES = {
     "acceptance": "Σ min(p, q): the chance that a draft sampled from the student is accepted by rejection sampling.",
     "acceptance_greedy_draft": "p(argmax q): the chance that the teacher samples the student's likeliest token.",
     "acceptance_exact_match": "Σ p·q: the chance that a sample of the student equals a sample of the teacher.",
+    "acceptance_typical": "How often p(argmax q) exceeds a threshold that falls with the teacher's entropy: Medusa's "
+    "typical acceptance, which is lossy.",
     "greedy_match": "How often teacher and student have the same likeliest token.",
     "accuracy": "How often the student's likeliest class is the image's own.",
     "difference": "Acceptance minus that of the reference, on the same contexts and seeds. The intervals of a table "

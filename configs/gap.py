@@ -2,8 +2,8 @@
 
 python -m experiments.gap --config=configs/gap.py --workdir=runs/gap
 
-Forms: `configs/gap.py:quick` for a first look, `configs/gap.py:decoder` of independent students, which without training
-get next to nothing accepted.
+Forms: `configs/gap.py:quick` for a first look, `configs/gap.py:decoder` of independent students, whose start knows
+nothing of the teacher.
 """
 
 from configs import quickstart

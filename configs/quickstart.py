@@ -61,7 +61,7 @@ def get_config():
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.temperatures = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
     config.evaluation.contexts = "corpus,generated,generated_greedy"
-    config.evaluation.rules = "sampling,greedy_draft,greedy_match"  # and exact_match; sampling ranks the losses
+    config.evaluation.rules = "sampling,greedy_draft,greedy_match"  # and exact_match, typical; sampling ranks
     config.evaluation.documents = 64  # held-out documents, at most
     config.evaluation.document_tokens = 288  # of each, at most (2,048 is the limit)
     config.evaluation.prompt_tokens = 32  # of a document, before the teacher's own text

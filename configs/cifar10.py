@@ -1,4 +1,4 @@
-"""As digits.py, on CIFAR-10, which TFDS prepares where there is a network; for an accelerator.
+"""As digits.py, on CIFAR-10, once TFDS has prepared it (docs/images.md); for an accelerator.
 
 python -m experiments.distill --config=configs/cifar10.py --workdir=runs/cifar10
 """
@@ -10,7 +10,6 @@ def get_config():
     config = digits.get_config()
     config.data.update({"source": "cifar10", "channels": 3})
     config.teacher.update({"depth": 4, "width": 96, "steps": 8000, "batch_size": 128})
-    config.teacher.optimizer.learning_rate = 1e-3
     config.student.update({"depth": 3, "width": 16, "steps": 4000, "batch_size": 128})
     config.student.optimizer.learning_rate = 3e-3
     return config

@@ -43,8 +43,9 @@ def get_config(form: str = "full"):
     config.student.exit_layer = 1
     config.student.steps = 300
     config.evaluation.temperatures = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+    config.evaluation.rules = "sampling,greedy_draft,exact_match,typical,greedy_match"  # in this study always
     config.evaluation.documents = 32
-    config.checkpoint.every = 100
+    config.checkpoint.every = 50
     _FORMS[form](config)
     return config
 

@@ -1,4 +1,4 @@
-"""As digits.py, on MNIST, which TFDS prepares where there is a network.
+"""As digits.py, on MNIST, once TFDS has prepared it (docs/images.md).
 
 python -m experiments.distill --config=configs/mnist.py --workdir=runs/mnist
 """

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from configs import gap as gap_config
-from experiments.gap import arms, causes, formulas, ratios
+from experiments.gap import arms, causes, formulas, lessons, ratios
+from jaxdiv import models
 from jaxdiv.reporting import gap
 from jaxdiv.training.evaluation import UNTRAINED, Sums
 from tests import runs
@@ -54,12 +55,54 @@ def test_formulas_are_what_their_names_say():
             found = formula(loss)(student, teacher)
             np.testing.assert_allclose(found, terms.sum(-1), rtol=1e-5, err_msg=f"{formula.__name__} {loss}")
     for loss in formulas.LOSSES:
-        rough = formulas.in_float16(loss)(student, teacher)
-        np.testing.assert_allclose(rough, expected[formulas.right][loss].sum(-1), rtol=0.02, atol=0.01)
+        for log_of_softmax in (False, True):
+            rough = formulas.in_float16(loss, log_of_softmax=log_of_softmax)(student, teacher)
+            np.testing.assert_allclose(rough, expected[formulas.right][loss].sum(-1), rtol=0.02, atol=0.01)
+    cool, cooler = softmax(teacher / 3), log_softmax(student / 3)
+    for squared, factor in ((True, 9), (False, 1)):
+        found = formulas.right("ce", temperature=3.0, squared=squared)(student, teacher)
+        np.testing.assert_allclose(found, factor * -(cool * cooler).sum(-1), rtol=1e-5)
+
+
+def test_only_the_logarithm_of_a_rounded_softmax_is_not_finite():
+    teacher, student = np.zeros((1, 1, 2), np.float32), np.array([[[0, 30.0]]], np.float32)
+    for log_of_softmax in (False, True):
+        found = formulas.in_float16("kl", log_of_softmax=log_of_softmax)(student, teacher)
+        assert np.isfinite(found).all() != log_of_softmax
+
+
+def test_lessons_are_what_their_names_say():
+    draw = np.random.default_rng(0)
+    rows, length, vocab_size = 4, 8, 5
+    logits, hidden = draw.normal(size=(rows, length, vocab_size)), draw.normal(size=(rows, length, 3))
+    weights = np.ones((rows, length))
+    weights[-1] = 0  # a row that fills the batch up
+    output = models.TeacherOutput(features=None, hidden=hidden, head=None, vocab_size=vocab_size)
+    batch = {"weights": jnp.asarray(weights), "inputs": jnp.full((rows, length), 2)}
+    batch["labels"] = jnp.asarray(draw.integers(vocab_size, size=(rows, length)))
+    made = lessons.Lessons(config=CONFIG, teacher=None, padding=0)
+    passes = {causes.OWN: (output, logits), causes.OTHER_LAYER: ("another", logits), causes.PADDED: ("padded", logits)}
+    of = {sees: made.of(sees, passes, batch) for sees in (*passes, *lessons._MISTAKES)}
+    assert (of[causes.OTHER_LAYER].output, of[causes.PADDED].output) == ("another", "padded")
+    shifted = of[causes.NEXT]
+    np.testing.assert_allclose(shifted.target[:, :-1], logits[:, 1:], rtol=1e-6)
+    np.testing.assert_array_equal(shifted.weights, weights * (np.arange(length) < length - 1))
+    np.testing.assert_allclose(of[causes.OTHER_ROW].output.hidden[:3], hidden[[2, 0, 1]], rtol=1e-6)
+    np.testing.assert_array_equal(softmax(np.asarray(of[causes.TOP_CLASS].target)).argmax(-1), logits.argmax(-1))
+    sure = softmax(np.maximum(of[causes.LABELS].target, -1e9))
+    np.testing.assert_array_equal(sure, np.eye(vocab_size)[batch["labels"]])
+    np.testing.assert_array_equal((of[causes.PADDED].inputs == 2).sum(1), [2, 4, 6, 8])
+    np.testing.assert_array_equal(of[causes.PADDED].weights, weights)  # counted all the same
+
+
+def test_the_reading_of_a_trained_teacher_is_its_own():
+    """`hard_labels` of a teacher that is trained are those of its own logits."""
+    found = causes.read("hard_labels+teacher_not_detached", CONFIG)[1]
+    assert (found.change.sees, found.change.learns) == (causes.TOP_CLASS, causes.TEACHER)
 
 
 @pytest.mark.parametrize("formula", [formulas.softmax_twice, formulas.without_log, formulas.arguments_swapped])
-def test_gradients_reach_the_student_alone_or_as_meant(formula):
+def test_gradients_are_those_of_the_mistaken_formula(formula):
     """By differences; all of them train something, but not what was meant."""
     student, teacher = both()
     rightly = jax.grad(lambda z: formulas.right("kl")(z, teacher).sum())(student)
@@ -112,6 +155,8 @@ def test_reductions():
         formulas.total(values, weights),
     ]
     np.testing.assert_allclose(found, [2, 0.2, 2 * 21 / 4, 42])
+    weights[-1] = 0  # a row that fills the batch up
+    np.testing.assert_allclose(formulas.mean_over_rows(values, weights), 2 * 15 / 3)
 
 
 def test_causes_are_read_and_joined():
@@ -137,7 +182,9 @@ def test_causes_are_read_and_joined():
         ("sum+mean_over_vocabulary", "changes the reduce twice"),
         ("sgd+adam_large_epsilon+sgd", "changes the optimizer twice"),
         ("measured_at_temperature_20", "needs 20 among `config.evaluation.temperatures`"),
+        ("sgd+adam_large_epsilon", "SGD has no epsilon"),
         ("", "no cause ''"),
+        (("sum", "sgd"), "must be names by commas"),
     ],
 )
 def test_causes_that_are_none_are_refused(text, message):
@@ -146,10 +193,36 @@ def test_causes_that_are_none_are_refused(text, message):
         causes.read(text, config)
 
 
+def test_causes_that_a_config_has_no_room_for_are_refused():
+    alone = {**CONFIG, "student": {**CONFIG["student"], "batch_size": 1}}
+    with pytest.raises(ValueError, match="batch_size` = 1 has no other sequence"):
+        causes.read("another_sequence", alone)
+    with pytest.raises(ValueError, match="baseline needs 1 among"):
+        causes.read("sum", {**CONFIG, "evaluation": {**CONFIG["evaluation"], "temperatures": (0.0, 2.0)}})
+
+
 def test_a_decoder_has_no_hidden_state_to_mistake():
     config = {**CONFIG, "student": {**CONFIG["student"], "kind": "decoder"}}
     with pytest.raises(ValueError, match="another_sequence is about the teacher's hidden state"):
         causes.read("another_sequence", config)
+
+
+def test_students_that_learnt_another_measure_are_trained():
+    """The top class alone is learnt although samples show less of it."""
+    greedy = {("greedy_match", 0.0): 0.5}
+    found = {
+        name: {**FOUND[name], ("greedy_match", 0.0): sums(0.3)} for name in (UNTRAINED, "baseline:ce", "baseline:kl")
+    }
+    sharp = {("acceptance", 1.0): sums(0.19), **{cell: sums(rate) for cell, rate in greedy.items()}}
+    rows = ratios.rows(
+        causes.read("hard_labels", CONFIG), found | dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp)
+    )
+    assert {row["trained"] for row in rows if row["cause"] == "hard_labels"} == {"both"}
+
+
+def test_a_dead_baseline_is_said():
+    with pytest.raises(ValueError, match="all baseline students of kl"):
+        ratios.rows(causes.read("sum", CONFIG), {**FOUND, "baseline:kl": {}})
 
 
 def sums(rate, *, lost=()):
@@ -202,6 +275,9 @@ def test_the_table_says_where_a_cause_is_applied():
     assert np.isnan([lost["ce"], lost["ratio"], lost["low"]]).all()
     assert lost["kl"] == pytest.approx(0.5)
     assert lost["trained"] == "neither"
+    seen = {row["cause"]: row["excluded"] for row in gap.summary(frame)}
+    assert seen["baseline"]
+    assert not seen["sgd"]
     gaps = {row["cause"]: row["can_make"] for row in gap.summary(frame)}
     assert gaps == {
         "baseline": 0,
@@ -237,6 +313,10 @@ def test_a_study_as_users_run_it(study):
         if cause not in ("baseline", "untrained"):
             assert row["ce"] != accepted.loc[("baseline", "both")]["ce"], cause
     assert accepted.loc[("mean_over_vocabulary+sgd", "both")]["ce"] == pytest.approx(untrained["ce"], abs=1e-3)
+    by_student = pd.read_csv(folder / gap.ACCEPTANCE).set_index(["training", "loss", "measure", "temperature"])
+    of_baseline = by_student.loc[("baseline", "ce", "acceptance", 1.0)]
+    assert of_baseline["value"] == pytest.approx(accepted.loc[("baseline", "both")]["ce"])
+    assert of_baseline["low"] < of_baseline["value"] < of_baseline["high"]
     tau = frame[frame["measure"].eq("tau")].set_index(["cause", "applied_to", "temperature"])["ce"]
     a_call = frame[frame["measure"].eq("accepted_a_call")].set_index(["cause", "applied_to", "temperature"])["ce"]
     np.testing.assert_allclose(tau - 1, a_call, rtol=1e-6)
@@ -256,7 +336,9 @@ def test_a_second_run_measures_the_same_and_another_is_refused(study):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.losses=ce,tv", "`config.losses` is ce,kl in this study"),
+        ("--config.losses=ce,tv", "`config.losses` is 'ce,kl' in this study"),
+        ("--config.temperature=4", "`config.temperature` is 1.0 in this study"),
+        ("--config.data.context=student", "`config.data.context` is 'corpus' in this study"),
         ("--config.causes=nothing", "no cause 'nothing'"),
         ("--config=configs/gap.py:tiny", "has the forms full, quick, decoder"),
         ("--config=configs/smoke.py", "the config has no `causes`"),

@@ -7,10 +7,13 @@ from one sound baseline, and measures all of them by every rule, temperature and
 it. `--config=configs/gap.py:quick` is a first look. Causes may be joined: `sum+sgd`.
 """
 
+import functools
+
 from absl import flags
 
 from experiments import cli, watching
 from experiments.gap import causes, study
+from jaxdiv.acceptance import RULES
 from jaxdiv.reporting import gap
 from jaxdiv.training import corpus, lock, loop, processes, sharding, teacher
 from jaxdiv.training.workdir import Workdir
@@ -18,6 +21,14 @@ from jaxdiv.training.workdir import Workdir
 CONFIG = cli.define_config()
 cli.define_log_format()
 WORKDIR = flags.DEFINE_string("workdir", "runs/gap", "The study's folder; it may be gs://BUCKET/FOLDER.")
+_FIXED = {
+    "losses": "ce,kl",
+    "temperature": 1.0,
+    "data.context": "corpus",
+    "student.learning_rates": "",
+    "evaluation.rules": ",".join(RULES),
+    "evaluation.contexts": "corpus,generated,generated_greedy",
+}
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
 
 
@@ -27,8 +38,7 @@ def main(_):
     if "causes" not in config:
         raise ValueError("the config has no `causes`; give one such as --config=configs/gap.py")
     text = config.pop("causes")
-    if config["losses"] != "ce,kl":
-        raise ValueError(f"`config.losses` is ce,kl in this study, got {config['losses']!r}")
+    _refuse_others(config)
     config = teacher.settle(config, workdir, typed=cli.typed(CONFIG))
     corpus.refuse_images(config)
     found = causes.read(text, config)
@@ -40,22 +50,32 @@ def main(_):
         try:
             data = corpus.prepare(config, workdir)
             guide = teacher.prepare(config, workdir, data, also=also)
-            rows = study.run(config, workdir, found, corpus=data, teacher=guide, mesh=mesh, profile=profile, also=also)
+            made = study.run(config, workdir, found, corpus=data, teacher=guide, mesh=mesh, profile=profile, also=also)
         except loop.Stopped as stopped:
             cli.say(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            _report(gap.table(rows), workdir.root)
+            _report(*made, workdir.root)
     return 0
 
 
-def _report(frame, folder):
-    gap.write(folder, frame)
+def _refuse_others(config):
+    """What causes don't speak of is one for all."""
+    for key, wanted in _FIXED.items():
+        *sections, name = key.split(".")
+        found = functools.reduce(lambda inner, section: inner[section], sections, config)[name]
+        if found != wanted:
+            raise ValueError(f"`config.{key}` is {wanted!r} in this study, got {found!r}")
+
+
+def _report(rows, acceptance, folder):
+    frame = gap.table(rows)
+    gap.write(folder, frame, acceptance)
     if MARKDOWN.value:
         print(gap.markdown(frame), end="")
     else:
         cli.console(150).print(gap.rich_table(frame))
-    cli.say(f"\nEverything lies in {folder}: {gap.FILE}, ratios.png and over_temperature.png")
+    cli.say(f"\nEverything lies in {folder}: {gap.FILE}, {gap.ACCEPTANCE}, ratios.png and over_temperature.png")
 
 
 if __name__ == "__main__":

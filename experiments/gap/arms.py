@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.gap import causes, formulas
+from experiments.gap.lessons import Lessons
 from jaxdiv import models
 from jaxdiv.models.decoder import project
-from jaxdiv.training import students
 from jaxdiv.training.state import Model, TrainState, initial_state
 from jaxdiv.training.step import make_optimizer, make_step
 
@@ -62,16 +62,20 @@ class Trainer:
     """What all arms share.
 
     Attributes:
-      config: the run's.
-      teacher: whose parameters arms that train it or its head start from.
+      lessons: the teacher's, whose parameters arms that train it or its head start from.
       pupils: the untrained students, [S, ...], or their shapes.
-      padding: the token that fills rows up.
     """
 
-    config: Mapping
-    teacher: Model
+    lessons: Lessons
     pupils: Model
-    padding: int
+
+    @property
+    def config(self) -> Mapping:
+        return self.lessons.config
+
+    @property
+    def teacher(self) -> Model:
+        return self.lessons.teacher
 
     def beginning(self, arms: Sequence[Arm], mesh: Mesh) -> TrainState:
         """All arms start from the same students."""
@@ -80,11 +84,11 @@ class Trainer:
     def step(self, arms: Sequence[Arm], mesh: Mesh) -> Callable:
         """As `make_step`."""
 
-        def objectives(numbers, params, batch, lessons):
-            return [self._objective(arms[i], own, batch, lessons) for i, own in zip(numbers, params, strict=True)]
+        def objectives(numbers, params, batch, passes):
+            return [self._objective(arms[i], own, batch, passes) for i, own in zip(numbers, params, strict=True)]
 
         return make_step(
-            teach=self._teach({arm.change.sees for arm in arms}),
+            teach=self.lessons.teach({arm.change.sees for arm in arms}),
             objectives=objectives,
             together=lambda _: False,
             optimizers=[self._optimizer(arm) for arm in arms],
@@ -112,54 +116,11 @@ class Trainer:
         made, clip_value = make_optimizer(self.settings(arm), self.config["student"]["steps"]), arm.change.clip_value
         return optax.chain(optax.clip(clip_value), made) if clip_value else made
 
-    def _teach(self, seen):
-        """(teacher's parameters, inputs) -> what is seen to (what students read, the teacher's logits)."""
-        pass_of = students.teach(self.config, self.teacher)
-
-        def lesson(params, inputs):
-            output = pass_of(params, inputs)
-            found = {causes.OWN: (output, output.logits)}
-            if causes.OTHER_LAYER in seen:
-                module = self.teacher.with_params(params).module()
-                hidden, _ = module.run_layers(module.embed(inputs), 0, self._other_layer())
-                found[causes.OTHER_LAYER] = dataclasses.replace(output, hidden=hidden), output.logits
-            if causes.PADDED in seen:
-                padded = pass_of(params, self._padded(inputs))
-                found[causes.PADDED] = padded, padded.logits
-            return found
-
-        return lesson
-
-    def _other_layer(self):
-        exit_layer = self.config["student"]["exit_layer"]
-        return exit_layer + 1 if exit_layer < self.config["teacher"]["depth"] else exit_layer - 1
-
-    def _padded(self, inputs):
-        """Rows that end after a quarter, a half, three quarters, not at all, and so on."""
-        rows, length = inputs.shape
-        kept = length * (jnp.arange(rows)[:, None] % 4 + 1) // 4
-        return jnp.where(jnp.arange(length) < kept, inputs, self.padding)
-
-    def _objective(self, arm, own, batch, lessons):
-        change, inputs, weights = arm.change, batch["inputs"], batch["weights"]
-        output, target = lessons.get(change.sees, lessons[causes.OWN])
-        if change.sees == causes.PADDED:
-            inputs = self._padded(inputs)
-        elif change.sees == causes.OTHER_ROW:
-            output = dataclasses.replace(output, hidden=jnp.roll(output.hidden, 1, axis=0))
-        elif change.sees == causes.NEXT:
-            target, weights = jnp.roll(target, -1, axis=1), weights.at[:, -1].set(0)
-        elif change.sees == causes.TOP_CLASS:
-            target = _sure_of(jnp.argmax(target, axis=-1), output.vocab_size)
-        elif change.sees == causes.LABELS:
-            target = _sure_of(batch["labels"], output.vocab_size)
+    def _objective(self, arm, own, batch, passes):
+        change = arm.change
         if change.learns == causes.TEACHER:
-            output = students.teach(self.config, self.teacher)(own[causes.TEACHER], inputs)
-            own, target = own["student"], output.logits
-        logits = self.drafter(change.learns).with_params(own)(inputs, output)
-        return change.reduce(change.formula(arm.loss)(logits, target), weights, output.vocab_size)
-
-
-def _sure_of(classes, vocab_size):
-    """Logits [B, L, V] of a teacher that is certain of a class."""
-    return jnp.log(jax.nn.one_hot(classes, vocab_size))
+            passes, own = self.lessons.teach({change.sees})(own[causes.TEACHER], batch["inputs"]), own["student"]
+        lesson = self.lessons.of(change.sees, passes, batch)
+        logits = self.drafter(change.learns).with_params(own)(lesson.inputs, lesson.output)
+        values = change.formula(arm.loss)(logits, lesson.target)
+        return change.reduce(values, lesson.weights, lesson.output.vocab_size)

@@ -112,6 +112,7 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "another_sequence": {"sees": OTHER_ROW},
         "padding_counted": {"sees": PADDED},
         "head_trained": {"learns": HEAD},
+        # By way of what the loss learns from alone; what the student reads of the teacher passes no gradient on.
         "teacher_not_detached": {"formula": formulas.attached, "learns": TEACHER},
     }
 )
@@ -139,6 +140,8 @@ def read(text: str, config: Mapping) -> tuple[Cause, ...]:
     Raises:
       ValueError: one is unknown or repeated, joins what can't be joined, or is none of `config`'s students.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"`config.causes` must be names by commas, got {text!r}")
     causes = [_cause(name.strip()) for name in text.split(",")]
     names = [cause.text for cause in causes]
     for name in names:
@@ -153,18 +156,25 @@ def read(text: str, config: Mapping) -> tuple[Cause, ...]:
 
 
 def _check(cause, config):
-    if config["student"]["kind"] != "kangaroo" and set(cause.training.split("+")) & set(_OF_KANGAROO):
+    told, student = f"`config.causes`: {cause.text}", config["student"]
+    if student["kind"] != "kangaroo" and set(cause.training.split("+")) & set(_OF_KANGAROO):
         raise ValueError(
-            f"`config.causes`: {cause.text} is about the teacher's hidden state or head, which a student of kind "
-            f"{config['student']['kind']} does not read; leave it out, or set `config.student.kind` to kangaroo"
+            f"{told} is about the teacher's hidden state or head, which a student of kind {student['kind']} does not "
+            f"read; leave it out, or set `config.student.kind` to kangaroo"
         )
     if cause.change.sees == OTHER_LAYER and config["teacher"]["depth"] < 2:
-        raise ValueError(f"`config.causes`: {cause.text}: `config.teacher.depth` = 1 has no other layer")
+        raise ValueError(f"{told}: `config.teacher.depth` = 1 has no other layer")
+    if cause.change.sees == OTHER_ROW and student["batch_size"] < 2:
+        raise ValueError(f"{told}: `config.student.batch_size` = 1 has no other sequence")
+    optimizer = {"name": student["optimizer"]["name"], **cause.change.optimizer}
+    if optimizer["name"] == "sgd" and "epsilon" in optimizer:
+        raise ValueError(f"{told}: SGD has no epsilon")
     known = config["evaluation"]["temperatures"]
-    if "temperature" in cause.measuring and cause.measuring["temperature"] not in known:
+    # All are compared at temperature 1.
+    for needed in {1.0, cause.measuring.get("temperature", 1.0)}.difference(known):
         raise ValueError(
-            f"`config.causes`: {cause.text} needs {cause.measuring['temperature']:g} among "
-            f"`config.evaluation.temperatures`, which are {', '.join(f'{t:g}' for t in known)}"
+            f"{told} needs {needed:g} among `config.evaluation.temperatures`, which are "
+            f"{', '.join(f'{t:g}' for t in known)}"
         )
 
 

@@ -120,8 +120,8 @@ def mean_over_vocabulary(values: jax.Array, weights: jax.Array, vocab_size: int)
 
 
 def mean_over_rows(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """PyTorch's `reduction="batchmean"` of terms [B, L, V]: the first axis alone is counted."""
-    return jnp.sum(values * weights) / values.shape[0]
+    """PyTorch's `reduction="batchmean"` of terms [B, L, V]: the first axis alone is counted, where it has weight."""
+    return jnp.sum(values * weights) / jnp.sum(jnp.any(weights > 0, axis=1))
 
 
 def total(values: jax.Array, weights: jax.Array) -> jax.Array:

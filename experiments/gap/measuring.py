@@ -15,15 +15,16 @@ from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.evaluation import Key, Measured, Sums
 from jaxdiv.training.state import TrainState
 
+GAMMA = 4  # drafts a round where accepted ones are counted by target call
 CORPUS, OWN_TEXT, OWN_TEXT_GREEDY = "corpus", *contexts.GENERATED
-GAMMA = 4  # drafts a round
 _LESS_THE_TARGETS_OWN = "accepted_a_call"
 Cell = tuple[str, float]  # a measure and its temperature
-# A cell to where it is measured, on text that the teacher wrote, and what it is called there.
+# A cell to where it is measured, on text that the teacher wrote, and what it is called there. Positions are those of
+# rounds of `evaluation.MAX_GAMMA` drafts, calls those of `GAMMA`.
 _ON_OWN_TEXT: dict[Cell, Key] = {
     ("acceptance_own_text", 1.0): Key(OWN_TEXT, "acceptance", 1.0),
     ("acceptance_at_1", 1.0): Key(OWN_TEXT, "acceptance_at", 1.0, 1),
-    (f"acceptance_at_{GAMMA}", 1.0): Key(OWN_TEXT, "acceptance_at", 1.0, GAMMA),
+    ("acceptance_at_4", 1.0): Key(OWN_TEXT, "acceptance_at", 1.0, 4),
     ("tau", 1.0): Key(OWN_TEXT, "tau", 1.0, GAMMA),
     ("tau", 0.0): Key(OWN_TEXT_GREEDY, "tau", 0.0, GAMMA),
     (_LESS_THE_TARGETS_OWN, 1.0): Key(OWN_TEXT, "tau", 1.0, GAMMA),

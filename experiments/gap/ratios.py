@@ -1,4 +1,4 @@
-"""gap.csv: of each cause and measure, how often either loss's students were accepted, and KL over cross-entropy."""
+"""Of each cause and measure, how often either loss's students were accepted, and KL over cross-entropy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,40 @@ from jaxdiv.training.evaluation import UNTRAINED, Sums
 
 BOTH = "both"
 ACCEPTANCE: Cell = ("acceptance", 1.0)
+_LEARNT: tuple[Cell, ...] = (ACCEPTANCE, ("greedy_match", 0.0))  # a student that learnt something shows it in one
 Found = Mapping[str, Mapping[Cell, Sums]]
 
 
 def rows(causes: Sequence[Cause], found: Found) -> list[dict]:
-    """The rows of gap.csv, of each cause applied to both losses, to `ce` alone and to `kl` alone."""
+    """The rows of gap.csv, of each cause applied to both losses, to `ce` alone and to `kl` alone.
+
+    Raises:
+      ValueError: no student of the baseline is left to compare with.
+    """
+    for loss in formulas.LOSSES:
+        if not found[arms.name(BASELINE, loss)]:
+            raise ValueError(
+                f"all baseline students of {loss} turned non-finite: there is nothing to compare with; lower "
+                f"`config.student.optimizer.learning_rate`"
+            )
     made = []
     for cause in causes:
         for applied_to in _applications(cause):
             sides = [cause if applied_to in (BOTH, loss) else None for loss in formulas.LOSSES]
             made += _of(cause.text, applied_to, sides, found)
     return made
+
+
+def acceptance(trained: Sequence[arms.Arm], found: Found) -> list[dict]:
+    """The rows of acceptance.csv: every arm's acceptance, of the students that are left, with 95% intervals."""
+    return [row for arm in trained for row in _accepted(arm.training, arm.loss, found[arm.text])]
+
+
+def _accepted(training, loss, cells):
+    for (measure, temperature), sums in cells.items():
+        found = statistics.interval(*_sides(sums, _finite(sums)), bounds=(0, math.inf))
+        value = {"value": found.value, "low": found.low, "high": found.high}
+        yield {"training": training, "loss": loss, "measure": measure, "temperature": temperature, **value}
 
 
 def _applications(cause):
@@ -63,13 +86,13 @@ def _moved(cell, cause):
 
 
 def _compared(ce, kl):
-    """Means over seeds, their ratio and its interval, over the seeds that both have."""
-    made = {"ce": _value(ce), "kl": _value(kl), "ratio": math.nan, "low": math.nan, "high": math.nan}
+    """Means over the seeds that both have, their ratio and its interval; of one alone its mean."""
     if ce is None or kl is None or not (both := _finite(ce) & _finite(kl)).any():
-        return made
+        return {"ce": _value(ce), "kl": _value(kl), "ratio": math.nan, "low": math.nan, "high": math.nan}
     found = statistics.paired_log_ratio(*_sides(kl, both), *_sides(ce, both))
     ratio = {"ratio": found.value, "low": found.low, "high": found.high}
-    return made | {name: math.exp(value) for name, value in ratio.items()}
+    values = {loss: statistics.interval(*_sides(sums, both)).value for loss, sums in (("ce", ce), ("kl", kl))}
+    return values | {name: math.exp(value) for name, value in ratio.items()}
 
 
 def _value(sums):
@@ -87,12 +110,17 @@ def _sides(sums, kept):
 
 
 def _learnt(cells, untrained):
-    """Whether students are accepted more often than the untrained ones, beyond their interval."""
-    if ACCEPTANCE not in cells:
-        return False
-    ours, theirs = cells[ACCEPTANCE], untrained[ACCEPTANCE]
+    """Whether all students are left and accepted more often than the untrained, beyond intervals of 95% in all."""
+    level = 1 - 0.05 / len(_LEARNT)
+    return any(_is_above(cells[cell], untrained[cell], level) for cell in _LEARNT if cell in cells)
+
+
+def _is_above(ours, theirs, level):
     kept = _finite(ours)
-    return bool(kept.all()) and statistics.paired_difference(*_sides(ours, kept), *_sides(theirs, kept)).low > 0
+    return (
+        bool(kept.all())
+        and statistics.paired_difference(*_sides(ours, kept), *_sides(theirs, kept), level=level).low > 0
+    )
 
 
 def _told(learnt):

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from experiments.gap import arms, measuring, ratios
 from experiments.gap.causes import Cause
+from experiments.gap.lessons import Lessons
 from jaxdiv import files
 from jaxdiv.training import corpus as run_corpus
 from jaxdiv.training import loop, processes, progress, students
@@ -23,7 +24,9 @@ def claim(workdir: Workdir, causes: Sequence[Cause]) -> None:
       ValueError: it trains those of other causes.
     """
     path, wanted = workdir.root / "arms.json", [arm.text for arm in arms.of(causes)]
-    known = files.read_json(path) if path.exists() and workdir.students.exists() else wanted
+    known = wanted
+    if workdir.students.exists():
+        known = files.read_json(path) if path.exists() else []
     if known != wanted:
         apart = sorted({text.rpartition(":")[0] for text in set(known) ^ set(wanted)}) or ["their order"]
         raise ValueError(
@@ -43,16 +46,17 @@ def run(
     teacher: Model,
     mesh: Mesh,
     **watched: Any,
-) -> list[dict]:
-    """Trains all arms, or goes on with them, and measures them: the rows of gap.csv.
+) -> tuple[list[dict], list[dict]]:
+    """Trains all arms, or goes on with them, and measures them: the rows of gap.csv and of acceptance.csv.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`.
     """
     every = arms.of(causes)
     pupils = students.untrained(config, corpus.tokenizer.vocab_size, mesh)
-    trainer = arms.Trainer(config, teacher, pupils, padding=corpus.tokenizer.end_of_text)
+    trainer = arms.Trainer(Lessons(config, teacher, padding=corpus.tokenizer.end_of_text), pupils)
     state = _train(trainer, every, workdir, corpus, mesh, watched)
-    return ratios.rows(causes, measuring.measure(trainer, every, state, corpus, mesh))
+    found = measuring.measure(trainer, every, state, corpus, mesh)
+    return ratios.rows(causes, found), ratios.acceptance(every, found)
 
 
 def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:

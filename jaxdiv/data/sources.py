@@ -114,7 +114,8 @@ def _not_found(name, directory, own):
     folder = directory or str(tfds.core.constants.DATA_DIR)
     if name.split("/")[0].split(":")[0] in known:
         return (
-            f"TFDS data set `{name}` is not prepared in {folder} (some names need a config: name/config); prepare it: "
+            f"TFDS data set `{name}` is not prepared in {folder} (some names need a config: name/config); prepare it, "
+            "for which many need TensorFlow (pip install tensorflow): "
             f'python -c "import tensorflow_datasets as tfds; '
             f"tfds.builder('{name}', data_dir='{folder}', file_format='array_record').download_and_prepare()\""
         )

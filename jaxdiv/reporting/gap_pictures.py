@@ -19,13 +19,15 @@ _MEASURES = (
     ("greedy_match", 0, "greedy match"),
     ("acceptance_greedy_draft", 1, "greedy draft, T=1"),
     ("acceptance_exact_match", 1, "exact match, T=1"),
+    ("acceptance_exact_match", 2, "exact match, T=2"),
+    ("acceptance_exact_match", 20, "exact match, T=20"),
     ("acceptance_typical", 1, "threshold, T=1"),
     ("acceptance_own_text", 1, "own text, T=1"),
     ("acceptance_at_4", 1, "4th draft, T=1"),
     ("accepted_a_call", 1, "a call, T=1"),
     ("accepted_a_call", 0, "a call, T=0"),
 )
-_PANELS = {"ce": "cause in CE alone", "both": "cause in both"}
+_PANELS = {"ce": "cause in CE alone", "kl": "cause in KL alone", "both": "cause in both"}
 _RULES = {
     "acceptance": "Sampled drafts, rejection sampling",
     "acceptance_exact_match": "Two samples that must be equal",
@@ -40,27 +42,20 @@ def ratios(frame: pd.DataFrame, theme: Theme) -> Figure:
     made = style.figure(
         2.4 + 0.235 * len(causes),
         title="How many times more often are KL's drafts accepted than CE's?",
-        subtitle="Blue: KL above CE; orange: below; full color from 100 × on. Blank: not measured so.",
+        subtitle="Blue: KL above CE; orange: below; full color from 100 × on. Blank: no ratio.",
         theme=theme,
-        width=13.0,
+        width=19.0,
     )
     panels = made.subplots(1, len(_PANELS), sharey=True)
     colors = LinearSegmentedColormap.from_list("ratio", [theme.worse, theme.paper, theme.better])
     for axes, (applied_to, title) in zip(panels, _PANELS.items(), strict=True):
         values = _map(frame[frame["applied_to"].eq(applied_to)], causes)
-        axes.imshow(np.log10(values), cmap=colors, vmin=-_DECADES, vmax=_DECADES, aspect="auto")
+        shown = np.log10(np.clip(values, 10.0**-_DECADES, 10.0**_DECADES))
+        axes.imshow(shown, cmap=colors, vmin=-_DECADES, vmax=_DECADES, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             if not math.isnan(value):
-                far = abs(math.log10(value)) > 0.6 * _DECADES if 0 < value < math.inf else True
-                axes.text(
-                    column,
-                    row,
-                    _short(value),
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color=theme.paper if far else theme.ink,
-                )
+                ink = theme.paper if abs(shown[row, column]) > 0.6 * _DECADES else theme.ink
+                axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink)
         axes.set_title(title)
         axes.set_xticks(range(len(_MEASURES)), [name for *_, name in _MEASURES], rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(causes)), causes, fontsize=8)
@@ -106,7 +101,7 @@ def _short(value):
 def _students(frame, measure):
     """CE's acceptance, a row a cause in training, a column a temperature."""
     rows = frame[frame["measure"].eq(measure) & frame["applied_to"].eq("both")]
-    rows = rows[~rows["cause"].str.contains("measured|counted")]
+    rows = rows[~rows["cause"].str.contains(r"(?:^|\+)(?:measured|counted)_")]
     return rows.pivot(index="cause", columns="temperature", values="ce").dropna()
 
 

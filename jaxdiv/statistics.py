@@ -101,14 +101,23 @@ def paired_log_ratio(
     The interval is linearised about both means; there is none where one of them is 0, and the value is infinite or NaN.
     """
     (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
-    mean_a, mean_b = np.mean(values_a), np.mean(values_b)
-    if not (mean_a > 0 and mean_b > 0):
+    if not (np.mean(values_a) > 0 and np.mean(values_b) > 0):
         with np.errstate(invalid="ignore", divide="ignore"):
-            value = float(np.log(np.divide(mean_a, mean_b)))
+            value = float(np.log(np.divide(np.mean(values_a), np.mean(values_b))))
         return Estimate(value, math.nan, math.nan, ((math.nan, 1),), math.nan)
+    return estimate(*log_ratio(values_a, influence_a, values_b, influence_b), level=level)
+
+
+def log_ratio(
+    values_a: np.ndarray, influence_a: np.ndarray, values_b: np.ndarray, influence_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `estimate` takes for the logarithm of a over b, of `ratios`' values [S] and influences [S, K] of either.
+
+    It is linearised about both means, which must be above 0.
+    """
+    mean_a, mean_b = np.mean(values_a), np.mean(values_b)
     logarithms = np.log(mean_a / mean_b) + (values_a / mean_a - values_b / mean_b)
-    influence = influence_a / mean_a - influence_b / mean_b
-    return estimate(logarithms, influence, runs=None, level=level, bounds=_UNBOUNDED)
+    return logarithms, influence_a / mean_a - influence_b / mean_b
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A measure is, for each seed, a ratio of sums over documents (accepted by drafted, tokens by calls), and its value the
 mean over seeds. Its variance is the variance between seeds plus that between documents; either alone calls differences
-real that are not. NumPy only; every count is a double.
+real that are not. NumPy, and SciPy for Student's t; every count is a double.
 """
 
 import dataclasses

@@ -56,6 +56,7 @@ def check(page):
     regions = [a for _, a in page.elements if a.get("role") == "region"]
     assert len(regions) == len(page.all("table"))
     assert all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
+    assert len({a["aria-label"] for a in regions}) == len(regions)
 
 
 def _check_alone(page):

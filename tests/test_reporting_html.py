@@ -1,6 +1,7 @@
 """report.html stands alone, says what was found, and lets nothing through from data or config."""
 
 import io
+import pathlib
 import re
 
 import numpy as np
@@ -65,6 +66,28 @@ def test_everything_foreign_is_shown_as_text(page):
     assert cases.CONFIG in page.text
 
 
+def test_contexts_are_shown_as_text_and_tell_regions_apart(tmp_path):
+    foreign = ["<b>x", '"><img src=http://b.example/x onerror=alert(6)>']
+    renamed = {"corpus": foreign[0], "generated": foreign[1]}
+    frame = cases.frame(losses=("ce", "tv"))
+    frame = frame[frame["context"].isin(renamed)].replace({"context": renamed})
+    page = written(tmp_path, frame)
+    assert f"are accepted at temperature 1, on {foreign[1]}" in page.text
+    for context in foreign:
+        assert f"All numbers on {context}" in page.text
+        assert {f"{name}, on {context}" for name in ("acceptance", "acceptance of each seed", "difference")} <= {
+            a["aria-label"] for _, a in page.elements if a.get("role") == "region"
+        }
+
+
+def test_the_folder_gives_the_page_its_name(tmp_path, monkeypatch):
+    (folder := tmp_path / "<b>digits & more").mkdir()
+    monkeypatch.chdir(folder)
+    for path in (folder, pathlib.Path()):
+        page = written(path, cases.frame(losses=("ce", "tv")))
+        assert page.text.count("<b>digits & more – jaxdiv report") == 2
+
+
 def test_pictures_say_their_numbers_and_come_for_dark_paper_and_phones(page):
     first, *_ = alts = [image["alt"] for image in page.all("img")]
     assert alts[::2] == alts[1::2]
@@ -109,7 +132,7 @@ def test_every_column_measure_and_number_is_there(page):
 def test_front_comes_first_and_says_floor_and_run(tmp_path):
     page = written(tmp_path, cases.frame(losses=("ce", "tv", "untrained")), about="Students of a teacher.")
     front = re.sub(r"\s+", " ", page.text[: page.text.index("A difference is real")])
-    for told in ("tv is accepted most", "untrained accepted, the floor56.", "ce accepted, the reference77."):
+    for told in ("tv is accepted most: +", "untrained accepted, the floor56.", "ce accepted, the reference77."):
         assert told in front
     assert "Students of a teacher." in front
     assert "Acceptance is the share" in front
@@ -128,12 +151,13 @@ def test_small_and_broken_runs_have_a_report_too(tmp_path):
 
 @pytest.mark.parametrize("losses", [("tv",), ("untrained",), ("kl", "tv"), ("ce", "tv", "untrained")])
 def test_results_of_other_things_than_texts(tmp_path, losses):
-    frame = cases.frame(losses=losses, seeds=1)
-    frame = frame[frame["context"].eq("corpus") & frame["measure"].isin(["acceptance", "difference"])]
+    frame = cases.frame(losses=losses, seeds=1).replace({"measure": {"greedy_match": "accuracy"}})
+    frame = frame[frame["context"].eq("corpus") & frame["measure"].isin(["acceptance", "accuracy", "difference"])]
     page = written(tmp_path, frame)
     head = page.text[page.text.index("Acceptance of sampled drafts") : page.text.index("A difference is real")]
     assert "τ" not in head
     assert "match" not in head
+    assert "accuracy" in head
     assert "nan" not in page.text
 
 

@@ -82,6 +82,18 @@ def test_dots_stand_where_the_differences_are():
     assert list(100 * seeds["value"]) in drawn
 
 
+def test_pictures_take_few_bytes_and_look_the_same():
+    with matplotlib.rc_context(style.rc(style.DARK)):
+        whole = style.png(comparison.by_position(cases.frame(losses=FEW), style.DARK))
+    small = pictures._in_palette(whole)
+    assert len(small) < len(whole) / 2
+    drawn, shown = pixels(whole), pixels(small)
+    moved = np.abs(drawn - shown).max(axis=-1)
+    assert np.all(moved[np.all(drawn == drawn[0, 0], axis=-1)] == 0)
+    assert np.mean(moved > 0.03) < 0.01
+    assert moved.max() < 0.3
+
+
 @pytest.mark.parametrize(
     ("losses", "steps", "expected"),
     [(("tv",), 0, NAMES[1:3]), (("untrained",), 0, NAMES[1:3]), (("kl", "tv"), 10, NAMES)],

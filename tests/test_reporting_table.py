@@ -4,6 +4,7 @@ import io
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -47,6 +48,18 @@ def test_numbers_are_those_of_the_frame(frame, context):
     assert row["tau_greedy"] == value(frame, measure="tau", loss="jsd", context="generated_greedy", gamma=4)
     assert row["by_seed"] == tuple(results.select(frame, seed=None, measure="difference", **at)["value"])
     assert len(row["by_seed"]) == 3
+
+
+def test_accuracy_stands_where_it_was_measured(frame):
+    right = frame[frame["measure"].eq("greedy_match") & frame["context"].eq("corpus")].assign(measure="accuracy")
+    right["value"] /= 2
+    both = pd.concat([frame, right])
+    ranked = table.summary(both, context="corpus").set_index("loss")
+    assert ranked.loc["jsd", "accuracy"] == value(right, loss="jsd")
+    for made in (printed, table.markdown):
+        assert "accuracy" in made(both)
+        assert f"{100 * value(right, loss='jsd'):.1f}" in made(both)
+        assert "accuracy" not in made(frame)
 
 
 def test_verdicts(frame):

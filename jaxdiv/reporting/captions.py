@@ -14,8 +14,8 @@ def caption(name: str, frame: pd.DataFrame) -> str:
     """What to see in a picture that `pictures.render` names."""
     reference = results.reference(frame)
     return {
-        "differences": f"How far each loss lies above or below {reference}. A bar that crosses the line at 0 shows no "
-        "difference; a filled dot is a real one.",
+        "differences": f"How far each loss lies above or below {reference}. A bar that crosses the line at 0 does not "
+        "show a difference; a filled dot is a real one.",
         "acceptance_over_temperature": "At a high temperature both distributions are flat and any student agrees with "
         "its teacher; compare losses at the temperature that texts are sampled at.",
         "acceptance_by_position": "The share of rounds that get this far falls with each further draft; where it is "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from html import escape
 
 import pandas as pd
 
@@ -32,7 +33,7 @@ def of(frame: pd.DataFrame) -> Finding:
     trained, reference = ranked[ranked["verdict"].ne("floor")], results.reference(frame)
     if trained.empty:
         return Finding("No trained student has a result.", (), None)
-    where = f"temperature {trained['temperature'].iloc[0]:g}, {table.describe(context)}"
+    where = f"temperature {trained['temperature'].iloc[0]:g}, {escape(table.describe(context))}"
     if len(trained) == 1:
         return _alone(trained.iloc[0], where)
     if reference is None:
@@ -55,14 +56,25 @@ def _uncompared(row, where):
 def _winner(row, trained, reference, where):
     top, reference_name = trained.iloc[0], words.short(reference)
     gain = words.together(table.points(row["difference"], row["difference_low"], row["difference_high"]))
-    among = "Among these students " if row["verdict"] == results.FEW_SEEDS else ""
+    name = f"{'Among these students ' if row['verdict'] == results.FEW_SEEDS else ''}{words.short(row['loss'])}"
     sentences = [_accepted(row, where), _against(row, reference)]
-    if row["loss"] == top["loss"]:
-        headline = f"{among}{words.short(row['loss'])} is accepted most: {gain} points over {reference_name}."
-    else:
-        headline = f"{among}{words.short(row['loss'])} is accepted more than {reference_name}: {gain} points."
+    if row["loss"] != top["loss"]:
+        headline = f"{name} is accepted more than {reference_name}: {gain} points."
         sentences.append(f"{words.short(top['loss'])} lies higher still. {_against(top, reference)}")
+    elif rival := _rival(row, trained, reference):
+        headline = f"{name} lies highest: {gain} points over {reference_name}."
+        sentences.append(
+            f"Whether it beats {words.short(rival)} was not tested: losses are compared with {reference_name} alone."
+        )
+    else:
+        headline = f"{name} is accepted most: {gain} points over {reference_name}."
     return Finding(headline, tuple(sentences), row)
+
+
+def _rival(row, trained, reference):
+    """The highest loss that no test puts below `row`, as one puts the reference and what lies below that; or None."""
+    below = trained.apply(table.side, axis=1).lt(0) | trained["loss"].isin([row["loss"], reference])
+    return next(iter(trained.loc[~below, "loss"]), None)
 
 
 def _none(trained, reference, where):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 from collections.abc import Mapping
 from html import escape
 
@@ -11,7 +12,10 @@ from jaxdiv import files
 from jaxdiv.reporting import captions, decoded, finding, page, results, style, table, words
 
 # The table's columns in an order that shows what counts on a narrow screen.
-_ORDER = ("loss", "acceptance", "difference", "verdict", "by_seed", "greedy_draft", "greedy_match", "tau", "tau_greedy")
+_ORDER = (
+    "loss", "acceptance", "difference", "verdict", "by_seed", "greedy_draft", "greedy_match", "accuracy", "tau",
+    "tau_greedy",
+)  # fmt: skip
 
 
 def write_report(
@@ -27,7 +31,7 @@ def write_report(
     """Writes the report of a run so that it is never half written.
 
     Args:
-      path: where to.
+      path: where to; the page is called by the name of its folder.
       frame: results.
       curves: columns step, loss, seed, metric, value; may be empty.
       images: what `pictures.render_all` drew of them.
@@ -41,26 +45,31 @@ def write_report(
     results.check(frame)
     if not results.contexts(frame):
         raise ValueError("a report needs at least one row of `acceptance` with seed `all`; the results have none")
-    shown = _figures(frame, curves, images)
-    training = shown.pop("training_curves", "<p>No training curves were kept.</p>")
+    text = page.document(
+        title=f"{pathlib.Path(path).parent.resolve().name} – jaxdiv report",
+        front=list(_front(frame, curves, about)),
+        sections=_sections(frame, _figures(frame, curves, images), facts, config_text),
+    )
+    files.write_text(path, text)
+
+
+def _sections(frame, figures, facts, config_text):
+    """The page's sections, without those that have nothing to show."""
+    shown = [figure for name, figure in figures.items() if name != "training_curves"]
+    details = [
+        *_other_contexts(frame),
+        page.details("Training", figures.get("training_curves", "<p>No training curves were kept.</p>")),
+        *_all_numbers(frame),
+        page.details("What decides these numbers", _facts(facts)),
+        page.details("The config", f"<pre>{escape(config_text)}</pre>"),
+        *_meanings(),
+    ]
     sections = {
         "table": ("All losses", list(_tables(frame))),
-        "pictures": ("Pictures", list(shown.values())),
-        "details": (
-            "Details",
-            [
-                *_other_contexts(frame),
-                page.details("Training", training),
-                *_all_numbers(frame),
-                page.details("What decides these numbers", _facts(facts)),
-                page.details("The config", f"<pre>{escape(config_text)}</pre>"),
-                *_meanings(),
-            ],
-        ),
+        "pictures": ("Pictures", shown),
+        "details": ("Details", details),
     }
-    sections = {name: section for name, section in sections.items() if section[1]}
-    text = page.document(title="jaxdiv report", front=list(_front(frame, curves, about)), sections=sections)
-    files.write_text(path, text)
+    return {name: section for name, section in sections.items() if section[1]}
 
 
 def _figures(frame, curves, images):
@@ -144,14 +153,14 @@ def _mark(row):
 def _all_numbers(frame):
     """Every pooled number, a table for each measure; measures that this page knows nothing of too."""
     for context in frame["context"].unique():
-        tables = []
+        where, tables = table.describe(context), []
         for measure, rows in results.select(frame, context=context).groupby("measure", sort=False):
             if rows["gamma"].isna().all():
-                tables.append(_pivot(rows, measure, across="temperature"))
+                tables.append(_pivot(rows, measure, where, across="temperature"))
             else:
                 parts = rows.groupby("temperature", dropna=False)
-                tables += [_pivot(part, measure, across="gamma") for _, part in parts]
-        yield page.details(f"All numbers {escape(table.describe(context))}", *tables, *_by_seed(frame, context))
+                tables += [_pivot(part, measure, where, across="gamma") for _, part in parts]
+        yield page.details(f"All numbers {escape(where)}", *tables, *_by_seed(frame, context))
 
 
 def _by_seed(frame, context):
@@ -162,16 +171,18 @@ def _by_seed(frame, context):
     rows = results.select(frame, seed=None, measure="acceptance", context=context, temperature=temperature)
     rows = rows.assign(at=[f"seed {seed}" for seed in rows["seed"]])
     caption = f"<code>acceptance</code> of each seed at T = {temperature:g}; results.csv has all measures of each"
-    yield _grid(rows, caption, label="acceptance of each seed", show=table.form("acceptance"))
+    yield _grid(
+        rows, caption, label=f"acceptance of each seed, {table.describe(context)}", show=table.form("acceptance")
+    )
 
 
-def _pivot(rows, measure, *, across):
+def _pivot(rows, measure, where, *, across):
     show, symbol = table.form(measure), {"gamma": "γ", "temperature": "T"}[across]
     rows = rows.sort_values(across, kind="stable")
     rows = rows.assign(at=["value" if math.isnan(at) else f"{symbol} = {at:g}" for at in rows[across]])
     meaning = words.MEASURES.get(measure)
     caption = f"<code>{escape(measure)}</code>{f': {meaning}' if meaning else ''}"
-    return _grid(rows, caption, label=measure, show=show)
+    return _grid(rows, caption, label=f"{measure}, {where}", show=show)
 
 
 def _grid(rows, caption, *, label, show):

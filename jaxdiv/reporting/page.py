@@ -1,4 +1,4 @@
-"""The look of report.html, and the blocks that it and other pages are put together from; text comes in as HTML."""
+"""The look of report.html, and the blocks that it is put together from; text comes in as HTML."""
 
 import base64
 import struct

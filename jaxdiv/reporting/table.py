@@ -14,7 +14,7 @@ from jaxdiv.reporting import results
 TEMPERATURE, GAMMA = 1.0, 4
 SUMMARY_COLUMNS = (
     "loss", "temperature", "gamma", "acceptance", "acceptance_low", "acceptance_high", "greedy_draft", "greedy_match",
-    "tau", "tau_greedy", "difference", "difference_low", "difference_high", "by_seed", "verdict",
+    "accuracy", "tau", "tau_greedy", "difference", "difference_low", "difference_high", "by_seed", "verdict",
 )  # fmt: skip
 _DASH = "–"
 _CAPTION = "±: 95% interval, for differences corrected by Holm."
@@ -109,6 +109,7 @@ def columns(rows: pd.DataFrame, reference: str | None) -> dict[str, Column]:
         "acceptance": (f"accepted\nT={rows['temperature'].iloc[0]:g}, %", number),
         "greedy_draft": ("greedy\ndraft", number),
         "greedy_match": ("greedy\nmatch", number),
+        "accuracy": ("\naccuracy", number),
         "tau": (f"{gamma}\nT=1", number),
         "tau_greedy": (f"{gamma}\nT=0", number),
         "difference": (f"against {compared}\npoints", number),
@@ -129,6 +130,7 @@ def _cells(row):
         "acceptance": Text(percent(row.acceptance, row.acceptance_low, row.acceptance_high)),
         "greedy_draft": Text(percent(row.greedy_draft)),
         "greedy_match": Text(percent(row.greedy_match)),
+        "accuracy": Text(percent(row.accuracy)),
         "tau": Text(tokens(row.tau)),
         "tau_greedy": Text(tokens(row.tau_greedy)),
         "difference": Text(points(difference, row.difference_low, row.difference_high)),
@@ -205,6 +207,7 @@ def _row(own, loss, context, temperature, reference):
         **{f"acceptance{end}": accepted[name] for end, name in _ENDS.items()},
         "greedy_draft": _one(results.select(own, measure="acceptance_greedy_draft", **at))["value"],
         "greedy_match": _one(results.select(own, measure="greedy_match", context=context))["value"],
+        "accuracy": _one(results.select(own, measure="accuracy", context=context))["value"],
         "tau": _one(calls[TEMPERATURE])["value"],
         "tau_greedy": _one(calls[0.0])["value"],
         **{f"difference{end}": difference[name] for end, name in _ENDS.items()},

@@ -1,13 +1,11 @@
 """The pictures of a run: differences to the reference, acceptance over temperature and by position, training curves."""
 
-import io
 import os
 import pathlib
 from collections.abc import Mapping
 
 import matplotlib
 import pandas as pd
-from PIL import Image
 
 from jaxdiv import files
 from jaxdiv.reporting import comparison, style, training_curves
@@ -55,12 +53,4 @@ def render(
             "acceptance_by_position": comparison.by_position(frame, theme, narrow=narrow),
             "training_curves": training_curves.draw(frame, curves, theme, narrow=narrow),
         }
-        return {name: _in_palette(style.png(figure)) for name, figure in drawn.items() if figure is not None}
-
-
-def _in_palette(png):
-    """The picture in its 256 main colors, in a third of the bytes: blends at edges and under bands move by a shade."""
-    made = io.BytesIO()
-    colors = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    colors.save(made, "png", optimize=True)
-    return made.getvalue()
+        return {name: style.png(figure) for name, figure in drawn.items() if figure is not None}

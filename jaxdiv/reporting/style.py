@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 DPI = 160
 WIDTH, NARROW = 9.0, 4.4  # inches; the latter is read on a phone
@@ -76,9 +77,12 @@ def figure(height: float, *, title: str, subtitle: str, theme: Theme, width: flo
 
 
 def png(made: Figure) -> bytes:
-    """The picture as a PNG file."""
+    """The picture as a PNG file of its 256 main colors, in a third of the bytes: blends at edges move by a shade."""
+    made.set_dpi(DPI)
+    made.canvas.draw()
+    colors = Image.fromarray(np.asarray(made.canvas.buffer_rgba())[..., :3])
     buffer = io.BytesIO()
-    made.savefig(buffer, format="png", dpi=DPI)
+    colors.quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
     return buffer.getvalue()
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from jaxdiv.reporting import results, style, table
 
-_TRAINING = {"acceptance": "acceptance on held-out text", "gradient_norm": "norm of the gradient", "loss": "loss"}
+_TRAINING = {"acceptance": "acceptance on held-out data", "gradient_norm": "norm of the gradient", "loss": "loss"}
 
 
 def caption(name: str, frame: pd.DataFrame) -> str:

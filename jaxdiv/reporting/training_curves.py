@@ -10,7 +10,7 @@ from jaxdiv.reporting import results, style, table
 from jaxdiv.reporting.style import Theme
 
 PANELS_A_ROW = 5
-_OVERVIEWS = {"acceptance": "Acceptance on held-out text, %", "gradient_norm": "Norm of the gradient, before clipping"}
+_OVERVIEWS = {"acceptance": "Acceptance on held-out data, %", "gradient_norm": "Norm of the gradient, before clipping"}
 
 
 def draw(frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:

@@ -179,8 +179,10 @@ def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
     for rate, ends in {0.01: {"kl": 0.5, "tv": 0.7, "rkl": None}, 0.001: {"kl": 0.6, "tv": 0.7, "rkl": None}}.items():
         run = Workdir(tmp_path / str(rate))
         run.curves.mkdir(parents=True)
-        lines = [{"step": step, "loss": {"kl": [1.0]}, "acceptance": told} for step, told in ((4, {"kl": [0.9]}),)]
-        lines += [{"step": 8, "acceptance": {loss: [end] for loss, end in ends.items()}}]
+        lines = [
+            {"step": 4, "loss": {"kl": [1.0]}, "acceptance": {"kl": [0.9]}},
+            {"step": 8, "acceptance": {loss: [end] for loss, end in ends.items()}},
+        ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (run.curves / "student.jsonl").write_text(text, encoding="utf-8")
         own = read(tmp_path, losses="kl,tv,rkl").tuning_config("adapter1", rate)

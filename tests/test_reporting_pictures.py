@@ -58,6 +58,13 @@ def test_colors_tell_better_from_worse():
     assert share(worse, theme.worse) > 0 == share(worse, theme.better)
 
 
+def test_words_stand_out_from_what_they_are_written_on():
+    for theme in (style.LIGHT, style.DARK):
+        assert style.readable(theme.paper, theme) == theme.ink
+        assert style.readable(theme.ink, theme) == theme.paper
+    assert style.readable("#808080", style.LIGHT) == style.LIGHT.ink  # contrast by WCAG 4.2, of paper 3.9
+
+
 def test_what_is_far_beyond_the_rest_leaves_them_room():
     frame = cases.frame()
     far = frame["measure"].eq("difference") & frame["loss"].eq("rkl")

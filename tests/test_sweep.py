@@ -1,24 +1,22 @@
-"""The sweep of losses: its grid, its statistics against what is worked by hand, and one small sweep that is killed."""
+"""The sweep of losses: its grid, its folder, and one small sweep that is killed."""
 
-import dataclasses
 import json
+import re
 import signal
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from configs import choose
-from experiments.sweep import comparing, grid, pace, plan, ranking, study, sums, tuning
-from jaxdiv import files, statistics
+from experiments.sweep import grid, pace, plan, study, sums, tuning
+from experiments.sweep import runs as sweep_runs
+from jaxdiv import files
 from jaxdiv.reporting import choice
 from jaxdiv.training import config as run_config
-from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
+from jaxdiv.training import corpus
+from jaxdiv.training.evaluation import UNTRAINED
 from jaxdiv.training.workdir import DATA_READY, Workdir
 from tests import commands, runs, stops
-
-KEY = Key("corpus", "acceptance", 1.0)
-TAU = Key("generated", "tau", 1.0, 4)
 
 
 def config(**changes):
@@ -55,12 +53,15 @@ def test_the_grid_changes_one_factor_at_a_time_and_keeps_tokens_equal(tmp_path):
 
 
 def test_what_is_left_goes_by_what_was_measured(monkeypatch):
-    clock = iter([0.0, 100.0, 400.0])
+    clock = iter([100.0, 200.0, 500.0])
     monkeypatch.setattr(pace.time, "monotonic", lambda: next(clock))
-    going = pace.Pace([60.0, 60.0, 120.0])
+    going = pace.Pace([60.0, 60.0, 60.0, 120.0])
+    assert going.left() == 5
+    with going.part(whole=False):  # as most of it was done before
+        pass
     assert going.left() == 4
-    going.begin()
-    going.end()  # after 300 s, five times as guessed
+    with going.part(whole=True):  # in 300 s, five times as guessed
+        pass
     assert going.left() == 15
 
 
@@ -83,177 +84,113 @@ def test_parts_of_the_grid_and_of_the_losses(tmp_path):
         ({"losses": "tv,jsd"}, {}, "`config.losses` must begin with kl"),
         ({"losses": "kl"}, {}, "`config.losses` must begin with kl"),
         ({"typed": ["temperature"]}, {}, "--config.temperature: each cell has its own; give config.sweep.temperatures"),
+        (
+            {"typed": ["teacher.steps"]},
+            {},
+            "--config.teacher.steps: some teachers have their own; give config.sweep.teachers.flat.steps, config.sweep",
+        ),
+        ({"typed": ["student.depth"]}, {}, "some students have their own; give config.sweep.students.decoder1.depth"),
         ({}, {"base": "adapter1-sharp-corpus-T3"}, "`config.sweep.base`: 'adapter1-sharp-corpus-T3' must be STUDENT-"),
         ({}, {"extra": "adapter1-sharp"}, "`config.sweep.extra`"),
         ({}, {"contexts": "corpus,dreams"}, "`config.sweep.contexts`: 'dreams' is none of corpus, teacher, student"),
-        ({}, {"rates": (1e-3, -1.0)}, "`config.sweep.rates` must be different finite numbers above 0"),
-        ({}, {"tuning_steps": 20}, "warmup_steps` must be below `config.student.steps` = 20"),
+        ({}, {"rates": (1e-3, -1.0)}, "`config.sweep.rates` must be finite numbers above 0"),
+        ({}, {"temperatures": (1.0, 1.0000001)}, "which differ within six digits, got (1.0, 1.0000001)"),
+        (
+            {},
+            {"tuning_steps": 20},
+            "`config.sweep.tuning_steps` must be above `config.student.optimizer.warmup_steps` = 20",
+        ),
         ({}, {"decoded": "nothing"}, "`config.sweep.decoded`: 'nothing' is none of"),
         ({}, {"seeds": 3}, "`config.sweep.seeds` is not a key of a sweep"),
         ({}, {"students": {"adapter1": {"steps": 3}}}, "`config.sweep.students.adapter1.steps` can't differ between"),
         ({}, {"students": {"a-b": {"depth": 1}}}, "the name 'a-b' must be of letters"),
+        ({}, {"students": {"..": {"depth": 1}}}, "the name '..' must be of letters"),
+        ({}, {"students": ("adapter1",)}, "`config.sweep.students` must say what it is"),
+        ({}, {"students": {"adapter1": 1}}, "`config.sweep.students.adapter1` must say what it is"),
         ({}, {"teachers": {"sharp": {}, "flat": {"steps": 9}}}, "`config.sweep.teachers.sharp` must say what it is"),
     ],
 )
 def test_what_is_no_sweep_is_refused(tmp_path, given, changes, message):
-    with pytest.raises(ValueError, match=message.replace("*", r"\*").replace("(", r"\(")) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         read(tmp_path, **given, **changes)
     assert "\n" not in str(error.value)
 
 
+def test_a_sweep_that_is_no_mapping_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`config.sweep` must say what it is, by base, .*; got 3"):
+        plan.read({**config(), "sweep": 3}, tmp_path)
+
+
 def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
     first, other, more = read(tmp_path), read(tmp_path, tuning_steps=50), read(tmp_path, extra="")
+    teachers = {"blunt": {"steps": 300}}
+    names = read(tmp_path, teachers=teachers, base="adapter1-blunt-corpus-T1", extra="", decoded="")
+    study.claim(names)
     study.claim(other)
-    study.claim(first)  # nothing was made for the other one
+    study.claim(first)  # nothing was made for the others
     first.teacher_run("flat").add_facts({DATA_READY: ""})
     study.claim(first)
     study.claim(more)  # cells alone differ
+    with pytest.raises(ValueError, match=r"another config: config.sweep.base is 'adapter1-sharp-corpus-T1' there"):
+        study.check(names)
     message = "another config: config.sweep.tuning_steps is 80 there, 50 here; give this one a folder of its own"
     with pytest.raises(ValueError, match=message):
         study.claim(other)
 
 
+def test_a_cell_has_its_teacher_and_that_of_its_tuning(tmp_path, monkeypatch):
+    made, prepared, run = read(tmp_path), [], []
+    monkeypatch.setattr(study.teachers, "prepare", lambda plan, name: prepared.append(name))
+    monkeypatch.setattr(study.tuning, "rates", lambda plan, student: prepared.append(student))
+    monkeypatch.setattr(study, "_run_cell", lambda plan, cell, *_, **__: run.append(cell))
+    flat = grid.cut(made.cells, ["decoder1-flat-*"], "--cells")
+    study.run(made, flat)
+    assert (prepared, run) == (["sharp", "flat", "decoder1"], list(flat))
+    done = made.cell_run(flat[0])
+    files.write_text(done.results, "")  # as `experiments.acceptance` would
+    assert not study.is_done(made, flat[0])
+    files.write_text(done.root / sums.FILE, "")
+    study.run(made, flat)
+    assert (len(prepared), len(run)) == (3, 1)
+
+
+def test_runs_of_other_texts_or_another_tokenizer_are_refused(tmp_path, monkeypatch):
+    made = read(tmp_path)
+    facts = {DATA_READY: "texts", corpus.TOKENIZER: "tokens"}
+    monkeypatch.setattr(sweep_runs.teacher, "settle", lambda config, run, typed: config)
+    monkeypatch.setattr(sweep_runs.teacher, "prepare", lambda config, run, data: "a teacher")
+    monkeypatch.setattr(sweep_runs.corpus, "prepare", lambda config, run: run.add_facts(facts))
+    first, *others = (made.teacher_run("sharp"), made.teacher_run("flat"), made.cell_run(made.cells[0]))
+    assert sweep_runs.begin(made, first, made.teacher_config("sharp"))[-1] == "a teacher"
+    for run, fact in zip(others, list(facts), strict=True):
+        facts = {**first.facts(), fact: "changed"}
+        with pytest.raises(ValueError, match=f"{run.root}: the {fact} is changed, but .* in {first.root}"):
+            sweep_runs.begin(made, run, made.teacher_config("flat"))
+
+
 def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
-    reached = {}
+    reached, losses = {}, ["kl", "tv", "rkl"]
     for rate, ends in {0.01: {"kl": 0.5, "tv": 0.7, "rkl": None}, 0.001: {"kl": 0.6, "tv": 0.7, "rkl": None}}.items():
         run = Workdir(tmp_path / str(rate))
         run.curves.mkdir(parents=True)
-        lines = [{"step": step, "loss": {"kl": [1.0]}, "acceptance": told} for step, told in ((4, {"kl": [0.9]}),)]
-        lines += [{"step": 8, "acceptance": {loss: [end] for loss, end in ends.items()}}]
+        lines = [
+            {"step": 4, "loss": {"kl": [1.0]}, "acceptance": {"kl": [0.9]}},
+            {"step": 8, "acceptance": {loss: [end] for loss, end in ends.items()}},
+        ]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (run.curves / "student.jsonl").write_text(text, encoding="utf-8")
-        reached[rate] = tuning.at_end(run, {"seed": 0, "seeds": 1, "student": {"steps": 8}})
-    assert reached[0.01] == {"kl": 0.5, "tv": 0.7}
-    assert tuning.best(reached, ["kl", "tv", "rkl"]) == {"kl": 0.001, "tv": 0.001, "rkl": 0.001}
+        own = read(tmp_path, losses="kl,tv,rkl").tuning_config("adapter1", rate)
+        own["seeds"], own["student"]["steps"], own["student"]["optimizer"]["warmup_steps"] = 1, 8, 0
+        run.claim(own)
+        ends = tuning.at_end(run, own)
+        assert set(ends) == {"kl", "tv"}
+        files.write_json(run.root / tuning.FILE, ends)
+        reached[rate] = tuning.read(run, losses)
+    with pytest.raises(ValueError, match=f"{run.root} was tuned without jsd; delete it"):
+        tuning.read(run, [*losses, "jsd"])
+    assert tuning.best(reached, losses) == {"kl": 0.001, "tv": 0.001, "rkl": 0.001}
     reached[0.01]["tv"] = 0.71
     assert tuning.best(reached, ["tv"]) == {"tv": 0.01}
-
-
-def estimate(value):
-    """Of variance 1, known as if from no end of data."""
-    made = statistics.Estimate(value, 0.0, 0.0, ((1.0, 10**9),), 0.0)
-    p_value = {2.5758: 0.01, 2.1701: 0.03, -2.0537: 0.04}[value]  # a normal distribution's
-    return dataclasses.replace(made, p_value=p_value)
-
-
-def test_a_family_is_corrected_as_by_hand():
-    """Holm on .01, .03, .04: .01 is below .05/3, .03 not below .05/2, where it ends."""
-    family = [{"estimate": estimate(value), "by_seed": [value] * 3} for value in (2.1701, 2.5758, -2.0537)]
-    comparing.correct(family)
-    np.testing.assert_allclose([row["p_value"] for row in family], [0.06, 0.03, 0.06])
-    assert [row["verdict"] for row in family] == ["not shown", "real", "not shown"]
-    halves = [row["difference_high"] - row["difference"] for row in family]
-    np.testing.assert_allclose(halves, [2.2414, 2.3940, 2.2414], rtol=1e-3)  # of 1 - .05/2 and 1 - .05/3
-
-
-def measured(rates, *, seed=0, lost=()):
-    """Of 3 seeds and 12 documents, losses accepted at `rates` but for noise that they partly share."""
-    draw, every = np.random.default_rng(seed), {**rates, UNTRAINED: 0.3}
-    count = np.full((3, 12), 100.0)
-    shared = draw.normal(scale=5, size=(3, 1)) + draw.normal(scale=5, size=(1, 12))
-    losses = {loss: [s for s in range(3) if (loss, s) not in lost] for loss in every}
-    made = {}
-    for loss, rate in every.items():
-        numerator = (100 * rate + shared + draw.normal(scale=0.3, size=(3, 12)))[losses[loss]]
-        for key in (KEY, TAU):
-            made[loss, key] = Sums(numerator, count[losses[loss]], count[0])
-    return Measured(losses, made)
-
-
-CELLS = {"a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.7}), "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, seed=1)}
-
-
-def test_differences_are_paired_and_corrected_over_all_cells_of_a_measure():
-    rows = comparing.rows(CELLS, lambda cell, loss: {"student": cell})
-    family = [row for row in rows if row["measure"] == "acceptance" and "p_value" in row]
-    assert [(row["cell"], row["loss"]) for row in family] == [("a", "tv"), ("a", "jsd"), ("b", "tv"), ("b", "jsd")]
-    raw = []
-    for row in family:
-        ours, theirs = (CELLS[row["cell"]].sums[loss, KEY] for loss in (row["loss"], "kl"))
-        sides = (ours.numerator, ours.denominator, theirs.numerator, theirs.denominator)
-        raw.append(statistics.paired_difference(*sides))
-    np.testing.assert_allclose([row["difference"] for row in family], [one.value for one in raw])
-    np.testing.assert_allclose([row["p_value"] for row in family], statistics.holm([one.p_value for one in raw]))
-    assert [row["verdict"] for row in family] == ["real", "not shown", "real", "not shown"]
-    assert {row["verdict"] for row in rows if row["loss"] == UNTRAINED} == {"floor"}
-
-
-def test_ranks_of_a_clear_winner_and_of_equals():
-    ranks = {row["loss"]: row for row in ranking.rows(CELLS, KEY)}
-    assert {loss: (row["rank_low"], row["rank_high"]) for loss, row in ranks.items()} == {
-        "tv": (1, 1),
-        "kl": (2, 3),
-        "jsd": (2, 3),
-    }
-    assert ranks["tv"]["difference"] == pytest.approx(0.055, abs=0.003)
-    equal = {"c": measured(dict.fromkeys(("kl", "tv", "jsd", "rkl"), 0.7))}
-    for row in ranking.rows(equal, KEY):
-        assert row["rank_high"] - row["rank_low"] >= 2
-    assert ranking.rows(CELLS, TAU)[0]["gamma"] == 4
-    lone = ranking.rank_intervals(np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1)))  # as of a speed's one number
-    assert lone == ([1, 2], [1, 2])
-
-
-def test_rank_intervals_cover_the_true_ranks():
-    """Of losses a noise's size apart, whose students share what a seed and a document do to all of them."""
-    draw, covered = np.random.default_rng(0), []
-    for _ in range(200):
-        of_documents = (draw.normal(scale=3, size=(4, 30)) + draw.normal(scale=30, size=30)) / 30
-        of_seeds = draw.normal(size=(4, 3)) + draw.normal(scale=9, size=3)
-        values = np.arange(4)[:, None] + of_documents.sum(axis=1, keepdims=True) + of_seeds
-        influence = (of_documents - of_documents.mean(axis=1, keepdims=True))[:, None].repeat(3, axis=1)
-        low, high = ranking.rank_intervals(values, influence, draws=400)
-        covered += [a <= rank <= b for a, rank, b in zip(low, (4, 3, 2, 1), high, strict=True)]
-    assert np.mean(covered) > 0.93
-
-
-def test_what_cells_share_does_not_average_out():
-    once, twice = (ranking.rows(dict.fromkeys(names, CELLS["a"]), KEY) for names in ("a", "ab"))
-    for one, other in zip(once, twice, strict=True):
-        assert {**one, "cells": 2} == pytest.approx(other, nan_ok=True)
-
-
-def test_a_loss_that_lost_a_student_has_no_rank():
-    cells = {"a": CELLS["a"], "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, lost=[("jsd", 1)])}
-    assert {row["loss"] for row in ranking.rows(cells, KEY)} == {"kl", "tv"}
-    rows = comparing.rows(cells, lambda cell, loss: {})
-    assert np.isfinite(next(row for row in rows if row["cell"] == "b" and row["loss"] == "jsd")["difference"])
-
-
-def found(cells, part=""):
-    base = {"student": "s", "teacher": "t", "context": "corpus", "temperature_of_training": 1.0}
-    rows = comparing.rows(cells, lambda cell, loss: {**base, "student": {"a": "s"}.get(cell, cell)})
-    keys = (KEY, TAU)
-    ranks = [row for key in keys for row in ranking.rows(cells, key)]
-    return choice.make(rows, ranks, base=base, entropies={"t": 2.0}, part=part, reference="kl")
-
-
-def test_tables_name_no_winner_that_is_not_shown(tmp_path):
-    shown = found(CELLS, part="2 of 9 cells")
-    assert choice.finding(shown) == "tv is first. Shown to be better than kl: tv; worse than kl: none."
-    printed = choice.markdown(shown)
-    assert "| `tv` | 1 | 71." in printed
-    assert "a part of the study: 2 of 9 cells" in printed
-    assert "by Holm over all 4 comparisons" in printed
-    equal = found({"a": measured(dict.fromkeys(("kl", "tv", "jsd"), 0.7))})
-    assert choice.finding(equal).startswith("No loss is shown to be the best; ")
-    assert "part of the study" not in choice.markdown(equal)
-    choice.write(tmp_path, shown)
-    for name in ("differences", "differences-dark", "ranks", "ranks-dark"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-
-
-def test_sums_are_read_as_written_or_refused(tmp_path):
-    path, more = tmp_path / "sums.npz", Key("generated", "tau", 1.0, 3)
-    written = Measured(CELLS["a"].losses, {**CELLS["a"].sums, ("kl", more): CELLS["a"].sums["kl", KEY]})
-    sums.write(path, written)
-    back = sums.read(path)
-    assert back.losses == written.losses
-    assert set(back.sums) == set(CELLS["a"].sums)  # without what is not compared
-    np.testing.assert_array_equal(back.sums["tv", TAU].numerator, CELLS["a"].sums["tv", TAU].numerator)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"sums.npz is not what was written.*delete it and the results.csv"):
-        sums.read(path)
 
 
 STEPS = 36
@@ -297,7 +234,9 @@ def test_a_killed_sweep_goes_on_within_its_cell(killed):
     first, second = (folder / "cells" / name for name in (FIRST, SECOND))
     assert f"cell 1 of 2, {FIRST}: 4 students, about" in told
     assert "the same command goes on from there" in " ".join(told.split())
-    assert not (second / "results.csv").exists()
+    assert not (second / sums.FILE).exists()
+    written = {name: at for name, (at, _) in state(first).items()}
+    assert max(written, key=written.get) == sums.FILE  # by which the cell is known as done
     before = state(first), state(folder / "tuning"), state(folder / "teachers")
     done = runs.run("sweep", *given, "--cells=adapter2*", "--markdown", "--log_format=json")
     assert done.returncode == 0, done.stderr
@@ -328,15 +267,17 @@ def test_a_killed_sweep_goes_on_within_its_cell(killed):
     assert at.loc["acceptance", "difference"] == pytest.approx(own["difference"], rel=1e-9)
 
 
-def test_what_is_done_is_listed_and_another_config_refused(killed, tmp_path):
+def test_what_is_done_is_listed_and_what_is_wrong_refused(killed, tmp_path):
     folder, given, *_ = killed
     before = state(folder / "cells")
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     listed, *refused = commands.many(
         "sweep.__main__",
         [
-            [*given, "--list", "--cells=adapter2*"],
+            [*given, "--list", "--cells=adapter1*"],
             [*given, "--config.student.steps=240"],
+            [*given, "--config.student.steps=240", "--list"],
+            [*given, "--cells="],
             [*given, "--losses=kl"],
             [*given, "--cells=adapter3*"],
             [*given, f"--workdir={tmp_path}"],
@@ -346,12 +287,16 @@ def test_what_is_done_is_listed_and_another_config_refused(killed, tmp_path):
         ],
     )
     assert listed.returncode == 0, listed.stderr
-    assert listed.stdout.startswith(f"{SECOND}: 4 students of 9,216 tokens, done")
+    assert listed.stdout.startswith(
+        f"{FIRST}: 4 students of 9,216 tokens, done\n1 of 2 cells, about 0 min to go on 2 CPU cores"
+    )
     assert state(folder / "cells") == before
+    other = f"{folder} holds a sweep of another config: config.student.steps is {STEPS} there, 240 here"
     for done, message in zip(
         refused,
         (
-            f"{folder} holds a sweep of another config: config.student.steps is {STEPS} there, 240 here",
+            *(other, other),
+            "--cells: '' is none of adapter1",
             "`config.losses` must begin with kl",
             "--cells: 'adapter3*' is none of",
             "is the folder of a run",

@@ -15,11 +15,10 @@ import dataclasses
 
 from absl import flags
 
-import jaxdiv
 from experiments import cli, watching
 from experiments.sweep import comparing, grid, pace, plan, ranking, study, sums, teachers
 from jaxdiv import files
-from jaxdiv.reporting import choice
+from jaxdiv.reporting import choice, choice_pictures
 from jaxdiv.training import config as run_config
 from jaxdiv.training import evaluation, lock, loop, processes, sharding
 
@@ -35,8 +34,9 @@ MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the tables as Markdown.")
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
     made = plan.read(config, files.path_of(WORKDIR.value), typed=cli.typed(CONFIG), losses=LOSSES.value)
-    cells = grid.cut(made.cells, CELLS.value, "--cells") if CELLS.value is not None else made.cells
+    cells = made.cells if CELLS.value is None else grid.cut(made.cells, CELLS.value or [""], "--cells")
     if LIST.value:
+        study.check(made)
         _list(made, cells)
         return 0
     if watching.PROFILE.value is not None:
@@ -51,7 +51,7 @@ def main(_):
             cli.say(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            _report(made, of=len(jaxdiv.split(config["losses"])))
+            _report(made)
     return 0
 
 
@@ -59,25 +59,30 @@ def _list(made, cells):
     decoded = grid.decoded(made.sweep, made.cells)
     students, total = len(made.losses) * made.config["seeds"], 0.0
     for cell in cells:
-        minutes = pace.seconds(made, cell, decoded=cell in decoded) / 60
+        done = study.is_done(made, cell)
+        minutes = 0.0 if done else pace.seconds(made, cell, decoded=cell in decoded) / 60
         total += minutes
         tokens = pace.tokens(made.cell_config(cell, dict.fromkeys(made.losses, 1.0)))
-        state = "done" if study.is_done(made, cell) else f"about {minutes:.0f} min"
+        state = "done" if done else f"about {minutes:.0f} min"
         print(f"{cell.name}: {students} students of {tokens:,} tokens{', decoded' * (cell in decoded)}, {state}")
-    print(f"{len(cells)} of {len(made.cells)} cells, about {total:.0f} min on 2 CPU cores, without teachers and tuning")
+    share = f"{len(cells)} of {len(made.cells)} cells"
+    print(f"{share}, about {total:.0f} min to go on 2 CPU cores, without teachers and tuning")
 
 
-def _report(made, *, of):
+def _report(made):
     """Of all cells that are done, also by earlier commands."""
     cells = [cell for cell in made.cells if study.is_done(made, cell)]
     measured = {cell.name: sums.read(made.cell_run(cell).root / sums.FILE) for cell in cells}
+    used = dict.fromkeys(cell.teacher for cell in cells)
     found = choice.make(
-        comparing.rows(measured, _teller(made, cells)),
+        comparing.rows(measured, _told(made, cells)),
         [row for key in _keys(measured) for row in ranking.rows(measured, key)],
+        losses=made.losses,
+        seeds=made.config["seeds"],
+        rates=made.sweep["rates"],
         base=_factors(made.cells[0]),
-        entropies={name: made.teacher_run(name).facts()[teachers.ENTROPY] for name in plan.teachers(cells)},
-        part=_part(made, cells, of),
-        reference=plan.REFERENCE,
+        entropies={name: made.teacher_run(name).facts()[teachers.ENTROPY] for name in used},
+        part=_part(made, cells),
     )
     choice.write(made.root, found)
     if MARKDOWN.value:
@@ -86,7 +91,7 @@ def _report(made, *, of):
         cli.console(150).print(
             *choice.rich_tables(found), choice.finding(found), "", choice.notes(found), sep="\n", markup=False
         )
-    cli.say(f"\nEverything lies in {made.root}: {choice.FILE}, {choice.RANKS}, ranks.png and differences.png")
+    cli.say(f"\nEverything lies in {made.root}: {choice.FILE}, {choice.RANKS} and pictures")
 
 
 def _keys(measured):
@@ -94,24 +99,25 @@ def _keys(measured):
 
 
 def _factors(cell):
-    factors = dataclasses.asdict(cell)
-    return {**factors, "temperature_of_training": factors.pop("temperature")}
+    return dict(zip(choice_pictures.FACTORS, dataclasses.astuple(cell), strict=True))
 
 
-def _teller(made, cells):
-    """(cell's name, loss) -> what choose.csv says of both beside their measures."""
+def _told(made, cells):
+    """(cell's name, loss) to what choose.csv says of both beside their measures."""
     told = {}
     for cell in cells:
-        config = made.cell_run(cell).config()
-        rates = dict(zip(made.losses, run_config.learning_rates(config), strict=True))
-        told |= {(cell.name, loss): {**_factors(cell), "learning_rate": rates[loss]} for loss in made.losses}
+        rates = run_config.learning_rates(made.cell_run(cell).config())
+        told |= {
+            (cell.name, loss): {**_factors(cell), "learning_rate": rate}
+            for loss, rate in zip(made.losses, rates, strict=True)
+        }
         told[cell.name, evaluation.UNTRAINED] = _factors(cell)
-    return lambda cell, loss: told[cell, loss]
+    return told
 
 
-def _part(made, cells, of):
+def _part(made, cells):
     """In words, what of the study is there; empty if all."""
-    parts = [(len(cells), len(made.cells), "cells"), (len(made.losses), of, "losses")]
+    parts = [(len(cells), len(made.cells), "cells"), (len(made.losses), made.offered, "losses")]
     return ", ".join(f"{some} of {every} {what}" for some, every, what in parts if some < every)
 
 

@@ -1,6 +1,6 @@
 """choose.csv: of each cell, loss and measure the value, and the difference to the reference, which is paired."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,10 +10,8 @@ from jaxdiv.reporting import results
 from jaxdiv.training import estimates
 from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
 
-Told = Mapping[str, object]
 
-
-def rows(cells: Mapping[str, Measured], tell: Callable[[str, str], Told]) -> list[dict]:
+def rows(cells: Mapping[str, Measured], told: Mapping[tuple[str, str], Mapping]) -> list[dict]:
     """The rows of choose.csv.
 
     Intervals of differences, p-values and verdicts are corrected by Holm over all losses and cells of one measure,
@@ -21,12 +19,12 @@ def rows(cells: Mapping[str, Measured], tell: Callable[[str, str], Told]) -> lis
 
     Args:
       cells: name to what was measured.
-      tell: (cell, loss) -> the columns that say what they are.
+      told: (cell, loss) to the columns that say what they are.
     """
     made = []
     for cell, measured in cells.items():
         made += [
-            {"cell": cell, **tell(cell, loss), "loss": loss, **found, **_difference(measured, loss, key)}
+            {"cell": cell, **told[cell, loss], "loss": loss, **found, **_difference(measured, loss, key)}
             for loss, key, found in _values(measured)
         ]
     families = {}

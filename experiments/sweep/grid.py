@@ -10,10 +10,10 @@ from jaxdiv.training import config as run_config
 from jaxdiv.training import own_text
 
 FACTORS = ("student", "teacher", "context", "temperature")
-_LEVEL = re.compile(r"[A-Za-z0-9_.]+")
+_LEVEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")  # of a folder's name
 _POSITIVE_ONES = run_config.Rule(
-    "different finite numbers above 0, by commas",
-    lambda v: len(v) > 0 and len(set(v)) == len(v) and all(map(run_config.POSITIVE.holds, v)),
+    "finite numbers above 0, by commas, which differ within six digits",  # which name folders
+    lambda v: len(v) > 0 and all(map(run_config.POSITIVE.holds, v)) and len({f"{x:g}" for x in v}) == len(v),
 )
 _SCHEMA = {
     "base": run_config.NAME,
@@ -99,6 +99,7 @@ def _parse(key, text, levels):
 
 
 def _check(sweep):
+    _check_mapping("config.sweep", sweep, [*_SCHEMA, *_CHANGES])
     for key in sweep:
         if key not in _SCHEMA and key not in _CHANGES:
             raise ValueError(f"`config.sweep.{key}` is not a key of a sweep; known: {', '.join([*_SCHEMA, *_CHANGES])}")
@@ -114,14 +115,17 @@ def _check(sweep):
             raise ValueError(f"`config.sweep.contexts`: {name!r} is none of {', '.join(own_text.SOURCES)}")
 
 
+def _check_mapping(name, value, known):
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"`{name}` must say what it is, by {', '.join(known)}; got {value!r}")
+
+
 def _check_changes(key, changes, known):
-    if not changes:
-        raise ValueError(f"`config.sweep.{key}` is empty")
+    _check_mapping(f"config.sweep.{key}", changes, ["names of your own"])
     for name, own in changes.items():
         if not _LEVEL.fullmatch(name):
-            raise ValueError(f"`config.sweep.{key}`: the name {name!r} must be of letters, digits, _ and .")
-        if not own:
-            raise ValueError(f"`config.sweep.{key}.{name}` must say what it is, by {', '.join(known)}")
+            raise ValueError(f"`config.sweep.{key}`: the name {name!r} must be of letters, digits, _, later also .")
+        _check_mapping(f"config.sweep.{key}.{name}", own, known)
         for changed_key in own:
             if changed_key not in known:
                 raise ValueError(

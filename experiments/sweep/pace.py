@@ -1,7 +1,8 @@
 """How long cells take: guessed from their sizes, and while a sweep runs from what its own cells took."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.sweep.grid import Cell
 from experiments.sweep.plan import Plan
@@ -41,18 +42,19 @@ class Pace:
 
     def __init__(self, guessed: Sequence[float]):
         self._guessed = list(guessed)
-        self._done, self._took, self._began = 0.0, 0.0, time.monotonic()
+        self._done, self._took = 0.0, 0.0
 
     def left(self) -> float:
         """Minutes: what was guessed of the parts to come, at the pace of those that are done."""
         slower = self._took / self._done if self._done else 1.0
         return slower * sum(self._guessed) / 60
 
-    def begin(self) -> None:
-        """The next part begins."""
-        self._began = time.monotonic()
-
-    def end(self) -> None:
-        """It is done."""
-        self._done += self._guessed.pop(0)
-        self._took += time.monotonic() - self._began
+    @contextlib.contextmanager
+    def part(self, *, whole: bool) -> Iterator[None]:
+        """The next part is done in the block; its time tells of others' if it is the `whole` part's."""
+        began = time.monotonic()
+        yield
+        guessed = self._guessed.pop(0)
+        if whole:
+            self._done += guessed
+            self._took += time.monotonic() - began

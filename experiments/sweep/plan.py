@@ -3,19 +3,19 @@
 import copy
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jaxdiv
 from experiments.sweep import grid
 from experiments.sweep.grid import Cell
 from jaxdiv import files
-from jaxdiv.reporting import choice
+from jaxdiv.reporting import table
 from jaxdiv.training import config as run_config
 from jaxdiv.training.workdir import DATA_READY, Workdir
 
 REFERENCE = "kl"
-TEMPERATURE = choice.HEADLINE[1]
+TEMPERATURE = table.TEMPERATURE
 _EACH_CELLS_OWN = {
     "temperature": "temperatures",
     "data.context": "contexts",
@@ -34,12 +34,14 @@ class Plan:
       config: a run's, from which those of the sweep's runs depart.
       sweep: `config.sweep`.
       cells: all of the grid, the base first.
+      offered: how many losses the user's config has, of which `config` may have some.
     """
 
     root: pathlib.PurePath
     config: Mapping
     sweep: Mapping
     cells: tuple[Cell, ...]
+    offered: int
 
     @property
     def losses(self) -> list[str]:
@@ -78,6 +80,10 @@ class Plan:
         config = self._departed(cell)
         config["student"]["learning_rates"] = "; ".join(f"{loss}: {rates[loss]:g}" for loss in self.losses)
         return self._taught(config, self.cell_run(cell), cell.teacher)
+
+    def teachers(self, cells: Iterable[Cell]) -> list[str]:
+        """The names of those that `cells` need, and the base's first, with which learning rates are tuned."""
+        return list(dict.fromkeys(cell.teacher for cell in (self.cells[0], *cells)))
 
     def tuned_as(self, cell: Cell) -> str:
         """The student whose learning rates a cell has: the first of its kind by name."""
@@ -131,15 +137,27 @@ def read(config: Mapping, root: pathlib.PurePath, *, typed: Mapping[str, Any] = 
     run_config.check_each(config)
     cells = grid.read(sweep)
     grid.decoded(sweep, cells)
+    _refuse_overridden(sweep, typed)
+    known = [loss.text for loss in run_config.losses(config)]
     if losses is not None:
-        config["losses"] = _cut(config, losses)
-    made = Plan(root, config, sweep, cells)
+        config["losses"] = _cut(known, losses)
+    made = Plan(root, config, sweep, cells, offered=len(known))
     _check(made)
     return made
 
 
-def _cut(config, wanted):
-    known = [loss.text for loss in run_config.losses(config)]
+def _refuse_overridden(sweep, typed):
+    """What some students or teachers have of their own would not be heard for them."""
+    for key in typed:
+        part, _, name = key.partition(".")
+        group = f"{part}s"
+        if group in ("students", "teachers"):
+            own = [f"config.sweep.{group}.{level}.{name}" for level, has in sweep[group].items() if name in has]
+            if own:
+                raise ValueError(f"--config.{key}: some {group} have their own; give {', '.join(own)}")
+
+
+def _cut(known, wanted):
     try:
         names = jaxdiv.split(wanted)
     except ValueError as error:
@@ -151,7 +169,7 @@ def _cut(config, wanted):
 
 
 def _check(plan):
-    names, evaluation = plan.losses, plan.config["evaluation"]
+    names, evaluation, optimizer = plan.losses, plan.config["evaluation"], plan.config["student"]["optimizer"]
     if names[0] != REFERENCE or "ce" in names or len(names) < 2:
         raise ValueError(
             f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and lack ce, which has "
@@ -162,6 +180,11 @@ def _check(plan):
             f"losses are ranked by acceptance on held-out documents at temperature {TEMPERATURE:g}: "
             f"`config.evaluation.temperatures` must have {TEMPERATURE:g} and `config.evaluation.contexts` corpus"
         )
+    if plan.sweep["tuning_steps"] <= optimizer["warmup_steps"]:
+        raise ValueError(
+            f"`config.sweep.tuning_steps` must be above `config.student.optimizer.warmup_steps` = "
+            f"{optimizer['warmup_steps']}, got {plan.sweep['tuning_steps']}"
+        )
     for cell in plan.cells:
         rates = dict.fromkeys(names, 1.0)
         try:
@@ -170,8 +193,3 @@ def _check(plan):
                 run_config.check(plan.tuning_config(plan.tuned_as(cell), rate))
         except ValueError as error:
             raise ValueError(f"cell {cell.name}: {error}") from None
-
-
-def teachers(cells: Sequence[Cell]) -> list[str]:
-    """The names of those that `cells` need."""
-    return list(dict.fromkeys(cell.teacher for cell in cells))

@@ -17,14 +17,17 @@ def rows(cells: Mapping[str, Measured], key: Key) -> list[dict]:
 
     The cells are those of the grid and no sample of others: their mean is taken as it is. What they share, test
     documents and seeds, with these the order of the data, stays paired: it does not average out over cells. A loss that
-    lost a student in a cell has no rank, and losses are compared in cells that all of them have.
+    lost a student in a cell has no row; without the reference's there are no differences.
 
     Args:
       cells: name to what was measured.
       key: of the measure.
     """
-    having = [measured for measured in cells.values() if (REFERENCE, key) in measured.sums]
-    losses = [loss for loss in having[0].losses if loss != UNTRAINED and all(_whole(m, loss) for m in having)]
+    having = [measured for measured in cells.values() if any(key == known for _, known in measured.sums)]
+    every = dict.fromkeys(loss for measured in having for loss in measured.losses if loss != UNTRAINED)
+    losses = [loss for loss in every if all(_whole(measured, loss) for measured in having)]
+    if not losses:
+        return []
     found = {loss: _mean(having, loss, key) for loss in losses}
     low, high = rank_intervals(*(np.stack(parts) for parts in zip(*found.values(), strict=True)))
     made = [
@@ -54,9 +57,16 @@ def rank_intervals(
 ) -> tuple[list[int], list[int]]:
     """Which ranks [L] each of L losses can have, from 1 for the highest: least and greatest, each loss by itself.
 
-    Draws all losses' means at once. Documents move them together, as they were seen to. Seeds are too few to tell which
-    losses they move together: what they do to all alike moves none past another, and the rest is noise of each loss's
-    own. Both are Student's t. A lone document or seed does not vary.
+    A loss ranks behind those that lie above it by more than chance, and before those that lie below it so: of its
+    differences to all others, each in units of its own median size, the largest stays within one bound at `level`.
+    Percentiles of ranks that are drawn around the means would count the noise twice, and miss the best of losses that
+    lie close.
+
+    The noise of all losses' means is drawn at once. Documents move them together, as they were seen to. Seeds are too
+    few to tell which losses they move together: what they do to all alike moves none past another, and the rest is
+    noise of each loss's own. Both are Student's t. A lone document or seed does not vary.
+
+    Source: Mogstad, Romano, Shaikh and Wilhelm 2024, Inference for Ranks, Review of Economic Studies.
 
     Args:
       values: [L, S], of each seed.
@@ -64,12 +74,21 @@ def rank_intervals(
       level: confidence.
       draws: how many.
     """
-    draw = np.random.default_rng(0)
-    drawn = values.mean(axis=1) + _of_documents(draw, draws, influence.mean(axis=1)) + _of_seeds(draw, draws, values)
-    ranks = 1 + (drawn[:, None, :] > drawn[:, :, None]).sum(axis=-1)
-    tails = (1 - level) / 2
-    found = np.quantile(ranks, [tails, 1 - tails], axis=0, method="inverted_cdf")
-    return found[0].astype(int).tolist(), found[1].astype(int).tolist()
+    draw, means = np.random.default_rng(0), values.mean(axis=1)
+    noise = _of_documents(draw, draws, influence.mean(axis=1)) + _of_seeds(draw, draws, values)
+    low, high = [], []
+    for mean, own in zip(means, noise.T, strict=True):
+        reach = _reach(np.abs(noise - own[:, None]), level)
+        low.append(1 + int(np.sum(means - mean > reach)))
+        high.append(len(means) - int(np.sum(mean - means > reach)))
+    return low, high
+
+
+def _reach(sizes, level):
+    """[L], which all of one loss's differences to the others, of `sizes` [draws, L], stay within together."""
+    units = np.median(sizes, axis=0)
+    scaled = np.divide(sizes, units, out=np.zeros_like(sizes), where=units > 0)
+    return np.quantile(scaled.max(axis=1), level) * units
 
 
 def _of_documents(draw, draws, influence):

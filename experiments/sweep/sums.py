@@ -42,5 +42,5 @@ def read(path: pathlib.PurePath) -> Measured:
                 for i, (loss, key) in enumerate(index)
             }
     except Exception as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
-        raise ValueError(f"{path} is not what was written: {error}; delete it and the results.csv beside it") from None
+        raise ValueError(f"{path} is not what was written: {error}; delete it, and the sweep measures again") from None
     return Measured(losses, sums)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jaxdiv
+from experiments.sweep import runs
 from experiments.sweep.plan import Plan
 from jaxdiv.data import pipeline
 from jaxdiv.training import contexts, evaluation, processes, progress, sharding, teacher
@@ -26,10 +27,7 @@ def prepare(plan: Plan, name: str, **watched: Any) -> None:
     run = plan.teacher_run(name)
     if not processes.from_first(ENTROPY in run.facts()):
         with progress.place(teacher=name):
-            config = teacher.settle(plan.teacher_config(name), run, typed={})
-            run.claim(config)
-            data = run_corpus.prepare(config, run)
-            guide = teacher.prepare(config, run, data, **watched)
+            config, data, guide = runs.begin(plan, run, plan.teacher_config(name), **watched)
             run.add_facts({ENTROPY: round(entropy(config, data, guide, sharding.make(config)), 4)})
             processes.meet(f"teacher {name}")
     facts = run.facts()

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.sweep import runs
 from experiments.sweep.plan import Plan
 from jaxdiv import files
-from jaxdiv.training import corpus, metrics, processes, progress, students, teacher
+from jaxdiv.training import config as run_config
+from jaxdiv.training import metrics, processes, progress, students
 from jaxdiv.training.workdir import Workdir
 
 Reached = Mapping[float, Mapping[str, float]]
+FILE = "reached.json"
+LOST = -1.0  # less than any acceptance
 
 
 def rates(plan: Plan, student: str, **watched: Any) -> dict[str, float]:
@@ -29,27 +33,37 @@ def rates(plan: Plan, student: str, **watched: Any) -> dict[str, float]:
 
 
 def best(reached: Reached, losses: list[str]) -> dict[str, float]:
-    """Loss to the rate at which it reached most, the smaller of equals; the smallest one where it reached nothing.
+    """Loss to the rate at which it reached most, the smaller of equals; the smallest one where all students were lost.
 
     Args:
-      reached: rate to loss to acceptance, without those that ended in numbers that aren't finite.
-      losses: all of them.
+      reached: rate to loss to acceptance, of all losses.
+      losses: those whose rates are asked for.
     """
-    return {loss: max(sorted(reached), key=lambda rate: reached[rate].get(loss, -1.0)) for loss in losses}
+    return {loss: max(sorted(reached), key=lambda rate: reached[rate][loss]) for loss in losses}
 
 
 def _reached(plan, run: Workdir, config, watched):
     """Loss to acceptance on the validation batch at the end of a short run."""
-    path = run.root / "reached.json"
-    if not path.exists():
-        config = teacher.settle(config, run, typed={})
-        run.claim(config)
-        data = corpus.prepare(config, run)
-        students.train(config, run, data, teacher.prepare(config, run, data), **watched)
+    path = run.root / FILE
+    if not processes.from_first(path.exists()):
+        config, data, guide = runs.begin(plan, run, config)
+        students.train(config, run, data, guide, **watched)
         if processes.is_first():
             files.write_json(path, at_end(run, config))
         processes.meet(f"tuned {run.root.name}")
-    return files.read_json(path)
+    return read(run, plan.losses)
+
+
+def read(run: Workdir, losses: list[str]) -> dict[str, float]:
+    """Loss to what `at_end` found of a finished run, of `LOST` if its student was lost.
+
+    Raises ValueError if the run had no such loss.
+    """
+    found = files.read_json(run.root / FILE)
+    tuned = [loss.text for loss in run_config.losses(run.config())]
+    if absent := [loss for loss in losses if loss not in tuned]:
+        raise ValueError(f"{run.root} was tuned without {', '.join(absent)}; delete it to have it tuned again")
+    return {loss: found.get(loss, LOST) for loss in losses}
 
 
 def at_end(run: Workdir, config: Mapping) -> dict[str, float]:

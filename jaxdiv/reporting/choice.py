@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,27 +13,24 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxdiv import files
-from jaxdiv.reporting import choice_pictures, style, table
+from jaxdiv.reporting import choice_pictures, results, style, table
 
 COLUMNS = (
-    "cell", "student", "teacher", "context", "temperature_of_training", "loss", "learning_rate", "measure",
-    "temperature", "gamma", "value", "low", "high", "difference", "difference_low", "difference_high", "p_value",
-    "verdict", "n",
+    "cell", *choice_pictures.FACTORS, "loss", "learning_rate", "measure", "temperature", "gamma", "value", "low",
+    "high", "difference", "difference_low", "difference_high", "p_value", "verdict", "n",
 )  # fmt: skip
 RANK_COLUMNS = (
     "measure", "temperature", "gamma", "rank", "rank_low", "rank_high", "loss", "cells", "value", "difference",
     "difference_low", "difference_high", "p_value", "verdict",
 )  # fmt: skip
 FILE, RANKS = "choose.csv", "ranks.csv"
-HEADLINE = ("acceptance", 1.0, math.nan)  # the measure that ranks losses, its temperature and gamma
+HEADLINE = ("acceptance", table.TEMPERATURE, math.nan)  # the measure that ranks losses, its temperature and gamma
+_KEY = ["measure", "temperature", "gamma"]
+# What tables have a column of beside it, and how that is called.
 _OTHERS = {
-    "T=0": ("acceptance", 0.0, math.nan),
-    "T=0.5": ("acceptance", 0.5, math.nan),
-    "T=2": ("acceptance", 2.0, math.nan),
-    "τ γ=4 T=1": ("tau", 1.0, 4),
-    "τ γ=8 T=1": ("tau", 1.0, 8),
-    "τ γ=4 T=0": ("tau", 0.0, 4),
-    "τ γ=8 T=0": ("tau", 0.0, 8),
+    "acceptance": "T={temperature:g}",
+    "tau": "τ γ={gamma:g} T={temperature:g}",
+    "decoded_tau": "decoded τ γ={gamma:g} T={temperature:g}",
 }
 _DASH, _REAL = "–", "*"
 
@@ -45,18 +42,31 @@ class Choice:
     Attributes:
       frame: columns `COLUMNS`.
       ranks: columns `RANK_COLUMNS`, of every measure.
+      losses: those trained, the first of which the differences are to.
+      seeds: of each loss in a cell.
+      rates: the learning rates that were tried.
       base: the cell from which the others depart, by the columns `choice_pictures.FACTORS`.
       entropies: of the teachers on the documents measured, nats a token.
       part: which part of the study was measured, in words; empty for all of it.
-      reference: the loss that differences are to.
     """
 
     frame: pd.DataFrame
     ranks: pd.DataFrame
+    losses: Sequence[str]
+    seeds: int
+    rates: Sequence[float]
     base: Mapping[str, object]
     entropies: Mapping[str, float]
     part: str
-    reference: str
+
+    @property
+    def reference(self) -> str:
+        return self.losses[0]
+
+    @property
+    def sources(self) -> str:
+        """What intervals are over."""
+        return "test documents and seeds" if self.seeds > 1 else "test documents"
 
     def ranked(self) -> pd.DataFrame:
         """The ranks by the headline measure, the best first."""
@@ -72,37 +82,47 @@ def make(rows: Iterable[Mapping], ranks: Iterable[Mapping], **others: Any) -> Ch
 
 
 def write(folder: str | os.PathLike, found: Choice) -> None:
-    """Writes choose.csv, ranks.csv and the pictures, light and dark, into `folder`."""
+    """Writes choose.csv, ranks.csv and, of what there is, the pictures, light and dark, into `folder`."""
     folder = files.path_of(folder)
     for name, frame in ((FILE, found.frame), (RANKS, found.ranks)):
         files.write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
-    headline = _at(found.frame, *HEADLINE)
     for ending, theme in {"": style.LIGHT, "-dark": style.DARK}.items():
         with matplotlib.rc_context(style.rc(theme)):
-            drawn = {
-                "differences": choice_pictures.differences(
-                    headline, found.ranked(), found.reference, found.base, theme
-                ),
-                "ranks": choice_pictures.ranks(found.ranked(), found.reference, theme),
-            }
-            for name, figure in drawn.items():
+            for name, figure in _drawn(found, theme):
                 with files.replacing(folder / f"{name}{ending}.png") as temporary:
                     temporary.write_bytes(style.png(figure))
 
 
+def _drawn(found, theme):
+    """(name, picture) of each that has something to show."""
+    headline, ranked = _at(found.frame, *HEADLINE), found.ranked()
+    if headline["difference"].notna().any():
+        yield "differences", choice_pictures.differences(headline, ranked, found.reference, found.base, theme)
+    if len(ranked):
+        yield "ranks", choice_pictures.ranks(ranked, found.reference, found.sources, theme)
+
+
 def finding(found: Choice) -> str:
     """Which losses can be the best, and which are shown to differ from the reference, in two sentences."""
-    ranked = found.ranked()
+    ranked, few = found.ranked(), found.seeds < results.ENOUGH_SEEDS
+    if ranked.empty:
+        return "No loss is ranked: each lost students."
     first = ranked[ranked["rank_low"].eq(1)]
     names = ", ".join(first["loss"])
     one = len(first) == 1 and first["rank_high"].iloc[0] == 1
-    best = f"{names} is first" if one else f"No loss is shown to be the best; {names} can be first"
-    real = ranked[ranked["verdict"].eq("real")]
+    best = f"{names} is first" if one else f"{'no' if few else 'No'} loss is shown to be the best; {names} can be first"
+    return f"{'Among these students ' * few}{best}. {_against(ranked, found.reference, few)}"
+
+
+def _against(ranked, reference, few):
+    if ranked["difference"].isna().all():
+        return f"Nothing was compared with {reference}."
+    sides = ranked.apply(table.side, axis=1)
     shown = [
-        f"{words} {found.reference}: {', '.join(real.loc[sign * real['difference'] > 0, 'loss']) or 'none'}"
+        f"{words} {reference}: {', '.join(ranked.loc[sides.eq(sign), 'loss']) or 'none'}"
         for words, sign in (("better than", 1), ("worse than", -1))
     ]
-    return f"{best}. Shown to be {'; '.join(shown)}."
+    return f"{'Among them' if few else 'Shown to be'} {'; '.join(shown)}."
 
 
 def notes(found: Choice) -> str:
@@ -111,14 +131,27 @@ def notes(found: Choice) -> str:
     family = int(headline["p_value"].notna().sum())
     entropies = ", ".join(f"{name} {value:.2f}" for name, value in found.entropies.items())
     part = f"This is a part of the study: {found.part}. " if found.part else ""
+    ranked = set(found.ranked()["loss"])
+    lost = ", ".join(loss for loss in found.losses if loss not in ranked)
     return (
-        f"{part}Rank, accepted, against {found.reference}: acceptance of sampled drafts on held-out documents at "
-        f"temperature 1, mean over the cells. Ranks: 95% intervals, each by itself, over test documents and seeds; "
-        f"±: 95%, corrected by Holm over the losses. The other columns are differences of means over the cells, "
-        f"acceptance in points. {_REAL}: real by its own column's correction; nothing corrects for looking at several "
-        f"columns. In the table of cells, by Holm over all {family} comparisons of losses and cells. "
+        f"{part}{f'Not ranked, as students were lost: {lost}. ' if lost else ''}"
+        f"Rank, accepted, against {found.reference}: acceptance of sampled drafts on held-out documents at "
+        f"temperature {HEADLINE[1]:g}, mean over the cells. Ranks: 95% intervals, each by itself, over "
+        f"{found.sources}; ±: 95%, corrected by Holm over the losses. The other columns are differences of means over "
+        f"the cells that were measured so, acceptance in points. {_REAL}: real by its own column's correction; nothing "
+        f"corrects for looking at several columns. In the table of cells, by Holm over all {family} comparisons of "
+        f"losses and cells. Learning rates at an end of those tried: {_at_ends(found)}. "
         f"Teachers' entropy, nats a token: {entropies}."
     )
+
+
+def _at_ends(found):
+    """(loss, rate) by student; students with the same ones are told together."""
+    ends, told = {f"{end:g}" for end in (min(found.rates), max(found.rates))}, {}
+    for student, own in found.frame.drop_duplicates(["student", "loss"]).groupby("student", sort=False):
+        rates = [(loss, f"{rate:g}") for loss, rate in zip(own["loss"], own["learning_rate"], strict=True)]
+        told.setdefault(", ".join(f"{loss} {rate}" for loss, rate in rates if rate in ends), []).append(student)
+    return "; ".join(f"{words} ({', '.join(students)})" for words, students in told.items() if words) or "none"
 
 
 def rich_tables(found: Choice) -> list[Table]:
@@ -134,12 +167,12 @@ def markdown(found: Choice) -> str:
 
 def _of_ranks(found):
     """Heading, then a row a loss."""
-    others = {name: rows.set_index("loss") for name, key in _OTHERS.items() if len(rows := _at(found.ranks, *key))}
+    others = _others(found.ranks)
     yield ["loss", "rank", "accepted, %", f"against {found.reference}, points", "verdict", *others]
     for row in found.ranked().itertuples():
         yield [
             row.loss,
-            ranks(row.rank_low, row.rank_high),
+            _span(row.rank_low, row.rank_high),
             table.percent(row.value),
             table.points(row.difference, row.difference_low, row.difference_high),
             row.verdict,
@@ -147,24 +180,32 @@ def _of_ranks(found):
         ]
 
 
+def _others(ranks):
+    """Heading to rows by loss, of every measure that has a column beside the headline's."""
+    made = {}
+    for (measure, temperature, gamma), rows in ranks.groupby(_KEY, sort=False, dropna=False):
+        if measure in _OTHERS and (measure, temperature) != HEADLINE[:2]:
+            made[_OTHERS[measure].format(temperature=temperature, gamma=gamma)] = rows.set_index("loss")
+    return made
+
+
 def _of_cells(found):
     headline = _at(found.frame, *HEADLINE).set_index(["loss", "cell"])
     cells = list(found.frame["cell"].unique())
     yield ["loss", *cells]
     for loss in dict.fromkeys([*found.ranked()["loss"], *headline.index.get_level_values(0)]):
-        if loss not in (found.reference, "untrained"):
+        if loss not in (found.reference, results.UNTRAINED):
             yield [loss, *(_short(headline.loc[loss, c]) if (loss, c) in headline.index else _DASH for c in cells)]
 
 
-def ranks(low: int, high: int) -> str:
+def _span(low, high):
     """`1–4`, or `1`."""
     return f"{low:g}" if low == high else f"{low:g}–{high:g}"
 
 
 def _short(row):
     """A difference, in points where it is one of acceptance."""
-    tokens = row["measure"].startswith("tau")
-    words = table.points(row["difference"] / (100 if tokens else 1))
+    words = table.points(row["difference"] / (1 if row["measure"] == "acceptance" else 100))
     return words + (_REAL if row["verdict"] == "real" else "")
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from jaxdiv.reporting import style, table
 from jaxdiv.reporting.style import Theme
 
-FACTORS = ("student", "teacher", "context", "temperature_of_training")
+FACTORS = ("student", "teacher", "training_context", "temperature_of_training")  # columns of choose.csv
 _TITLES = dict(zip(FACTORS, ("student", "teacher", "training context", "training T"), strict=True))
 _NEAR, _FAR = 0.25, 5.0  # points: where the color scale bends, and where it ends
 
@@ -86,7 +86,7 @@ def _map(axes, known, losses, cells, theme):
             va="center",
             fontsize=8,
             fontweight="bold" if real else "normal",
-            color=theme.paper if abs(shade[row, column]) > 0.7 else theme.ink,
+            color=style.readable(colors((1 + shade[row, column]) / 2), theme),
         )
     axes.set_xticks(range(len(cells)), list(cells.values()), fontsize=8)
     axes.grid(False)
@@ -96,12 +96,19 @@ def _get(known, loss, cell, column, otherwise):
     return known.at[(loss, cell), column] if (loss, cell) in known.index else otherwise
 
 
-def ranks(ranked: pd.DataFrame, reference: str, theme: Theme) -> Figure:
-    """The ranks that each loss can have, with its mean difference to `reference`; `ranked` is of one measure."""
+def ranks(ranked: pd.DataFrame, reference: str, sources: str, theme: Theme) -> Figure:
+    """The ranks that each loss can have, with its mean difference to `reference`.
+
+    Args:
+      ranked: ranks.csv of one measure.
+      reference: the loss that they are to.
+      sources: what intervals are over, in words.
+      theme: colors.
+    """
     made = style.figure(
         1.9 + 0.32 * len(ranked),
         title="Which rank can a loss have?",
-        subtitle=f"Acceptance at temperature 1, mean over {_count(ranked)}. Bars: 95%, over documents and seeds.",
+        subtitle=f"Acceptance at temperature 1, mean over {_count(ranked)}. Bars: 95%, over {sources}.",
         theme=theme,
     )
     axes, margin = made.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])

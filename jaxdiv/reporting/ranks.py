@@ -109,7 +109,7 @@ def _bars(axes, shares, theme, tops=None):
                     "ha": "center",
                     "va": "center",
                     "fontsize": 8 if len(words) < 3 else 7.4,
-                    "color": _readable(color, theme),
+                    "color": style.readable(color, theme),
                 }
                 axes.text(left + value / 2, place, words, **at)
     axes.set_xlim(0, 1)
@@ -163,12 +163,3 @@ def _ramp(theme, count):
 
 def _mixed(a, b, weight):
     return to_hex((1 - weight) * np.array(to_rgb(a)) + weight * np.array(to_rgb(b)))
-
-
-def _readable(color, theme):
-    """Of the theme's ink and paper the one that stands out more."""
-
-    def gap(other):
-        return abs(np.array(to_rgb(color)) - np.array(to_rgb(other))) @ [0.3, 0.59, 0.11]
-
-    return max((theme.ink, theme.paper), key=gap)

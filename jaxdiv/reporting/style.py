@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -89,6 +90,23 @@ def png(made: Figure) -> bytes:
 def plain(text: str) -> str:
     """Text that matplotlib draws as it stands: a dollar sign does not begin a formula."""
     return text.replace("$", r"\$")
+
+
+def readable(color: tuple[float, ...] | str, theme: Theme) -> str:
+    """Of the theme's ink and paper the one with more contrast on `color`, as WCAG 2 measures it."""
+    light = _luminance(color)
+
+    def contrast(other):
+        low, high = sorted((light, _luminance(other)))
+        return (high + 0.05) / (low + 0.05)
+
+    return max((theme.ink, theme.paper), key=contrast)
+
+
+def _luminance(color):
+    red_green_blue = np.array(to_rgb(color))
+    linear = np.where(red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 def short(name: str, *, longest: int = 26) -> str:

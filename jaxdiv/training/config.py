@@ -13,6 +13,7 @@ from jaxdiv.training import own_text, sharding
 TEXTS, IMAGES = "text", "images"
 CONTEXTS = ("corpus", "generated", "generated_greedy", IMAGES)
 MAX_DOCUMENT_TOKENS = 2048
+DECIDE_NO_RESULT = ("config.mesh", "config.checkpoint", "config.log")
 
 
 class Rule(NamedTuple):
@@ -231,7 +232,7 @@ def may_change(key: str, old: Any, new: Any) -> bool:
     """Whether a run that is begun may go on with `new`: what decides no result, and more steps of the students."""
     if key == "config.student.steps":
         return new > old
-    return within(key, ("config.mesh", "config.checkpoint", "config.log"))
+    return within(key, DECIDE_NO_RESULT)
 
 
 def within(key: str, keys: Iterable[str]) -> bool:

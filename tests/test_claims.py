@@ -8,6 +8,7 @@ import pytest
 
 from experiments.sweep import claims
 from experiments.sweep.grid import Cell
+from jaxdiv.reporting import choice
 from jaxdiv.reporting import claims as reporting
 from jaxdiv.training.evaluation import Key, Measured, Sums
 
@@ -61,9 +62,14 @@ def test_what_was_not_measured_or_lost_a_student_is_not_compared():
     assert found.loc[("skl", "kl", "", "acceptance")]["cells"] == 2
 
 
-def test_the_table_has_a_row_a_claim():
-    frame = table({BASE: measured(kl=(3.0, 0.8), nla=(3.3, 0.8), skl=(3.0, 0.72))}).reset_index()
-    rows = list(reporting.rows(frame))
+def test_the_table_has_a_row_a_claim(tmp_path):
+    claimed = claims.rows({BASE: measured(kl=(3.0, 0.8), nla=(3.3, 0.8), skl=(3.0, 0.72))})
+    rest = {"seeds": 3, "rates": (0.1,), "base": {}, "entropies": {}, "part": ""}
+    found = choice.make([], [], claimed, losses=("kl", "nla", "skl"), **rest)
+    choice.write(tmp_path, found)
+    assert len(pd.read_csv(tmp_path / choice.CLAIMS)) == 2
+    assert "| nla over kl | LK losses, 2602.23881 |" in choice.markdown(found)
+    rows = list(reporting.rows(found.claims))
     assert [len(row) for row in rows] == [len(reporting.HEADING)] * 2
     assert rows[0][0] == "nla over kl"
     assert rows[0][3] == "τ γ=8 T=1"

@@ -8,7 +8,8 @@ an earlier one stopped, and leaves finished cells alone. Cut it to a part:
 
   --cells='adapter1-*,decoder1-sharp-corpus-T1' --losses=kl,tv,jsd --list
 
-`--config=configs/choose.py:quick` is a first look. choose.csv and ranks.csv hold what was found.
+`--config=configs/choose.py:quick` is a first look. choose.csv and ranks.csv hold what was found, claims.csv what others
+report beside it.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import dataclasses
 from absl import flags
 
 from experiments import cli, watching
-from experiments.sweep import comparing, grid, pace, plan, ranking, study, sums, teachers
+from experiments.sweep import claims, comparing, grid, pace, plan, ranking, study, sums, teachers
 from jaxdiv import files
 from jaxdiv.reporting import choice, choice_pictures
 from jaxdiv.training import config as run_config
@@ -77,6 +78,7 @@ def _report(made):
     found = choice.make(
         comparing.rows(measured, _told(made, cells)),
         [row for key in _keys(measured) for row in ranking.rows(measured, key)],
+        claims.rows({cell: measured[cell.name] for cell in cells}),
         losses=made.losses,
         seeds=made.config["seeds"],
         rates=made.sweep["rates"],
@@ -91,7 +93,7 @@ def _report(made):
         cli.console(150).print(
             *choice.rich_tables(found), choice.finding(found), "", choice.notes(found), sep="\n", markup=False
         )
-    cli.say(f"\nEverything lies in {made.root}: {choice.FILE}, {choice.RANKS} and pictures")
+    cli.say(f"\nEverything lies in {made.root}: {', '.join(choice.FILES)} and pictures")
 
 
 def _keys(measured):

@@ -1,4 +1,4 @@
-"""The study of which loss to train with: choose.csv, ranks.csv, their tables and pictures."""
+"""The study of which loss to train with: choose.csv, ranks.csv, claims.csv, their tables and pictures."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxdiv import files
-from jaxdiv.reporting import choice_pictures, results, style, table
+from jaxdiv.reporting import choice_pictures, claims, results, style, table
 
 COLUMNS = (
     "cell", *choice_pictures.FACTORS, "loss", "learning_rate", "measure", "temperature", "gamma", "value", "low",
@@ -23,7 +23,7 @@ RANK_COLUMNS = (
     "measure", "temperature", "gamma", "rank", "rank_low", "rank_high", "loss", "cells", "value", "difference",
     "difference_low", "difference_high", "p_value", "verdict",
 )  # fmt: skip
-FILE, RANKS = "choose.csv", "ranks.csv"
+FILES = FILE, RANKS, CLAIMS = "choose.csv", "ranks.csv", "claims.csv"
 HEADLINE = ("acceptance", table.TEMPERATURE, math.nan)  # the measure that ranks losses, its temperature and gamma
 _KEY = ["measure", "temperature", "gamma"]
 # What tables have a column of beside it, and how that is called.
@@ -42,6 +42,7 @@ class Choice:
     Attributes:
       frame: columns `COLUMNS`.
       ranks: columns `RANK_COLUMNS`, of every measure.
+      claims: columns `claims.COLUMNS`.
       losses: those trained, the first of which the differences are to.
       seeds: of each loss in a cell.
       rates: the learning rates that were tried.
@@ -52,6 +53,7 @@ class Choice:
 
     frame: pd.DataFrame
     ranks: pd.DataFrame
+    claims: pd.DataFrame
     losses: Sequence[str]
     seeds: int
     rates: Sequence[float]
@@ -73,18 +75,19 @@ class Choice:
         return _at(self.ranks, *HEADLINE)
 
 
-def make(rows: Iterable[Mapping], ranks: Iterable[Mapping], **others: Any) -> Choice:
+def make(rows: Iterable[Mapping], ranks: Iterable[Mapping], claimed: Iterable[Mapping] = (), **others: Any) -> Choice:
     """Of rows that are mappings, where what one leaves out is blank; `others` are `Choice`'s other attributes."""
     frame = pd.DataFrame(list(rows)).reindex(columns=list(COLUMNS))
     ranked = pd.DataFrame(list(ranks)).reindex(columns=list(RANK_COLUMNS))
     number = dict.fromkeys(("temperature", "gamma", "difference", "difference_low", "difference_high"), "float64")
-    return Choice(frame.astype(number), ranked.astype(number), **others)
+    claimed = pd.DataFrame(list(claimed), columns=list(claims.COLUMNS))
+    return Choice(frame.astype(number), ranked.astype(number), claimed, **others)
 
 
 def write(folder: str | os.PathLike, found: Choice) -> None:
-    """Writes choose.csv, ranks.csv and, of what there is, the pictures, light and dark, into `folder`."""
+    """Writes choose.csv, ranks.csv, claims.csv and, of what there is, the pictures, light and dark, into `folder`."""
     folder = files.path_of(folder)
-    for name, frame in ((FILE, found.frame), (RANKS, found.ranks)):
+    for name, frame in ((FILE, found.frame), (RANKS, found.ranks), (CLAIMS, found.claims)):
         files.write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
     for ending, theme in {"": style.LIGHT, "-dark": style.DARK}.items():
         with matplotlib.rc_context(style.rc(theme)):
@@ -155,14 +158,20 @@ def _at_ends(found):
 
 
 def rich_tables(found: Choice) -> list[Table]:
-    """Ranks, and differences by cell, for a terminal."""
-    return [_rich(_of_ranks(found), "Which loss?"), _rich(_of_cells(found), "Differences by cell, points")]
+    """Ranks, differences by cell, and what others report, for a terminal."""
+    tables = [_rich(_of_ranks(found), "Which loss?"), _rich(_of_cells(found), "Differences by cell, points")]
+    if len(found.claims):
+        tables.append(_rich([claims.HEADING, *claims.rows(found.claims)], "What others report", claims.NOTE))
+    return tables
 
 
 def markdown(found: Choice) -> str:
     """The same in Markdown, with what was found and how to read it."""
     tables = "\n".join(_markdown(rows) for rows in (_of_ranks(found), _of_cells(found)))
-    return f"{finding(found)}\n\n{tables}\n{notes(found)}\n"
+    told = f"{finding(found)}\n\n{tables}\n{notes(found)}\n"
+    if len(found.claims):
+        told += f"\n{table.in_markdown(claims.HEADING, claims.rows(found.claims), (4, 5))}\n{claims.NOTE}\n"
+    return told
 
 
 def _of_ranks(found):
@@ -214,10 +223,10 @@ def _at(frame, measure, temperature, gamma):
     return frame[frame["measure"].eq(measure) & frame["temperature"].eq(temperature) & same]
 
 
-def _rich(rows, title):
+def _rich(rows, title, caption=None):
     heads, *rows = rows
-    made = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    made.title_justify = "left"
+    made = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    made.title_justify = made.caption_justify = "left"
     for i, name in enumerate(heads):
         made.add_column(Text(name), justify="right" if i else "left", overflow="fold", min_width=7)
     for row in rows:

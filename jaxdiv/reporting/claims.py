@@ -1,4 +1,4 @@
-"""What others report beside what a study of losses shows: claims.csv and its table."""
+"""What others report beside what a study of losses shows: the columns of claims.csv, and its table."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,6 @@ COLUMNS = (
     "source", "reported", "loss", "than", "trained_on", "measure", "temperature", "gamma", "cells", "change",
     "change_low", "change_high", "p_value", "verdict",
 )  # fmt: skip
-FILE = "claims.csv"
 HEADING = ["claim", "source", "reported", "measured by", "cells", "here, %", "verdict"]
 NOTE = (
     "here: how much more is accepted, or how many more tokens a call, of means over the cells; ±: 95%, corrected by "

@@ -6,7 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
+from configs import smoke
 from jaxdiv import data
+from jaxdiv.data import pipeline
+from jaxdiv.training import corpus
+from jaxdiv.training.workdir import Workdir
+from tests import runs
 from tests.fixtures_data import sentences
 
 END = 7
@@ -182,3 +187,25 @@ def assert_same(left, right):
         assert a.keys() == b.keys()
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_lent_teachers_tokens_serve_for_the_same_documents(tmp_path, monkeypatch):
+    texts = runs.write_texts(tmp_path / "texts")
+    config = smoke.get_config()
+    config.data.files = f"{texts}/*.txt"
+    first = prepared(config, tmp_path / "first")
+    config.teacher.checkpoint = str(tmp_path / "first")
+    monkeypatch.setattr(pipeline, "tokenize", lambda *_: pytest.fail("tokenized anew"))
+    second = prepared(config, tmp_path / "second")
+    assert second.fingerprints() == first.fingerprints()
+    monkeypatch.undo()
+    (texts / "more.txt").write_text("draft target token accept " * 40)
+    third = prepared(config, tmp_path / "third")
+    assert third.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert third.fingerprints() != first.fingerprints()
+
+
+def prepared(config, folder):
+    run = Workdir(folder)
+    run.claim(config.to_dict())
+    return corpus.prepare(config.to_dict(), run)

@@ -200,7 +200,8 @@ def _check_sizes(config, gallery):
 
 
 def _make(config, workdir):
-    data, donor = config["data"], config["teacher"]["checkpoint"]
+    data, checkpoint = config["data"], config["teacher"]["checkpoint"]
+    donor = donors.find(checkpoint) if checkpoint else None
     with progress.bar("data", 3, unit="parts") as advance:
         documents = sources.open_documents(
             source=data["source"],
@@ -209,10 +210,10 @@ def _make(config, workdir):
             directory=_own_folder(config, workdir, sources.PYTHON_STDLIB),
         )
         advance()
-        tokenizer = donors.find(donor).tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
+        tokenizer = donor.tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
         tokenizer.save(workdir.tokenizer)
         advance()
-        tokens = pipeline.tokenize(documents, tokenizer)
+        tokens = _tokens(documents, tokenizer, donor)
         corpus = Corpus(tokenizer, tokens)
         _check_enough(config, corpus)
         for split in SPLITS:
@@ -229,6 +230,13 @@ def _make(config, workdir):
     )
     if documents.counts["unreadable"]:
         progress.say(f"left out of the data: {documents.left_out}")
+
+
+def _tokens(documents, tokenizer, donor):
+    """Those of the run whose tokenizer it is, if it has the same documents; else made, which takes far longer."""
+    if isinstance(donor, donors.RunDonor) and donor.workdir.facts().get(DATA_READY) == documents.fingerprint:
+        return Corpus.load(donor.workdir).splits
+    return pipeline.tokenize(documents, tokenizer)
 
 
 BATCH = ("inputs", "labels", "weights")

@@ -41,7 +41,7 @@ def get_config(form: str = "full"):
         [_FORMULAS, _TEMPERATURES, _REDUCTIONS, _OPTIMIZERS, _READ, _OF_KANGAROO, _PAIRS, _MEASURED, _BOTH_SIDES]
     )
     config.student.exit_layer = 1
-    config.student.steps = 300
+    config.student.update({"steps": 300, "batch_size": 8})
     config.evaluation.temperatures = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
     config.evaluation.rules = "sampling,greedy_draft,exact_match,typical,greedy_match"  # in this study always
     config.evaluation.documents = 32
@@ -60,7 +60,7 @@ def _quick(config):
     ).replace("temperature_10_without_square+measured_at_temperature_20,", "")
     config.data.vocabulary = 512
     config.teacher.update({"depth": 3, "width": 96, "heads": 4, "kv_heads": 2, "mlp_width": 256, "steps": 200})
-    config.student.update({"heads": 4, "kv_heads": 2, "steps": 100, "batch_size": 8})
+    config.student.update({"heads": 4, "kv_heads": 2, "steps": 100})
 
 
 def _decoder(config):

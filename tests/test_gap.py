@@ -306,7 +306,7 @@ def test_a_study_as_users_run_it(study):
     frame = pd.read_csv(folder / gap.FILE)
     assert list(frame.columns) == list(gap.COLUMNS)
     assert "mean_over_vocabulary+sgd" in printed
-    assert (folder / "ratios.png").stat().st_size > 10_000
+    assert (folder / "gap_ratios.png").stat().st_size > 10_000
     sound = frame[frame["cause"].eq("baseline")]
     np.testing.assert_allclose(sound["ratio"].dropna(), 1, atol=1e-4)  # their gradients are equal
     assert {"acceptance", "greedy_match", "acceptance_typical", "tau", "accepted_a_call"} <= set(sound["measure"])

@@ -153,7 +153,7 @@ def test_tables_name_no_winner_that_is_not_shown(tmp_path):
     assert choice.finding(equal).startswith(f"No loss is shown to be the best; {able} can be first. ")
     assert not {"part of the study", "lost"} & set(choice.markdown(equal).split())
     choice.write(tmp_path, shown)
-    for name in ("differences", "differences-dark", "ranks", "ranks-dark"):
+    for name in ("choice_differences", "choice_differences-dark", "choice_ranks", "choice_ranks-dark"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
@@ -182,7 +182,8 @@ def test_losses_that_lost_students_are_named(tmp_path, lost, ranked, pictures):
     left = ", ".join(loss for loss in ("kl", "tv", "jsd") if loss not in ranked)
     assert f"Not ranked, as students were lost: {left}. " in choice.markdown(some)
     choice.write(tmp_path, some)
-    assert {path.stem for path in tmp_path.glob("*.png")} == pictures | {f"{name}-dark" for name in pictures}
+    drawn = {f"choice_{name}{ending}" for name in pictures for ending in ("", "-dark")}
+    assert {path.stem for path in tmp_path.glob("*.png")} == drawn
 
 
 def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():

@@ -75,7 +75,7 @@ def _report(rows, acceptance, folder):
         print(gap.markdown(frame), end="")
     else:
         cli.console(150).print(gap.rich_table(frame))
-    cli.say(f"\nEverything lies in {folder}: {gap.FILE}, {gap.ACCEPTANCE}, ratios.png and over_temperature.png")
+    cli.say(f"\nEverything lies in {folder}: {gap.FILE}, {gap.ACCEPTANCE} and two pictures")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def write(folder: str | os.PathLike, found: Choice) -> None:
     for ending, theme in {"": style.LIGHT, "-dark": style.DARK}.items():
         with matplotlib.rc_context(style.rc(theme)):
             for name, figure in _drawn(found, theme):
-                with files.replacing(folder / f"{name}{ending}.png") as temporary:
+                with files.replacing(folder / f"choice_{name}{ending}.png") as temporary:
                     temporary.write_bytes(style.png(figure))
 
 

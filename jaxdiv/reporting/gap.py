@@ -32,13 +32,13 @@ def table(rows: Iterable[Mapping]) -> pd.DataFrame:
 
 
 def write(folder: str | os.PathLike, frame: pd.DataFrame, acceptance: Iterable[Mapping]) -> None:
-    """Writes gap.csv, acceptance.csv of rows by student, ratios.png and over_temperature.png into `folder`."""
+    """Writes gap.csv, acceptance.csv of rows by student, gap_ratios.png and gap_over_temperature.png into `folder`."""
     folder = files.path_of(folder)
     for name, made in ((FILE, frame), (ACCEPTANCE, pd.DataFrame(list(acceptance)))):
         files.write_text(folder / name, made.to_csv(index=False, lineterminator="\n"))
     with matplotlib.rc_context(style.rc(style.LIGHT)):
-        for name, draw in (("ratios", gap_pictures.ratios), ("over_temperature", gap_pictures.over_temperature)):
-            with files.replacing(folder / f"{name}.png") as temporary:
+        for name, draw in {"ratios": gap_pictures.ratios, "over_temperature": gap_pictures.over_temperature}.items():
+            with files.replacing(folder / f"gap_{name}.png") as temporary:
                 temporary.write_bytes(style.png(draw(frame, style.LIGHT)))
 
 

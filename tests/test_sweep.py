@@ -18,6 +18,8 @@ from jaxdiv.training.evaluation import UNTRAINED
 from jaxdiv.training.workdir import DATA_READY, Workdir
 from tests import commands, runs, stops
 
+EXTRA = "decoder1-flat-corpus-T1"
+
 
 def config(**changes):
     made = choose.get_config().to_dict()
@@ -30,7 +32,7 @@ def read(folder, losses=None, typed=(), **changes):
 
 
 def test_the_grid_changes_one_factor_at_a_time_and_keeps_tokens_equal(tmp_path):
-    made = read(tmp_path)
+    made = read(tmp_path, extra=EXTRA)
     names = [cell.name for cell in made.cells]
     assert names[0] == "adapter1-sharp-corpus-T1"
     assert len(set(names)) == len(names)
@@ -122,9 +124,9 @@ def test_a_sweep_that_is_no_mapping_is_refused(tmp_path):
 
 
 def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
-    first, other, more = read(tmp_path), read(tmp_path, tuning_steps=50), read(tmp_path, extra="")
+    first, other, more = read(tmp_path), read(tmp_path, tuning_steps=50), read(tmp_path, extra=EXTRA)
     teachers = {"blunt": {"steps": 300}}
-    names = read(tmp_path, teachers=teachers, base="adapter1-blunt-corpus-T1", extra="", decoded="")
+    names = read(tmp_path, teachers=teachers, base="adapter1-blunt-corpus-T1", decoded="")
     study.claim(names)
     study.claim(other)
     study.claim(first)  # nothing was made for the others
@@ -246,7 +248,10 @@ def test_a_killed_sweep_goes_on_within_its_cell(killed):
     assert [json.loads(line)["step"] for line in whole.splitlines()] == [*range(1, STEPS + 1)]
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert {event["cell"] for event in events if event["event"] == "metrics"} == {SECOND}
-    assert "| loss | adapter1-sharp-corpus-T1 | adapter2-sharp-corpus-T1 |" in done.stdout  # all that are done
+    assert "This is a part of the study: 1 of 2 cells. " in done.stdout
+    assert set(pd.read_csv(folder / choice.FILE)["cell"]) == {SECOND}
+    whole = runs.succeed("sweep", *given, "--markdown")
+    assert "| loss | adapter1-sharp-corpus-T1 | adapter2-sharp-corpus-T1 |" in whole
 
     frame = pd.read_csv(folder / choice.FILE)
     assert tuple(frame.columns) == choice.COLUMNS

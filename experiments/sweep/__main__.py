@@ -4,7 +4,7 @@
 
 Each cell is a run as `experiments.distill` makes it, in WORKDIR/cells/NAME, on a teacher of WORKDIR/teachers, its
 learning rates tuned for each loss in WORKDIR/tuning; every tool works on these folders. The same command goes on where
-an earlier one stopped, and leaves finished cells alone. Cut it to a part:
+an earlier one stopped, and leaves finished cells alone. Cut it to a part, of which the tables then are:
 
   --cells='adapter1-*,decoder1-sharp-corpus-T1' --losses=kl,tv,jsd --list
 
@@ -26,7 +26,7 @@ from jaxdiv.training import evaluation, lock, loop, processes, sharding
 CONFIG = cli.define_config()
 cli.define_log_format()
 WORKDIR = flags.DEFINE_string("workdir", "runs/choose", "The sweep's folder; it may be gs://BUCKET/FOLDER.")
-CELLS = flags.DEFINE_list("cells", None, "Globs of the cells to train, by commas; all if not given.")
+CELLS = flags.DEFINE_list("cells", None, "Globs of the cells to train and tell of, by commas; all if not given.")
 LOSSES = flags.DEFINE_string("losses", None, "Those of the config's losses to train, by commas; all if not given.")
 LIST = flags.DEFINE_bool("list", False, "Print the cells, what they take and which are done, and end.")
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the tables as Markdown.")
@@ -52,7 +52,7 @@ def main(_):
             cli.say(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            _report(made)
+            _report(made, cells)
     return 0
 
 
@@ -70,9 +70,8 @@ def _list(made, cells):
     print(f"{share}, about {total:.0f} min to go on 2 CPU cores, without teachers and tuning")
 
 
-def _report(made):
-    """Of all cells that are done, also by earlier commands."""
-    cells = [cell for cell in made.cells if study.is_done(made, cell)]
+def _report(made, cells):
+    """Of cells that are done, by this command or earlier ones."""
     measured = {cell.name: sums.read(made.cell_run(cell).root / sums.FILE) for cell in cells}
     used = dict.fromkeys(cell.teacher for cell in cells)
     found = choice.make(

@@ -141,7 +141,7 @@ def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
 
 
 def test_a_cell_has_its_teacher_and_that_of_its_tuning(tmp_path, monkeypatch):
-    made, prepared, run = read(tmp_path), [], []
+    made, prepared, run = read(tmp_path, extra=EXTRA), [], []
     monkeypatch.setattr(study.teachers, "prepare", lambda plan, name: prepared.append(name))
     monkeypatch.setattr(study.tuning, "rates", lambda plan, student: prepared.append(student))
     monkeypatch.setattr(study, "_run_cell", lambda plan, cell, *_, **__: run.append(cell))

@@ -4,8 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
+from experiments.sweep import ranking
 from experiments.sweep.grid import Cell
 from jaxdiv import statistics
 from jaxdiv.reporting import results
@@ -92,7 +91,7 @@ def _estimate(claim, cells):
     pairs = [pair for cell in cells if (pair := _pair(claim, cell, cells, seeds)) is not None]
     if not pairs:
         return None
-    ours, theirs = (_mean(side) for side in zip(*pairs, strict=True))
+    ours, theirs = (ranking.mean(side) for side in zip(*pairs, strict=True))
     logarithms, influence = statistics.log_ratio(*ours, *theirs)
     return statistics.estimate(logarithms, influence), logarithms, len(pairs)
 
@@ -106,9 +105,3 @@ def _pair(claim, cell, cells, seeds):
     if any((loss, claim.key) not in measured.sums or measured.losses[loss] != seeds for measured, loss in sides):
         return None
     return [measured.sums[loss, claim.key] for measured, loss in sides]
-
-
-def _mean(parts):
-    """Means over cells of each seed's ratio [S] and of the documents' influence [S, K]."""
-    ratios = [statistics.ratios(sums.numerator, sums.denominator) for sums in parts]
-    return tuple(np.mean(part, axis=0) for part in zip(*ratios, strict=True))

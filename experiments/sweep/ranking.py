@@ -1,13 +1,13 @@
 """Which rank a loss can have: by the mean over cells of its measure, and all that makes that uncertain."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from experiments.sweep import comparing
 from experiments.sweep.plan import REFERENCE
 from jaxdiv import statistics
-from jaxdiv.training.evaluation import UNTRAINED, Key, Measured
+from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
 
 DRAWS = 20_000
 
@@ -28,7 +28,7 @@ def rows(cells: Mapping[str, Measured], key: Key) -> list[dict]:
     losses = [loss for loss in every if all(_whole(measured, loss) for measured in having)]
     if not losses:
         return []
-    found = {loss: _mean(having, loss, key) for loss in losses}
+    found = {loss: mean(measured.sums[loss, key] for measured in having) for loss in losses}
     low, high = rank_intervals(*(np.stack(parts) for parts in zip(*found.values(), strict=True)))
     made = [
         {
@@ -110,15 +110,15 @@ def _of_seeds(draw, draws, values):
     return draw.standard_t(count - 1, size=(draws, losses)) * np.sqrt(variance / count)
 
 
+def mean(parts: Iterable[Sums]) -> tuple[np.ndarray, np.ndarray]:
+    """Means over cells of each seed's ratio [S] and of the documents' influence [S, K], of one loss's sums by cell."""
+    ratios = [statistics.ratios(sums.numerator, sums.denominator) for sums in parts]
+    return tuple(np.mean(part, axis=0) for part in zip(*ratios, strict=True))
+
+
 def _whole(measured, loss):
     """Whether no student of `loss` is lost, where any loss has one of each seed."""
     return len(measured.losses[loss]) == max(map(len, measured.losses.values()))
-
-
-def _mean(having: Sequence[Measured], loss, key):
-    """Means over cells of each seed's ratio [S] and of the documents' influence [S, K]."""
-    parts = [statistics.ratios(m.sums[loss, key].numerator, m.sums[loss, key].denominator) for m in having]
-    return tuple(np.mean(part, axis=0) for part in zip(*parts, strict=True))
 
 
 def _compared(found, loss):

@@ -1,4 +1,4 @@
-"""Which mistakes and measures can make a hundredfold gap between cross-entropy and KL? 228 students.
+"""Which mistakes and measures can make a hundredfold gap between cross-entropy and KL? 228 students, 29 min on 2 CPU cores.
 
 python -m experiments.gap --config=configs/gap.py --workdir=runs/gap
 

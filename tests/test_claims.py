@@ -73,4 +73,4 @@ def test_the_table_has_a_row_a_claim(tmp_path):
     assert [len(row) for row in rows] == [len(reporting.HEADING)] * 2
     assert rows[0][0] == "nla over kl"
     assert rows[0][3] == "τ γ=8 T=1"
-    assert rows[0][5].startswith("+10.00 ±")
+    assert rows[0][5].startswith("+10.00 [")

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -199,6 +200,9 @@ def test_a_lent_teachers_tokens_serve_for_the_same_documents(tmp_path, monkeypat
     second = prepared(config, tmp_path / "second")
     assert second.fingerprints() == first.fingerprints()
     monkeypatch.undo()
+    shutil.rmtree(tmp_path / "second" / "tokens")
+    config.teacher.checkpoint = str(tmp_path / "second")
+    assert prepared(config, tmp_path / "again").fingerprints() == first.fingerprints()
     (texts / "more.txt").write_text("draft target token accept " * 40)
     third = prepared(config, tmp_path / "third")
     assert third.tokenizer.fingerprint == first.tokenizer.fingerprint

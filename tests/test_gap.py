@@ -95,10 +95,14 @@ def test_lessons_are_what_their_names_say():
     np.testing.assert_array_equal(of[causes.PADDED].weights, weights)  # counted all the same
 
 
-def test_the_reading_of_a_trained_teacher_is_its_own():
-    """`hard_labels` of a teacher that is trained are those of its own logits."""
-    found = causes.read("hard_labels+teacher_not_detached", CONFIG)[1]
-    assert (found.change.sees, found.change.learns) == (causes.TOP_CLASS, causes.TEACHER)
+@pytest.mark.parametrize("formula", [formulas.attached, formulas.without_log, formulas.in_float16])
+def test_a_teacher_that_is_sure_leaves_losses_finite(formula):
+    """As `hard_labels` joined to them has it: KL and cross-entropy are one."""
+    student, teacher = both()
+    sure = jnp.log(jax.nn.one_hot(teacher.argmax(-1), teacher.shape[-1]))
+    ce, kl = (formula(loss)(student, sure) for loss in formulas.LOSSES)
+    np.testing.assert_allclose(kl, ce, rtol=1e-5)
+    assert np.isfinite(jax.grad(lambda z: formula("kl")(z, sure).sum())(student)).all()
 
 
 @pytest.mark.parametrize("formula", [formulas.softmax_twice, formulas.without_log, formulas.arguments_swapped])
@@ -294,8 +298,8 @@ QUICK = "--config=configs/gap.py:quick"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gap") / "study"
-    trained = "untrained,mean_over_vocabulary+sgd,float16_log_of_softmax,wrong_exit_layer,padding_counted"
-    trained += ",head_trained,teacher_not_detached,clip_by_value"
+    trained = "untrained,float16_log_of_softmax,wrong_exit_layer,padding_counted,head_trained"
+    trained += ",hard_labels+teacher_not_detached"
     causes = f"--config.causes={trained},counted_a_call,measured_on_own_text"
     flags = [QUICK, f"--workdir={folder}", causes, *SMALL]
     return folder, flags, runs.succeed("gap", *flags)
@@ -305,18 +309,17 @@ def test_a_study_as_users_run_it(study):
     folder, _, printed = study
     frame = pd.read_csv(folder / gap.FILE)
     assert list(frame.columns) == list(gap.COLUMNS)
-    assert "mean_over_vocabulary+sgd" in printed
+    assert "wrong_exit_layer" in printed
     assert (folder / "gap_ratios.png").stat().st_size > 10_000
     sound = frame[frame["cause"].eq("baseline")]
     np.testing.assert_allclose(sound["ratio"].dropna(), 1, atol=1e-4)  # their gradients are equal
     assert {"acceptance", "greedy_match", "acceptance_typical", "tau", "accepted_a_call"} <= set(sound["measure"])
     accepted = frame[frame["measure"].eq("acceptance") & frame["temperature"].eq(1)].set_index(["cause", "applied_to"])
     assert (accepted.loc["untrained"]["trained"] == pd.Series({"both": "neither", "ce": "kl", "kl": "ce"})).all()
-    untrained = accepted.loc[("untrained", "both")]
     for cause, row in accepted.xs("both", level="applied_to").iterrows():
         if cause not in ("baseline", "untrained"):
             assert row["ce"] != accepted.loc[("baseline", "both")]["ce"], cause
-    assert accepted.loc[("mean_over_vocabulary+sgd", "both")]["ce"] == pytest.approx(untrained["ce"], abs=1e-3)
+            assert np.isfinite(row["kl"]), cause
     by_student = pd.read_csv(folder / gap.ACCEPTANCE).set_index(["training", "loss", "measure", "temperature"])
     of_baseline = by_student.loc[("baseline", "ce", "acceptance", 1.0)]
     assert of_baseline["value"] == pytest.approx(accepted.loc[("baseline", "both")]["ce"])
@@ -327,7 +330,6 @@ def test_a_study_as_users_run_it(study):
 
 
 REFUSED = {
-    "--config.causes=softmax_twice": "students of other causes",
     "--config.losses=ce,tv": "`config.losses` is 'ce,kl' in this study",
     "--config.temperature=4": "`config.temperature` is 1.0 in this study",
     "--config.data.context=student": "`config.data.context` is 'corpus' in this study",
@@ -341,7 +343,9 @@ def test_a_second_run_measures_the_same_and_another_is_refused(study):
     folder, flags, printed = study
     before = (folder / gap.FILE).read_bytes()
     others = ([flag, *flags[1:2]] if flag.startswith("--config=") else [*flags, flag] for flag in REFUSED)
-    again, *refused = commands.many("gap.__main__", [flags, *others])
+    changed = [*flags, "--config.causes=softmax_twice", "--config.student.steps=5"]
+    another, again, *refused = commands.many("gap.__main__", [changed, flags, *others])
+    runs.check_refusal(another, "students of other causes")  # and leaves the folder as it is
     assert again.returncode == 0, again.stderr
     assert again.stdout == printed
     assert (folder / gap.FILE).read_bytes() == before

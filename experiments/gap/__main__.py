@@ -45,6 +45,7 @@ def main(_):
     mesh = sharding.make(config)
     profile, also = watching.profile(config["student"]["steps"]), watching.also()
     with lock.writing(workdir.root):
+        study.check(workdir, found)  # before the folder takes a config that differs in what may change
         workdir.claim(config)
         study.claim(workdir, found)
         try:

@@ -81,8 +81,8 @@ def in_float16(loss: str, *, scale: float = 1.0, log_of_softmax: bool = False) -
 
 
 def _entropy_part(loss, log_p):
-    """What KL has before the student's logarithm, and cross-entropy has not."""
-    return log_p if loss == KL else 0.0
+    """What KL has before the student's logarithm, and cross-entropy has not; what has no chance adds nothing."""
+    return jnp.where(jnp.isneginf(log_p), 0.0, log_p) if loss == KL else 0.0
 
 
 @jax.custom_vjp

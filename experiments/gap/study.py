@@ -16,14 +16,12 @@ from jaxdiv.training.corpus import Corpus
 from jaxdiv.training.state import Model, TrainState
 from jaxdiv.training.workdir import Workdir
 
+_ARMS = "arms.json"
 
-def claim(workdir: Workdir, causes: Sequence[Cause]) -> None:
-    """Keeps which students the folder trains, or checks that they are the same.
 
-    Raises:
-      ValueError: it trains those of other causes.
-    """
-    path, wanted = workdir.root / "arms.json", [arm.text for arm in arms.of(causes)]
+def check(workdir: Workdir, causes: Sequence[Cause]) -> None:
+    """Raises ValueError if the folder trains the students of other causes."""
+    path, wanted = workdir.root / _ARMS, _names(causes)
     known = wanted
     if workdir.students.exists():
         known = files.read_json(path) if path.exists() else []
@@ -33,8 +31,16 @@ def claim(workdir: Workdir, causes: Sequence[Cause]) -> None:
             f"{workdir.root} trains the students of other causes, which differ in {', '.join(apart)}; give it a folder "
             f"of its own, with its teacher: --workdir={workdir.root}-2 --config.teacher.checkpoint={workdir.root}"
         )
+
+
+def claim(workdir: Workdir, causes: Sequence[Cause]) -> None:
+    """Keeps which students the folder trains, for `check`."""
     if processes.is_first():
-        files.write_json(path, wanted)
+        files.write_json(workdir.root / _ARMS, _names(causes))
+
+
+def _names(causes):
+    return [arm.text for arm in arms.of(causes)]
 
 
 def run(

@@ -73,7 +73,7 @@ def _list(made, cells):
 def _report(made, cells):
     """Of cells that are done, by this command or earlier ones."""
     measured = {cell.name: sums.read(made.cell_run(cell).root / sums.FILE) for cell in cells}
-    used = dict.fromkeys(cell.teacher for cell in cells)
+    used = {cell.teacher: made.teacher_run(cell.teacher).facts() for cell in cells}
     found = choice.make(
         comparing.rows(measured, _told(made, cells)),
         [row for key in _keys(measured) for row in ranking.rows(measured, key)],
@@ -82,7 +82,7 @@ def _report(made, cells):
         seeds=made.config["seeds"],
         rates=made.sweep["rates"],
         base=_factors(made.cells[0]),
-        entropies={name: made.teacher_run(name).facts()[teachers.ENTROPY] for name in used},
+        entropies={name: facts[teachers.ENTROPY] for name, facts in used.items() if teachers.ENTROPY in facts},
         part=_part(made, cells),
     )
     choice.write(made.root, found)

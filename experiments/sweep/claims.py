@@ -86,14 +86,14 @@ def _row(claim, estimate, by_seed, count, level, p_value):
 
 
 def _estimate(claim, cells):
-    """(the logarithm of the ratio, its value by seed, cells); None where no two can be compared."""
+    """(the logarithm of the ratio, the difference of each seed, cells); None where no two can be compared."""
     seeds = max((each for measured in cells.values() for each in measured.losses.values()), key=len, default=())
     pairs = [pair for cell in cells if (pair := _pair(claim, cell, cells, seeds)) is not None]
     if not pairs:
         return None
     ours, theirs = (ranking.mean(side) for side in zip(*pairs, strict=True))
     logarithms, influence = statistics.log_ratio(*ours, *theirs)
-    return statistics.estimate(logarithms, influence), logarithms, len(pairs)
+    return statistics.estimate(logarithms, influence), ours[0] - theirs[0], len(pairs)
 
 
 def _pair(claim, cell, cells, seeds):

@@ -12,8 +12,8 @@ COLUMNS = (
 )  # fmt: skip
 HEADING = ["claim", "source", "reported", "measured by", "cells", "here, %", "verdict"]
 NOTE = (
-    "here: how much more is accepted, or how many more tokens a call, of means over the cells; ±: 95%, corrected by "
-    "Holm over these rows. holds: the interval lies above 0 and all seeds agree; the opposite: below."
+    "here: how much more is accepted, or how many more tokens a call, of means over the cells, with 95% intervals, "
+    "corrected by Holm over these rows. holds: the interval lies above 0 and all seeds agree; the opposite: below."
 )
 
 
@@ -26,7 +26,7 @@ def rows(frame: pd.DataFrame) -> Iterator[list[str]]:
             row.reported,
             f"τ γ={row.gamma:g} T={row.temperature:g}" if row.measure == "tau" else f"accepted T={row.temperature:g}",
             f"{row.cells:g}",
-            table.points(row.change, row.change_low, row.change_high),
+            f"{table.points(row.change)} [{table.points(row.change_low)}, {table.points(row.change_high)}]",
             row.verdict,
         ]
 

@@ -234,8 +234,10 @@ def _make(config, workdir):
 
 def _tokens(documents, tokenizer, donor):
     """Those of the run whose tokenizer it is, if it has the same documents; else made, which takes far longer."""
-    if isinstance(donor, donors.RunDonor) and donor.workdir.facts().get(DATA_READY) == documents.fingerprint:
-        return Corpus.load(donor.workdir).splits
+    lender = donor.workdir if isinstance(donor, donors.RunDonor) else None
+    there = lender and all(_path(lender.tokens, split).exists() for split in SPLITS)
+    if there and lender.facts().get(DATA_READY) == documents.fingerprint:
+        return Corpus.load(lender).splits
     return pipeline.tokenize(documents, tokenizer)
 
 

@@ -54,7 +54,7 @@ def ratios(frame: pd.DataFrame, theme: Theme) -> Figure:
         axes.imshow(shown, cmap=colors, vmin=-_DECADES, vmax=_DECADES, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             if not math.isnan(value):
-                ink = theme.paper if abs(shown[row, column]) > 0.6 * _DECADES else theme.ink
+                ink = style.readable(colors(0.5 + shown[row, column] / (2 * _DECADES)), theme)
                 axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink)
         axes.set_title(title)
         axes.set_xticks(range(len(_MEASURES)), [name for *_, name in _MEASURES], rotation=40, ha="right", fontsize=8)

@@ -27,7 +27,14 @@ TRAIN = [
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23",
 ]
-TEST = ["beartype>=0.22", "equinox>=0.13", "hypothesis>=6.170", "mpmath>=1.3", "pytest>=9.0", "pytest-xdist>=3.8"]
+TEST = [
+    "beartype>=0.22",
+    "equinox>=0.13",
+    "hypothesis>=6.170",
+    "mpmath>=1.3",
+    "pytest>=9.0",
+    "pytest-xdist>=3.8",
+]
 
 setup(
     name="jaxdiv",

@@ -1,15 +1,20 @@
-"""Which loss should a draft be trained with? Losses by student, teacher, training context and temperature.
+"""Which loss should a draft be trained with? Losses by student, teacher, training context and
+temperature.
 
 python -m experiments.sweep --config=configs/choose.py --workdir=runs/choose
 
-Eight cells of 17 losses and three seeds, 408 students: a base and each other level of one factor. They took 108 min on
-2 CPU cores, in part beside other jobs: teachers and tuning 16, a cell mostly 7 to 9, decoding 10, the students' own
+Eight cells of 17 losses and three seeds, 408 students: a base and each other level of one factor.
+  They took 108 min on
+2 CPU cores, in part beside other jobs: teachers and tuning 16, a cell mostly 7 to 9, decoding 10,
+  the students' own
 text 9 more. `configs/choose.py:quick` has four cells of five losses and takes 6 min of CPU time.
 
-What is cut: the grid, not the seeds. No cell changes two factors, so that nothing is said of how they act together
-(such cells may be named in `config.sweep.extra`); temperatures of training are 1 and 2; one cell is decoded; learning
-rates are tuned by kind of student and not by cell. Of the menu's losses those are left out that have the gradient of
-another, up to a factor: `ce` (kl), `negative_acceptance` (tv), and at their defaults `alpha` (hellinger), `renyi`
+What is cut: the grid, not the seeds. No cell changes two factors, so that nothing is said of how
+  they act together
+(such cells may be named in `config.sweep.extra`); temperatures of training are 1 and 2; one cell is
+decoded; learning rates are tuned by kind of student and not by cell. Of the menu's losses those are
+left out that have the gradient of another, up to a factor: `ce` (kl), `negative_acceptance` (tv),
+  and at their defaults `alpha` (hellinger), `renyi`
 (bhattacharyya) and `rjsd` (jsd); and `z_loss`, which is no divergence.
 """
 
@@ -36,7 +41,9 @@ def get_config(form: str = "full"):
 
     config.sweep = ml_collections.ConfigDict()
     config.sweep.base = "adapter1-sharp-corpus-T1"  # STUDENT-TEACHER-CONTEXT-TEMPERATURE
-    config.sweep.extra = ""  # cells, by commas, beside the base and those that change one factor of it
+    config.sweep.extra = (
+        ""  # cells, by commas, beside the base and those that change one factor of it
+    )
     config.sweep.students = ml_collections.ConfigDict(
         {
             "adapter1": {"kind": "kangaroo", "exit_layer": 1},
@@ -45,11 +52,18 @@ def get_config(form: str = "full"):
             "decoder2": {"kind": "decoder", "depth": 2, "width": 144, "mlp_width": 384},
         }
     )
-    config.sweep.teachers = ml_collections.ConfigDict({"sharp": {"steps": 500}, "flat": {"steps": 120}})
+    config.sweep.teachers = ml_collections.ConfigDict(
+        {"sharp": {"steps": 500}, "flat": {"steps": 120}}
+    )
     config.sweep.contexts = "corpus,teacher,student"  # of training: `config.data.context`
     config.sweep.temperatures = (1.0, 2.0)  # of training: `config.temperature`
     config.sweep.decoded = "adapter1-sharp-corpus-T1"  # globs of the cells that are decoded, too
-    config.sweep.rates = (3e-3, 1e-2, 3e-2, 1e-1)  # of learning: each loss has its best for each kind of student
+    config.sweep.rates = (
+        3e-3,
+        1e-2,
+        3e-2,
+        1e-1,
+    )  # of learning: each loss has its best for each kind of student
     config.sweep.tuning_steps = 80
     _FORMS[form](config)
     return config
@@ -63,7 +77,10 @@ def _quick(config):
     config.teacher.update({"depth": 3, "width": 96, "heads": 4, "kv_heads": 2, "mlp_width": 256})
     config.evaluation.documents = 32
     config.sweep.students = ml_collections.ConfigDict(
-        {"adapter1": {"kind": "kangaroo", "exit_layer": 1}, "adapter2": {"kind": "kangaroo", "exit_layer": 2}}
+        {
+            "adapter1": {"kind": "kangaroo", "exit_layer": 1},
+            "adapter2": {"kind": "kangaroo", "exit_layer": 2},
+        }
     )
     config.sweep.teachers = ml_collections.ConfigDict({"sharp": {"steps": 200}})
     config.sweep.contexts = "corpus,teacher"

@@ -2,14 +2,16 @@
 
 python -m experiments.gap --config=configs/gap.py --workdir=runs/gap
 
-228 students, 29 min on 2 CPU cores. Forms: `configs/gap.py:quick` for a first look, `configs/gap.py:decoder` of
-independent students, whose start knows nothing of the teacher.
+228 students, 29 min on 2 CPU cores. Forms: `configs/gap.py:quick` for a first look,
+`configs/gap.py:decoder` of independent students, whose start knows nothing of the teacher.
 """
 
 from configs import quickstart
 
 _FORMULAS = "softmax_twice,without_log,arguments_swapped,float16,float16_loss_scaling,float16_log_of_softmax"
-_TEMPERATURES = "temperature_2,temperature_10,temperature_2_without_square,temperature_10_without_square"
+_TEMPERATURES = (
+    "temperature_2,temperature_10,temperature_2_without_square,temperature_10_without_square"
+)
 _REDUCTIONS = "mean_over_vocabulary,batchmean_over_rows,sum"
 _OPTIMIZERS = (
     "sgd,adam_large_epsilon,learning_rate_tenth,learning_rate_tenfold,no_clipping,clip_by_small_norm,clip_by_value,"
@@ -38,12 +40,24 @@ def get_config(form: str = "full"):
     config = quickstart.get_config()
     config.losses = "ce,kl"  # in this study always
     config.causes = ",".join(
-        [_FORMULAS, _TEMPERATURES, _REDUCTIONS, _OPTIMIZERS, _READ, _OF_KANGAROO, _PAIRS, _MEASURED, _BOTH_SIDES]
+        [
+            _FORMULAS,
+            _TEMPERATURES,
+            _REDUCTIONS,
+            _OPTIMIZERS,
+            _READ,
+            _OF_KANGAROO,
+            _PAIRS,
+            _MEASURED,
+            _BOTH_SIDES,
+        ]
     )
     config.student.exit_layer = 1
     config.student.update({"steps": 300, "batch_size": 8})
     config.evaluation.temperatures = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-    config.evaluation.rules = "sampling,greedy_draft,exact_match,typical,greedy_match"  # in this study always
+    config.evaluation.rules = (
+        "sampling,greedy_draft,exact_match,typical,greedy_match"  # in this study always
+    )
     config.evaluation.documents = 32
     config.checkpoint.every = 50
     _FORMS[form](config)
@@ -59,7 +73,9 @@ def _quick(config):
         ]
     ).replace("temperature_10_without_square+measured_at_temperature_20,", "")
     config.data.vocabulary = 512
-    config.teacher.update({"depth": 3, "width": 96, "heads": 4, "kv_heads": 2, "mlp_width": 256, "steps": 200})
+    config.teacher.update(
+        {"depth": 3, "width": 96, "heads": 4, "kv_heads": 2, "mlp_width": 256, "steps": 200}
+    )
     config.student.update({"heads": 4, "kv_heads": 2, "steps": 100})
 
 

@@ -16,10 +16,14 @@ def get_config():
     config.teacher.update({"depth": 2, "width": 32, "heads": 2, "kv_heads": 1, "mlp_width": 64})
     config.teacher.update({"steps": 20, "batch_size": 8})
     config.teacher.optimizer.warmup_steps = 5
-    config.student.update({"exit_layer": 1, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32})
+    config.student.update(
+        {"exit_layer": 1, "heads": 2, "kv_heads": 1, "width": 16, "mlp_width": 32}
+    )
     config.student.update({"steps": 12, "batch_size": 8})
     config.student.optimizer.warmup_steps = 2
-    config.evaluation.update({"documents": 8, "document_tokens": 64, "prompt_tokens": 8, "generated_tokens": 24})
+    config.evaluation.update(
+        {"documents": 8, "document_tokens": 64, "prompt_tokens": 8, "generated_tokens": 24}
+    )
     config.evaluation.temperatures = (0.5, 1.0)
     config.checkpoint.every = 5
     config.log.every = 4

@@ -1,8 +1,10 @@
-"""Measures finished runs again from their checkpoints: other temperatures, rules or contexts; several runs pooled.
+"""Measures finished runs again from their checkpoints: other temperatures, rules or contexts;
+several runs pooled.
 
-  python -m experiments.acceptance --workdir=runs/quickstart --temperatures=0,0.7 --rules=exact_match --output=runs/b
-  python -m experiments.acceptance --workdir=runs/quickstart --decode --decode_gamma=6 --output=runs/decoded
-  python -m experiments.acceptance --workdir=runs/seed0,runs/seed1
+  python -m experiments.acceptance --workdir=runs/quickstart --temperatures=0,0.7
+  --rules=exact_match --output=runs/b python -m experiments.acceptance --workdir=runs/quickstart
+  --decode --decode_gamma=6 --output=runs/decoded python -m experiments.acceptance
+  --workdir=runs/seed0,runs/seed1
 
 One run's results.csv and report.html are written anew; several runs' go to a folder of their own.
 """
@@ -19,20 +21,32 @@ from jaxdiv.training.workdir import DATA_READY, Workdir
 
 cli.define_log_format()
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
-TEMPERATURES = flags.DEFINE_list("temperatures", None, "Sampling temperatures, by commas; the runs' own if not given.")
+TEMPERATURES = flags.DEFINE_list(
+    "temperatures", None, "Sampling temperatures, by commas; the runs' own if not given."
+)
 CONTEXTS = flags.DEFINE_string(
     "contexts", None, f"Some of {','.join(run_config.CONTEXTS)}; the runs' own if not given."
 )
 RULES = flags.DEFINE_string(
-    "rules", None, f"Some of {','.join(RULE_NAMES)}; sampling is always measured. The runs' own if not given."
+    "rules",
+    None,
+    f"Some of {','.join(RULE_NAMES)}; sampling is always measured. The runs' own if not given.",
 )
 DECODE = flags.DEFINE_bool(
-    "decode", False, "Also decode after every prompt with every student: tokens a call and speed-up; takes minutes."
+    "decode",
+    False,
+    "Also decode after every prompt with every student: tokens a call and speed-up; takes minutes.",
 )
 DECODE_GAMMA = flags.DEFINE_integer(
-    "decode_gamma", 4, "Drafts a round of --decode.", lower_bound=1, upper_bound=evaluation.MAX_GAMMA
+    "decode_gamma",
+    4,
+    "Drafts a round of --decode.",
+    lower_bound=1,
+    upper_bound=evaluation.MAX_GAMMA,
 )
-OUTPUT = flags.DEFINE_string("output", None, "Where results go; the run's folder, or for several one beside them.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Where results go; the run's folder, or for several one beside them."
+)
 
 # What runs that are pooled need not share.
 _MAY_DIFFER = (
@@ -75,11 +89,14 @@ def _check_decodable(runs, contexts):
         corpus.refuse_images(run.config())
         names = contexts or run_config.contexts(run.config()["evaluation"]["contexts"])
         if not set(names) & set(GENERATED):
-            raise ValueError(f"--decode needs one of the contexts {', '.join(GENERATED)}; give --contexts")
+            raise ValueError(
+                f"--decode needs one of the contexts {', '.join(GENERATED)}; give --contexts"
+            )
 
 
 def _check_alike(runs):
-    """Runs that are pooled under the names of their losses differ in nothing else that makes a student."""
+    """Runs that are pooled under the names of their losses differ in nothing else that makes a
+    student."""
     first = runs[0]
     for i, run in enumerate(runs):
         if run.root.resolve() in [other.root.resolve() for other in runs[:i]]:
@@ -101,7 +118,9 @@ def _check_alike(runs):
             )
         for fact in (DATA_READY, corpus.TOKENIZER):
             if first.facts().get(fact) != run.facts().get(fact):
-                raise ValueError(f"{first.root} and {run.root} can't be pooled: each has another {fact}")
+                raise ValueError(
+                    f"{first.root} and {run.root} can't be pooled: each has another {fact}"
+                )
 
 
 def _given(flag, rule, read):

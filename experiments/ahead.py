@@ -13,7 +13,8 @@ from jax.experimental import topologies
 from experiments import hlo
 from experiments.costs import Costs
 
-# Without these libtpu looks for the machine that it is not on, and lets one process at a time compile.
+# Without these libtpu looks for the machine that it is not on, and lets one process at a time
+# compile.
 ELSEWHERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -25,7 +26,8 @@ ELSEWHERE = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What the vendor says of a kind: docs.cloud.google.com/tpu/docs/v5e and its like, links as JAX's "scaling book".
+    """What the vendor says of a kind: docs.cloud.google.com/tpu/docs/v5e and its like, links as
+    JAX's "scaling book".
 
     Attributes:
       hbm: GB.
@@ -44,13 +46,17 @@ class Chip:
     options: tuple[tuple[str, str], ...] = ()
 
     def interconnect(self, sizes: Sequence[int]) -> float:
-        """Bytes that a chip of a slice sends a second, round all axes of more than one chip at once.
+        """Bytes that a chip of a slice sends a second, round all axes of more than one chip at
+        once.
 
-        A line of chips has half of what a ring has. Three-dimensional slices are rings if they are of whole cubes.
+        A line of chips has half of what a ring has. Three-dimensional slices are rings if they are
+        of whole cubes.
         """
         closed = [size % self.ring == 0 for size in sizes]
         closed = [all(closed)] * len(sizes) if len(sizes) == 3 else closed
-        return self.link * sum(1 + ring for size, ring in zip(sizes, closed, strict=True) if size > 1)
+        return self.link * sum(
+            1 + ring for size, ring in zip(sizes, closed, strict=True) if size > 1
+        )
 
 
 CHIPS = {
@@ -78,27 +84,38 @@ class Slice:
 def chips(topology: str) -> Slice:
     """A slice such as `v5e:2x2`. Raises ValueError if there is no such slice, or no libtpu."""
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("libtpu, which compiles for TPUs, is not installed: pip install -e '.[train,tpu]'")
+        raise ValueError(
+            "libtpu, which compiles for TPUs, is not installed: pip install -e '.[train,tpu]'"
+        )
     told = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not told or told[1] not in CHIPS:
-        raise ValueError(f"--topology must look like v5e:2x2, of {', '.join(CHIPS)}, got {topology!r}")
+        raise ValueError(
+            f"--topology must look like v5e:2x2, of {', '.join(CHIPS)}, got {topology!r}"
+        )
     kind, sizes = CHIPS[told[1]], tuple(int(size) for size in told[2].split("x"))
     for name, value in ELSEWHERE.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")  # nor is JAX to look for a TPU
-    jax.config.update("jax_enable_compilation_cache", False)  # which can't give back what no device here runs
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # which can't give back what no device here runs
     # A host has four chips, unless one is all that is asked for.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if set(sizes) == {1} else {}
     try:
-        found = topologies.get_topology_desc(topology_name=topology, platform="tpu", **alone, **dict(kind.options))
+        found = topologies.get_topology_desc(
+            topology_name=topology, platform="tpu", **alone, **dict(kind.options)
+        )
     except Exception as error:  # of many kinds, after libtpu's own
-        raise ValueError(f"can't compile for --topology={topology}: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"can't compile for --topology={topology}: {str(error).splitlines()[0]}"
+        ) from None
     return Slice(kind, sizes, found.devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of a chip that a program takes; `total` counts once what an output takes over from an argument."""
+    """Bytes of a chip that a program takes; `total` counts once what an output takes over from an
+    argument."""
 
     arguments: int
     outputs: int
@@ -108,7 +125,11 @@ class Memory:
     @classmethod
     def of(cls, program: jax.stages.Compiled) -> "Memory":
         planned = program.memory_analysis()
-        parts = planned.argument_size_in_bytes, planned.output_size_in_bytes, planned.temp_size_in_bytes
+        parts = (
+            planned.argument_size_in_bytes,
+            planned.output_size_in_bytes,
+            planned.temp_size_in_bytes,
+        )
         return cls(*parts, total=sum(parts) - planned.alias_size_in_bytes)
 
 
@@ -119,7 +140,8 @@ def elements(text: str) -> collections.Counter:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds that a call's products, HBM traffic and collectives need at least, each alone at the chip's full rate."""
+    """Seconds that a call's products, HBM traffic and collectives need at least, each alone at the
+    chip's full rate."""
 
     products: float
     memory: float

@@ -2,9 +2,9 @@
 
   python -m experiments.audit --loss=my_project.losses:distillation_loss --expected=kl
 
-The function takes student and teacher logits, and labels and a mask if it has parameters of such names. Modules are
-found from the current folder. The exit code is 1 if a mistake is found, 0 if none, 2 if the command is wrong or the
-function fails on ordinary logits.
+The function takes student and teacher logits, and labels and a mask if it has parameters of such
+names. Modules are found from the current folder. The exit code is 1 if a mistake is found, 0 if
+none, 2 if the command is wrong or the function fails on ordinary logits.
 """
 
 import importlib.util
@@ -17,8 +17,12 @@ from jaxdiv.audit import audit as audit_loss
 
 LOSS = flags.DEFINE_string("loss", None, "The function, as module:function.")
 EXPECTED = flags.DEFINE_string("expected", None, "What it should be, such as kl or 0.7*kl+0.3*tv.")
-AXES = flags.DEFINE_enum("axes", None, ["BLV", "NV", "V"], "The only shape of logits it is called with, if it is one.")
-FRAMEWORK = flags.DEFINE_enum("framework", "jax", ["jax", "numpy", "torch"], "What arrays it takes.")
+AXES = flags.DEFINE_enum(
+    "axes", None, ["BLV", "NV", "V"], "The only shape of logits it is called with, if it is one."
+)
+FRAMEWORK = flags.DEFINE_enum(
+    "framework", "jax", ["jax", "numpy", "torch"], "What arrays it takes."
+)
 MISTAKE_FOUND = 1
 _ADAPTERS = {"jax": lambda function: function, "numpy": numpy_loss, "torch": torch_loss}
 
@@ -30,7 +34,9 @@ def examine() -> Audit:
     loss = _ADAPTERS[FRAMEWORK.value](named.find(LOSS.value, flag="loss", kind="function"))
     found = audit_loss(loss, expected=EXPECTED.value, axes=AXES.value)
     if {finding.code for finding in found.findings} == {"does_not_run"}:
-        raise ValueError(f"--loss={LOSS.value}: it can't be called with logits: {found.findings[0].evidence.got}")
+        raise ValueError(
+            f"--loss={LOSS.value}: it can't be called with logits: {found.findings[0].evidence.got}"
+        )
     return found
 
 

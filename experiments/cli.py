@@ -28,7 +28,9 @@ COORDINATOR = flags.DEFINE_string(
     "host:port of the first of several processes; `auto` where JAX finds them, as under Slurm and Open MPI. Hosts of a "
     "TPU slice find each other without it.",
 )
-PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are, with --coordinator.", lower_bound=1)
+PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes there are, with --coordinator.", lower_bound=1
+)
 PROCESS = flags.DEFINE_integer("process", 0, "Which of them this is, from 0.", lower_bound=0)
 BAD_INPUT = 2
 _LONGEST = 4000  # characters of an error: what it names may be a megabyte
@@ -38,18 +40,25 @@ CLOSED_PIPE = 1  # as rich's console ends then
 
 def define_config() -> flags.FlagHolder:
     """Declares --config=FILE.py, whose keys can be overridden by --config.KEY=VALUE."""
-    return config_flags.DEFINE_config_file("config", None, "An ml_collections config, such as configs/quickstart.py.")
+    return config_flags.DEFINE_config_file(
+        "config", None, "An ml_collections config, such as configs/quickstart.py."
+    )
 
 
 def define_log_format() -> None:
-    """Declares --log_format=text or json, which `run` reads from the command line itself: that may be a wrong one."""
+    """Declares --log_format=text or json, which `run` reads from the command line itself: that may
+    be a wrong one."""
     flags.DEFINE_enum(
-        lines.FLAG, "text", lines.FORMATS, "What standard error shows: lines and bars, or JSON, an object a line."
+        lines.FLAG,
+        "text",
+        lines.FORMATS,
+        "What standard error shows: lines and bars, or JSON, an object a line.",
     )
 
 
 def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> None:
-    """Runs an absl main; bad input becomes one line on standard error and exit code 2, a reader that left nothing.
+    """Runs an absl main; bad input becomes one line on standard error and exit code 2, a reader
+    that left nothing.
 
     Args:
       resumes: whether the same command goes on where it was interrupted.
@@ -62,7 +71,9 @@ def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> N
 def _as_json():
     """Within the block all that Python says on standard error is events."""
     with progress.told_to(lines.emit), warnings.catch_warnings():
-        warnings.showwarning = lambda message, kind, *_: progress.event("warning", text=f"{kind.__name__}: {message}")
+        warnings.showwarning = lambda message, kind, *_: progress.event(
+            "warning", text=f"{kind.__name__}: {message}"
+        )
         before, threading.excepthook = threading.excepthook, _of_thread
         try:
             yield
@@ -102,7 +113,9 @@ def _guarded(main, argv, resumes):
         if not TRACEBACK.value and isinstance(error, ValueError | OSError):
             _fail(error)
         told = f"{type(error).__name__}: {error}"
-        if not progress.event("error", text=told, code=UNEXPECTED, traceback=traceback.format_exc()):
+        if not progress.event(
+            "error", text=told, code=UNEXPECTED, traceback=traceback.format_exc()
+        ):
             traceback.print_exc()
         processes.fail(told, UNEXPECTED)
         sys.exit(UNEXPECTED)
@@ -111,7 +124,9 @@ def _guarded(main, argv, resumes):
 
 def _join(resumes):
     if COORDINATOR.value in ("", processes.AUTO) and (PROCESSES.value, PROCESS.value) != (1, 0):
-        raise ValueError("--processes and --process need --coordinator=HOST:PORT, the first of them")
+        raise ValueError(
+            "--processes and --process need --coordinator=HOST:PORT, the first of them"
+        )
     if PROCESS.value >= PROCESSES.value:
         raise ValueError(f"--process={PROCESS.value} must be below --processes={PROCESSES.value}")
     if COORDINATOR.value and not resumes:
@@ -126,7 +141,9 @@ def _aloud():
 
 
 def _unraisable(told):
-    if isinstance(told.exc_value, interrupts.Interrupted):  # it met a callback from which no error comes back
+    if isinstance(
+        told.exc_value, interrupts.Interrupted
+    ):  # it met a callback from which no error comes back
         code = 128 + told.exc_value.signum
         _tell_error("interrupted", code)
         os._exit(code)
@@ -139,11 +156,14 @@ def keep_compilations() -> None:
     if not jax.config.jax_compilation_cache_dir:
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "jaxdiv" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a small run is all small compilations
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", 0
+    )  # a small run is all small compilations
 
 
 def console(width: int) -> Console:
-    """That of standard output for tables, which need their columns even where it is piped to a narrower default."""
+    """That of standard output for tables, which need their columns even where it is piped to a
+    narrower default."""
     made = Console()
     return made if made.is_terminal else Console(width=width)
 
@@ -165,7 +185,11 @@ def _parse(argv):
         _check_config_file(argv)
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _fail(str(error).replace("invalid literal for int() with base 10:", "must be a whole number, got"))
+        _fail(
+            str(error).replace(
+                "invalid literal for int() with base 10:", "must be a whole number, got"
+            )
+        )
     except (AttributeError, KeyError) as error:
         _fail(_unknown_key(argv, error))
     except Exception as error:  # a config file is a program: whatever it raises is about that file
@@ -179,7 +203,9 @@ def _check_config_file(argv):
         path = pathlib.Path(given.split(":")[0])
         if not path.is_file():
             near = sorted(str(found) for found in pathlib.Path("configs").glob("*.py"))
-            raise flags.Error(f"--config={given}: there is no such file; known: {', '.join(near) or 'none'}")
+            raise flags.Error(
+                f"--config={given}: there is no such file; known: {', '.join(near) or 'none'}"
+            )
 
 
 def _values(argv, name):
@@ -193,7 +219,10 @@ def _values(argv, name):
 def _unknown_key(argv, error):
     key = re.search(r"'([^']+)'", str(error).replace("\\", ""))
     name = key.group(1) if key else str(error)
-    written = next((a for a in argv if a.startswith("--config.") and name in re.split(r"[.=]", a)), f"--config.{name}")
+    written = next(
+        (a for a in argv if a.startswith("--config.") and name in re.split(r"[.=]", a)),
+        f"--config.{name}",
+    )
     near = re.search(r'Did you mean "([^"]+)"', str(error))
     mend = f"did you mean `{near.group(1)}`?" if near else "the config file lists the keys"
     return f"{written}: there is no config key `{name}`; {mend}"

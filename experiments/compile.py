@@ -1,15 +1,18 @@
-"""Whether a config fits a TPU that is not there, and what it could reach: its steps compiled, nothing run.
+"""Whether a config fits a TPU that is not there, and what it could reach: its steps compiled,
+nothing run.
 
   pip install -e '.[train,tpu]'
   python -m experiments.compile --config=configs/large_vocab.py --topology=v5e:1x1
   python -m experiments.compile --config=configs/llama_8b.py --topology=v5e:2x4 --steps=student
 
-The steps are those that a run compiles: training of students and teacher, evaluation of the teacher and of a loss's
-students, and a round of `experiments.acceptance --decode`. Of each: memory of one chip, on which all of it runs, as XLA
-plans it; whether the compiled step holds an array with a number for each of its N predictions and each of the V
-classes, padded or not; matrix products, HBM traffic and collectives, loops counted as often as they run; and the least
-time that these need. The tokenizer is taken to have `config.data.vocabulary` tokens; a teacher of another run or folder
-brings its sizes. The exit code is 1 if a step does not fit; decoding, which is of one chip, does not count.
+The steps are those that a run compiles: training of students and teacher, evaluation of the teacher
+  and of a loss's
+students, and a round of `experiments.acceptance --decode`. Of each: memory of one chip, on which
+all of it runs, as XLA plans it; whether the compiled step holds an array with a number for each of
+its N predictions and each of the V classes, padded or not; matrix products, HBM traffic and
+collectives, loops counted as often as they run; and the least time that these need. The tokenizer
+is taken to have `config.data.vocabulary` tokens; a teacher of another run or folder brings its
+sizes. The exit code is 1 if a step does not fit; decoding, which is of one chip, does not count.
 """
 
 import dataclasses
@@ -29,10 +32,32 @@ from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Kind and shape of the TPU slice.")
-STEPS = flags.DEFINE_list("steps", [], f"Which to compile, of {', '.join(steps.NAMES)}; all if not given.")
+STEPS = flags.DEFINE_list(
+    "steps", [], f"Which to compile, of {', '.join(steps.NAMES)}; all if not given."
+)
 JSON = flags.DEFINE_string("json", None, "A JSON file to write what was found to, besides.")
-_MEMORY = ("step", "arguments", "outputs", "temporaries", "in all", "HBM", "fits", "has [N, V]", "largest, M numbers")
-_COSTS = ("step", "GFLOP", "HBM, GB", "collectives: MB sent", "least ms", "products", "HBM", "links", "M tokens/s")
+_MEMORY = (
+    "step",
+    "arguments",
+    "outputs",
+    "temporaries",
+    "in all",
+    "HBM",
+    "fits",
+    "has [N, V]",
+    "largest, M numbers",
+)
+_COSTS = (
+    "step",
+    "GFLOP",
+    "HBM, GB",
+    "collectives: MB sent",
+    "least ms",
+    "products",
+    "HBM",
+    "links",
+    "M tokens/s",
+)
 _EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
@@ -87,7 +112,10 @@ def memory_row(name: str, plan: Plan | None, place: ahead.Slice) -> list[str]:
 def costs_row(name: str, step: steps.Step, plan: Plan, place: ahead.Slice) -> list[str]:
     """Of the table of costs; what bounds the step takes 100% of its least time."""
     found, least = plan.costs, ahead.Roofline.of(plan.costs, place)
-    kinds = [f"{each.count} {kind}: {_short(each.sent / 1e6)}" for kind, each in found.collectives.items()]
+    kinds = [
+        f"{each.count} {kind}: {_short(each.sent / 1e6)}"
+        for kind, each in found.collectives.items()
+    ]
     shares = [f"{part / least.seconds:.0%}" for part in (least.products, least.memory, least.links)]
     return [
         name,
@@ -108,21 +136,33 @@ def chosen(asked: Collection[str], known: Collection[str]) -> Collection[str]:
     """The names asked for, or all. Raises ValueError for one that is not known."""
     for name in asked:
         if name not in known:
-            raise ValueError(f"--steps={','.join(asked)}: there is no step {name!r}; known: {', '.join(known)}")
+            raise ValueError(
+                f"--steps={','.join(asked)}: there is no step {name!r}; known: {', '.join(known)}"
+            )
     return asked or known
 
 
 def record(step: steps.Step, plan: Plan | None, place: ahead.Slice) -> dict:
-    """For --json: predictions of a call, bytes of a chip, and of what fits seconds by what they are needed for."""
-    found = {"fits": fits(plan, place), "hbm": place.kind.hbm * 10**9, "predictions": step.predictions}
+    """For --json: predictions of a call, bytes of a chip, and of what fits seconds by what they are
+    needed for."""
+    found = {
+        "fits": fits(plan, place),
+        "hbm": place.kind.hbm * 10**9,
+        "predictions": step.predictions,
+    }
     if plan is None:
         return found
-    return found | {"memory": plan.memory.total, "seconds": dataclasses.asdict(ahead.Roofline.of(plan.costs, place))}
+    return found | {
+        "memory": plan.memory.total,
+        "seconds": dataclasses.asdict(ahead.Roofline.of(plan.costs, place)),
+    }
 
 
 def main(_):
     with tempfile.TemporaryDirectory() as nothing:
-        config = teacher.settle(cli.loaded(CONFIG).to_dict(), Workdir(nothing), typed=cli.typed(CONFIG))
+        config = teacher.settle(
+            cli.loaded(CONFIG).to_dict(), Workdir(nothing), typed=cli.typed(CONFIG)
+        )
     corpus.refuse_images(config)
     names = chosen(STEPS.value, steps.known(config))
     place = ahead.chips(TOPOLOGY.value)
@@ -141,7 +181,13 @@ def _print(made, plans, place, mesh):
     rows = [memory_row(name, found, place) for name, found in plans.items()]
     console.print(_table(f"Memory of a chip, GB: {_told(place, mesh)}", _MEMORY, rows))
     rows = [costs_row(name, made[name], found, place) for name, found in plans.items() if found]
-    console.print(_table("Costs of a call for a chip, and the least time that they need: an estimate", _COSTS, rows))
+    console.print(
+        _table(
+            "Costs of a call for a chip, and the least time that they need: an estimate",
+            _COSTS,
+            rows,
+        )
+    )
     console.print(_explained(place))
 
 

@@ -1,11 +1,14 @@
-"""What each class adds to a loss and to its gradient: for two given distributions, or in a finished run by rank.
+"""What each class adds to a loss and to its gradient: for two given distributions, or in a finished
+run by rank.
 
   python -m experiments.contributions --p=.98,.01,.01 --q=.979,.02,.001 --output=runs/contributions
   python -m experiments.contributions --workdir=runs/quickstart
-  python -m experiments.contributions --workdir=runs/quickstart --losses=kl,rkl,skl --student=untrained
+  python -m experiments.contributions --workdir=runs/quickstart --losses=kl,rkl,skl
+  --student=untrained
 
-Of distributions, shares of the losses as written differ by convention; what the student's logits feel does not. Of a
-run's held-out documents: which classes does each loss look at, by the rank that the teacher gives them?
+Of distributions, shares of the losses as written differ by convention; what the student's logits
+feel does not. Of a run's held-out documents: which classes does each loss look at, by the rank that
+the teacher gives them?
 """
 
 import math
@@ -25,9 +28,13 @@ from jaxdiv.training import config as run_config
 from jaxdiv.training import ranks
 from jaxdiv.training.workdir import Workdir
 
-P = flags.DEFINE_string("p", None, "The teacher's distribution: comma-separated probabilities that sum to 1.")
+P = flags.DEFINE_string(
+    "p", None, "The teacher's distribution: comma-separated probabilities that sum to 1."
+)
 Q = flags.DEFINE_string("q", None, "The student's distribution, over the same classes.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run, in place of --p and --q.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder of a finished run, in place of --p and --q."
+)
 LOSSES = flags.DEFINE_string(
     "losses", None, "Losses, by commas; ce,kl of distributions, of a run its own if not given."
 )
@@ -37,8 +44,13 @@ STUDENT = flags.DEFINE_string(
     f"Whose students all losses are seen on: a loss of the run, untrained, or {ranks.OWN} for each loss on its own; "
     "ce, or else the run's first, if not given.",
 )
-OUTPUT = flags.DEFINE_string("output", None, "Where the CSV and the picture go; of a run its folder if not given.")
-_SEEN_ON = {ranks.OWN: "each loss on its own students", ranks.UNTRAINED: "all losses on untrained students"}
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Where the CSV and the picture go; of a run its folder if not given."
+)
+_SEEN_ON = {
+    ranks.OWN: "each loss on its own students",
+    ranks.UNTRAINED: "all losses on untrained students",
+}
 TOLERANCE = 1e-3  # of a distribution's sum, as its digits are rounded
 
 
@@ -69,7 +81,9 @@ def split(losses: tuple[str, ...], p: np.ndarray, q: np.ndarray) -> pd.DataFrame
     for loss in losses:
         for gauge in gauges(loss):
             parts = contributions(loss, student_logits, teacher_logits, gauge=gauge)
-            numbers = zip(p, q, np.asarray(parts, float), np.asarray(shares(parts), float), strict=True)
+            numbers = zip(
+                p, q, np.asarray(parts, float), np.asarray(shares(parts), float), strict=True
+            )
             rows += [(loss, gauge, i, *row) for i, row in enumerate(numbers)]
     return pd.DataFrame(rows, columns=list(reporting.COLUMNS))
 

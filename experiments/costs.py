@@ -1,7 +1,8 @@
-"""What a compiled program costs each device that runs it: matrix products, memory traffic, collectives.
+"""What a compiled program costs each device that runs it: matrix products, memory traffic,
+collectives.
 
-XLA's own analysis counts a loop's body once; here it counts as often as it runs. Read from the program's text, which is
-the partitioned one: every number is of one device.
+XLA's own analysis counts a loop's body once; here it counts as often as it runs. Read from the
+program's text, which is the partitioned one: every number is of one device.
 """
 
 import dataclasses
@@ -11,7 +12,16 @@ from collections.abc import Mapping
 from experiments import hlo, loops, products, traffic
 
 _FREE = (
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "domain"),
+    *(
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "opt-barrier",
+        "domain",
+    ),
     *("partition-id", "replica-id"),
 )
 _RUN = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
@@ -32,8 +42,9 @@ class Collective:
     Attributes:
       count: how many are run.
       size: bytes of their operands.
-      sent: bytes that a device sends if they go round a ring, as JAX's "scaling book" counts them: of n devices
-        (n-1)/n of what all-gather gives and of what reduce-scatter and all-to-all take, twice that for all-reduce.
+      sent: bytes that a device sends if they go round a ring, as JAX's "scaling book" counts them:
+        of n devices (n-1)/n of what all-gather gives and of what reduce-scatter and all-to-all
+        take, twice that for all-reduce.
     """
 
     count: int = 0
@@ -52,13 +63,15 @@ class Costs:
     """Of one device.
 
     Attributes:
-      flops: of matrix products and convolutions, a multiplication and an addition each counted. Those inside custom
-        calls, as GPUs have them, are not seen.
-      traffic: bytes read from and written to main memory, by instructions outside fusions; a slice that is read and an
-        update in place count as what they touch, and arrays in a TPU's vector memory not at all.
+      flops: of matrix products and convolutions, a multiplication and an addition each counted.
+        Those inside custom calls, as GPUs have them, are not seen.
+      traffic: bytes read from and written to main memory, by instructions outside fusions; a slice
+        that is read and an update in place count as what they touch, and arrays in a TPU's vector
+        memory not at all.
       collectives: by kind.
       bounded: loops that may end before their counter does, but are counted as if they did not.
-      unknown: of each loop that no counter ends, what one run of its body costs; `flops` and all above have it once.
+      unknown: of each loop that no counter ends, what one run of its body costs; `flops` and all
+        above have it once.
     """
 
     flops: float = 0
@@ -73,7 +86,10 @@ class Costs:
         return Costs(
             self.flops + other.flops,
             self.traffic + other.traffic,
-            {k: self.collectives.get(k, none) + other.collectives.get(k, none) for k in sorted(kinds)},
+            {
+                k: self.collectives.get(k, none) + other.collectives.get(k, none)
+                for k in sorted(kinds)
+            },
             self.bounded + other.bounded,
             self.unknown + other.unknown,
         )
@@ -81,7 +97,9 @@ class Costs:
     def times(self, count: int) -> "Costs":
         """Of so many runs."""
         collectives = {kind: each.times(count) for kind, each in self.collectives.items() if count}
-        return Costs(self.flops * count, self.traffic * count, collectives, self.bounded, self.unknown)
+        return Costs(
+            self.flops * count, self.traffic * count, collectives, self.bounded, self.unknown
+        )
 
     @property
     def sent(self) -> float:
@@ -90,7 +108,8 @@ class Costs:
 
 
 def of(text: str) -> Costs:
-    """The costs of a program, given as `jax.stages.Compiled.as_text()`. Raises ValueError for another text."""
+    """The costs of a program, given as `jax.stages.Compiled.as_text()`. Raises ValueError for
+    another text."""
     program = hlo.parse(text)
     return _Reader(program).body(program.entry)
 
@@ -102,17 +121,28 @@ class _Reader:
 
     def _body(self, name: str) -> Costs:
         computation = self.program.computations[name]
-        return sum((self._instruction(computation, each) for each in computation.instructions.values()), Costs())
+        return sum(
+            (self._instruction(computation, each) for each in computation.instructions.values()),
+            Costs(),
+        )
 
     def _instruction(self, computation, made) -> Costs:
         if made.opcode == "while":
             return self._loop(computation, made)
-        if made.opcode in ("call", "conditional") or (made.opcode.endswith("-start") and made.called("calls")):
+        if made.opcode in ("call", "conditional") or (
+            made.opcode.endswith("-start") and made.called("calls")
+        ):
             runs = [self.body(name) for attribute in _RUN for name in made.called(attribute)]
             return max(runs, key=lambda costs: (costs.flops, costs.traffic))
-        if made.opcode in _FREE or made.opcode.endswith(("-done", "-update")) or "AllocateBuffer" in made.attributes:
+        if (
+            made.opcode in _FREE
+            or made.opcode.endswith(("-done", "-update"))
+            or "AllocateBuffer" in made.attributes
+        ):
             return Costs()
-        return Costs(traffic=traffic.of(self.program, computation, made)) + self._computed(computation, made)
+        return Costs(traffic=traffic.of(self.program, computation, made)) + self._computed(
+            computation, made
+        )
 
     def _loop(self, around, made) -> Costs:
         body = self.body(made.called("body")[0])
@@ -126,7 +156,10 @@ class _Reader:
         """Products and collectives of an instruction, in a fusion those inside."""
         if made.opcode == "fusion":
             inner = self.program.called(made)
-            return sum((self._computed(inner, each, fused=True) for each in inner.instructions.values()), Costs())
+            return sum(
+                (self._computed(inner, each, fused=True) for each in inner.instructions.values()),
+                Costs(),
+            )
         kind = made.opcode.removesuffix("-start")
         if kind not in _SENT:
             return Costs(flops=products.flops(computation, made))
@@ -134,6 +167,10 @@ class _Reader:
             return Costs()
         if fused and {user.opcode for user in computation.users(made.name)} == {"dynamic-slice"}:
             kind = "reduce-scatter"  # as which a TPU runs a sum of which each device keeps a part
-        size = sum(array.bytes for operand in made.operands for array in computation.instructions[operand].arrays)
+        size = sum(
+            array.bytes
+            for operand in made.operands
+            for array in computation.instructions[operand].arrays
+        )
         sent = size * _SENT[kind](hlo.group_size(made, self.program.devices))
         return Costs(collectives={kind: Collective(1, size, sent)})

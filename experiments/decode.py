@@ -1,12 +1,14 @@
 """Continues prompts by speculative decoding, and says where each token comes from and what it took.
 
   python -m experiments.decode --workdir=runs/quickstart --loss=kl --prompt='def main('
-  python -m experiments.decode --workdir=runs/quickstart --loss=kl --tree=0,1,00,01,10,000 --temperature=0
-  python -m experiments.decode --workdir=runs/quickstart --draft=lookup --prompts_file=prompts.jsonl --output=jsonl
-  python -m experiments.decode --workdir=runs/quickstart --baseline
+  python -m experiments.decode --workdir=runs/quickstart --loss=kl --tree=0,1,00,01,10,000
+  --temperature=0 python -m experiments.decode --workdir=runs/quickstart --draft=lookup
+  --prompts_file=prompts.jsonl --output=jsonl python -m experiments.decode --workdir=runs/quickstart
+  --baseline
 
-The target is the run's teacher, the draft one of its students. A text ends with the tokenizer's end of text or after
---max_tokens. Without a prompt, the beginning of the first held-out document is continued.
+The target is the run's teacher, the draft one of its students. A text ends with the tokenizer's end
+of text or after --max_tokens. Without a prompt, the beginning of the first held-out document is
+continued.
 """
 
 import dataclasses
@@ -31,7 +33,9 @@ KANGAROO_ETA = 0.6  # arXiv 2404.18911, section 4.1
 TIMINGS = 5  # of each part; the medians count
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
-DRAFT = flags.DEFINE_enum("draft", STUDENT, [STUDENT, speculative.LOOKUP], "What drafts: a student, or prompt lookup.")
+DRAFT = flags.DEFINE_enum(
+    "draft", STUDENT, [STUDENT, speculative.LOOKUP], "What drafts: a student, or prompt lookup."
+)
 LOSS = flags.DEFINE_string("loss", None, "The student's loss, as the run's config has it.")
 SEED = flags.DEFINE_integer("seed", None, "The student's seed; the run's first if not given.")
 PROMPT = flags.DEFINE_string("prompt", None, "The text to continue, as it stands.")
@@ -44,7 +48,9 @@ PROMPTS_FILE = flags.DEFINE_string(
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "New tokens of a text, at most.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of target and draft; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens; all if not given.")
-TOP_P = flags.DEFINE_float("top_p", None, "Only the likeliest tokens that have so much mass; all if not given.")
+TOP_P = flags.DEFINE_float(
+    "top_p", None, "Only the likeliest tokens that have so much mass; all if not given."
+)
 GAMMA = flags.DEFINE_integer(
     "gamma", None, f"Drafts a round, at most; {GAMMA_OF_CHAINS}, or a tree's depth, if not given."
 )
@@ -55,14 +61,28 @@ ETA = flags.DEFINE_float(
     f"{KANGAROO_ETA} for a Kangaroo student if not given, else 0, which never ends it.",
 )
 TREE = flags.DEFINE_string(
-    "tree", None, "A tree of drafts in place of a chain, such as 0,1,00,01: each node's ranks from the root."
+    "tree",
+    None,
+    "A tree of drafts in place of a chain, such as 0,1,00,01: each node's ranks from the root.",
 )
-RULE = flags.DEFINE_enum("rule", "sampling", list(speculative.RULES), "How drafts are accepted; typical is lossy.")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Texts for each prompt.", lower_bound=1, upper_bound=2**16)
-SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", 0, "Of the first text; the next have the next ones.")
-BASELINE = flags.DEFINE_bool("baseline", False, "Decode without drafts, whatever else is said of them.")
-TIME_SPLIT = flags.DEFINE_bool("time_split", False, "Time drafting and verification apart too, which compiles more.")
-OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "For people, or a JSON object a text.")
+RULE = flags.DEFINE_enum(
+    "rule", "sampling", list(speculative.RULES), "How drafts are accepted; typical is lossy."
+)
+NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 1, "Texts for each prompt.", lower_bound=1, upper_bound=2**16
+)
+SAMPLING_SEED = flags.DEFINE_integer(
+    "sampling_seed", 0, "Of the first text; the next have the next ones."
+)
+BASELINE = flags.DEFINE_bool(
+    "baseline", False, "Decode without drafts, whatever else is said of them."
+)
+TIME_SPLIT = flags.DEFINE_bool(
+    "time_split", False, "Time drafting and verification apart too, which compiles more."
+)
+OUTPUT = flags.DEFINE_enum(
+    "output", "text", ["text", "jsonl"], "For people, or a JSON object a text."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +125,11 @@ class Drafting:
         if self.draft is None:
             return "Plain decoding, without drafts."
         student = f" of {self.loss}, seed {self.seed}" if self.loss else ""
-        drafts = f"a chain of {self.gamma}, eta {self.eta:g}" if self.tree is None else f"the tree {TREE.value}"
+        drafts = (
+            f"a chain of {self.gamma}, eta {self.eta:g}"
+            if self.tree is None
+            else f"the tree {TREE.value}"
+        )
         return f"Drafted by {self.name}{student}: {drafts}; rule {self.rule}, temperature {TEMPERATURE.value:g}."
 
 
@@ -151,7 +175,9 @@ def main(_):
         ((cost,), _) = _timed(lambda: parts.milliseconds([decoding], repeats=TIMINGS))
         page.say(parts.sentence(cost))
     if not drafting.lossless:
-        page.say(f"The rule `{drafting.rule}` is lossy: the texts are not distributed as the target's own.")
+        page.say(
+            f"The rule `{drafting.rule}` is lossy: the texts are not distributed as the target's own."
+        )
     return 0
 
 
@@ -163,7 +189,11 @@ def _drafting(run, config):
         gamma = GAMMA_OF_CHAINS if tree is None else tree.depth
     student = DRAFT.value == STUDENT
     if eta is None:
-        eta = KANGAROO_ETA if student and tree is None and config["student"]["kind"] == "kangaroo" else 0.0
+        eta = (
+            KANGAROO_ETA
+            if student and tree is None and config["student"]["kind"] == "kangaroo"
+            else 0.0
+        )
     how = {"name": DRAFT.value, "rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
     if not student:
         if LOSS.value is not None or SEED.value is not None:
@@ -176,12 +206,15 @@ def _drafting(run, config):
 def _student(run, config, seed):
     if LOSS.value is None:
         names = [loss.text for loss in run_config.losses(config)]
-        raise ValueError(f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}")
+        raise ValueError(
+            f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}"
+        )
     return students.restore_one(str(run.root), loss=LOSS.value, seed=seed).module().unrolled()
 
 
 def _timed(function):
-    """(what it gives, seconds). A signal ends the process at once, for which neither XLA nor JAX's own exit is fit."""
+    """(what it gives, seconds). A signal ends the process at once, for which neither XLA nor JAX's
+    own exit is fit."""
     start = time.perf_counter()
     try:  # submitting, too: a thread that its pool has not yet noted down would keep Python from ever ending
         made = futures.ThreadPoolExecutor(1).submit(function)

@@ -12,12 +12,15 @@ from jaxdiv.training.evaluation import Key, Measured, Sums
 from jaxdiv.training.workdir import Workdir
 
 
-def with_decoding(run: Workdir, measured: Measured, *, names: Sequence[str], gamma: int) -> Measured:
+def with_decoding(
+    run: Workdir, measured: Measured, *, names: Sequence[str], gamma: int
+) -> Measured:
     """Adds `decoded_tau` and `speed_up` of every measured student to what was measured.
 
-    All prompts of a context are one batch, decoded by rejection sampling of `gamma` drafts a round. A text of n tokens
-    counts its n tokens and the target calls begun before the n-th, as `tau` does. The time is compared with that of
-    plain decoding, which is measured anew for each student seed.
+    All prompts of a context are one batch, decoded by rejection sampling of `gamma` drafts a round.
+    A text of n tokens counts its n tokens and the target calls begun before the n-th, as `tau`
+    does. The time is compared with that of plain decoding, which is measured anew for each student
+    seed.
 
     Args:
       run: the run.
@@ -34,30 +37,45 @@ def with_decoding(run: Workdir, measured: Measured, *, names: Sequence[str], gam
         if measured.losses[loss]
     }
     prompts, _ = contexts.prompts(config, corpus)
-    how = {"max_tokens": config["evaluation"]["generated_tokens"], "stop": corpus.tokenizer.end_of_text}
+    how = {
+        "max_tokens": config["evaluation"]["generated_tokens"],
+        "stop": corpus.tokenizer.end_of_text,
+    }
     _compile(target, groups, prompts, {**how, "gamma": gamma})
     sums = dict(measured.sums)
     for name in names:
         if name in contexts.GENERATED:
-            found = _decode_all(target, groups, prompts, name, {**how, "temperature": contexts.GENERATED[name]}, gamma)
+            found = _decode_all(
+                target,
+                groups,
+                prompts,
+                name,
+                {**how, "temperature": contexts.GENERATED[name]},
+                gamma,
+            )
             for loss, made in found.items():
                 sums |= {(loss, key): value for key, value in _sums(name, gamma, made)}
     return Measured(measured.losses, sums)
 
 
 def _compile(target, groups, prompts, how):
-    """All students have one shape: what one of them compiles serves the others, at every temperature."""
+    """All students have one shape: what one of them compiles serves the others, at every
+    temperature."""
     model, (place, *_), _ = next(iter(groups.values()))
     for draft in (None, model.student(place).module().unrolled()):
         speculative.decode(target, draft, prompts, **how)
 
 
 def _decode_all(target, groups, prompts, name, how, gamma):
-    """Loss to one (tokens [K], calls [K], seconds, plain decoding's seconds a token) for each of its students."""
+    """Loss to one (tokens [K], calls [K], seconds, plain decoding's seconds a token) for each of
+    its students."""
     made = {loss: [] for loss in groups}
-    with progress.bar(name, sum(len(seeds) for *_, seeds in groups.values()), unit="students") as advance:
+    with progress.bar(
+        name, sum(len(seeds) for *_, seeds in groups.values()), unit="students"
+    ) as advance:
         for seed in dict.fromkeys(seed for *_, seeds in groups.values() for seed in seeds):
-            # Each seed's texts are its own, so that the interval's two sources are what they are called.
+            # Each seed's texts are its own, so that the interval's two sources are what they are
+            # called.
             how = {**how, "seeds": (seed * len(prompts) + np.arange(len(prompts))) % 2**32}
             plain, seconds = _timed(target, None, prompts, how)
             plain_rate = seconds / sum(map(len, plain.tokens))
@@ -84,4 +102,7 @@ def _sums(context, gamma, made):
     # One number a student: the batch's time is no document's.
     total = tokens.sum(axis=1, keepdims=True)
     seconds, plain_rate = (np.array([student[i] for student in made])[:, None] for i in (2, 3))
-    yield Key(context, "speed_up", temperature, gamma), Sums(total * plain_rate, seconds, total.mean(axis=0))
+    yield (
+        Key(context, "speed_up", temperature, gamma),
+        Sums(total * plain_rate, seconds, total.mean(axis=0)),
+    )

@@ -2,8 +2,8 @@
 
   python -m experiments.distill --config=configs/quickstart.py --workdir=runs/quickstart
 
-Any key of the config file can be overridden, nested ones with dots; the file lists the keys and says what
-each means:
+Any key of the config file can be overridden, nested ones with dots; the file lists the keys and
+says what each means:
 
   --config.losses='ce,jsd(beta=0.3),0.5*kl+0.5*tv' --config.seeds=5 --config.teacher.steps=1000
 
@@ -22,7 +22,9 @@ from jaxdiv.training.workdir import ConfigDiffers, Workdir
 
 CONFIG = cli.define_config()
 cli.define_log_format()
-WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER."
+)
 
 # What may change while the teacher, its data and its tokenizer stay the same.
 _AFTER_TEACHER = (
@@ -68,12 +70,18 @@ def _run(config, workdir, profile, also):
 
 
 def _mend(keys, workdir):
-    """The command that asks for the same in a folder of its own, with the old teacher where it can serve."""
+    """The command that asks for the same in a folder of its own, with the old teacher where it can
+    serve."""
     path = workdir.root
     number = 2
     while (fresh := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
-    command = ["python", "-m", "experiments.distill", *_without("workdir", "config.teacher.checkpoint")]
+    command = [
+        "python",
+        "-m",
+        "experiments.distill",
+        *_without("workdir", "config.teacher.checkpoint"),
+    ]
     command.append(f"--workdir={fresh}")
     if all(run_config.within(key, _AFTER_TEACHER) for key in keys):
         command.append(f"--config.teacher.checkpoint={path}")

@@ -3,8 +3,8 @@
   python -m experiments.export --workdir=runs/quickstart --loss=kl --seed=0 --output=exported/kl
   python -m experiments.export --workdir=runs/quickstart --teacher --output=exported/teacher
 
-A student of kind `decoder` and the teacher become Llama folders, which transformers and `--from_hf` load; a Kangaroo
-adapter becomes named tensors and a config that says what it needs of its target.
+A student of kind `decoder` and the teacher become Llama folders, which transformers and `--from_hf`
+load; a Kangaroo adapter becomes named tensors and a config that says what it needs of its target.
 """
 
 from absl import flags
@@ -21,7 +21,9 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder of a fin
 LOSS = flags.DEFINE_string("loss", None, "The student's loss, as the run's config has it.")
 SEED = flags.DEFINE_integer("seed", None, "The student's seed.")
 TEACHER = flags.DEFINE_bool("teacher", False, "Export the teacher instead.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to make; it must not be there, or be empty.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The folder to make; it must not be there, or be empty."
+)
 
 _LLAMA = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,13 +74,21 @@ def _write_student(folder, run, config, guide, tokenizer):
             f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"
         )
     if isinstance(student, KangarooAdapter):
-        llama.write(folder, llama.adapter_config(student, guide), llama_tensors.adapter_tensors(student))
-        told = {"kind": f"Kangaroo adapter after layer {student.exit_layer}", "library": "jaxdiv", "use": _ADAPTER}
+        llama.write(
+            folder, llama.adapter_config(student, guide), llama_tensors.adapter_tensors(student)
+        )
+        told = {
+            "kind": f"Kangaroo adapter after layer {student.exit_layer}",
+            "library": "jaxdiv",
+            "use": _ADAPTER,
+        }
     else:
         _write_decoder(folder, student.decoder, tokenizer, config)
         told = {"kind": "Llama decoder", "library": "transformers", "use": _ASSISTANT}
     frame = results.read_csv(run.results)
-    return card.student(loss=LOSS.value, seed=SEED.value, frame=frame, **told, config=config, facts=run.facts())
+    return card.student(
+        loss=LOSS.value, seed=SEED.value, frame=frame, **told, config=config, facts=run.facts()
+    )
 
 
 def _loss(config):
@@ -95,7 +105,9 @@ def _seed(config):
 
 def _write_decoder(folder, decoder, tokenizer, config):
     settings = config["evaluation"]
-    longest = max(config["data"]["sequence_length"], settings["prompt_tokens"] + settings["generated_tokens"])
+    longest = max(
+        config["data"]["sequence_length"], settings["prompt_tokens"] + settings["generated_tokens"]
+    )
     written = llama.decoder_config(decoder, end_of_text=tokenizer.end_of_text, longest=longest)
     llama.write(folder, written, llama_tensors.decoder_tensors(decoder))
 

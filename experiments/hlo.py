@@ -1,4 +1,5 @@
-"""XLA's text of a compiled program, read: its computations, their instructions, the arrays of a type."""
+"""XLA's text of a compiled program, read: its computations, their instructions, the arrays of a
+type."""
 
 import dataclasses
 import math
@@ -39,7 +40,8 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. `operands` are names; `literal` is what stands in the parentheses; `attributes` what follows them."""
+    """One line. `operands` are names; `literal` is what stands in the parentheses; `attributes`
+    what follows them."""
 
     name: str
     opcode: str
@@ -81,7 +83,11 @@ class Computation:
     @property
     def parameters(self) -> list[str]:
         """Names, in order."""
-        found = {int(each.literal): each.name for each in self.instructions.values() if each.opcode == "parameter"}
+        found = {
+            int(each.literal): each.name
+            for each in self.instructions.values()
+            if each.opcode == "parameter"
+        }
         return [found[i] for i in sorted(found)]
 
 
@@ -112,7 +118,8 @@ def arrays(text: str) -> Iterator[Array]:
 
 
 def parse(text: str) -> Program:
-    """Reads what `jax.stages.Compiled.as_text` gives. Raises ValueError if it is no scheduled program."""
+    """Reads what `jax.stages.Compiled.as_text` gives. Raises ValueError if it is no scheduled
+    program."""
     computations, entry, name, root, made = {}, None, None, None, {}
     for line in _COMMENT.sub("", text).splitlines():
         if name is None:
@@ -149,7 +156,8 @@ def _balanced(text):
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """How many devices a collective runs over; its groups may be written in XLA's three ways, or not at all for all.
+    """How many devices a collective runs over; its groups may be written in XLA's three ways, or
+    not at all for all.
 
     Raises ValueError for a fourth.
     """
@@ -162,7 +170,9 @@ def group_size(instruction: Instruction, devices: int) -> int:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         return math.prod(int(part or sizes[axis]) for axis, part in _AXIS.findall(found[2]))
     if found := re.search(r"replica_groups=(?!\{\})\S*", attributes):
-        raise ValueError(f"a compiled program has groups of devices in a form that is not known: {found[0]}")
+        raise ValueError(
+            f"a compiled program has groups of devices in a form that is not known: {found[0]}"
+        )
     return devices
 
 
@@ -172,9 +182,12 @@ def begins(made: Instruction) -> bool:
 
 
 def continues(fused: Computation, made: Instruction) -> bool:
-    """Whether it stands in a fusion for a collective that an earlier one began: a TPU names it in each beside it."""
+    """Whether it stands in a fusion for a collective that an earlier one began: a TPU names it in
+    each beside it."""
     if _ENDS in made.attributes:
         return True
     users = list(fused.users(made.name))
     beside = "async_collective_fusion_config" in made.attributes
-    return any(_ENDS in user.attributes for user in users) or (beside and not any(map(begins, users)))
+    return any(_ENDS in user.attributes for user in users) or (
+        beside and not any(map(begins, users))
+    )

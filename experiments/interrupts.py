@@ -18,7 +18,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Raising:
-    """The first signal becomes Interrupted, and `signum`, so that files and bars are left in order; a second ends."""
+    """The first signal becomes Interrupted, and `signum`, so that files and bars are left in order;
+    a second ends."""
 
     def __enter__(self):
         self.signum: int | None = None
@@ -37,13 +38,16 @@ class Raising:
 
 
 def end_on_signals() -> None:
-    """From here on a signal ends the process with one line: for the seconds of imports, in which nothing is begun."""
+    """From here on a signal ends the process with one line: for the seconds of imports, in which
+    nothing is begun."""
     for signum in SIGNALS:
         signal.signal(signum, _end)
 
 
 def _end(signum, _frame):
     text, code = "interrupted", 128 + signum
-    told = lines.line("error", text=text, code=code) if lines.asked(sys.argv) else f"error: {text}\n"
+    told = (
+        lines.line("error", text=text, code=code) if lines.asked(sys.argv) else f"error: {text}\n"
+    )
     os.write(2, told.encode())
     os._exit(code)

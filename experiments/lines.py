@@ -1,4 +1,5 @@
-"""--log_format=json: what a binary says on standard error as JSON, an object a line. It imports nothing slow."""
+"""--log_format=json: what a binary says on standard error as JSON, an object a line. It imports
+nothing slow."""
 
 import datetime
 import itertools

@@ -12,8 +12,9 @@ _SAME = ("copy", "bitcast", "convert", "reshape")
 def trips(program: Program, around: Computation, loop: Instruction) -> tuple[int | None, bool]:
     """(how often a `while` of `around` runs its body; whether it may end before).
 
-    It is what XLA noted, or follows from a counter that goes up by a constant to a constant. Where the condition asks
-    for more than the counter this is an upper bound; None where it asks for no counter.
+    It is what XLA noted, or follows from a counter that goes up by a constant to a constant. Where
+    the condition asks for more than the counter this is an upper bound; None where it asks for no
+    counter.
     """
     if noted := _KNOWN.search(loop.attributes):
         return int(noted[1]), False
@@ -73,7 +74,9 @@ def _step(program, around, loop, body, counter):
 
 def _next(program, body, index):
     root = body.instructions[body.root]
-    return _value(program, body, root.operands[index], [(_STATE,)]) if root.opcode == "tuple" else None
+    return (
+        _value(program, body, root.operands[index], [(_STATE,)]) if root.opcode == "tuple" else None
+    )
 
 
 def _value(program, computation, name, given):
@@ -104,6 +107,8 @@ def _value(program, computation, name, given):
         (called,) = instruction.called("calls") or instruction.called("to_apply")
         inner = program.computations[called]
         return _value(program, inner, inner.root, [of(operand) for operand in instruction.operands])
-    if opcode in ("add", "and") or (opcode == "compare" and "direction=LT" in instruction.attributes):
+    if opcode in ("add", "and") or (
+        opcode == "compare" and "direction=LT" in instruction.attributes
+    ):
         return (opcode, *(of(operand) for operand in instruction.operands))
     return None

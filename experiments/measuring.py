@@ -1,4 +1,5 @@
-"""What `distill`, `acceptance` and `report` share: measure runs, write the results, make the report."""
+"""What `distill`, `acceptance` and `report` share: measure runs, write the results, make the
+report."""
 
 import json
 import pathlib
@@ -17,7 +18,8 @@ from jaxdiv.training.workdir import Workdir
 
 
 def measure_and_report(runs: Sequence[Workdir], *, output: pathlib.PurePath, **how: Any) -> None:
-    """Measures `runs`, pooled, prints the table, and writes what `write` writes; `how` is what `measure` takes."""
+    """Measures `runs`, pooled, prints the table, and writes what `write` writes; `how` is what
+    `measure` takes."""
     measured = measure(runs, **how)
     if processes.is_first():
         show(write(runs, measured, output=output))
@@ -33,8 +35,8 @@ def measure(
 ) -> list[Measured]:
     """Measures each of `runs`.
 
-    Contexts, rules and temperatures are those of each run's config where none are given; with `decode_gamma` texts are
-    decoded too, with so many drafts a round.
+    Contexts, rules and temperatures are those of each run's config where none are given; with
+    `decode_gamma` texts are decoded too, with so many drafts a round.
     """
     measured = []
     for run in runs:
@@ -52,8 +54,11 @@ def measure(
     return measured
 
 
-def write(runs: Sequence[Workdir], measured: Sequence[Measured], *, output: pathlib.PurePath) -> pd.DataFrame:
-    """Writes results.csv, pictures and report.html of measured runs, pooled, to `output`; gives the results."""
+def write(
+    runs: Sequence[Workdir], measured: Sequence[Measured], *, output: pathlib.PurePath
+) -> pd.DataFrame:
+    """Writes results.csv, pictures and report.html of measured runs, pooled, to `output`; gives the
+    results."""
     output.mkdir(parents=True, exist_ok=True)
     for run, found in zip(runs, measured, strict=True):
         _tell_lost(run, found)
@@ -65,7 +70,12 @@ def write(runs: Sequence[Workdir], measured: Sequence[Measured], *, output: path
 
 def _tell_lost(run, found):
     every = students.seeds(run.config())
-    lost = [f"{loss} (seed {seed})" for loss, kept in found.losses.items() for seed in every if seed not in kept]
+    lost = [
+        f"{loss} (seed {seed})"
+        for loss, kept in found.losses.items()
+        for seed in every
+        if seed not in kept
+    ]
     if lost:
         cli.say(f"not finite, left out of the table of {run.root}: {', '.join(lost)}")
 
@@ -73,7 +83,9 @@ def _tell_lost(run, found):
 def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.PurePath) -> None:
     """Writes the pictures and report.html of `frame` to `output`."""
     if not results.contexts(frame):
-        raise ValueError("the results hold no pooled acceptance; measure again with experiments.acceptance")
+        raise ValueError(
+            "the results hold no pooled acceptance; measure again with experiments.acceptance"
+        )
     curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
     images = pictures.render_all(frame=frame, curves=curves)
     pictures.write(output, images)
@@ -104,7 +116,9 @@ def _curves(run):
     return metrics.read_curves(run.curves, "student", students.seeds(config))
 
 
-_ONE_RUN = "test documents and initial values; one teacher and one order of the data serve all students"
+_ONE_RUN = (
+    "test documents and initial values; one teacher and one order of the data serve all students"
+)
 _SEVERAL_RUNS = "test documents and runs, with all that they do not share: initial values, order of the data, teacher"
 
 
@@ -114,9 +128,7 @@ def _about(runs):
     data, teacher, student = config["data"], config["teacher"], config["student"]
     pooled = f"{len(runs)} runs, pooled; the first: " if len(runs) > 1 else ""
     after = f" after layer {student['exit_layer']}" if student["kind"] == "kangaroo" else ""
-    documents = (
-        f"{config['evaluation']['documents']} held-out {'images' if run_config.of_images(config) else 'documents'}"
-    )
+    documents = f"{config['evaluation']['documents']} held-out {'images' if run_config.of_images(config) else 'documents'}"
     return (
         f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer teacher of width "
         f"{teacher['width']}, {config['seeds']} a loss, trained for {student['steps']} steps on "

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def find(text: str | None, *, flag: str, kind: str) -> Callable[..., Any]:
-    """The function or class that `module:name` names; name may be `Class.method`. Modules are found from here, too.
+    """The function or class that `module:name` names; name may be `Class.method`. Modules are found
+    from here, too.
 
     Args:
       text: what the flag was given.
@@ -16,15 +17,20 @@ def find(text: str | None, *, flag: str, kind: str) -> Callable[..., Any]:
       kind: what it names, function or class.
 
     Raises:
-      ValueError: if the text has no such form, there is no such module or name, or it can't be called.
+      ValueError: if the text has no such form, there is no such module or name, or it can't be
+        called.
     """
     if not text or text.count(":") != 1 or not all(text.split(":")):
-        raise ValueError(f"`--{flag}` must be module:{kind}, such as my_project.{flag}:mine, got {text or 'nothing'}.")
+        raise ValueError(
+            f"`--{flag}` must be module:{kind}, such as my_project.{flag}:mine, got {text or 'nothing'}."
+        )
     module_name, name = text.split(":")
     found = _module(module_name, flag)
     for part in name.split("."):
         if not hasattr(found, part):
-            known = ", ".join(key for key, value in vars(found).items() if callable(value) and key[0] != "_")
+            known = ", ".join(
+                key for key, value in vars(found).items() if callable(value) and key[0] != "_"
+            )
             raise ValueError(
                 f"--{flag}={text}: there is no `{part}` in `{module_name}`; known: {known or f'no {kind}'}"
             )
@@ -41,7 +47,13 @@ def _module(name, flag):
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise ValueError(f"--{flag}={name}: there is no module `{error.name}` from {os.getcwd()}.") from error
-        raise ValueError(f"--{flag}={name}: it needs the module `{error.name}`, which is not installed.") from error
+            raise ValueError(
+                f"--{flag}={name}: there is no module `{error.name}` from {os.getcwd()}."
+            ) from error
+        raise ValueError(
+            f"--{flag}={name}: it needs the module `{error.name}`, which is not installed."
+        ) from error
     except Exception as error:  # a module is a program: whatever it raises is about that file
-        raise ValueError(f"--{flag}={name}: it can't be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"--{flag}={name}: it can't be imported: {type(error).__name__}: {error}"
+        ) from error

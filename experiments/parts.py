@@ -1,8 +1,9 @@
 """Where a decoding's time goes: the prompt's pass, drafting and verification, each timed apart.
 
-A decoding is one compiled loop, in which no clock can stand. So it is decoded once, and then its rounds are run again
-in two loops, drafting alone and verification alone. They go from the last round to the first: what a round leaves in
-the caches stands behind all that an earlier one reads, so that each drafts and accepts what it did.
+A decoding is one compiled loop, in which no clock can stand. So it is decoded once, and then its
+rounds are run again in two loops, drafting alone and verification alone. They go from the last
+round to the first: what a round leaves in the caches stands behind all that an earlier one reads,
+  so that each drafts and accepts what it did.
 """
 
 import dataclasses
@@ -25,18 +26,23 @@ _HELD = 2**26  # probabilities of drafts that the rounds of one loop may hold, 2
 
 
 def milliseconds(decodings: Sequence[Decoding], *, repeats: int) -> list[dict[str, float]]:
-    """Of each decoding, the medians of `prompt`, the pass over the prompts, and of a round's `draft` and `verify`.
+    """Of each decoding, the medians of `prompt`, the pass over the prompts, and of a round's
+    `draft` and `verify`.
 
     Args:
       decodings: what to time, taking turns.
       repeats: how often.
     """
     replays = [Replay.of(decoding) for decoding in decodings]
-    calls = {(i, name): call for i, replay in enumerate(replays) for name, call in replay.calls().items()}
+    calls = {
+        (i, name): call for i, replay in enumerate(replays) for name, call in replay.calls().items()
+    }
     seconds = timing.interleaved(calls, rounds=repeats)
     return [
         {
-            name: 1e3 * float(np.median(seconds[i, name])) / (1 if name == PROMPT else len(replay.lengths))
+            name: 1e3
+            * float(np.median(seconds[i, name]))
+            / (1 if name == PROMPT else len(replay.lengths))
             for name in (PROMPT, DRAFT, VERIFY)
         }
         for i, replay in enumerate(replays)
@@ -53,12 +59,14 @@ def sentence(cost: dict[str, float]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Rounds of a decoding that has ended, to be run again: R of K, evenly spaced, the last one first.
+    """Rounds of a decoding that has ended, to be run again: R of K, evenly spaced, the last one
+    first.
 
     All that a call computes is in what it returns, or the compiler would leave it out.
 
     Attributes:
-      decoding: with each layer's weights apart, so that no call has to take them out of the stacked ones.
+      decoding: with each layer's weights apart, so that no call has to take them out of the stacked
+        ones.
       state: how the decoding ended.
       lengths: [R, B], the texts' at each round's beginning.
     """
@@ -77,22 +85,35 @@ class Replay:
         begun = _begun(state, decoding.lengths)
         held = len(decoding.lengths) * (decoding.plan.tree.size + 1) * models[0].vocab_size
         count = max(1, min(_ROUNDS, len(begun), _HELD // held))
-        return cls(decoding, state, begun[np.linspace(len(begun) - 1, 0, count).round().astype(int)])
+        return cls(
+            decoding, state, begun[np.linspace(len(begun) - 1, 0, count).round().astype(int)]
+        )
 
     def calls(self) -> dict:
-        """The parts by name, each to be timed whole: one pass over the prompts, R draftings, R verifications."""
+        """The parts by name, each to be timed whole: one pass over the prompts, R draftings, R
+        verifications."""
         _, proposals = self.propose()
-        return {PROMPT: self.read_prompts, DRAFT: self.propose, VERIFY: lambda: self.verify(proposals)}
+        return {
+            PROMPT: self.read_prompts,
+            DRAFT: self.propose,
+            VERIFY: lambda: self.verify(proposals),
+        }
 
     def read_prompts(self) -> loop.State:
         _, prompts, lengths, limits, *_ = self.decoding.arrays
         return _read_prompts(*self._how, prompts, lengths, limits)
 
     def propose(self) -> tuple[tuple[Cache, Cache], Proposal]:
-        """The caches of target and draft afterwards, and the rounds' proposals, [R, ...] each, without caches."""
+        """The caches of target and draft afterwards, and the rounds' proposals, [R, ...] each,
+        without caches."""
         texts = self.state.texts
         active = self.lengths < np.asarray(texts.length)
-        return _propose(*self._how, (texts.target_cache, texts.draft_cache), texts.tokens, (self.lengths, active))
+        return _propose(
+            *self._how,
+            (texts.target_cache, texts.draft_cache),
+            texts.tokens,
+            (self.lengths, active),
+        )
 
     def verify(self, proposals: Proposal) -> tuple[Cache, Verdict]:
         """The target's cache afterwards, and the rounds' verdicts, [R, B, ...] each."""
@@ -100,7 +121,8 @@ class Replay:
 
     @property
     def _how(self):
-        # Temperatures and eta are arguments, as in the decoding: of constants the compiler would leave much out.
+        # Temperatures and eta are arguments, as in the decoding: of constants the compiler would
+        # leave much out.
         params, *_, sampling, eta = self.decoding.arrays
         return self.decoding.plan, self.decoding.graphs, params, sampling, eta
 
@@ -130,18 +152,23 @@ def _verify(plan, graphs, params, sampling, eta, cache, rounds):
 
     def step(cache, begun):
         last, proposal = begun
-        verdict, cache = loop.verify(plan, draft, last, proposal._replace(target_cache=cache), sampling)
+        verdict, cache = loop.verify(
+            plan, draft, last, proposal._replace(target_cache=cache), sampling
+        )
         return cache, verdict
 
     return jax.lax.scan(step, cache, rounds)
 
 
 def _draft(plan, graphs, params, eta):
-    return loop.make_draft(plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta)
+    return loop.make_draft(
+        plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta
+    )
 
 
 def _begun(state, lengths):
-    """The texts' lengths at the beginning of each of K rounds [K, B]; of an ended text, its own at the end.
+    """The texts' lengths at the beginning of each of K rounds [K, B]; of an ended text, its own at
+    the end.
 
     A token of the target's own ends a round.
     """

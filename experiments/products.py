@@ -1,4 +1,5 @@
-"""Operations of a compiled program's matrix products and convolutions, as which a TPU has its products."""
+"""Operations of a compiled program's matrix products and convolutions, as which a TPU has its
+products."""
 
 import math
 import re
@@ -12,7 +13,8 @@ _WINDOW = re.compile(r"window=\{([^}]*)\}")
 
 
 def flops(computation: Computation, made: Instruction) -> int:
-    """A multiplication and an addition each counted; 0 for an instruction that multiplies no matrices."""
+    """A multiplication and an addition each counted; 0 for an instruction that multiplies no
+    matrices."""
     if made.opcode == "dot":
         return _dot(computation, made)
     return _convolution(computation, made) if made.opcode == "convolution" else 0
@@ -26,9 +28,14 @@ def _dot(computation, made):
 
 def _convolution(computation, made):
     """Where a window lies over padding or between dilated elements nothing is multiplied."""
-    shapes = (*(computation.instructions[operand].arrays[0] for operand in made.operands), made.arrays[0])
+    shapes = (
+        *(computation.instructions[operand].arrays[0] for operand in made.operands),
+        made.arrays[0],
+    )
     labels = _LABELS.search(made.attributes).groups()
-    image, kernel, result = (dict(zip(names, x.sizes, strict=True)) for names, x in zip(labels, shapes, strict=True))
+    image, kernel, result = (
+        dict(zip(names, x.sizes, strict=True)) for names, x in zip(labels, shapes, strict=True)
+    )
     spatial = [name for name in labels[0] if name.isdigit()]
     overlaps = [
         _overlaps(image[name], result[name], **window)
@@ -45,7 +52,13 @@ def _windows(made, count):
     def each(name, default):
         return told[name].split("x") if name in told else [default] * count
 
-    columns = each("size", 1), each("stride", 1), each("pad", "0_0"), each("lhs_dilate", 1), each("rhs_dilate", 1)
+    columns = (
+        each("size", 1),
+        each("stride", 1),
+        each("pad", "0_0"),
+        each("lhs_dilate", 1),
+        each("rhs_dilate", 1),
+    )
     for size, stride, padding, spread, apart in zip(*columns, strict=True):
         yield {
             "size": int(size),
@@ -57,7 +70,8 @@ def _windows(made, count):
 
 
 def _overlaps(inputs, outputs, *, size, stride, before, spread, apart):
-    """Pairs of an output and a window's element that meet an element of the input, along one axis."""
+    """Pairs of an output and a window's element that meet an element of the input, along one
+    axis."""
     begins, pairs = np.arange(outputs) * stride - before, 0
     for place in range(size):
         met = begins + place * apart

@@ -1,4 +1,5 @@
-"""The prompts that a binary continues: one that is given, a file's, or the beginning of held-out text."""
+"""The prompts that a binary continues: one that is given, a file's, or the beginning of held-out
+text."""
 
 import json
 import pathlib
@@ -9,12 +10,14 @@ from jaxdiv.training.workdir import Workdir
 
 
 def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
-    """The prompt, or those of a file, or of neither the beginning of the run's first held-out document.
+    """The prompt, or those of a file, or of neither the beginning of the run's first held-out
+    document.
 
     Args:
       run: a finished run.
       prompt: text, as it stands.
-      path: a file in UTF-8 with a prompt a line, in a .jsonl as {"prompt": "..."}; blank lines are skipped.
+      path: a file in UTF-8 with a prompt a line, in a .jsonl as {"prompt": "..."}; blank lines are
+        skipped.
 
     Raises:
       ValueError: both are given, or a prompt is empty or no text.
@@ -40,7 +43,11 @@ def _read(path):
     for number, line in enumerate(lines, start=1):
         if line.strip():
             place = f"line {number} of {path}"
-            found.append(_checked(_from_json(line, place) if path.suffix.lower() == ".jsonl" else line, place))
+            found.append(
+                _checked(
+                    _from_json(line, place) if path.suffix.lower() == ".jsonl" else line, place
+                )
+            )
     if not found:
         raise ValueError(f"{path} holds no prompt")
     return found
@@ -50,7 +57,9 @@ def _from_json(line, place):
     try:
         return json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f'{place} must be an object with a prompt, as {{"prompt": "..."}}, got {line[:60]}') from None
+        raise ValueError(
+            f'{place} must be an object with a prompt, as {{"prompt": "..."}}, got {line[:60]}'
+        ) from None
 
 
 def _checked(prompt, place):

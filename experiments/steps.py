@@ -1,4 +1,5 @@
-"""What a run compiles, each by its name, with the shapes of its arguments: for chips that may not be there."""
+"""What a run compiles, each by its name, with the shapes of its arguments: for chips that may not
+be there."""
 
 import dataclasses
 import functools
@@ -55,7 +56,8 @@ def of(config: Mapping, mesh: Mesh, names: Iterable[str] | None = None) -> dict[
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Shapes of a run's models: the teacher as it is trained and as students read it, and the students."""
+    """Shapes of a run's models: the teacher as it is trained and as students read it, and the
+    students."""
 
     config: Mapping
     mesh: Mesh
@@ -99,7 +101,9 @@ def _training(run, stage, step, state, params):
 def _batch(rows, length):
     types = {"inputs": jnp.int32, "labels": jnp.int32, "weights": jnp.float32}
     shape, where = (rows.padded, length), rows.sharding
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in types.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in types.items()
+    }
 
 
 def _evaluate_teacher(run):
@@ -111,7 +115,9 @@ def _evaluate_teacher(run):
 def _evaluate_students(run):
     """Of one loss, on such a block."""
     pass_of, part_of, batch = _evaluation(run)
-    shared = _shared(jax.eval_shape(pass_of, run.frozen.params, batch["inputs"]), run.frozen, run.mesh)
+    shared = _shared(
+        jax.eval_shape(pass_of, run.frozen.params, batch["inputs"]), run.frozen, run.mesh
+    )
     return Step(part_of, (run.pupils.params, *shared, batch), _positions(run))
 
 
@@ -119,7 +125,9 @@ def _evaluation(run):
     """The teacher's pass, what students make of it, and a batch."""
     length, how = run.config["data"]["sequence_length"], run.config["evaluation"]
     nothing = np.zeros((0, length), np.int32)
-    context = contexts.Context("corpus", nothing, nothing, nothing.astype(np.float32), nothing[:, 0], start=None)
+    context = contexts.Context(
+        "corpus", nothing, nothing, nothing.astype(np.float32), nothing[:, 0], start=None
+    )
     passes = evaluation.passes(
         run.config,
         run.frozen,
@@ -143,7 +151,9 @@ def _positions(run):
 def _shared(made, guide, mesh):
     """Where the teacher's pass leaves what it makes: by rows, but for its head."""
     rows = NamedSharding(mesh, PartitionSpec(meshes.ROWS))
-    output, logits = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), made)
+    output, logits = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), made
+    )
     return dataclasses.replace(output, head=nnx.to_pure_dict(guide.params)["head"]), logits
 
 
@@ -151,21 +161,35 @@ def _decode(run):
     """Of the beginnings of all held-out documents at once, on one chip."""
     vocab_size, how = run.config["data"]["vocabulary"], run.config["evaluation"]
     builds = donors.build(run.config, vocab_size), students.builder(run.config, vocab_size)
-    target, draft = (nnx.eval_shape(lambda build=build: build(nnx.Rngs(0)).unrolled()) for build in builds)
+    target, draft = (
+        nnx.eval_shape(lambda build=build: build(nnx.Rngs(0)).unrolled()) for build in builds
+    )
     prompts = np.zeros((how["documents"], how["prompt_tokens"]), np.int32)
-    asked = speculative.prepare(target, draft, prompts, max_tokens=how["generated_tokens"], gamma=GAMMA, stop=0)
+    asked = speculative.prepare(
+        target, draft, prompts, max_tokens=how["generated_tokens"], gamma=GAMMA, stop=0
+    )
     decode = jax.jit(functools.partial(loop.run, asked.plan, asked.graphs, stream=asked.stream))
     here = jax.sharding.SingleDeviceSharding(run.mesh.devices.flat[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), asked.arrays)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), asked.arrays
+    )
     return Step(decode, shapes, how["documents"] * (GAMMA + 1), rounds=True)
 
 
-_MAKERS = dict(zip(NAMES, (_student, _teacher, _evaluate_teacher, _evaluate_students, _decode), strict=True))
+_MAKERS = dict(
+    zip(NAMES, (_student, _teacher, _evaluate_teacher, _evaluate_students, _decode), strict=True)
+)
 
 
 def of_all_logits(config: Mapping, step: Step, mesh: Mesh) -> set[int]:
-    """How many elements an array of a chip's logits has: of one student or of all seeds, of classes padded or not."""
+    """How many elements an array of a chip's logits has: of one student or of all seeds, of classes
+    padded or not."""
     rows, tensor = math.prod(mesh.shape[axis] for axis in meshes.ROWS), mesh.shape["tensor"]
     classes = {config["data"]["vocabulary"], config["teacher"]["padded_vocabulary"]} - {0}
     predictions = step.predictions if step.rounds else -(-step.predictions // rows)
-    return {k * predictions * count // n for k in (1, config["seeds"]) for count in classes for n in (1, tensor)}
+    return {
+        k * predictions * count // n
+        for k in (1, config["seeds"])
+        for count in classes
+        for n in (1, tensor)
+    }

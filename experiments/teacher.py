@@ -1,9 +1,12 @@
-"""Trains only the teacher, or takes one over; `experiments.distill` with the same folder goes on from it.
+"""Trains only the teacher, or takes one over; `experiments.distill` with the same folder goes on
+from it.
 
   python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/quickstart
-  python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/llama --from_hf=models/llama
+  python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/llama
+  --from_hf=models/llama
 
-`--from_hf` is a local Llama folder: config.json, safetensors, tokenizer.json. Its sizes replace the config's.
+`--from_hf` is a local Llama folder: config.json, safetensors, tokenizer.json. Its sizes replace the
+config's.
 """
 
 import pathlib
@@ -17,8 +20,12 @@ from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
 cli.define_log_format()
-WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER.")
-FROM_HF = flags.DEFINE_string("from_hf", None, "A Llama folder whose model and tokenizer to take; nothing is trained.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER."
+)
+FROM_HF = flags.DEFINE_string(
+    "from_hf", None, "A Llama folder whose model and tokenizer to take; nothing is trained."
+)
 
 
 def main(_):
@@ -27,7 +34,9 @@ def main(_):
     sharding.make(config)  # which refuses what this machine has not
     profile, also = watching.profile(config["teacher"]["steps"]), watching.also()
     if profile and config["teacher"]["checkpoint"]:
-        raise ValueError(f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained")
+        raise ValueError(
+            f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained"
+        )
     with lock.writing(workdir.root):
         return _run(config, workdir, profile, also)
 
@@ -35,7 +44,9 @@ def main(_):
 def _run(config, workdir, profile, also):
     workdir.claim(config)
     try:
-        teacher.prepare(config, workdir, corpus.prepare(config, workdir), profile=profile, also=also)
+        teacher.prepare(
+            config, workdir, corpus.prepare(config, workdir), profile=profile, also=also
+        )
     except loop.Stopped as stopped:
         cli.say(f"{stopped}; the same command goes on from there")
         return 128 + stopped.signum
@@ -53,11 +64,15 @@ def _given():
     if folder is None:
         return config
     if not (pathlib.Path(folder) / "config.json").is_file():
-        raise ValueError(f"--from_hf={folder}: there is no config.json; give a Llama folder of this machine")
+        raise ValueError(
+            f"--from_hf={folder}: there is no config.json; give a Llama folder of this machine"
+        )
     run_config.check_each(config)
     named = config["teacher"]["checkpoint"]
     if named not in ("", folder):
-        raise ValueError(f"--from_hf={folder} and --config.teacher.checkpoint={named}: give one of them")
+        raise ValueError(
+            f"--from_hf={folder} and --config.teacher.checkpoint={named}: give one of them"
+        )
     config["teacher"]["checkpoint"] = folder
     return config
 

@@ -1,8 +1,10 @@
 """Bytes that an instruction of a compiled program reads from and writes to main memory.
 
-A fusion is one instruction: what is inside it stays in registers and caches. A slice counts as what it takes out of an
-operand, and an update in place as what it changes; the rest is counted whole, as if nothing were ever found in a cache.
-Arrays that XLA itself keeps in another memory, as in a TPU's vector memory, count nothing.
+A fusion is one instruction: what is inside it stays in registers and caches. A slice counts as what
+  it takes out of an
+operand, and an update in place as what it changes; the rest is counted whole, as if nothing were
+ever found in a cache. Arrays that XLA itself keeps in another memory, as in a TPU's vector memory,
+count nothing.
 """
 
 from experiments import hlo
@@ -50,7 +52,9 @@ def _within(program, fused, name, whole):
         return whole
     read = 0
     for user in fused.users(name):
-        if user.opcode == "bitcast" or (user.opcode == "fusion" and _is_parameter(program.called(user))):
+        if user.opcode == "bitcast" or (
+            user.opcode == "fusion" and _is_parameter(program.called(user))
+        ):
             read += _within(program, fused, user.name, whole)
         elif user.opcode != "tuple" and not hlo.continues(fused, user):
             read += _touched(program, user, name, whole)
@@ -80,24 +84,43 @@ def _written(program, computation, made):
     if len(changed) != len(arrays):
         return _bytes(arrays)
     pairs = zip(arrays, changed, strict=True)
-    return sum(min(array.bytes, array.bytes if part is None else part) for array, part in pairs if not array.space)
+    return sum(
+        min(array.bytes, array.bytes if part is None else part)
+        for array, part in pairs
+        if not array.space
+    )
 
 
 def _changed(program, computation, made) -> list[int | None]:
-    """For each array of a result the bytes that are new where it takes an operand's place, None where it takes none."""
+    """For each array of a result the bytes that are new where it takes an operand's place, None
+    where it takes none."""
     opcode = made.opcode.removesuffix("-start")
     if opcode in _IN_PLACE:
-        return [sum(array.bytes for array in computation.instructions[made.operands[_IN_PLACE[opcode]]].arrays)]
+        return [
+            sum(
+                array.bytes
+                for array in computation.instructions[made.operands[_IN_PLACE[opcode]]].arrays
+            )
+        ]
     if opcode == "parameter":
         return [0]
     if opcode in ("bitcast", "tuple"):
-        parts = [_changed(program, computation, computation.instructions[operand]) for operand in made.operands]
+        parts = [
+            _changed(program, computation, computation.instructions[operand])
+            for operand in made.operands
+        ]
         return [part for each in parts for part in each]
     if opcode == "fusion":
         inner = program.called(made)
         # An operand that alone is the result is copied; beside others it stays where it is.
-        return [None] if _is_parameter(inner) else _changed(program, inner, inner.instructions[inner.root])
+        return (
+            [None]
+            if _is_parameter(inner)
+            else _changed(program, inner, inner.instructions[inner.root])
+        )
     fresh = [None] * len(_results(made))
     if hlo.continues(computation, made):
         return [0] * len(fresh)
-    return [0, *fresh[1:]] if hlo.begins(made) else fresh  # what begins a collective passes its operand on
+    return (
+        [0, *fresh[1:]] if hlo.begins(made) else fresh
+    )  # what begins a collective passes its operand on

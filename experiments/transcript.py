@@ -15,11 +15,17 @@ from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.speculative import BONUS, CORRECTED, DRAFTED, Counts, Decoded
 
 _STYLES = {DRAFTED: "green", CORRECTED: "magenta", BONUS: "cyan"}
-_NAMES = {DRAFTED: "drafted and accepted", CORRECTED: "in place of a refused draft", BONUS: "after the last draft"}
+_NAMES = {
+    DRAFTED: "drafted and accepted",
+    CORRECTED: "in place of a refused draft",
+    BONUS: "after the last draft",
+}
 _HALF = "\N{REPLACEMENT CHARACTER}"
 # Other control characters, also those that turn the direction of writing, would steer the terminal.
 _STEERING = (*range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(_STEERING, _HALF)
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+    _STEERING, _HALF
+)
 
 
 class Pieces:
@@ -70,7 +76,9 @@ class Transcript:
 
     def texts(self, prompts: Sequence[str], seeds: Sequence[int], decoded: Decoded) -> None:
         """All texts, one after the other."""
-        for prompt, seed, tokens, origin in zip(prompts, seeds, decoded.tokens, decoded.origin, strict=True):
+        for prompt, seed, tokens, origin in zip(
+            prompts, seeds, decoded.tokens, decoded.origin, strict=True
+        ):
             if len(prompts) > 1:
                 self._write(f"--- sampling seed {seed}, {len(tokens)} tokens\n", "bold")
             self.begin(prompt)
@@ -80,7 +88,9 @@ class Transcript:
     def statistics(self, decoded: Decoded, *, seconds: float, compile_seconds: float) -> None:
         """What the decoding of all texts took."""
         count, calls = sum(map(len, decoded.tokens)), int(decoded.counts.target_calls.sum())
-        self.say(f"{count} tokens in {calls} target calls: {decoded.tokens_per_call:.2f} tokens a call")
+        self.say(
+            f"{count} tokens in {calls} target calls: {decoded.tokens_per_call:.2f} tokens a call"
+        )
         self._console.print(_legend(decoded))
         if decoded.counts.accepted.shape[1]:
             self._console.print(_positions(decoded.counts))
@@ -98,19 +108,26 @@ class Transcript:
     def _write(self, text, style):
         if text:
             # As segments, for rich's text would turn tabs into spaces.
-            self._console.print(Segments([Segment(text.translate(_VISIBLE), Style.parse(style))]), end="")
+            self._console.print(
+                Segments([Segment(text.translate(_VISIBLE), Style.parse(style))]), end=""
+            )
 
 
 def _legend(decoded):
     """How many tokens come from where, each in its colour."""
     origin = np.concatenate(decoded.origin)
-    parts = [Text(f"{int((origin == kind).sum())} {_NAMES[kind]}", style=style) for kind, style in _STYLES.items()]
+    parts = [
+        Text(f"{int((origin == kind).sum())} {_NAMES[kind]}", style=style)
+        for kind, style in _STYLES.items()
+    ]
     return Text(", ").join(parts)
 
 
 def _positions(counts: Counts):
     """Acceptance by position in the draft, and how many drafts the rounds accepted."""
-    drafted, accepted, lengths = (x.sum(axis=0) for x in (counts.drafted, counts.accepted, counts.lengths))
+    drafted, accepted, lengths = (
+        x.sum(axis=0) for x in (counts.drafted, counts.accepted, counts.lengths)
+    )
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in (
         "drafts",
@@ -120,6 +137,10 @@ def _positions(counts: Counts):
     ):
         made.add_column(name, justify="right")
     made.add_row("0", "", "", str(lengths[0]))
-    for position, (begun, kept, just) in enumerate(zip(drafted, accepted, lengths[1:], strict=True), start=1):
-        made.add_row(str(position), str(begun), f"{100 * kept / begun:.1f}" if begun else "", str(just))
+    for position, (begun, kept, just) in enumerate(
+        zip(drafted, accepted, lengths[1:], strict=True), start=1
+    ):
+        made.add_row(
+            str(position), str(begun), f"{100 * kept / begun:.1f}" if begun else "", str(just)
+        )
     return made

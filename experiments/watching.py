@@ -14,7 +14,9 @@ PROFILE = flags.DEFINE_string(
     "experiments.distill, the teacher's in experiments.teacher.",
 )
 TRACKERS = flags.DEFINE_list(
-    "trackers", [], "More places for the training's numbers, each module:class as docs/runs.md has it, by commas."
+    "trackers",
+    [],
+    "More places for the training's numbers, each module:class as docs/runs.md has it, by commas.",
 )
 
 

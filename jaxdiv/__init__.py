@@ -1,7 +1,7 @@
 """Divergence losses for the draft models of speculative decoding.
 
-Every loss takes `(student_logits, teacher_logits, *, axis=-1, where=None)`, student first, and gives one value a row.
-`jaxdiv.get("0.7*kl + 0.3*tv")` turns text into a loss. Needs JAX alone.
+Every loss takes `(student_logits, teacher_logits, *, axis=-1, where=None)`, student first, and
+gives one value a row. `jaxdiv.get("0.7*kl + 0.3*tv")` turns text into a loss. Needs JAX alone.
 """
 
 from jaxdiv import fused, reductions, targets

@@ -21,19 +21,23 @@ class Movers(NamedTuple):
     parts: jax.Array
 
 
-def contributions(text: str, student_logits, teacher_logits, *, gauge: str = "fixed", labels=None) -> jax.Array:
+def contributions(
+    text: str, student_logits, teacher_logits, *, gauge: str = "fixed", labels=None
+) -> jax.Array:
     """Each class's part of a loss, nats.
 
-    In the gauges `raw` and `fixed` the parts sum to the loss. They differ by multiples of q - p, which sum to 0: what
-    a class's part says about a loss is therefore a matter of convention. What the class's logit feels is not: that is
+    In the gauges `raw` and `fixed` the parts sum to the loss. They differ by multiples of q - p,
+    which sum to 0: what a class's part says about a loss is therefore a matter of convention. What
+      the class's logit feels is not: that is
     `gradient`.
 
     Args:
       text: what `jaxdiv.get` takes.
       student_logits: [..., V].
       teacher_logits: [..., V].
-      gauge: `raw`, the formula as written, where that is a sum over classes, such as -p·log q; `fixed`, each part >= 0
-        and, for an f-divergence, 0 where q = p; `gradient`, dD/dz of the student's logits, which every loss has.
+      gauge: `raw`, the formula as written, where that is a sum over classes, such as -p·log q;
+        `fixed`, each part >= 0 and, for an f-divergence, 0 where q = p; `gradient`, dD/dz of the
+        student's logits, which every loss has.
       labels: [...] integers, for the gradient of losses that need them.
 
     Returns:
@@ -94,7 +98,9 @@ def top_movers(parts, k: int) -> Movers:
     """
     parts = jnp.asarray(parts)
     if not 1 <= k <= parts.shape[-1]:
-        raise ValueError(f"`k` must be from 1 to the number of classes, {parts.shape[-1]}, got {k}.")
+        raise ValueError(
+            f"`k` must be from 1 to the number of classes, {parts.shape[-1]}, got {k}."
+        )
     _, classes = jax.lax.top_k(jnp.abs(parts), k)
     return Movers(classes=classes, parts=jnp.take_along_axis(parts, classes, axis=-1))
 

@@ -1,6 +1,7 @@
 """Files and folders that are either whole or not there, on this machine or in a bucket.
 
-A path is a pathlib.Path, or in a bucket an epath.Path, of which the house uses what both have; `path_of` makes either.
+A path is a pathlib.Path, or in a bucket an epath.Path, of which the house uses what both have;
+`path_of` makes either.
 """
 
 import contextlib
@@ -33,7 +34,9 @@ def path_of(given: str | os.PathLike) -> pathlib.PurePath:
     if in_bucket(given):
         return _epath().Path(given)
     if scheme := _SCHEME.match(os.fspath(given)):
-        raise ValueError(f"{given}: {scheme[0]} is not known; give a folder of this machine, or {_BUCKET}BUCKET/FOLDER")
+        raise ValueError(
+            f"{given}: {scheme[0]} is not known; give a folder of this machine, or {_BUCKET}BUCKET/FOLDER"
+        )
     return pathlib.Path(given)
 
 
@@ -47,7 +50,9 @@ def _epath() -> ModuleType:
         try:
             fsspec.get_filesystem_class("gcs")
         except ImportError:
-            raise ValueError(f"{_BUCKET} needs a package that is not there: pip install gcsfs") from None
+            raise ValueError(
+                f"{_BUCKET} needs a package that is not there: pip install gcsfs"
+            ) from None
         # What it remembers of a folder lacks what Orbax writes there on its own way.
         fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return epath
@@ -71,7 +76,11 @@ def _naming_errors(what):
 
 def below(folder: pathlib.PurePath) -> dict[str, pathlib.PurePath]:
     """All files below `folder` by their names from there, with `/` between."""
-    paths = _walk(folder) if in_bucket(folder) else (path for path in folder.rglob("*") if path.is_file())
+    paths = (
+        _walk(folder)
+        if in_bucket(folder)
+        else (path for path in folder.rglob("*") if path.is_file())
+    )
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
@@ -90,7 +99,8 @@ def _walk(folder):
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path of this machine that takes the place of `path` when the block ends without an error.
+    """Yields a temporary path of this machine that takes the place of `path` when the block ends
+    without an error.
 
     Raises OSError, which names `path`, if it can't be written.
     """
@@ -132,7 +142,8 @@ def _send(file, path):
 
 
 class Mirror:
-    """A folder of this machine in which files may grow, for one in a bucket, where they can't; else that folder itself.
+    """A folder of this machine in which files may grow, for one in a bucket, where they can't; else
+    that folder itself.
 
     Attributes:
       local: where to write.
@@ -154,7 +165,8 @@ class Mirror:
                 self._sent[name] = _state(file)
 
     def send(self) -> None:
-        """Brings to the bucket every file that has changed, as a whole. Raises OSError if that fails."""
+        """Brings to the bucket every file that has changed, as a whole. Raises OSError if that
+        fails."""
         for name, file in below(self.local).items() if self._temporary else ():
             if self._sent.get(name) != (state := _state(file)):
                 _send(file, self._folder / name)
@@ -172,7 +184,8 @@ def _state(file):
 
 @contextlib.contextmanager
 def mirrored(folder: pathlib.PurePath) -> Iterator[Mirror]:
-    """Yields a mirror that has what lies in `folder`, where the block's end, also by an error, brings what changed."""
+    """Yields a mirror that has what lies in `folder`, where the block's end, also by an error,
+    brings what changed."""
     with contextlib.closing(Mirror(folder)) as mirror:
         mirror.fetch()
         try:
@@ -186,9 +199,11 @@ def mirrored(folder: pathlib.PurePath) -> Iterator[Mirror]:
 
 @contextlib.contextmanager
 def making_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder beside `path` that becomes `path` when the block ends without an error.
+    """Yields a temporary folder beside `path` that becomes `path` when the block ends without an
+    error.
 
-    Raises ValueError before anything is made if `path` is there and no empty folder, or in a bucket.
+    Raises ValueError before anything is made if `path` is there and no empty folder, or in a
+    bucket.
     """
     if in_bucket(path):
         raise ValueError(f"{path} is in a bucket; give a folder of this machine")
@@ -213,7 +228,8 @@ def umask() -> int:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    r"""Writes `text` as UTF-8; of file names that are not UTF-8 the bytes stay, as JSON reads them: \udcff."""
+    r"""Writes `text` as UTF-8; of file names that are not UTF-8 the bytes stay, as JSON reads them:
+    \udcff."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

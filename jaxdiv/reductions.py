@@ -1,13 +1,16 @@
-"""From one value a position to one number: sums and counts that do not depend on how a batch was cut."""
+"""From one value a position to one number: sums and counts that do not depend on how a batch was
+cut."""
 
 import jax
 import jax.numpy as jnp
 
 
 def token_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum and the weights' sum, to be added over micro-batches or devices before they are divided.
+    """Weighted sum and the weights' sum, to be added over micro-batches or devices before they are
+    divided.
 
-    A position of weight 0 counts nothing in value and gradient, even where its value is NaN or infinite.
+    A position of weight 0 counts nothing in value and gradient, even where its value is NaN or
+    infinite.
 
     Args:
       values: [...] one value a position.
@@ -26,7 +29,9 @@ def token_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Arr
 def _weighted(values, weights):
     values, weights = jnp.asarray(values), jnp.asarray(weights)
     if values.shape != weights.shape:
-        raise ValueError(f"`weights` must have the values' shape {values.shape}, got {weights.shape}.")
+        raise ValueError(
+            f"`weights` must have the values' shape {values.shape}, got {weights.shape}."
+        )
     dtype = jnp.promote_types(values.dtype, jnp.float32)
     weights = jax.lax.stop_gradient(weights).astype(dtype)
     return jnp.where(weights == 0, 0, values.astype(dtype)) * weights, weights
@@ -41,7 +46,8 @@ def token_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def sequence_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum of each sequence's own weighted mean, and how many sequences have a weight: a short text counts as a long.
+    """Sum of each sequence's own weighted mean, and how many sequences have a weight: a short text
+    counts as a long.
 
     Args:
       values: [..., L], one value a position, sequences along the last axis.
@@ -69,7 +75,8 @@ def mean(total: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def position_weights(length: int, decay: float) -> jax.Array:
-    """decayⁱ for positions i = 0, 1, ... of a draft, [length] float32: an early rejection costs all that follow it.
+    """decayⁱ for positions i = 0, 1, ... of a draft, [length] float32: an early rejection costs all
+    that follow it.
 
     Multiply a batch's weights [..., length] by it before they go to a sum.
 
@@ -79,5 +86,7 @@ def position_weights(length: int, decay: float) -> jax.Array:
     Source: EAGLE's training code, 0.8ⁱ by draft step.
     """
     if length < 1 or not 0 < decay <= 1:
-        raise ValueError(f"`length` must be 1 or more and `decay` in (0, 1], got {length} and {decay}.")
+        raise ValueError(
+            f"`length` must be 1 or more and `decay` in (0, 1], got {length} and {decay}."
+        )
     return jnp.float32(decay) ** jnp.arange(length, dtype=jnp.float32)

@@ -1,8 +1,9 @@
 """Intervals for ratios of pooled sums over documents and seeds, two crossed sources of noise.
 
-A measure is, for each seed, a ratio of sums over documents (accepted by drafted, tokens by calls), and its value the
-mean over seeds. Its variance is the variance between seeds plus that between documents; either alone calls differences
-real that are not. NumPy, and SciPy for Student's t; every count is a double.
+A measure is, for each seed, a ratio of sums over documents (accepted by drafted, tokens by calls),
+and its value the mean over seeds. Its variance is the variance between seeds plus that between
+documents; either alone calls differences real that are not. NumPy, and SciPy for Student's t; every
+count is a double.
 """
 
 import dataclasses
@@ -20,11 +21,13 @@ _UNBOUNDED = (-math.inf, math.inf)
 class Estimate:
     """A value with its confidence interval; NaN where the data can't tell.
 
-    value: the estimate; low, high: the interval; sources: (variance, degrees of freedom) of each source of noise;
+    value: the estimate; low, high: the interval; sources: (variance, degrees of freedom) of each
+      source of noise;
     p_value: two-sided, for a true value of 0; bounds: the range that the interval is clipped to.
 
-    The interval reaches √Σ v·t²_df on either side: each source has its own Student's t. Satterthwaite's single t has
-    tails too light where few seeds carry the noise, and Holm's correction works in the tails.
+    The interval reaches √Σ v·t²_df on either side: each source has its own Student's t.
+    Satterthwaite's single t has tails too light where few seeds carry the noise, and Holm's
+    correction works in the tails.
     """
 
     value: float
@@ -54,13 +57,14 @@ def interval(
     level: float = 0.95,
     bounds: Bounds = _UNBOUNDED,
 ) -> Estimate:
-    """The mean over seeds of sum(sums) / sum(counts), with an interval that covers documents and seeds.
+    """The mean over seeds of sum(sums) / sum(counts), with an interval that covers documents and
+    seeds.
 
     Args:
       sums: [S, K], one row a seed, one column a document.
       counts: [S, K], or [K] if the seeds share them; documents that count nothing are dropped.
-      runs: [S] labels, the run that each seed belongs to. With two runs or more their means stand in place of the
-        seeds, since seeds of one run share its teacher and its data order.
+      runs: [S] labels, the run that each seed belongs to. With two runs or more their means stand
+        in place of the seeds, since seeds of one run share its teacher and its data order.
       level: confidence of the interval.
       bounds: the range of the measure; the interval is clipped to it.
 
@@ -90,15 +94,24 @@ def paired_difference(
     What a and b share, a hard document or a lucky seed, drops out before the variances are taken.
     """
     (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
-    return estimate(values_a - values_b, influence_a - influence_b, runs=runs, level=level, bounds=bounds)
+    return estimate(
+        values_a - values_b, influence_a - influence_b, runs=runs, level=level, bounds=bounds
+    )
 
 
 def paired_log_ratio(
-    sums_a: np.ndarray, counts_a: np.ndarray, sums_b: np.ndarray, counts_b: np.ndarray, *, level: float = 0.95
+    sums_a: np.ndarray,
+    counts_a: np.ndarray,
+    sums_b: np.ndarray,
+    counts_b: np.ndarray,
+    *,
+    level: float = 0.95,
 ) -> Estimate:
-    """The natural logarithm of the measure of a over that of b, both means over seeds; arguments as `interval`.
+    """The natural logarithm of the measure of a over that of b, both means over seeds; arguments as
+    `interval`.
 
-    The interval is linearised about both means; there is none where one of them is 0, and the value is infinite or NaN.
+    The interval is linearised about both means; there is none where one of them is 0, and the value
+    is infinite or NaN.
     """
     (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
     if not (np.mean(values_a) > 0 and np.mean(values_b) > 0):
@@ -111,7 +124,8 @@ def paired_log_ratio(
 def log_ratio(
     values_a: np.ndarray, influence_a: np.ndarray, values_b: np.ndarray, influence_b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `estimate` takes for the logarithm of a over b, of `ratios`' values [S] and influences [S, K] of either.
+    """What `estimate` takes for the logarithm of a over b, of `ratios`' values [S] and influences
+    [S, K] of either.
 
     It is linearised about both means, which must be above 0.
     """
@@ -121,7 +135,8 @@ def log_ratio(
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values for [m] comparisons: reject where they are below the error rate of the whole family.
+    """Holm's adjusted p-values for [m] comparisons: reject where they are below the error rate of
+    the whole family.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
@@ -133,10 +148,12 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def holm_levels(p_values: Sequence[float], *, level: float = 0.95) -> np.ndarray:
-    """A confidence level for each of [m] comparisons, so that its interval excludes 0 exactly when Holm rejects.
+    """A confidence level for each of [m] comparisons, so that its interval excludes 0 exactly when
+    Holm rejects.
 
-    Holm's steps: the smallest p-value is held against (1 - level) / m, the next against (1 - level) / (m - 1), and so
-    on up to the first that fails, whose level all the rest take. For `Estimate.at_level`.
+    Holm's steps: the smallest p-value is held against (1 - level) / m, the next against (1 - level)
+    / (m - 1), and so on up to the first that fails, whose level all the rest take. For
+    `Estimate.at_level`.
     """
     _check_level(level)
     p = np.asarray(p_values, float)
@@ -166,13 +183,16 @@ def _pairs(sums_a, counts_a, sums_b, counts_b):
     sums_a, counts_a = _rows(sums_a, counts_a)
     sums_b, counts_b = _rows(sums_b, counts_b)
     if sums_a.shape != sums_b.shape:
-        raise ValueError(f"`sums_a` and `sums_b` must have one shape, got {sums_a.shape} and {sums_b.shape}.")
+        raise ValueError(
+            f"`sums_a` and `sums_b` must have one shape, got {sums_a.shape} and {sums_b.shape}."
+        )
     kept = np.any((counts_a != 0) | (counts_b != 0), axis=0)
     return ratios(sums_a[:, kept], counts_a[:, kept]), ratios(sums_b[:, kept], counts_b[:, kept])
 
 
 def ratios(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each seed's ratio [S] of sums [S, K], and how much of it each document moves (linearised) [S, K]."""
+    """Each seed's ratio [S] of sums [S, K], and how much of it each document moves (linearised) [S,
+    K]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         total = np.sum(counts, axis=1)
         values = np.sum(sums, axis=1) / total
@@ -187,26 +207,38 @@ def estimate(
     level: float = 0.95,
     bounds: Bounds = _UNBOUNDED,
 ) -> Estimate:
-    """The mean over seeds of any number that is linear in ratios: of `ratios`' values [S] and influences [S, K].
+    """The mean over seeds of any number that is linear in ratios: of `ratios`' values [S] and
+    influences [S, K].
 
-    Sums and differences of ratios over the same seeds and documents have the sums and differences of these. Other
-    arguments as `interval`.
+    Sums and differences of ratios over the same seeds and documents have the sums and differences
+    of these. Other arguments as `interval`.
     """
     values, influence = _clusters(values, influence, runs)
     documents = influence.shape[1]
     if documents < 2 or not np.all(np.isfinite(values)):
-        return Estimate(float(np.mean(values)), math.nan, math.nan, ((math.nan, 1),), math.nan, bounds)
+        return Estimate(
+            float(np.mean(values)), math.nan, math.nan, ((math.nan, 1),), math.nan, bounds
+        )
     value = float(np.mean(values))
-    sources = [(documents / (documents - 1) * float(np.sum(np.mean(influence, axis=0) ** 2)), documents - 1)]
+    sources = [
+        (
+            documents / (documents - 1) * float(np.sum(np.mean(influence, axis=0) ** 2)),
+            documents - 1,
+        )
+    ]
     if values.size > 1:
         sources.append((float(np.var(values, ddof=1)) / values.size, values.size - 1))
     sources = tuple(sources)
-    return Estimate(value, math.nan, math.nan, sources, _p_value(value, sources), bounds).at_level(level)
+    return Estimate(value, math.nan, math.nan, sources, _p_value(value, sources), bounds).at_level(
+        level
+    )
 
 
 def _reach(sources, tails):
     """Half the width of the interval that leaves out `tails`."""
-    return math.sqrt(sum(variance * special.stdtrit(df, tails / 2) ** 2 for variance, df in sources))
+    return math.sqrt(
+        sum(variance * special.stdtrit(df, tails / 2) ** 2 for variance, df in sources)
+    )
 
 
 def _p_value(value, sources):
@@ -216,7 +248,9 @@ def _p_value(value, sources):
     least = -300.0  # a logarithm; beyond it the square of Student's t may overflow
     if value == 0 or _reach(sources, math.exp(least)) <= abs(value):
         return float(value == 0)
-    return math.exp(optimize.brentq(lambda x: _reach(sources, math.exp(x)) - abs(value), least, 0.0, xtol=1e-13))
+    return math.exp(
+        optimize.brentq(lambda x: _reach(sources, math.exp(x)) - abs(value), least, 0.0, xtol=1e-13)
+    )
 
 
 def _clusters(values, influence, runs):
@@ -225,7 +259,9 @@ def _clusters(values, influence, runs):
         return values, influence
     names, index = np.unique(np.asarray(runs), return_inverse=True)
     if index.shape != values.shape:
-        raise ValueError(f"`runs` must be one label for each of {values.size} seeds, got {index.size}.")
+        raise ValueError(
+            f"`runs` must be one label for each of {values.size} seeds, got {index.size}."
+        )
     if names.size < 2:
         return values, influence
     weights = (index == np.arange(names.size)[:, None]) / np.bincount(index)[:, None]

@@ -1,7 +1,9 @@
-"""What a teacher hands over where it is not dense logits: labels, its most probable classes, or samples.
+"""What a teacher hands over where it is not dense logits: labels, its most probable classes, or
+samples.
 
-Dense logits and log-probabilities need no wrapping: a loss takes both as they are. Each class here is a pytree, so
-that it passes through `jit`, `vmap` and shardings like an array, and is given to a loss in the teacher's place:
+Dense logits and log-probabilities need no wrapping: a loss takes both as they are. Each class here
+is a pytree, so that it passes through `jit`, `vmap` and shardings like an array, and is given to a
+loss in the teacher's place:
 
   jaxdiv.get("kl")(student_logits, targets.top_k(teacher_logits, 64))
 """
@@ -24,7 +26,8 @@ def _pytree(*, meta=()):
 
 @_pytree()
 class Labels:
-    """One class a row, as a teacher that is certain of it, heated like any other under a distillation temperature.
+    """One class a row, as a teacher that is certain of it, heated like any other under a
+    distillation temperature.
 
     Attributes:
       classes: [...] integers in [0, V).
@@ -37,8 +40,9 @@ class Labels:
 class TopK:
     """A teacher's k most probable classes, and the others as one.
 
-    A divergence is then taken between k+1 classes, the student's others summed as well. For every f-divergence, and for
-    Rényi's and the acceptance losses, that is at most the divergence of the whole rows.
+    A divergence is then taken between k+1 classes, the student's others summed as well. For every
+    f-divergence, and for Rényi's and the acceptance losses, that is at most the divergence of the
+    whole rows.
 
     Attributes:
       indices: [..., k] integers, distinct in a row where their logit is above -inf.
@@ -57,9 +61,9 @@ class TopK:
 class Samples:
     """Classes drawn from the teacher.
 
-    The mean over them of -log q is unbiased for the cross-entropy; with the teacher's log-probabilities that of φ/p is
-    for every f-divergence whose support the teacher covers, in value and gradient. Logarithms and other functions of
-    such a mean are not.
+    The mean over them of -log q is unbiased for the cross-entropy; with the teacher's
+    log-probabilities that of φ/p is for every f-divergence whose support the teacher covers, in
+    value and gradient. Logarithms and other functions of such a mean are not.
 
     Attributes:
       classes: [..., n] integers in [0, V).
@@ -91,20 +95,26 @@ def top_k(teacher_logits: jax.Array, k: int, *, temperature: float = 1.0) -> Top
 def renormalized_top_k(teacher_logits: jax.Array, k: int, *, temperature: float = 1.0) -> TopK:
     """The k largest of dense logits [..., V] as if there were no others.
 
-    Biased: the student is drawn to put nothing outside of them, and no bound holds. Raises as `top_k`.
+    Biased: the student is drawn to put nothing outside of them, and no bound holds. Raises as
+      `top_k`.
     """
     cut = top_k(teacher_logits, k, temperature=temperature)
     return dataclasses.replace(cut, tail=jnp.full_like(cut.tail, -jnp.inf))
 
 
-def top_k_of_log_probabilities(indices: jax.Array, log_probabilities: jax.Array, *, temperature: float = 1.0) -> TopK:
-    """From what a serving stack returns: normalized log-probabilities [..., k] of the classes `indices` [..., k].
+def top_k_of_log_probabilities(
+    indices: jax.Array, log_probabilities: jax.Array, *, temperature: float = 1.0
+) -> TopK:
+    """From what a serving stack returns: normalized log-probabilities [..., k] of the classes
+    `indices` [..., k].
 
-    The tail is what they leave to 1, but no less than rounding can tell (1e-7 in float32): a tail of 0 would make
-    divergences infinite that are not.
+    The tail is what they leave to 1, but no less than rounding can tell (1e-7 in float32): a tail
+    of 0 would make divergences infinite that are not.
     """
     log_probabilities = jnp.asarray(log_probabilities)
-    log_probabilities = log_probabilities.astype(jnp.promote_types(log_probabilities.dtype, jnp.float32))
+    log_probabilities = log_probabilities.astype(
+        jnp.promote_types(log_probabilities.dtype, jnp.float32)
+    )
     left = 1 - jnp.sum(jnp.exp(log_probabilities), axis=-1)
     tail = jnp.log(jnp.maximum(left, jnp.finfo(left.dtype).eps))
     return TopK(jnp.asarray(indices), log_probabilities, tail, temperature)
@@ -114,19 +124,25 @@ def as_top_k(target: Labels | TopK, temperature: float, rows: tuple[int, ...]) -
     """A target of few classes in one form.
 
     Raises:
-      ValueError: if it was cut at another temperature, its classes are no integers, or labels do not fit the rows.
+      ValueError: if it was cut at another temperature, its classes are no integers, or labels do
+        not fit the rows.
     """
     if isinstance(target, Labels):
         if jnp.shape(target.classes) != rows:
-            raise ValueError(f"`Labels` must have the rows' shape {rows}, got {jnp.shape(target.classes)}.")
+            raise ValueError(
+                f"`Labels` must have the rows' shape {rows}, got {jnp.shape(target.classes)}."
+            )
         zeros = jnp.zeros(jnp.shape(target.classes), jnp.float32)
-        target = TopK(jnp.asarray(target.classes)[..., None], zeros[..., None], zeros - jnp.inf, temperature)
+        target = TopK(
+            jnp.asarray(target.classes)[..., None], zeros[..., None], zeros - jnp.inf, temperature
+        )
     check(target.indices, target.temperature, temperature)
     return target
 
 
 def check(classes: jax.Array, given: float, temperature: float) -> None:
-    """Raises ValueError if a target's classes are no integers or its temperature is not the loss's."""
+    """Raises ValueError if a target's classes are no integers or its temperature is not the
+    loss's."""
     if not jnp.issubdtype(jnp.asarray(classes).dtype, jnp.integer):
         raise ValueError(f"a target's classes must be integers, got {jnp.asarray(classes).dtype}.")
     if isinstance(temperature, jax.core.Tracer) or given != temperature:
@@ -142,7 +158,11 @@ def coarse(student: jax.Array, target: TopK) -> tuple[jax.Array, jax.Array]:
       ValueError: if the rows do not fit.
     """
     rows = student.shape[:-1]
-    if target.indices.shape[:-1] != rows or target.logits.shape != target.indices.shape or target.tail.shape != rows:
+    if (
+        target.indices.shape[:-1] != rows
+        or target.logits.shape != target.indices.shape
+        or target.tail.shape != rows
+    ):
         raise ValueError(
             f"a top-k target must have rows {rows}, got indices {target.indices.shape}, logits {target.logits.shape}, "
             f"tail {target.tail.shape}."
@@ -156,7 +176,9 @@ def coarse(student: jax.Array, target: TopK) -> tuple[jax.Array, jax.Array]:
 
 def at(values: jax.Array, indices: jax.Array) -> jax.Array:
     """values [..., V] at indices [..., k]; NaN at an index outside of 0..V-1."""
-    return jnp.take_along_axis(values, _none_from_the_end(indices, values), axis=-1, mode="fill", fill_value=jnp.nan)
+    return jnp.take_along_axis(
+        values, _none_from_the_end(indices, values), axis=-1, mode="fill", fill_value=jnp.nan
+    )
 
 
 def _none_from_the_end(indices, values):

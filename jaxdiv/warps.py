@@ -1,7 +1,9 @@
-"""What turns logits into the distribution that is sampled from: temperature, then top-k, then top-p.
+"""What turns logits into the distribution that is sampled from: temperature, then top-k, then
+top-p.
 
-Target and draft must be warped alike. Temperatures and cut-offs may be numbers, fixed at trace time, or arrays of one
-value a row, so that the sequences of a batch are each decoded in their own way.
+Target and draft must be warped alike. Temperatures and cut-offs may be numbers, fixed at trace
+time, or arrays of one value a row, so that the sequences of a batch are each decoded in their own
+way.
 """
 
 import math
@@ -17,8 +19,8 @@ class Warp(NamedTuple):
     Attributes:
       temperature: 0 is greedy.
       top_k: only the k likeliest classes, and those equal to the last of them; None for all.
-      top_p: only the likeliest classes whose masses add up to p, the one that crosses it included, and those equal to
-        the last of them (arXiv 1904.09751, section 3.1); None for all.
+      top_p: only the likeliest classes whose masses add up to p, the one that crosses it included,
+        and those equal to the last of them (arXiv 1904.09751, section 3.1); None for all.
     """
 
     temperature: jax.Array | float = 1.0
@@ -27,7 +29,8 @@ class Warp(NamedTuple):
 
 
 def warp(logits: jax.Array, how: Warp) -> jax.Array:
-    """Logits of the distribution that is sampled from, [..., V], float32 at least; -inf for a class left out.
+    """Logits of the distribution that is sampled from, [..., V], float32 at least; -inf for a class
+    left out.
 
     Args:
       logits: [..., V]; -inf is a class that does not exist.
@@ -72,7 +75,8 @@ def probabilities(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
 
     Args:
       logits: [..., V]; -inf is a class that does not exist.
-      temperature: a number, fixed at trace time; 0 is greedy: one at the largest logit (the first of equals).
+      temperature: a number, fixed at trace time; 0 is greedy: one at the largest logit (the first
+        of equals).
 
     Returns:
       [..., V], float32 at least, each row sums to 1.
@@ -93,14 +97,17 @@ def draw(key: jax.Array, warped: jax.Array) -> jax.Array:
 
 
 def noise(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """Gumbel's, of the shape of `logits`: the order of logits plus noise samples without replacement."""
+    """Gumbel's, of the shape of `logits`: the order of logits plus noise samples without
+    replacement."""
     return jax.random.gumbel(key, logits.shape, jnp.float32)
 
 
 def check_temperature(temperature: float) -> None:
     """Raises ValueError unless `temperature` is finite and at least 0."""
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"`temperature` must be finite and at least 0, got {temperature}; 0 is greedy.")
+        raise ValueError(
+            f"`temperature` must be finite and at least 0, got {temperature}; 0 is greedy."
+        )
 
 
 def check_cuts(top_k: int | None, top_p: float | None) -> None:

@@ -1,6 +1,7 @@
 """Losses with a planted mistake, in plain jnp; never imports jaxdiv.
 
-`PLANTED` maps a name to (loss, codes of which one must be found, text of the divergence that was meant or None).
+`PLANTED` maps a name to (loss, codes of which one must be found, text of the divergence that was
+meant or None).
 """
 
 import jax
@@ -131,7 +132,9 @@ for _name, _side in (
 def _prob_for_log(name, side, temperature=1.0):
     def loss(student, teacher):
         p, lp, q, lq = sides(student, teacher, temperature)
-        return temperature**2 * jnp.sum(FORMULAS[name](*((p, lp, q, q) if side == "student" else (p, p, q, lq))))
+        return temperature**2 * jnp.sum(
+            FORMULAS[name](*((p, lp, q, q) if side == "student" else (p, p, q, lq)))
+        )
 
     return loss
 
@@ -142,8 +145,14 @@ for _name, _side, _t in (
     ("kl", "student", 2.0),
     ("jeffreys", "student", 1.0),
 ):
-    # Of Jeffreys it can't be told from a second softmax: log softmax(q) is q less a constant, which p - q sums away.
-    plant(f"log missing {_name} {_side} {_t}", _prob_for_log(_name, _side, _t), "log_missing", "double_softmax")
+    # Of Jeffreys it can't be told from a second softmax: log softmax(q) is q less a constant, which
+    # p - q sums away.
+    plant(
+        f"log missing {_name} {_side} {_t}",
+        _prob_for_log(_name, _side, _t),
+        "log_missing",
+        "double_softmax",
+    )
 
 
 def _takes_probabilities(name):
@@ -160,7 +169,12 @@ def _clipped_probabilities(student, teacher):
 
 
 for _name in ("kl", "jsd", "hellinger"):
-    plant(f"probabilities expected {_name}", _takes_probabilities(_name), "softmax_missing", "nan_on_ordinary_logits")
+    plant(
+        f"probabilities expected {_name}",
+        _takes_probabilities(_name),
+        "softmax_missing",
+        "nan_on_ordinary_logits",
+    )
 plant("probabilities expected, clipped", _clipped_probabilities, "softmax_missing", "shift_variant")
 plant(
     "tv of logits",
@@ -194,13 +208,17 @@ def _log_targets_for_probabilities(student, teacher):
     return jnp.mean(jnp.sum(lp * (jnp.log(lp) - lq), -1))
 
 
-plant("probabilities taken for log targets", _probabilities_for_log_targets, "log_missing", meant="kl")
+plant(
+    "probabilities taken for log targets", _probabilities_for_log_targets, "log_missing", meant="kl"
+)
 plant("log targets taken for probabilities", _log_targets_for_probabilities, "exp_missing")
 
 
 # Arguments and direction
 
-plant("swapped, gradient to the teacher", lambda s, t: jnp.mean(kl(*sides(t, s))), "swapped_arguments")
+plant(
+    "swapped, gradient to the teacher", lambda s, t: jnp.mean(kl(*sides(t, s))), "swapped_arguments"
+)
 plant("swapped, tv", lambda s, t: jnp.sum(tv(*sides(t, s))), "swapped_arguments")
 plant("everything detached", lambda s, t: jnp.mean(kl(*sides(stop(s), t))), "no_gradient")
 
@@ -215,7 +233,12 @@ def _attached(name, temperature=1.0):
 
 
 for _name, _t in (("kl", 1.0), ("jsd", 2.0), ("tv", 1.0), ("hellinger", 4.0), ("rkl", 1.0)):
-    plant(f"teacher not detached {_name} {_t}", _attached(_name, _t), "teacher_not_detached", meant=_name)
+    plant(
+        f"teacher not detached {_name} {_t}",
+        _attached(_name, _t),
+        "teacher_not_detached",
+        meant=_name,
+    )
 
 plant("sign flipped", lambda s, t: -jnp.mean(jsd(*sides(s, t))), "sign_flipped")
 
@@ -237,7 +260,9 @@ def _jsd_half_mixed(student, teacher):
 def _jsd_weights(student, teacher, beta=0.2):
     p, lp, q, lq = sides(student, teacher)
     log_m = jnp.logaddexp(jnp.log(beta) + lp, jnp.log1p(-beta) + lq)
-    return jnp.mean((1 - beta) * jnp.sum(p * (lp - log_m), -1) + beta * jnp.sum(q * (lq - log_m), -1))
+    return jnp.mean(
+        (1 - beta) * jnp.sum(p * (lp - log_m), -1) + beta * jnp.sum(q * (lq - log_m), -1)
+    )
 
 
 plant("jsd from the mixture", _jsd_from_mixture, "jsd_direction")
@@ -258,7 +283,12 @@ plant(
 # Temperature
 
 for _name, _t in (("kl", 2.0), ("jsd", 4.0), ("hellinger", 3.0), ("skl", 2.0)):
-    plant(f"T² missing {_name} {_t}", loss_of(_name, _t, factor=1.0), "temperature_factor", meant=_name)
+    plant(
+        f"T² missing {_name} {_t}",
+        loss_of(_name, _t, factor=1.0),
+        "temperature_factor",
+        meant=_name,
+    )
 plant("T for T²", loss_of("rkl", 2.0, factor=2.0), "temperature_factor", meant="rkl")
 plant("T missing tv", loss_of("tv", 4.0, factor=1.0), "temperature_factor", meant="tv")
 
@@ -270,7 +300,12 @@ def _one_sided(name, student_t, teacher_t, factor):
     return loss
 
 
-for _name, _s, _t, _f in (("kl", 1.0, 2.0, 4.0), ("jsd", 4.0, 1.0, 16.0), ("tv", 2.0, 1.0, 1.0), ("ce", 1.0, 3.0, 1.0)):
+for _name, _s, _t, _f in (
+    ("kl", 1.0, 2.0, 4.0),
+    ("jsd", 4.0, 1.0, 16.0),
+    ("tv", 2.0, 1.0, 1.0),
+    ("ce", 1.0, 3.0, 1.0),
+):
     plant(f"T on one side {_name} {_s} {_t}", _one_sided(_name, _s, _t, _f), "temperature_one_side")
 
 
@@ -303,7 +338,9 @@ def _shifted_labels(student, labels):
 
 
 def _rolled_labels(student, labels):
-    return -jnp.mean(jnp.take_along_axis(log_softmax(student), jnp.roll(labels, -1, 1)[..., None], -1))
+    return -jnp.mean(
+        jnp.take_along_axis(log_softmax(student), jnp.roll(labels, -1, 1)[..., None], -1)
+    )
 
 
 def _rolled_teacher(student, teacher):
@@ -339,15 +376,23 @@ def _one_side_axis(student, teacher):
 
 
 plant("softmax over positions, student alone", _one_side_axis, "softmax_axis")
-plant("classes rolled", lambda s, t: jnp.mean(kl(*sides(s, jnp.roll(t, 1, -1)))), "classes_misaligned")
-plant("last class left out", lambda s, t: jnp.mean(kl(*sides(s[..., :-1], t[..., :-1]))), "classes_dropped")
+plant(
+    "classes rolled", lambda s, t: jnp.mean(kl(*sides(s, jnp.roll(t, 1, -1)))), "classes_misaligned"
+)
+plant(
+    "last class left out",
+    lambda s, t: jnp.mean(kl(*sides(s[..., :-1], t[..., :-1]))),
+    "classes_dropped",
+)
 
 
 def _top_k(k, name="kl"):
     def loss(student, teacher):
         least = jax.lax.top_k(stop(teacher), k)[0][..., -1:]
         keep = teacher >= least
-        return jnp.mean(FORMULAS[name](*sides(jnp.where(keep, student, -1e9), jnp.where(keep, teacher, -1e9))))
+        return jnp.mean(
+            FORMULAS[name](*sides(jnp.where(keep, student, -1e9), jnp.where(keep, teacher, -1e9)))
+        )
 
     return loss
 
@@ -371,7 +416,9 @@ plant("top-8 not renormalized", _top_k_cut(8), "top_k")
 def _padded(multiple, name="kl"):
     def loss(student, teacher):
         more = -student.shape[-1] % multiple
-        student, teacher = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) for x in (student, teacher))
+        student, teacher = (
+            jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) for x in (student, teacher)
+        )
         return jnp.mean(FORMULAS[name](*sides(student, teacher)))
 
     return loss
@@ -396,7 +443,12 @@ plant(
     meant="ce",
 )
 plant("batchmean", lambda s, t: jnp.sum(kl(*sides(s, t))) / s.shape[0], "batchmean", meant="kl")
-plant("divided by B twice", lambda s, t: jnp.mean(rkl(*sides(s, t))) / s.shape[0], "reduction_unusual", meant="rkl")
+plant(
+    "divided by B twice",
+    lambda s, t: jnp.mean(rkl(*sides(s, t))) / s.shape[0],
+    "reduction_unusual",
+    meant="rkl",
+)
 
 
 def _masked(name, how):
@@ -462,7 +514,9 @@ def _exp_overflow(student, teacher):
 
 def _half(dtype, name):
     def loss(student, teacher):
-        return jnp.mean(FORMULAS[name](*sides(student.astype(dtype), teacher.astype(dtype)))).astype(jnp.float32)
+        return jnp.mean(
+            FORMULAS[name](*sides(student.astype(dtype), teacher.astype(dtype)))
+        ).astype(jnp.float32)
 
     return loss
 

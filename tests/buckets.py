@@ -1,5 +1,6 @@
-"""A bucket on this machine: a server that speaks as much of Google's JSON API as tensorstore and an fsspec file system
-ask for. Objects come whole or not at all; nothing is renamed or appended to, and there are no folders but in names.
+"""A bucket on this machine: a server that speaks as much of Google's JSON API as tensorstore and an
+fsspec file system ask for. Objects come whole or not at all; nothing is renamed or appended to, and
+there are no folders but in names.
 """
 
 import contextlib
@@ -95,7 +96,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """(the object's name, or None; what follows the question mark)."""
         url = urlsplit(self.path)
         _, _, name = url.path.partition("/o/")
-        return unquote(name) or None, {key: values[0] for key, values in parse_qs(url.query).items()}
+        return unquote(name) or None, {
+            key: values[0] for key, values in parse_qs(url.query).items()
+        }
 
     def _holds(self, name, query):
         wanted = query.get("ifGenerationMatch")
@@ -104,14 +107,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _metadata(self, name):
         generation, size = str(self.server.generations[name]), str(len(self.server.objects[name]))
-        return {"name": name, "bucket": "bucket", "generation": generation, "size": size, "metageneration": "1"}
+        return {
+            "name": name,
+            "bucket": "bucket",
+            "generation": generation,
+            "size": size,
+            "metageneration": "1",
+        }
 
     def _listed(self, query):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         names, prefixes = [], set()
         for name in sorted(self.server.objects):
             below = name.removeprefix(prefix)
-            if name.startswith(prefix) and query.get("startOffset", "") <= name < query.get("endOffset", "\U0010ffff"):
+            if name.startswith(prefix) and query.get("startOffset", "") <= name < query.get(
+                "endOffset", "\U0010ffff"
+            ):
                 if delimiter and delimiter in below:
                     prefixes.add(prefix + below.split(delimiter)[0] + delimiter)
                 else:
@@ -126,10 +137,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             end = min(int(last) + 1 if first and last else len(content), len(content))
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
             content, code = content[start:end], 206
-        return self._answer(code, content, {**headers, "x-goog-generation": str(self.server.generations[name])})
+        return self._answer(
+            code, content, {**headers, "x-goog-generation": str(self.server.generations[name])}
+        )
 
     def _answer(self, code, content, headers=()):
-        body = content if isinstance(content, bytes) else b"" if content is None else json.dumps(content).encode()
+        body = (
+            content
+            if isinstance(content, bytes)
+            else b""
+            if content is None
+            else json.dumps(content).encode()
+        )
         self.send_response(code)
         for key, value in {"Content-Length": str(len(body)), **dict(headers)}.items():
             self.send_header(key, value)
@@ -149,7 +168,10 @@ class FileSystem(fsspec.AbstractFileSystem):
         path = self._strip_protocol(path).rstrip("/")
         _, _, below = path.partition("/")
         whole = _ask("GET", f"?delimiter=/&prefix={quote(below + '/' if below else '', safe='')}")
-        found = [{"name": f"bucket/{entry.rstrip('/')}", "size": 0, "type": "directory"} for entry in whole["prefixes"]]
+        found = [
+            {"name": f"bucket/{entry.rstrip('/')}", "size": 0, "type": "directory"}
+            for entry in whole["prefixes"]
+        ]
         found += [_file(item) for item in whole["items"]]
         if not found:
             found = [_file(_ask("GET", "/" + quote(below, safe="")))]
@@ -218,10 +240,14 @@ def _ask(method, rest):
 def _send(method, rest, content=None, upload=""):
     url = f"{os.environ['STORAGE_EMULATOR_HOST']}{upload}/storage/v1/b/bucket/o{rest}"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, content, method=method), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, content, method=method), timeout=60
+        ) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
-        raise FileNotFoundError(rest) if error.code == 404 else OSError(f"{method} {rest}: {error}") from None
+        raise (
+            FileNotFoundError(rest) if error.code == 404 else OSError(f"{method} {rest}: {error}")
+        ) from None
 
 
 def install() -> None:

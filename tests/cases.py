@@ -45,7 +45,9 @@ SUPPORT = {
 
 def stacked(cases):
     """Student and teacher [cases, V], float32."""
-    student, teacher = (np.stack(side).astype(np.float32) for side in zip(*cases.values(), strict=True))
+    student, teacher = (
+        np.stack(side).astype(np.float32) for side in zip(*cases.values(), strict=True)
+    )
     return student, teacher
 
 

@@ -1,4 +1,5 @@
-"""Many commands of one binary in one process, and a run to try them on that nothing was trained for."""
+"""Many commands of one binary in one process, and a run to try them on that nothing was trained
+for."""
 
 import contextlib
 import importlib
@@ -27,7 +28,9 @@ OF_TEXT = "`config.data.kind` is images, of which there are no tokens; this is f
 
 def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
     """As `runs.run` of each command, in one process, which imports and compiles once."""
-    code = "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
+    code = (
+        "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
+    )
     done = runs.end(runs.start_code(code, json.dumps([name, commands])))
     assert done.returncode == 0, done.stderr
     return [subprocess.CompletedProcess(*ended) for ended in json.loads(done.stdout)]
@@ -37,9 +40,15 @@ def run_all(name: str, commands: list[list[str]]) -> None:
     """What `many`'s process does: prints (arguments, exit code, output, error) of each command."""
     main, ended = importlib.import_module(f"experiments.{name}").main, []
     for arguments in commands:
-        print(name, shlex.join(arguments), file=sys.stderr, flush=True)  # for a process that does not end
+        print(
+            name, shlex.join(arguments), file=sys.stderr, flush=True
+        )  # for a process that does not end
         sys.argv, output, error, code = [name, *arguments], io.StringIO(), io.StringIO(), 0
-        with flagsaver.flagsaver(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+        with (
+            flagsaver.flagsaver(),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(error),
+        ):
             try:
                 cli.run(main)
             except SystemExit as done:
@@ -49,21 +58,27 @@ def run_all(name: str, commands: list[list[str]]) -> None:
 
 
 def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
-    """The folder of a run in the smoke size as if finished, with teacher and students as they began."""
+    """The folder of a run in the smoke size as if finished, with teacher and students as they
+    began."""
     config = smoke.get_config().to_dict()
     config["data"]["files"] = f"{texts}/*.txt"
     run = Workdir(folder)
     run.claim(config)
     vocab_size = corpus.prepare(config, run).tokenizer.vocab_size
     teacher = state.population(
-        lambda rngs: build_teacher({**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs), [config["seed"]]
+        lambda rngs: build_teacher(
+            {**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs
+        ),
+        [config["seed"]],
     )
     with Checkpoints(run.teacher) as checkpoints:
         checkpoints.save(config["teacher"]["steps"], {"params": (teacher.params,)}, {})
     params, alive = students.untrained(config, vocab_size).params, np.ones(config["seeds"], bool)
     count = len(run_config.losses(config))
     with Checkpoints(run.students) as checkpoints:
-        checkpoints.save(config["student"]["steps"], {"params": (params,) * count, "alive": (alive,) * count}, {})
+        checkpoints.save(
+            config["student"]["steps"], {"params": (params,) * count, "alive": (alive,) * count}, {}
+        )
     return folder
 
 

@@ -1,7 +1,9 @@
-"""Strictness for every test: shapes are checked, ranks are never promoted silently, models run on CPU.
+"""Strictness for every test: shapes are checked, ranks are never promoted silently, models run on
+CPU.
 
-Most of the suite's time is XLA's compiling. So it compiles with little optimization (XLA_FLAGS= python -m pytest takes
-what users get), and what one process has compiled, others read: workers and the binaries that they start.
+Most of the suite's time is XLA's compiling. So it compiles with little optimization (XLA_FLAGS=
+python -m pytest takes what users get), and what one process has compiled, others read: workers and
+the binaries that they start.
 """
 
 import gc
@@ -30,7 +32,9 @@ os.environ.setdefault(
     + (" --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""),
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
-_hook = install_import_hook(["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"], "beartype.beartype")
+_hook = install_import_hook(
+    ["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"], "beartype.beartype"
+)
 
 # Every run of the suite draws the same; the slow tests ask for more than that.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
@@ -75,4 +79,8 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+    items.sort(
+        key=lambda item: (
+            _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST)
+        )
+    )

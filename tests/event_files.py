@@ -8,7 +8,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def records(folder: pathlib.Path) -> Iterator[Event]:
-    """The events of all files below `folder`: each is its length, a checksum of it, the message, a checksum of that."""
+    """The events of all files below `folder`: each is its length, a checksum of it, the message, a
+    checksum of that."""
     for path in sorted(folder.rglob("events*")):
         content = path.read_bytes()
         while content:
@@ -22,6 +23,8 @@ def scalars(folder: pathlib.Path) -> dict[str, dict[int, float]]:
     found = {}
     for event in records(folder):
         for value in event.summary.value:
-            assert event.step not in found.setdefault(value.tag, {}), f"{value.tag} twice at step {event.step}"
+            assert event.step not in found.setdefault(value.tag, {}), (
+                f"{value.tag} twice at step {event.step}"
+            )
             found[value.tag][event.step] = value.simple_value
     return found

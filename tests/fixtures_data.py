@@ -16,7 +16,8 @@ def write_tfds(
     feature: str = "text",
     file_format: str = "array_record",
 ) -> None:
-    """Prepares the data set `name` below `directory`: records {`feature`: text, number: int} in `splits`."""
+    """Prepares the data set `name` below `directory`: records {`feature`: text, number: int} in
+    `splits`."""
     features = {feature: tfds.features.Text(), "number": tfds.features.Scalar(dtype=np.int64)}
     records = {
         split: [{feature: text, "number": number} for number, text in enumerate(texts)]
@@ -34,7 +35,8 @@ def write_tfds_images(
     feature: str = "image",
     first: int = 0,
 ) -> None:
-    """The same of images [n, H, W, C], as PNG, whose classes are their numbers in turn; of the first `first`."""
+    """The same of images [n, H, W, C], as PNG, whose classes are their numbers in turn; of the
+    first `first`."""
     channels, dtype = next(iter(splits.values())).shape[-1], next(iter(splits.values())).dtype
     sizes = {images.shape[1:] for images in splits.values()}
     size = next(iter(sizes)) if len(sizes) == 1 else (None, None, channels)
@@ -42,7 +44,10 @@ def write_tfds_images(
     features = {feature: image, "label": tfds.features.ClassLabel(num_classes=classes)}
     records = {
         split: [
-            {feature: PIL.Image.fromarray(pixels.squeeze()), "label": number % classes if number else first}
+            {
+                feature: PIL.Image.fromarray(pixels.squeeze()),
+                "label": number % classes if number else first,
+            }
             for number, pixels in enumerate(images)
         ]
         for split, images in splits.items()
@@ -56,7 +61,9 @@ def _write(directory, name, features, records, file_format):
         url_infos = None
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {split: self._generate_examples(found) for split, found in records.items()}
@@ -71,4 +78,7 @@ def _write(directory, name, features, records, file_format):
 
 def sentences(count: int) -> list[str]:
     """Different short documents, of 60 to a few hundred bytes."""
-    return [f"Document {i}: " + "the quick brown fox jumps over it. " * (2 + i % 7) for i in range(count)]
+    return [
+        f"Document {i}: " + "the quick brown fox jumps over it. " * (2 + i % 7)
+        for i in range(count)
+    ]

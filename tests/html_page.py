@@ -40,13 +40,19 @@ def check(page):
     _check_alone(page)
     identifiers = [a["id"] for _, a in page.elements if "id" in a]
     assert len(set(identifiers)) == len(identifiers)
-    assert {a["href"][1:] for a in page.all("a")} | {a["aria-labelledby"] for a in page.all("section")} <= set(
-        identifiers
-    )
+    assert {a["href"][1:] for a in page.all("a")} | {
+        a["aria-labelledby"] for a in page.all("section")
+    } <= set(identifiers)
     assert page.all("html") == [{"lang": "en"}]
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
-    assert levels.count(1) == len(page.all("main")) == len(page.all("header")) == len(page.all("nav")) == 1
+    assert (
+        levels.count(1)
+        == len(page.all("main"))
+        == len(page.all("header"))
+        == len(page.all("nav"))
+        == 1
+    )
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert next(a for tag, a in page.elements if tag == "a")["href"] == "#main"
     assert all(len(image["alt"]) > 30 for image in page.all("img"))
@@ -60,13 +66,19 @@ def check(page):
 
 
 def _check_alone(page):
-    assert not [tag for tag in ("script", "link", "iframe", "object", "base", "form") if page.all(tag)]
+    assert not [
+        tag for tag in ("script", "link", "iframe", "object", "base", "form") if page.all(tag)
+    ]
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "srcset"):
-            assert attributes.get(name, "data:image/png;base64,").startswith("data:image/png;base64,")
+            assert attributes.get(name, "data:image/png;base64,").startswith(
+                "data:image/png;base64,"
+            )
         assert attributes.get("href", "#").startswith("#")
     assert "url(" not in page.css()
     assert "@import" not in page.css()
-    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'")

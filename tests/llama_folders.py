@@ -17,9 +17,18 @@ V, WIDTH, HEADS, KV_HEADS, DEPTH, BASE, EPSILON = 300, 32, 4, 2, 2, 333.0, 1e-3
 
 def make_decoder(seed: int = 0) -> Decoder:
     """A decoder whose norms have gains of their own."""
-    sizes = {"depth": DEPTH, "width": WIDTH, "heads": HEADS, "kv_heads": KV_HEADS, "mlp_width": 40, "vocab_size": V}
+    sizes = {
+        "depth": DEPTH,
+        "width": WIDTH,
+        "heads": HEADS,
+        "kv_heads": KV_HEADS,
+        "mlp_width": 40,
+        "vocab_size": V,
+    }
     decoder = Decoder(**sizes, rope_base=BASE, norm_epsilon=EPSILON, rngs=nnx.Rngs(seed))
-    for i, norm in enumerate((decoder.norm, decoder.layers.attention_norm, decoder.layers.mlp_norm)):
+    for i, norm in enumerate(
+        (decoder.norm, decoder.layers.attention_norm, decoder.layers.mlp_norm)
+    ):
         norm.scale[...] += 0.3 * jax.random.normal(jax.random.key(i), norm.scale.shape)
     return decoder
 
@@ -49,16 +58,23 @@ def _rotated(x):
     length, width = x.shape
     angles = np.arange(length)[:, None] * BASE ** (-np.arange(0, width, 2) / width)
     a, b = x[:, : width // 2], x[:, width // 2 :]
-    return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1)
+    return np.concatenate(
+        [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1
+    )
 
 
 def attention(x, tensors, prefix, heads=HEADS, kv_heads=KV_HEADS):
     """[L, D] through q, k, v and o of `prefix`, each [outputs, inputs]."""
-    q, k, v = (np.split(x @ tensors[f"{prefix}.{name}_proj.weight"].T, n, -1) for name, n in _heads(heads, kv_heads))
+    q, k, v = (
+        np.split(x @ tensors[f"{prefix}.{name}_proj.weight"].T, n, -1)
+        for name, n in _heads(heads, kv_heads)
+    )
     mixed = []
     for i in range(heads):
         j = i * kv_heads // heads
-        scores = np.exp(_rotated(q[i]) @ _rotated(k[j]).T / np.sqrt(q[i].shape[-1])) * np.tri(len(x))
+        scores = np.exp(_rotated(q[i]) @ _rotated(k[j]).T / np.sqrt(q[i].shape[-1])) * np.tri(
+            len(x)
+        )
         mixed.append(scores / scores.sum(-1, keepdims=True) @ v[j])
     return np.concatenate(mixed, -1) @ tensors[f"{prefix}.o_proj.weight"].T
 
@@ -72,7 +88,9 @@ def logits(tensors, tokens):
     x = tensors["model.embed_tokens.weight"][tokens]
     for i in range(DEPTH):
         at = f"model.layers.{i}."
-        x = x + attention(norm(x, tensors[at + "input_layernorm.weight"]), tensors, at + "self_attn")
+        x = x + attention(
+            norm(x, tensors[at + "input_layernorm.weight"]), tensors, at + "self_attn"
+        )
         y = norm(x, tensors[at + "post_attention_layernorm.weight"])
         gate, up = (y @ tensors[f"{at}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
         x = x + (gate / (1 + np.exp(-gate)) * up) @ tensors[at + "mlp.down_proj.weight"].T

@@ -1,10 +1,12 @@
-"""Speculative decoding as papers write it, in NumPy, of a target and a draft that are Markov chains."""
+"""Speculative decoding as papers write it, in NumPy, of a target and a draft that are Markov
+chains."""
 
 import numpy as np
 
 
 def chains(rng, classes):
-    """Transition matrices [V, V] of a target and of a draft that resembles it more in some states than in others."""
+    """Transition matrices [V, V] of a target and of a draft that resembles it more in some states
+    than in others."""
     target = rng.normal(scale=1.5, size=(classes, classes))
     draft = target + np.linspace(0.2, 2.5, classes)[:, None] * rng.normal(size=target.shape)
     return softmax(target), softmax(draft)
@@ -17,7 +19,9 @@ def softmax(logits):
 
 def sample(rng, rows):
     """One class from each of [M, V] distributions."""
-    return np.minimum((rng.random(len(rows))[:, None] > np.cumsum(rows, axis=-1)).sum(axis=-1), rows.shape[-1] - 1)
+    return np.minimum(
+        (rng.random(len(rows))[:, None] > np.cumsum(rows, axis=-1)).sum(axis=-1), rows.shape[-1] - 1
+    )
 
 
 def plain_text(rng, target, texts, length):
@@ -31,11 +35,14 @@ def plain_text(rng, target, texts, length):
 def speculative_text(rng, target, draft, texts, length, gamma, *, eta=0.0):
     """Decodes by rounds: gamma drafts, verified one by one, then the residual's token or the bonus.
 
-    With `eta` a round drafts no more after a token at whose position the draft's largest probability was below it.
+    With `eta` a round drafts no more after a token at whose position the draft's largest
+    probability was below it.
 
     Returns:
-      tokens: [texts, length]; calls: [texts] rounds that begin inside; rounds: [texts] those whose gamma drafts all
-      lie inside; accepted: [texts, gamma] how many of these accepted the draft at each position and all before it.
+      tokens: [texts, length]; calls: [texts] rounds that begin inside; rounds: [texts] those whose
+        gamma drafts all
+      lie inside; accepted: [texts, gamma] how many of these accepted the draft at each position and
+      all before it.
     """
     tokens = np.zeros((texts, length + gamma + 2), int)
     position, calls, rounds = np.zeros(texts, int), np.zeros(texts, int), np.zeros(texts, int)
@@ -43,7 +50,9 @@ def speculative_text(rng, target, draft, texts, length, gamma, *, eta=0.0):
     while (active := np.flatnonzero(position < length)).size:
         start = position[active]
         proposal, kept = _round(rng, target, draft, tokens[active, start], gamma, eta)
-        for offset in range(gamma + 1):  # tokens[:, i + 1] holds position i; what was rejected is overwritten later
+        for offset in range(
+            gamma + 1
+        ):  # tokens[:, i + 1] holds position i; what was rejected is overwritten later
             tokens[active, start + offset + 1] = proposal[:, offset]
         inside = start + gamma <= length
         calls[active] += 1
@@ -67,5 +76,7 @@ def _round(rng, target, draft, last, gamma, eta):
     row = path[np.arange(len(last)), kept]
     residual = np.maximum(target[row] - np.where((kept < drafts)[:, None], draft[row], 0), 0)
     proposal = np.concatenate([drafted, np.zeros((len(last), 1), int)], axis=1)
-    proposal[np.arange(len(last)), kept] = sample(rng, residual / residual.sum(axis=1, keepdims=True))
+    proposal[np.arange(len(last)), kept] = sample(
+        rng, residual / residual.sum(axis=1, keepdims=True)
+    )
     return proposal, kept

@@ -1,4 +1,5 @@
-"""Every loss and its gradient in plain float64 NumPy, from the definitions; never imports jaxdiv."""
+"""Every loss and its gradient in plain float64 NumPy, from the definitions; never imports
+jaxdiv."""
 
 import numpy as np
 
@@ -64,7 +65,9 @@ def _hybrid_weight(student, teacher, rate):
 
 def lk_hybrid(student, teacher, rate=3.0):
     weight = _hybrid_weight(student, teacher, rate)
-    return weight * _forward_kl(student, teacher) + (1 - weight) * _total_variation(student, teacher)
+    return weight * _forward_kl(student, teacher) + (1 - weight) * _total_variation(
+        student, teacher
+    )
 
 
 def _cross_entropy(student, teacher):
@@ -85,7 +88,9 @@ def skew_kl(student, teacher, alpha=0.1):
 def alpha_divergence(student, teacher, alpha=0.5):
     a, b, p, q, _ = _pair(student, teacher)
     # The first-order part, which sums to 0, leaves digits near equality.
-    return _sum(alpha * p + (1 - alpha) * q - np.exp(alpha * a + (1 - alpha) * b)) / (alpha * (1 - alpha))
+    return _sum(alpha * p + (1 - alpha) * q - np.exp(alpha * a + (1 - alpha) * b)) / (
+        alpha * (1 - alpha)
+    )
 
 
 def affinity(student, teacher, alpha):
@@ -96,7 +101,9 @@ def affinity(student, teacher, alpha):
         log = np.where(np.isneginf(a if alpha >= 0.5 else b), -np.inf, own + other)
     top = np.maximum(log.max(-1, keepdims=True), -1e300)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        return np.where(np.isposinf(top[..., 0]), np.inf, top[..., 0] + np.log(_sum(np.exp(log - top))))
+        return np.where(
+            np.isposinf(top[..., 0]), np.inf, top[..., 0] + np.log(_sum(np.exp(log - top)))
+        )
 
 
 def renyi(student, teacher, alpha=0.5):
@@ -130,7 +137,9 @@ def head_share(student, teacher, head=0.5):
 
 def _adaptive_kl(student, teacher):
     share = head_share(student, teacher)
-    return _times(share, _forward_kl(student, teacher)) + _times(1 - share, _reverse_kl(student, teacher))
+    return _times(share, _forward_kl(student, teacher)) + _times(
+        1 - share, _reverse_kl(student, teacher)
+    )
 
 
 def _largest(teacher, k):
@@ -204,7 +213,9 @@ _BY_LOG_Q = {
     "alpha_divergence": lambda p, q, r: -2 * np.sqrt(p * q),
     "bhattacharyya": lambda p, q, r: -_normalized(np.sqrt(p * q)) / 2,
     "skew_kl": lambda p, q, r: -0.9 * p * q / (0.1 * p + 0.9 * q),
-    "skew_reverse_kl": lambda p, q, r: q * (np.log(q / (0.1 * q + 0.9 * p)) - 0.1 * q / (0.1 * q + 0.9 * p)),
+    "skew_reverse_kl": lambda p, q, r: (
+        q * (np.log(q / (0.1 * q + 0.9 * p)) - 0.1 * q / (0.1 * q + 0.9 * p))
+    ),
     "squared_hellinger": lambda p, q, r: -np.sqrt(p * q) / 2,
     "cross_entropy": lambda p, q, r: -p,
     "forward_kl": lambda p, q, r: -p,
@@ -238,7 +249,9 @@ def gradient(name, student, teacher):
         return q * kept.sum(-1, keepdims=True) - kept
     if name == "adaptive_kl":
         share = head_share(student, teacher)[..., None]
-        return share * gradient("forward_kl", student, teacher) + (1 - share) * gradient("reverse_kl", student, teacher)
+        return share * gradient("forward_kl", student, teacher) + (1 - share) * gradient(
+            "reverse_kl", student, teacher
+        )
     if name == "lk_hybrid":
         weight = _hybrid_weight(student, teacher, 3.0)[..., None]
         return weight * gradient("forward_kl", student, teacher) + (1 - weight) * gradient(

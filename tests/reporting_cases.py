@@ -12,7 +12,11 @@ ACCEPTANCE = {
     "jsd": 0.7841, "tv": 0.7886, "nla": 0.7869, "lk_hybrid": 0.7830, "untrained": 0.5604,
 }  # fmt: skip
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
-CONTEXTS = {"corpus": (0.0, 15_830), "generated": (0.012, 14_110), "generated_greedy": (0.051, 12_900)}
+CONTEXTS = {
+    "corpus": (0.0, 15_830),
+    "generated": (0.012, 14_110),
+    "generated_greedy": (0.051, 12_900),
+}
 OWN_TEXT = {"generated": 1.0, "generated_greedy": 0.0}
 
 
@@ -43,7 +47,15 @@ def curves(*, losses=tuple(ACCEPTANCE), seeds=3, steps=300) -> pd.DataFrame:
             for step in range(5, steps + 1, 5):
                 fall = math.exp(-step / 60)
                 rows.append((step, loss, seed, "loss", (0.6 + 1.2 * fall) * noise.normal(1, 0.05)))
-                rows.append((step, loss, seed, "gradient_norm", (0.2 + 1.5 * fall) * noise.lognormal(0, 0.2)))
+                rows.append(
+                    (
+                        step,
+                        loss,
+                        seed,
+                        "gradient_norm",
+                        (0.2 + 1.5 * fall) * noise.lognormal(0, 0.2),
+                    )
+                )
                 if step % 50 == 0:
                     reached = 0.56 + (ACCEPTANCE[loss] - 0.56) * (1 - fall)
                     rows.append((step, loss, seed, "acceptance", reached + noise.normal(0, 0.002)))
@@ -63,7 +75,9 @@ CONFIG = "losses: [ce, kl, tv]\nseeds: 3\nstudent:\n  kind: kangaroo\n  exit_lay
 
 def _acceptance(loss, shift, temperature, seeds, noise):
     at_one = ACCEPTANCE[loss] + shift
-    by_temperature = {0.25: -0.03, 0.5: -0.02, 1.0: 0.0, 2.0: 0.045, 5.0: 0.14, 20.0: 0.2}[temperature]
+    by_temperature = {0.25: -0.03, 0.5: -0.02, 1.0: 0.0, 2.0: 0.045, 5.0: 0.14, 20.0: 0.2}[
+        temperature
+    ]
     moved = 1 - (1 - at_one) * (1 - by_temperature / 0.23)
     spread = np.random.default_rng(3).normal(0, 0.0012, seeds)  # ce and kl share it
     own = 0 if loss in ("ce", "kl") else noise.normal(0, 0.0008, seeds)
@@ -83,10 +97,20 @@ def _calls(matches, *, context, temperature, n):
     rows, greedy = [], {"context": context, "temperature": temperature, "n": n}
     for gamma in range(1, 9):
         tokens = {k: (1 - v ** (gamma + 1)) / (1 - v) for k, v in matches.items()}
-        rows += _rows("tau", {k: 0.97 * v for k, v in tokens.items()}, gamma=gamma, half=0.04, **greedy)
-        rows += _rows("tau_greedy_draft", {k: 0.93 * v for k, v in tokens.items()}, gamma=gamma, half=0.04, **greedy)
+        rows += _rows(
+            "tau", {k: 0.97 * v for k, v in tokens.items()}, gamma=gamma, half=0.04, **greedy
+        )
+        rows += _rows(
+            "tau_greedy_draft",
+            {k: 0.93 * v for k, v in tokens.items()},
+            gamma=gamma,
+            half=0.04,
+            **greedy,
+        )
         rows += _rows("tau_iid", tokens, gamma=gamma, half=0.04, **greedy)
-        rows += _rows("acceptance_at", {k: v**gamma for k, v in matches.items()}, gamma=gamma, **greedy)
+        rows += _rows(
+            "acceptance_at", {k: v**gamma for k, v in matches.items()}, gamma=gamma, **greedy
+        )
     return rows
 
 
@@ -96,6 +120,8 @@ def _rows(measure, by_seed, *, half=0.006, **where):
         base = {"loss": loss, "measure": measure, **where}
         mean = float(np.mean(values))
         width = 1e-8 if measure == "difference" and loss == "kl" else half
-        rows.append({**base, "seed": "all", "value": mean, "low": mean - width, "high": mean + width})
+        rows.append(
+            {**base, "seed": "all", "value": mean, "low": mean - width, "high": mean + width}
+        )
         rows += [{**base, "seed": str(s), "value": float(v)} for s, v in enumerate(values)]
     return rows

@@ -1,4 +1,5 @@
-"""Binaries run as a user runs them: a process of its own, from the checkout. No wait for one is without an end."""
+"""Binaries run as a user runs them: a process of its own, from the checkout. No wait for one is
+without an end."""
 
 import contextlib
 import os
@@ -30,7 +31,13 @@ def start_code(code: str, *arguments: str) -> subprocess.Popen:
 
 def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen:
     """A running Python, the head of a process group; what `environment` has as None is left out."""
-    told = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONFAULTHANDLER": "1", **environment}
+    told = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "120",
+        "PYTHONFAULTHANDLER": "1",
+        **environment,
+    }
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -43,8 +50,11 @@ def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen
     )
 
 
-def end(process: subprocess.Popen, given: str | None = None, *, limit: float = LIMIT) -> subprocess.CompletedProcess:
-    """The process once it was `given` its input and has ended within `limit` seconds, whatever its exit code."""
+def end(
+    process: subprocess.Popen, given: str | None = None, *, limit: float = LIMIT
+) -> subprocess.CompletedProcess:
+    """The process once it was `given` its input and has ended within `limit` seconds, whatever its
+    exit code."""
     try:
         output, error = process.communicate(given, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -60,7 +70,8 @@ def line(process: subprocess.Popen) -> str:
 
 
 def give_up(process: subprocess.Popen, limit: float = LIMIT) -> NoReturn:
-    """Kills a process still there after `limit` seconds, with its children, and fails the test: says where it stood."""
+    """Kills a process still there after `limit` seconds, with its children, and fails the test:
+    says where it stood."""
     process.send_signal(signal.SIGABRT)  # at which faulthandler tells
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=10)
@@ -95,7 +106,18 @@ def check_refusal(done: subprocess.CompletedProcess, *told: str) -> None:
 def write_texts(folder: pathlib.Path) -> pathlib.Path:
     """Files of text, enough for a smoke run."""
     folder.mkdir()
-    words = ["draft", "target", "token", "accept", "reject", "sample", "teacher", "student", "loss", "kernel"]
+    words = [
+        "draft",
+        "target",
+        "token",
+        "accept",
+        "reject",
+        "sample",
+        "teacher",
+        "student",
+        "loss",
+        "kernel",
+    ]
     for i in range(24):
         draw = np.random.default_rng(i)
         lines = (" ".join(draw.choice(words, size=12)) for _ in range(40))

@@ -1,4 +1,5 @@
-"""Run as a program with 8 host devices: tokens over one axis, heads' classes over the other, all as on one device."""
+"""Run as a program with 8 host devices: tokens over one axis, heads' classes over the other, all as
+on one device."""
 
 import re
 
@@ -15,13 +16,17 @@ MESHES = {"data and tensor": (2, 4), "data": (8, 1), "tensor": (1, 8)}
 
 
 def total(student, teacher, weights, *, loss="kl", **options):
-    made = jaxdiv.linear_divergence(loss, *student, *teacher, weights=weights, chunk=CHUNK, **options)
+    made = jaxdiv.linear_divergence(
+        loss, *student, *teacher, weights=weights, chunk=CHUNK, **options
+    )
     return made.sum()
 
 
 def check(name, shape, given, expected):
     mesh = jax.make_mesh(shape, ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    tokens, head = (jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P(None, "tensor")))
+    tokens, head = (
+        jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P(None, "tensor"))
+    )
     (hidden, matrix), (teacher_hidden, teacher_matrix), weights = given
     put = jax.device_put
     spread = (
@@ -31,21 +36,29 @@ def check(name, shape, given, expected):
     )
     with jax.set_mesh(mesh):
         for mode in ("one_pass", "remat"):
-            run = jax.jit(jax.value_and_grad(lambda *x, mode=mode: total(*x, mode=mode, tokens_over="data")))
+            run = jax.jit(
+                jax.value_and_grad(lambda *x, mode=mode: total(*x, mode=mode, tokens_over="data"))
+            )
             for made, right in zip(*map(jax.tree.leaves, (run(*spread), expected)), strict=True):
-                np.testing.assert_allclose(made, right, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {mode}")
-            np.testing.assert_allclose(total(*spread, mode=mode, tokens_over="data"), expected[0], rtol=1e-4)
+                np.testing.assert_allclose(
+                    made, right, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {mode}"
+                )
+            np.testing.assert_allclose(
+                total(*spread, mode=mode, tokens_over="data"), expected[0], rtol=1e-4
+            )
             compiled = run.lower(*spread).compile().as_text()
             if name == "tensor" and mode == "one_pass":
                 check_traffic(compiled)
-            # No device ever sees the logits of all tokens, or a chunk's of all classes where they are spread.
+            # No device ever sees the logits of all tokens, or a chunk's of all classes where they
+            # are spread.
             most = max(CHUNK, WIDTH) * CLASSES // shape[1]
             for rows, classes in re.findall(r"f32\[(\d+),(\d+)\]", compiled):
                 assert int(rows) * int(classes) <= most, (name, mode, rows, classes)
 
 
 def check_traffic(program):
-    """Of every token the gradient by its hidden state is added up over the classes, and a few numbers beside it."""
+    """Of every token the gradient by its hidden state is added up over the classes, and a few
+    numbers beside it."""
     tokens = TOKENS[0] * TOKENS[1]
     sent = sum(kind.size for kind in costs.of(program).collectives.values()) / (4 * tokens)
     assert WIDTH < sent < WIDTH + 12, sent
@@ -55,7 +68,9 @@ def main():
     assert jax.device_count() == 8
     rng = np.random.default_rng(0)
     shapes = [(*TOKENS, WIDTH), (WIDTH, CLASSES)] * 2
-    hidden, matrix, *teacher = (jnp.asarray(rng.normal(size=shape), jnp.float32) / 3 for shape in shapes)
+    hidden, matrix, *teacher = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) / 3 for shape in shapes
+    )
     weights = jnp.asarray(rng.uniform(size=TOKENS), jnp.float32)
     given = (hidden, matrix), tuple(teacher), weights
     expected = jax.jit(jax.value_and_grad(total))(*given)

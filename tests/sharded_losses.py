@@ -1,4 +1,5 @@
-"""Run as a program with 8 host devices: rows over one axis, classes over the other, every loss as on one device."""
+"""Run as a program with 8 host devices: rows over one axis, classes over the other, every loss as
+on one device."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,20 @@ import numpy as np
 
 import jaxdiv
 
-TEXTS = ["ce", "ce_argmax", "kl", "rkl", "jsd(beta=0.3)", "tv", "nla", "lk_hybrid", "renyi", "pearson", "akl", "z_loss"]
+TEXTS = [
+    "ce",
+    "ce_argmax",
+    "kl",
+    "rkl",
+    "jsd(beta=0.3)",
+    "tv",
+    "nla",
+    "lk_hybrid",
+    "renyi",
+    "pearson",
+    "akl",
+    "z_loss",
+]
 
 
 def main():
@@ -27,7 +41,9 @@ def main():
     spread = every(*(jax.device_put(side, sharding) for side in (student, teacher)))
     for text in TEXTS:
         np.testing.assert_allclose(spread[text][0], plain[text][0], rtol=2e-6, err_msg=text)
-        np.testing.assert_allclose(spread[text][1], plain[text][1], rtol=1e-5, atol=2e-7, err_msg=text)
+        np.testing.assert_allclose(
+            spread[text][1], plain[text][1], rtol=1e-5, atol=2e-7, err_msg=text
+        )
 
 
 if __name__ == "__main__":

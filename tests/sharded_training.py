@@ -1,6 +1,7 @@
 """Run as a program with 8 devices, by one process or two: training is the same on every mesh.
 
-python -m tests.sharded_training some|kangaroo|decoder|classifier [coordinator's address, processes, this one's number]
+python -m tests.sharded_training some|kangaroo|decoder|classifier [coordinator's address, processes,
+this one's number]
 """
 
 import sys
@@ -38,7 +39,11 @@ def config_of(dtype, kind):
     if kind == models.CLASSIFIER:
         config.teacher.kind, config.teacher.padded_vocabulary = kind, 0
         config.data.kind, config.data.channels = run_config.IMAGES, CHANNELS
-        config.losses, config.teacher.depth, config.student.depth = "kl", 2, 2  # convolutions take long to compile
+        config.losses, config.teacher.depth, config.student.depth = (
+            "kl",
+            2,
+            2,
+        )  # convolutions take long to compile
         config.teacher.width, config.student.width = 8, 4
     return config.to_dict()
 
@@ -64,27 +69,45 @@ class Run:
         self.teachers = self._population(donors.build(config, V), [0])
         self.pupils = self._population(students.builder(config, V), students.seeds(config))
         # Far from uniform, so that losses and their gradients are no small numbers.
-        sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(self.teachers.params)
+        sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(
+            self.teachers.params
+        )
         self.guide = self.teachers.with_params(sharpened)
 
     def _population(self, build, seeds):
         made, exact = population(build, seeds, self.mesh), self.config["dtype"] == "float64"
-        widen = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(jnp.float64 if exact else x.dtype), params))
+        widen = jax.jit(
+            lambda params: jax.tree.map(
+                lambda x: x.astype(jnp.float64 if exact else x.dtype), params
+            )
+        )
         return made.with_params(widen(made.params))
 
     def whole(self, tree):
         """On every process."""
-        return jax.tree.map(np.asarray, jax.jit(lambda tree: sharding.everywhere(tree, self.mesh))(tree))
+        return jax.tree.map(
+            np.asarray, jax.jit(lambda tree: sharding.everywhere(tree, self.mesh))(tree)
+        )
 
     def students(self, steps):
         """(the state after so many steps, each step's metrics)."""
         write = own_text.writer(self.config, self.guide, self.pupils, end_of_text=0)
-        step = students.step(self.config, self.pupils, students.lesson(self.config, self.guide), write, mesh=self.mesh)
-        return self._train(step, students.beginning(self.config, self.pupils, self.mesh), self.guide.params, steps)
+        step = students.step(
+            self.config,
+            self.pupils,
+            students.lesson(self.config, self.guide),
+            write,
+            mesh=self.mesh,
+        )
+        return self._train(
+            step, students.beginning(self.config, self.pupils, self.mesh), self.guide.params, steps
+        )
 
     def teacher(self, steps):
         step = teacher.step(self.config, self.teachers, mesh=self.mesh)
-        return self._train(step, teacher.beginning(self.config, self.teachers, self.mesh), None, steps)
+        return self._train(
+            step, teacher.beginning(self.config, self.teachers, self.mesh), None, steps
+        )
 
     def _train(self, step, state, frozen, steps):
         told = []
@@ -135,7 +158,9 @@ def check_exact(kind, meshes=MESHES, stages=("students", "teacher"), steps=EXACT
 def check_spread(state, mesh):
     """No device holds more of the matrices than the mesh has for it."""
     leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
-    matrices = [(str(path), leaf) for path, leaf in leaves if leaf.ndim > 2 and "scale" not in str(path)]
+    matrices = [
+        (str(path), leaf) for path, leaf in leaves if leaf.ndim > 2 and "scale" not in str(path)
+    ]
     for path, leaf in matrices:
         shares = mesh.shape["fsdp"] * (mesh.shape["student"] if leaf.shape[0] > 1 else 1)
         shares *= mesh.shape["tensor"] if "embedding" in path or "head" in path else 1
@@ -150,8 +175,18 @@ def check_float32(kind):
     def gradients(run):
         """By one step of SGD."""
         own = {**config, "student": {**config["student"]}}
-        optimizer = {**config["student"]["optimizer"], "name": "sgd", "learning_rate": 1.0, "beta1": 0.0}
-        own["student"]["optimizer"] = {**optimizer, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
+        optimizer = {
+            **config["student"]["optimizer"],
+            "name": "sgd",
+            "learning_rate": 1.0,
+            "beta1": 0.0,
+        }
+        own["student"]["optimizer"] = {
+            **optimizer,
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,
+            "warmup_steps": 0,
+        }
         again = Run(own, run.mesh)
         state, _ = again.students(1)
         before = again.whole(again.pupils.params)
@@ -164,7 +199,9 @@ def check_float32(kind):
         for found, expected in zip(gradients(run), right, strict=True):
             off = optax.tree.norm(jax.tree.map(np.subtract, found, expected))
             assert off < 1e-5 * optax.tree.norm(expected), (kind, sizes, off)
-        np.testing.assert_allclose(run.accepted(run.students(SHORT)[0]), accepted, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            run.accepted(run.students(SHORT)[0]), accepted, rtol=0, atol=1e-4
+        )
 
 
 def main(which):

@@ -11,7 +11,12 @@ CONTEXTS = ("corpus", "generated", "generated_greedy")
 MEASURES = {"acceptance", "acceptance_greedy_draft", "greedy_match", "difference"}
 OF_OWN_TEXT = {"tau", "tau_greedy_draft", "tau_iid", "acceptance_at"}
 # One seed of two losses in one context.
-SHORT = [runs.SMOKE, "--config.losses=kl,tv", "--config.seeds=1", "--config.evaluation.contexts=generated"]
+SHORT = [
+    runs.SMOKE,
+    "--config.losses=kl,tv",
+    "--config.seeds=1",
+    "--config.evaluation.contexts=generated",
+]
 
 
 def read(folder):
@@ -26,7 +31,9 @@ def check_whole(folder, *, losses=("ce", "kl", "tv"), seeds=("0", "1", "all"), c
     assert len({tuple(row.values())[:6] for row in rows}) == len(rows)
     of = collections.defaultdict(set)
     for row in rows:
-        of[row["loss"], row["seed"], row["context"]].add((row["measure"], row["temperature"], row["gamma"]))
+        of[row["loss"], row["seed"], row["context"]].add(
+            (row["measure"], row["temperature"], row["gamma"])
+        )
     for key in itertools.product((*losses, "untrained"), seeds, contexts):
         expected = MEASURES | (OF_OWN_TEXT if key[2] != "corpus" else set())
         expected -= {"difference"} if key[0] == losses[0] else set()

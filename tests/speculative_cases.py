@@ -1,4 +1,5 @@
-"""Small targets and drafts that differ strongly, and the check that decoded texts have the target's distribution."""
+"""Small targets and drafts that differ strongly, and the check that decoded texts have the target's
+distribution."""
 
 import functools
 import itertools
@@ -32,7 +33,9 @@ _STUDENTS = {
 @functools.cache
 def target(vocabulary=4, width=8):
     """A decoder whose distributions are neither flat nor certain."""
-    decoder = nnx.jit(lambda: models.build_teacher(_CONFIG | {"width": width}, vocabulary, nnx.Rngs(3)))()
+    decoder = nnx.jit(
+        lambda: models.build_teacher(_CONFIG | {"width": width}, vocabulary, nnx.Rngs(3))
+    )()
     return _sharper(decoder, 1.5)
 
 
@@ -75,7 +78,9 @@ def warped(logits, *, temperature=1.0, top_k=None, top_p=None):
     """The distribution that is sampled from, in NumPy and float64, without ties: [..., V]."""
     logits = np.asarray(logits, np.float64) / temperature
     falling = np.argsort(-logits, axis=-1)
-    ranked = np.exp(np.take_along_axis(logits - logits.max(axis=-1, keepdims=True), falling, axis=-1))
+    ranked = np.exp(
+        np.take_along_axis(logits - logits.max(axis=-1, keepdims=True), falling, axis=-1)
+    )
     if top_k is not None:
         ranked[..., top_k:] = 0
     ranked /= ranked.sum(axis=-1, keepdims=True)
@@ -88,11 +93,14 @@ def warped(logits, *, temperature=1.0, top_k=None, top_p=None):
 
 
 def joint(decoder, prompt, tokens, **how):
-    """The chance of each continuation of `prompt`, from the target without a cache: [V ** tokens], in their order."""
+    """The chance of each continuation of `prompt`, from the target without a cache: [V ** tokens],
+    in their order."""
     classes = decoder.embedding.shape[0]
     every = np.array(list(itertools.product(range(classes), repeat=tokens)))
     whole = np.concatenate([np.tile(prompt, (len(every), 1)), every], axis=1)
-    chances = warped(jax.jit(lambda t: decoder(t).logits)(jnp.asarray(whole))[:, len(prompt) - 1 : -1], **how)
+    chances = warped(
+        jax.jit(lambda t: decoder(t).logits)(jnp.asarray(whole))[:, len(prompt) - 1 : -1], **how
+    )
     return np.take_along_axis(chances, every[..., None], axis=-1)[..., 0].prod(axis=-1)
 
 
@@ -102,7 +110,8 @@ def cells(tokens, classes):
 
 
 def p_value(seen, chances):
-    """Of the chi-square test that the cells `seen` [B] have these chances; what is rare is one cell."""
+    """Of the chi-square test that the cells `seen` [B] have these chances; what is rare is one
+    cell."""
     counts = np.bincount(seen, minlength=len(chances)).astype(float)
     assert not counts[chances == 0].any(), "a text that cannot be"
     expected = chances * len(seen)
@@ -118,14 +127,18 @@ def decode(draft, prompts, *, seed, **options):
     texts = []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
-        mine = {name: value[part] if isinstance(value, list) else value for name, value in options.items()}
+        mine = {
+            name: value[part] if isinstance(value, list) else value
+            for name, value in options.items()
+        }
         seeds = seed + np.arange(start, start + len(prompts[part]))
         texts += speculative.decode(target(), draft, prompts[part], seeds=seeds, **mine).tokens
     return np.stack(texts)
 
 
 def lossless(draft, *, gamma, draws=DRAWS, prompt=(2, 1), **options):
-    """The p-value of gamma + 3 tokens of `draws` texts, so that two rounds at least have written them."""
+    """The p-value of gamma + 3 tokens of `draws` texts, so that two rounds at least have written
+    them."""
     texts = decode(draft, [prompt] * draws, seed=7, max_tokens=gamma + 3, gamma=gamma, **options)
     how = {name: options[name] for name in ("temperature", "top_k", "top_p") if name in options}
     return p_value(cells(texts, 4), joint(target(), prompt, gamma + 3, **how))

@@ -1,4 +1,5 @@
-"""A run of two losses and seeds that can be stopped anywhere, and what two such runs must have in common."""
+"""A run of two losses and seeds that can be stopped anywhere, and what two such runs must have in
+common."""
 
 import contextlib
 import json
@@ -27,7 +28,8 @@ def flags(folder, texts):
 
 
 def stop(folder, texts, *, stage, after, sign):
-    """Starts the run, sends it `sign` once `stage` is past step `after`, and gives its exit code and standard error."""
+    """Starts the run, sends it `sign` once `stage` is past step `after`, and gives its exit code
+    and standard error."""
     process = runs.start("distill", *flags(folder, texts))
     done = stop_when(process, lambda: step_of(folder, stage) > after, sign)
     return done.returncode, " ".join(done.stderr.split())

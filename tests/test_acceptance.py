@@ -1,4 +1,5 @@
-"""Acceptance rules against float64 NumPy; target calls against enumeration and against decoding itself."""
+"""Acceptance rules against float64 NumPy; target calls against enumeration and against decoding
+itself."""
 
 import itertools
 
@@ -16,10 +17,13 @@ TEMPERATURES = (0.25, 1.0, 20.0)
 
 
 def rows():
-    """Student and teacher logits [rows, V]: ordinary, near equality, one-hot, missing classes, very far apart."""
+    """Student and teacher logits [rows, V]: ordinary, near equality, one-hot, missing classes, very
+    far apart."""
     rng = np.random.default_rng(0)
     teacher = 3 * rng.normal(size=(32, 40)).astype(np.float32)
-    student = teacher + np.repeat([1.0, 0.1, 1e-3, 1e-5], 8)[:, None] * rng.normal(size=teacher.shape)
+    student = teacher + np.repeat([1.0, 0.1, 1e-3, 1e-5], 8)[:, None] * rng.normal(
+        size=teacher.shape
+    )
     edges = np.zeros((5, 40), np.float32)
     edges[0, 3], edges[1, 3], edges[2, :7], edges[3, 5] = 60, 1e4, -np.inf, -1e4
     other = np.roll(edges, 1, axis=0)
@@ -53,7 +57,9 @@ def test_rules_agree_with_float64(temperature):
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_sampling_is_what_total_variation_leaves(temperature):
     distance = divergences.total_variation(STUDENT / temperature, TEACHER / temperature)
-    np.testing.assert_allclose(acceptance.sampling(STUDENT, TEACHER, temperature=temperature) + distance, 1, rtol=5e-7)
+    np.testing.assert_allclose(
+        acceptance.sampling(STUDENT, TEACHER, temperature=temperature) + distance, 1, rtol=5e-7
+    )
 
 
 def test_every_rule_is_greedy_match_at_temperature_0():
@@ -61,7 +67,9 @@ def test_every_rule_is_greedy_match_at_temperature_0():
     assert 0 < match.mean() < 1
     np.testing.assert_array_equal(acceptance.greedy_match(STUDENT, TEACHER), match)
     for rule in acceptance.BY_TEMPERATURE.values():
-        np.testing.assert_array_equal(rule(STUDENT, TEACHER, temperature=0), match, err_msg=rule.__name__)
+        np.testing.assert_array_equal(
+            rule(STUDENT, TEACHER, temperature=0), match, err_msg=rule.__name__
+        )
 
 
 @pytest.mark.parametrize("rule", [*acceptance.BY_TEMPERATURE.values(), acceptance.greedy_match])
@@ -74,7 +82,9 @@ def test_nan_is_never_accepted(rule):
 @pytest.mark.parametrize("name", acceptance.BY_TEMPERATURE)
 def test_jit_and_vmap_give_the_same(name):
     def at(student, teacher):
-        return jnp.stack([acceptance.BY_TEMPERATURE[name](student, teacher, temperature=t) for t in TEMPERATURES])
+        return jnp.stack(
+            [acceptance.BY_TEMPERATURE[name](student, teacher, temperature=t) for t in TEMPERATURES]
+        )
 
     got = jax.jit(jax.vmap(at, out_axes=-1))(STUDENT, TEACHER)
     np.testing.assert_allclose(got, at(STUDENT, TEACHER), rtol=1e-6, atol=1e-37)
@@ -85,12 +95,17 @@ def test_mean_over_the_targets_tokens_is_the_rule(temperature):
     _, p = exact(temperature) if temperature else (None, np.eye(40)[np.argmax(TEACHER, axis=-1)])
     every = np.arange(40)[:, None] * np.ones(len(p), int)
     for given, rule in (
-        (acceptance.sampling_given(STUDENT[None], TEACHER[None], every, temperature=temperature), acceptance.sampling),
+        (
+            acceptance.sampling_given(STUDENT[None], TEACHER[None], every, temperature=temperature),
+            acceptance.sampling,
+        ),
         (acceptance.greedy_given(STUDENT[None], every), acceptance.greedy_draft),
     ):
         mean = np.where(p.T > 0, p.T * np.asarray(given, np.float64), 0).sum(axis=0)
         # The quotient's error is that of two log-probabilities of size up to 100.
-        np.testing.assert_allclose(mean, rule(STUDENT, TEACHER, temperature=temperature), rtol=2e-5, atol=1e-37)
+        np.testing.assert_allclose(
+            mean, rule(STUDENT, TEACHER, temperature=temperature), rtol=2e-5, atol=1e-37
+        )
 
 
 def test_target_calls_agree_with_enumeration():
@@ -101,7 +116,9 @@ def test_target_calls_agree_with_enumeration():
     for coins in itertools.product([0, 1], repeat=length):
         weight, start = np.prod(np.where(coins, accept, 1 - accept)), 0
         while start < length:
-            kept = next((k for k, coin in enumerate(coins[start : start + gamma]) if not coin), gamma)
+            kept = next(
+                (k for k, coin in enumerate(coins[start : start + gamma]) if not coin), gamma
+            )
             begins[start] += weight
             if start + gamma <= length:
                 rounds += weight
@@ -110,7 +127,9 @@ def test_target_calls_agree_with_enumeration():
     padded = jnp.asarray([*accept, np.nan, 0.5], jnp.float32)
     got = acceptance.renewal(padded, length, gamma=gamma)
     np.testing.assert_allclose(got, [*begins, 0, 0], rtol=1e-5)
-    np.testing.assert_allclose(acceptance.calls(padded, length, gamma=gamma), begins.sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        acceptance.calls(padded, length, gamma=gamma), begins.sum(), rtol=1e-6
+    )
     accepted, counted = acceptance.accepted_at(padded, length, gamma=gamma)
     np.testing.assert_allclose(accepted, passed, rtol=1e-5)
     np.testing.assert_allclose(counted, [rounds] * gamma, rtol=1e-5)
@@ -125,7 +144,9 @@ def test_texts_of_a_batch_are_independent():
         lambda a, v, gamma: acceptance.accepted_at(a, v, gamma=gamma),
     ):
         together = function(accept, valid, gamma=4)
-        alone = jax.jit(jax.vmap(jax.vmap(lambda a, v, f=function: f(a, v, gamma=4))))(accept, valid)
+        alone = jax.jit(jax.vmap(jax.vmap(lambda a, v, f=function: f(a, v, gamma=4))))(
+            accept, valid
+        )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, alone)
     assert acceptance.calls(accept, valid, gamma=4)[0, 2] == 1
     assert acceptance.calls(accept, valid, gamma=4)[1, 0] == 0
@@ -152,14 +173,20 @@ def test_target_calls_agree_with_enumeration_where_drafting_may_stop():
     for coins in itertools.product([0, 1], repeat=length):
         weight, start = np.prod(np.where(coins, accept, 1 - accept)), 0
         while start < length:
-            drafts = next((k + 1 for k in range(gamma - 1) if not [*sure, *[True] * gamma][start + k]), gamma)
-            kept = next((k for k, coin in enumerate(coins[start : start + drafts]) if not coin), drafts)
+            drafts = next(
+                (k + 1 for k in range(gamma - 1) if not [*sure, *[True] * gamma][start + k]), gamma
+            )
+            kept = next(
+                (k for k, coin in enumerate(coins[start : start + drafts]) if not coin), drafts
+            )
             begins[start] += weight
             if start + gamma <= length:
                 passed[:kept] += weight
             start += kept + 1
     accept = jnp.asarray(accept, jnp.float32)
-    np.testing.assert_allclose(acceptance.renewal(accept, length, gamma=gamma, sure=sure), begins, rtol=1e-5)
+    np.testing.assert_allclose(
+        acceptance.renewal(accept, length, gamma=gamma, sure=sure), begins, rtol=1e-5
+    )
     accepted, _ = acceptance.accepted_at(accept, length, gamma=gamma, sure=sure)
     np.testing.assert_allclose(accepted, passed, rtol=1e-5)
     for value in (True, None):
@@ -171,15 +198,24 @@ def test_target_calls_agree_with_enumeration_where_drafting_may_stop():
 
 @pytest.mark.parametrize(
     ("rule", "gamma", "eta"),
-    [("sampling", 1, 0.0), ("sampling", 4, 0.0), ("sampling", 4, 0.6), ("greedy", 1, 0.0), ("greedy", 4, 0.0)],
+    [
+        ("sampling", 1, 0.0),
+        ("sampling", 4, 0.0),
+        ("sampling", 4, 0.6),
+        ("greedy", 1, 0.0),
+        ("greedy", 4, 0.0),
+    ],
 )
 def test_target_calls_agree_with_decoding(rule, gamma, eta):
-    """The expected calls given a text, against the calls of the decoder that wrote it and on the target's own texts."""
+    """The expected calls given a text, against the calls of the decoder that wrote it and on the
+    target's own texts."""
     rng = np.random.default_rng(gamma)
     texts, length = 20_000, 40
     target, draft = decoding.chains(rng, classes=5)
     used = np.eye(5)[np.argmax(draft, axis=-1)] if rule == "greedy" else draft
-    tokens, calls, rounds, accepted = decoding.speculative_text(rng, target, used, texts, length, gamma, eta=eta)
+    tokens, calls, rounds, accepted = decoding.speculative_text(
+        rng, target, used, texts, length, gamma, eta=eta
+    )
 
     def before(tokens):
         return np.concatenate([np.zeros((texts, 1), int), tokens[:, :-1]], axis=1)
@@ -187,22 +223,32 @@ def test_target_calls_agree_with_decoding(rule, gamma, eta):
     def chances(tokens):
         if rule == "greedy":
             return acceptance.greedy_given(np.log(draft)[before(tokens)], tokens)
-        return acceptance.sampling_given(np.log(draft)[before(tokens)], np.log(target)[before(tokens)], tokens)
+        return acceptance.sampling_given(
+            np.log(draft)[before(tokens)], np.log(target)[before(tokens)], tokens
+        )
 
     def given(tokens):
         return {"accept": chances(tokens), "sure": used.max(axis=-1)[before(tokens)] >= eta}
 
     expected = acceptance.calls(**given(tokens), valid=length, gamma=gamma)
-    expected_accepted, expected_rounds = acceptance.accepted_at(**given(tokens), valid=length, gamma=gamma)
+    expected_accepted, expected_rounds = acceptance.accepted_at(
+        **given(tokens), valid=length, gamma=gamma
+    )
     own = decoding.plain_text(rng, target, texts, length)
     expected_own = acceptance.calls(**given(own), valid=length, gamma=gamma)
 
-    zs = [z_score(calls, expected), z_score(rounds, expected_rounds[:, 0]), two_sample_z(calls, expected_own)]
+    zs = [
+        z_score(calls, expected),
+        z_score(rounds, expected_rounds[:, 0]),
+        two_sample_z(calls, expected_own),
+    ]
     zs += [z_score(a, b) for a, b in zip(accepted.T, np.asarray(expected_accepted).T, strict=True)]
     assert np.max(np.abs(zs)) < 4, zs
     alpha = np.asarray(chances(own)).mean()
     iid = length / acceptance.tokens_per_call_iid(alpha, gamma)
-    assert gamma == 1 or abs(z_score(calls, np.full(texts, iid))) > 5  # so few texts do tell formulas apart
+    assert (
+        gamma == 1 or abs(z_score(calls, np.full(texts, iid))) > 5
+    )  # so few texts do tell formulas apart
 
 
 def test_the_simulated_decoder_is_lossless():

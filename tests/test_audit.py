@@ -1,4 +1,5 @@
-"""The audit: silent on every right loss, and it names planted mistakes, which share no code with it."""
+"""The audit: silent on every right loss, and it names planted mistakes, which share no code with
+it."""
 
 import pathlib
 import re
@@ -58,13 +59,22 @@ def check_right(text, temperature, reduction):
 
 def same_loss(text, other):
     rows = random_rows(11)
-    first, second = (jaxdiv.get(one)(rows.student, rows.teacher, labels=rows.labels) for one in (text, other))
+    first, second = (
+        jaxdiv.get(one)(rows.student, rows.teacher, labels=rows.labels) for one in (text, other)
+    )
     return np.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
-ALL = [(name, t, reduction) for name in jaxdiv.names() for t in TEMPERATURES for reduction in REDUCTIONS]
+ALL = [
+    (name, t, reduction)
+    for name in jaxdiv.names()
+    for t in TEMPERATURES
+    for reduction in REDUCTIONS
+]
 # By default every third loss at one temperature under one reduction, all of which take turns.
-SOME = [(name, TEMPERATURES[i % 3], REDUCTIONS[i % 4]) for i, name in enumerate(jaxdiv.names()[::3])]
+SOME = [
+    (name, TEMPERATURES[i % 3], REDUCTIONS[i % 4]) for i, name in enumerate(jaxdiv.names()[::3])
+]
 
 
 @pytest.mark.parametrize(("name", "temperature", "reduction"), SOME)
@@ -73,14 +83,21 @@ def test_no_mistake_in_the_menu(name, temperature, reduction):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "temperature", "reduction"), [case for case in ALL if case not in SOME])
+@pytest.mark.parametrize(
+    ("name", "temperature", "reduction"), [case for case in ALL if case not in SOME]
+)
 def test_no_mistake_in_the_whole_menu(name, temperature, reduction):
     check_right(name, temperature, reduction)
 
 
 @pytest.mark.parametrize(
     ("text", "temperature"),
-    [("0.7*kl + 0.3*tv", 1.0), ("0.5*ce_data + 0.5*kl", 4.0), ("jsd(beta=0.23)", 2.5), ("ce + 1e-4*z_loss", 1.0)],
+    [
+        ("0.7*kl + 0.3*tv", 1.0),
+        ("0.5*ce_data + 0.5*kl", 4.0),
+        ("jsd(beta=0.23)", 2.5),
+        ("ce + 1e-4*z_loss", 1.0),
+    ],
 )
 def test_names_sums_parameters_and_temperatures(text, temperature):
     check_right(text, temperature, "token mean")
@@ -95,20 +112,29 @@ def _log_p(teacher):
 
 PEERS = {
     "kl_divergence": (
-        lambda s, t: jnp.mean(optax.losses.kl_divergence(jax.nn.log_softmax(s), jnp.exp(_log_p(t)))),
+        lambda s, t: jnp.mean(
+            optax.losses.kl_divergence(jax.nn.log_softmax(s), jnp.exp(_log_p(t)))
+        ),
         "kl",
     ),
     "kl_divergence_with_log_targets": (
-        lambda s, t: jnp.sum(optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(s), _log_p(t))),
+        lambda s, t: jnp.sum(
+            optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(s), _log_p(t))
+        ),
         "kl",
     ),
-    "softmax_cross_entropy": (lambda s, t: optax.losses.softmax_cross_entropy(s, jnp.exp(_log_p(t))), "ce"),
+    "softmax_cross_entropy": (
+        lambda s, t: optax.losses.softmax_cross_entropy(s, jnp.exp(_log_p(t))),
+        "ce",
+    ),
     "safe_softmax_cross_entropy": (
         lambda s, t: jnp.mean(optax.losses.safe_softmax_cross_entropy(s, jnp.exp(_log_p(t)))),
         "ce",
     ),
     "softmax_cross_entropy_with_integer_labels": (
-        lambda logits, labels: jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)),
+        lambda logits, labels: jnp.mean(
+            optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+        ),
         "ce_data",
     ),
 }
@@ -157,8 +183,12 @@ def test_no_mistake_in_torch_and_its_planted_ones():
             lambda s, t: kl(flat(s), flat(t), "batchmean"),
             lambda s, t: 4 * kl(flat(s) / 2, flat(t) / 2, "batchmean"),
         ],
-        "ce": [lambda s, t: functional.cross_entropy(flat(s), functional.softmax(flat(t).detach(), -1))],
-        "ce_data": [lambda logits, labels: functional.cross_entropy(flat(logits), labels.flatten())],
+        "ce": [
+            lambda s, t: functional.cross_entropy(flat(s), functional.softmax(flat(t).detach(), -1))
+        ],
+        "ce_data": [
+            lambda logits, labels: functional.cross_entropy(flat(logits), labels.flatten())
+        ],
     }
     for text, losses in peers.items():
         for loss in losses:
@@ -169,7 +199,9 @@ def test_no_mistake_in_torch_and_its_planted_ones():
         "batchmean": lambda s, t: kl(s, t, "batchmean"),
         "mean_over_vocabulary": lambda s, t: kl(s, t, "mean"),
         "swapped_arguments": lambda s, t: kl(t, s, "none").sum(-1).mean(),
-        "log_softmax_missing": lambda s, t: functional.kl_div(s, functional.softmax(t.detach(), -1), reduction="sum"),
+        "log_softmax_missing": lambda s, t: functional.kl_div(
+            s, functional.softmax(t.detach(), -1), reduction="sum"
+        ),
     }
     for code, loss in planted.items():
         assert code in codes(audit(torch_loss(loss)).mistakes)
@@ -184,7 +216,9 @@ def _kl(student, teacher):
 
 
 def _shifting(logits, labels):
-    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels[:, 1:]))
+    return jnp.mean(
+        optax.losses.softmax_cross_entropy_with_integer_labels(logits[:, :-1], labels[:, 1:])
+    )
 
 
 def _shifting_masked(logits, labels, mask):
@@ -232,7 +266,12 @@ def _named_teacher(logits, *, teacher_logits, temperature):
 
 @pytest.mark.parametrize(
     ("loss", "text"),
-    [(_named_sides, "kl"), (_named_target, "kl"), (_named_labels, "ce_data"), (_named_teacher, "kl")],
+    [
+        (_named_sides, "kl"),
+        (_named_target, "kl"),
+        (_named_labels, "ce_data"),
+        (_named_teacher, "kl"),
+    ],
 )
 def test_sides_passed_by_name(loss, text):
     found = audit(loss)
@@ -328,7 +367,9 @@ def test_finds_two_mistakes_at_once():
         p, q = jax.nn.softmax(teacher / 3), jax.nn.log_softmax(jax.nn.softmax(student / 3))
         return -jnp.mean(p * q)
 
-    assert {"double_softmax", "teacher_not_detached", "temperature_factor"} <= codes(audit(loss).mistakes)
+    assert {"double_softmax", "teacher_not_detached", "temperature_factor"} <= codes(
+        audit(loss).mistakes
+    )
 
 
 def test_compares_with_what_is_expected():
@@ -404,7 +445,9 @@ def test_refusals():
         audit(_numpy_kl, expected="klx")
 
 
-@pytest.mark.parametrize("candidate", [c for c in candidates(11, dense=False) if c.name in FORMS], ids=lambda c: c.text)
+@pytest.mark.parametrize(
+    "candidate", [c for c in candidates(11, dense=False) if c.name in FORMS], ids=lambda c: c.text
+)
 def test_forms_are_the_registrys_functions(candidate):
     rows = random_rows(11)
     loss = jaxdiv.get(candidate.text)
@@ -418,7 +461,9 @@ def test_a_loss_without_a_form_is_evaluated_by_its_function(monkeypatch):
     monkeypatch.setattr(menu, "FORMS", {})
     rows = random_rows(11)
     got = values(Candidate("forward_kl"), rows, 2.0)
-    np.testing.assert_allclose(got, jaxdiv.forward_kl(rows.student / 2, rows.teacher / 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        got, jaxdiv.forward_kl(rows.student / 2, rows.teacher / 2), rtol=1e-5
+    )
 
 
 def test_every_code_is_made_somewhere():
@@ -454,7 +499,9 @@ def test_binary(tmp_path, monkeypatch):
     done = runs.run("audit", "--loss=mine:attached", "--expected=kl")
     assert done.returncode == 1, done.stderr
     assert "MISTAKE teacher_not_detached" in done.stdout
-    runs.check_refusal(runs.run("audit", "--loss=mine:detached"), "there is no `detached` in `mine`", "attached")
+    runs.check_refusal(
+        runs.run("audit", "--loss=mine:detached"), "there is no `detached` in `mine`", "attached"
+    )
 
 
 def test_an_interrupted_audit_has_nothing_to_go_on_from(monkeypatch, capsys):

@@ -12,12 +12,16 @@ from tests import commands, runs
 
 def _rows(printed):
     return [
-        [cell.strip() for cell in line.strip("│\n").split("│")] for line in printed.splitlines() if line.startswith("│")
+        [cell.strip() for cell in line.strip("│\n").split("│")]
+        for line in printed.splitlines()
+        if line.startswith("│")
     ]
 
 
 def test_population_prints_a_row_for_each_number_of_students():
-    printed = runs.succeed("benchmarks.population", runs.SMOKE, "--students=1,3", "--rounds=2", "--loss=0.5*kl+0.5*tv")
+    printed = runs.succeed(
+        "benchmarks.population", runs.SMOKE, "--students=1,3", "--rounds=2", "--loss=0.5*kl+0.5*tv"
+    )
     assert "a plain jax.grad" in printed
     rows = _rows(printed)
     assert [row[0] for row in rows] == ["1", "3"]
@@ -28,15 +32,25 @@ def test_population_prints_a_row_for_each_number_of_students():
 @pytest.mark.slow
 def test_checkpointing_prints_what_saves_and_starts_take():
     printed = runs.succeed("benchmarks.checkpointing", runs.SMOKE, "--rounds=2", "--stretch=3")
-    assert re.search(r"one save adds -?\d+ ms \(quartiles -?\d+ to -?\d+, 2 pairs\): -?[\d.]+% of 5 steps", printed)
-    assert re.search(r"start to first step: [\d.]+ s without compilations, [\d.]+ s with, [\d.]+ s with and", printed)
+    assert re.search(
+        r"one save adds -?\d+ ms \(quartiles -?\d+ to -?\d+, 2 pairs\): -?[\d.]+% of 5 steps",
+        printed,
+    )
+    assert re.search(
+        r"start to first step: [\d.]+ s without compilations, [\d.]+ s with, [\d.]+ s with and",
+        printed,
+    )
 
 
 def test_losses_prints_and_writes_a_row_for_each_loss_and_library(tmp_path):
     output = tmp_path / "losses.csv"
     sizes = ["--rows=3", "--vocabulary=500", "--rounds=2"]
     printed = runs.succeed(
-        "benchmarks.losses", "--losses=ce_data,kl", "--peers=jnp,optax", f"--output={output}", *sizes
+        "benchmarks.losses",
+        "--losses=ce_data,kl",
+        "--peers=jnp,optax",
+        f"--output={output}",
+        *sizes,
     )
     rows = _rows(printed)
     assert [row[0] for row in rows] == ["cross_entropy_data", "", "", "forward_kl", "", ""]
@@ -57,7 +71,15 @@ def test_fused_prints_a_row_for_each_contestant_and_its_memory():
     )
     assert one.returncode == many.returncode == 0, one.stderr + many.stderr
     rows = _rows(one.stdout)
-    assert [row[1] for row in rows] == ["fused", "dense", "jnp", "products", "fused", "dense", "products"]
+    assert [row[1] for row in rows] == [
+        "fused",
+        "dense",
+        "jnp",
+        "products",
+        "fused",
+        "dense",
+        "products",
+    ]
     memory = {row[1]: float(row[4]) for row in rows[:4]}
     assert memory["fused"] < memory["dense"] / 3
     assert [row[1] for row in _rows(many.stdout)] == ["fused", "calls"]
@@ -68,15 +90,21 @@ def test_decoding_prints_speeds_parts_and_whether_greedy_texts_are_plain_decodin
     folder = commands.untrained(tmp_path / "run", runs.write_texts(tmp_path / "texts"))
     output = tmp_path / "decoding.csv"
     sizes = ["--texts=3", "--tokens=8", "--rounds=2", "--batches=2", "--gammas=2", "--etas=0,0.6"]
-    printed = runs.succeed("benchmarks.decoding", f"--workdir={folder}", f"--output={output}", *sizes)
+    printed = runs.succeed(
+        "benchmarks.decoding", f"--workdir={folder}", f"--output={output}", *sizes
+    )
     with output.open(encoding="utf-8") as stream:
         written = list(csv.DictReader(stream))
     names = ["plain", "γ=2 η=0", "γ=2 η=0.6", "lookup γ=2"]
-    assert [(row["temperature"], row["setting"]) for row in written] == [(t, n) for t in ("0.0", "1.0") for n in names]
+    assert [(row["temperature"], row["setting"]) for row in written] == [
+        (t, n) for t in ("0.0", "1.0") for n in names
+    ]
     assert [row["as_plain"] for row in written] == ["3/3"] * 4 + [""] * 4
     assert all(float(row["compile_s"]) > 0 for row in written)
     assert printed.count("Reading the weights") == 2
-    assert re.search(r"γ=2, batch 2, ms: plain: prompt .*draft .*verify .*; chain: prompt .*speed-up \d", printed)
+    assert re.search(
+        r"γ=2, batch 2, ms: plain: prompt .*draft .*verify .*; chain: prompt .*speed-up \d", printed
+    )
 
 
 REFUSED = {
@@ -104,7 +132,10 @@ def test_peers_that_are_asked_for_must_be_installed(monkeypatch):
     found, left_out = losses._libraries(None)
     assert [library.name for library in found] == ["jaxdiv", "jnp"]
     assert sorted(left_out) == ["distrax", "optax", "torch"]
-    with pytest.raises(ValueError, match=r"--peers=torch: can't be imported \(No module named 'torch'\); pip install"):
+    with pytest.raises(
+        ValueError,
+        match=r"--peers=torch: can't be imported \(No module named 'torch'\); pip install",
+    ):
         losses._libraries(["torch"])
 
 
@@ -120,7 +151,9 @@ def test_only_correct_peers_count():
     assert losses.verdict(_record("a", 1.0, 8.4)) == "wrong: off by 840%"
     assert losses.verdict(_record("a", 1.0, float("nan"))) == "wrong: not finite"
     own = _record("jaxdiv", 2.0)
-    assert "Slower than a correct peer: none." in losses.summary([own, _record("a", 1.0, 0.17), _record("b", 3.0)])
+    assert "Slower than a correct peer: none." in losses.summary(
+        [own, _record("a", 1.0, 0.17), _record("b", 3.0)]
+    )
     assert "forward_kl both 2.00 × a" in losses.summary([own, _record("a", 1.0), _record("b", 3.0)])
 
 

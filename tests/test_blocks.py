@@ -1,4 +1,5 @@
-"""Losses of many rows, a block at a time: the same values and derivatives as of all rows at once."""
+"""Losses of many rows, a block at a time: the same values and derivatives as of all rows at
+once."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,28 @@ STUDENT = TEACHER + jnp.asarray(RNG.normal(size=(*ROWS, V)), jnp.float32)
 LABELS = jnp.asarray(RNG.integers(12, size=ROWS))
 WHERE = jnp.arange(V) < 12
 TEXTS = [
-    *("ce", "ce_argmax", "ce_data(smoothing=0.1)", "ce_top_k(k=3)", "kl", "rkl", "jeffreys", "akl", "jsd", "skl"),
-    *("alpha(alpha=2)", "renyi", "renyi(alpha=3)", "bhattacharyya", "neyman", "tv", "negative_acceptance", "nla"),
+    *(
+        "ce",
+        "ce_argmax",
+        "ce_data(smoothing=0.1)",
+        "ce_top_k(k=3)",
+        "kl",
+        "rkl",
+        "jeffreys",
+        "akl",
+        "jsd",
+        "skl",
+    ),
+    *(
+        "alpha(alpha=2)",
+        "renyi",
+        "renyi(alpha=3)",
+        "bhattacharyya",
+        "neyman",
+        "tv",
+        "negative_acceptance",
+        "nla",
+    ),
     *("lk_hybrid(rate=1)", "0.5*kl + 0.5*ce_data + 1e-3*z_loss"),
 ]
 
@@ -69,8 +90,12 @@ def test_blocks_are_taken_and_pass_through_transformations(monkeypatch):
         jaxdiv.cross_entropy_data(STUDENT, LABELS[:, 1:])
     # So are rows that `where` multiplies.
     masks = jnp.stack([WHERE, ~WHERE])[:, None, None]
-    np.testing.assert_allclose(loss(STUDENT, TEACHER, where=masks)[0], loss(STUDENT, TEACHER, where=WHERE), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"`where` must broadcast to the logits \(3, 5, 16\), got \(15,\)"):
+    np.testing.assert_allclose(
+        loss(STUDENT, TEACHER, where=masks)[0], loss(STUDENT, TEACHER, where=WHERE), rtol=1e-6
+    )
+    with pytest.raises(
+        ValueError, match=r"`where` must broadcast to the logits \(3, 5, 16\), got \(15,\)"
+    ):
         loss(STUDENT, TEACHER, where=WHERE[1:])
 
 
@@ -94,12 +119,16 @@ def test_blocks_of_half_precision_logits(monkeypatch, dtype):
     assert "while" in str(jax.make_jaxpr(both)(student))
     np.testing.assert_allclose(both(student)[0], value, rtol=1e-6)
     assert both(student)[1].dtype == dtype
-    np.testing.assert_allclose(both(student)[1].astype(float), gradient.astype(float), rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(
+        both(student)[1].astype(float), gradient.astype(float), rtol=1e-2, atol=1e-6
+    )
 
 
 def test_what_a_loss_makes_on_its_way_does_not_grow_with_the_rows():
     logits = jax.ShapeDtypeStruct((512, 131072), jnp.float32)
     for text in ("kl", "tv", "jsd", "nla", "ce"):
         loss = jax.value_and_grad(lambda s, t, text=text: jaxdiv.get(text)(s, t).sum())
-        temporary = jax.jit(loss).lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
+        temporary = (
+            jax.jit(loss).lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
+        )
         assert temporary < logits.size * 4 / 8, text

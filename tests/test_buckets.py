@@ -92,9 +92,13 @@ def test_files_are_written_whole_and_read(bucket, root):
 
 
 def test_what_is_no_place_for_a_run_is_refused(monkeypatch, root):
-    with pytest.raises(ValueError, match=r"s3://b/run: s3:// is not known; give a folder of this machine, or gs://"):
+    with pytest.raises(
+        ValueError, match=r"s3://b/run: s3:// is not known; give a folder of this machine, or gs://"
+    ):
         Workdir("s3://b/run")
-    with pytest.raises(ValueError, match="gs://bucket/a/run is in a bucket; give a folder of this machine"):
+    with pytest.raises(
+        ValueError, match="gs://bucket/a/run is in a bucket; give a folder of this machine"
+    ):
         files.making_folder(root).__enter__()
 
     def missing(_):
@@ -102,7 +106,9 @@ def test_what_is_no_place_for_a_run_is_refused(monkeypatch, root):
 
     files._epath.cache_clear()
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    with pytest.raises(ValueError, match=r"gs:// needs a package that is not there: pip install gcsfs"):
+    with pytest.raises(
+        ValueError, match=r"gs:// needs a package that is not there: pip install gcsfs"
+    ):
         Workdir("gs://b/run")
 
 
@@ -131,16 +137,26 @@ def test_steps_come_back_and_old_ones_leave_nothing(bucket, root):
 
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_whenever_a_save_is_killed_the_newest_whole_step_counts_and_the_next_save_mends_it(bucket, root, every):
+def test_whenever_a_save_is_killed_the_newest_whole_step_counts_and_the_next_save_mends_it(
+    bucket, root, every
+):
     save(root, 1)
     before = dict(bucket.objects)
     bucket.changes.clear()
     save(root, 2, keep=1)
     changes, manifest = list(bucket.changes), f"a/run/2/{manifests.NAME}"
     counts_from = [name for name, _ in changes].index(manifest) + 1
-    assert all(name.startswith("a/run/2/") and content is not None for name, content in changes[:counts_from])
+    assert all(
+        name.startswith("a/run/2/") and content is not None
+        for name, content in changes[:counts_from]
+    )
     assert changes[counts_from] == (f"a/run/1/{manifests.NAME}", None)
-    for count in {*range(0, len(changes) + 1, every), counts_from - 1, counts_from, counts_from + 1}:
+    for count in {
+        *range(0, len(changes) + 1, every),
+        counts_from - 1,
+        counts_from,
+        counts_from + 1,
+    }:
         left = dict(before)
         for name, content in changes[:count]:
             left[name] = content
@@ -159,7 +175,10 @@ def test_whenever_a_save_is_killed_the_newest_whole_step_counts_and_the_next_sav
 @pytest.mark.parametrize("cut", [slice(0, -1), None])
 def test_a_damaged_step_is_passed_over_and_replaced(bucket, root, cut):
     save(root, 1, 2)
-    name = max((n for n in bucket.objects if n.startswith("a/run/2/state/")), key=lambda n: len(bucket.objects[n]))
+    name = max(
+        (n for n in bucket.objects if n.startswith("a/run/2/state/")),
+        key=lambda n: len(bucket.objects[n]),
+    )
     kept = {other: content for other, content in bucket.objects.items() if other != name}
     bucket.become(kept if cut is None else {**kept, name: bucket.objects[name][cut]})
     check(root, 1)
@@ -185,7 +204,10 @@ def test_curves_grow_here_and_go_there_as_a_whole(bucket, root):
     def tell(curves, step):
         curves.write(step, {"loss": np.array([[float(step)]])}, {})
 
-    with files.mirrored(root / "curves") as mirror, contextlib.closing(metrics.Curves(stage(mirror, 0))) as curves:
+    with (
+        files.mirrored(root / "curves") as mirror,
+        contextlib.closing(metrics.Curves(stage(mirror, 0))) as curves,
+    ):
         tell(curves, 1)
         assert bucket.objects == {}
         mirror.send()
@@ -247,9 +269,16 @@ def test_killed_runs_in_a_bucket_end_as_one_on_a_disk_and_serve_all_readers(buck
     assert "again/report.html" in bucket.objects
     told("contributions", of_run)
     assert "run/contributions_by_rank.csv" in bucket.objects
-    assert re.search(r"\d+ tokens in \d+ target calls", told("decode", of_run, "--loss=kl", "--max_tokens=8"))
+    assert re.search(
+        r"\d+ tokens in \d+ target calls", told("decode", of_run, "--loss=kl", "--max_tokens=8")
+    )
     told("export", of_run, "--loss=tv", "--seed=1", f"--output={tmp_path / 'exported'}")
     assert (tmp_path / "exported" / "model.safetensors").exists()
-    taken = [*flags[:2], "--workdir=gs://bucket/taken", *flags[3:], "--config.teacher.checkpoint=gs://bucket/run"]
+    taken = [
+        *flags[:2],
+        "--workdir=gs://bucket/taken",
+        *flags[3:],
+        "--config.teacher.checkpoint=gs://bucket/run",
+    ]
     told(*taken, "--profile=3:4")
     assert any(name.startswith("taken/profile/plugins/") for name in bucket.objects)

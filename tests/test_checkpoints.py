@@ -26,12 +26,16 @@ def build(rngs):
 def states():
     """Two states of one shape; one is trained in place of the other."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    return [initial_state([population(build, seeds).params] * 2, [optimizer] * 2) for seeds in ([0, 1], [2, 3])]
+    return [
+        initial_state([population(build, seeds).params] * 2, [optimizer] * 2)
+        for seeds in ([0, 1], [2, 3])
+    ]
 
 
 def equal(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        x.dtype == y.dtype and np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
 
 
@@ -49,7 +53,9 @@ def test_steps_come_back_whole_or_in_part(tmp_path):
         assert equal(state, first)
         assert not equal(state, second)
         assert progress == {"batches": {"next_index": 3}}
-        part, _ = checkpoints.restore({"params": {1: first.params[1]}, "alive": {1: first.alive[1]}}, step=2)
+        part, _ = checkpoints.restore(
+            {"params": {1: first.params[1]}, "alive": {1: first.alive[1]}}, step=2
+        )
         assert equal(part["params"][1], second.params[1])
 
 
@@ -69,7 +75,9 @@ def test_other_shapes_types_and_names_are_refused(tmp_path):
 
 def damage(path, how):
     """Does to a step's files what disks, kills and hands do."""
-    found = sorted((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    found = sorted(
+        (file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+    )
     if how == "flipped":
         content = bytearray(found[-1].read_bytes())
         content[len(content) // 2] ^= 1
@@ -82,7 +90,15 @@ def damage(path, how):
         (path / how).unlink()
 
 
-DAMAGES = ["flipped", "cut", "state", "progress.json", "state/d", "state/_METADATA", "manifest.json"]
+DAMAGES = [
+    "flipped",
+    "cut",
+    "state",
+    "progress.json",
+    "state/d",
+    "state/_METADATA",
+    "manifest.json",
+]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -95,10 +111,14 @@ def test_a_damaged_step_is_named_passed_over_and_replaced(tmp_path, how):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.latest() == 1
         for read in (lambda: checkpoints.restore(new, step=2), lambda: checkpoints.require(2)):
-            with pytest.raises(ValueError, match=rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/"):
+            with pytest.raises(
+                ValueError, match=rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/"
+            ):
                 read()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        assert re.match(rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/", "".join(checkpoints.damaged()))
+        assert re.match(
+            rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/", "".join(checkpoints.damaged())
+        )
         state, progress = checkpoints.restore(new)
         assert equal(state, old)
         assert progress == {"next": 1}
@@ -166,7 +186,9 @@ def test_a_failed_save_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(manifests, "write", full)
         checkpoints.save(2, state, {})
         concurrent.futures.wait([checkpoints._saving])
-        with pytest.raises(OSError, match=rf"checkpoint {tmp_path}/2 can't be saved.*No space left"):
+        with pytest.raises(
+            OSError, match=rf"checkpoint {tmp_path}/2 can't be saved.*No space left"
+        ):
             checkpoints.raise_error()
         assert (checkpoints.latest(), os.listdir(tmp_path)) == (1, ["1"])
         monkeypatch.undo()

@@ -1,4 +1,5 @@
-"""What others report beside what a sweep shows: ratios worked by hand, what can't be compared, the table."""
+"""What others report beside what a sweep shows: ratios worked by hand, what can't be compared, the
+table."""
 
 import dataclasses
 
@@ -26,7 +27,11 @@ def sums(rate):
 def measured(*, lost=(), **rates):
     """Of each loss (tokens a call, acceptance); `lost` losses have one student less."""
     keys = SAMPLED, ACCEPTANCE
-    found = {(loss, key): sums(rate) for loss, both in rates.items() for key, rate in zip(keys, both, strict=True)}
+    found = {
+        (loss, key): sums(rate)
+        for loss, both in rates.items()
+        for key, rate in zip(keys, both, strict=True)
+    }
     seeds = {loss: SEEDS[1:] if loss in lost else SEEDS for loss in rates}
     return Measured(seeds, found)
 
@@ -42,12 +47,18 @@ def test_changes_are_ratios_of_means_over_the_cells():
         OWN: measured(kl=(4.5, 0.8), nla=(4.2, 0.8), skl=(3.0, 0.72), rkl=(2.0, 0.6)),
     }
     found = table(cells)
-    assert found.loc[("nla", "kl", "", "tau")]["change"] == pytest.approx((3.3 + 4.2) / (3.0 + 4.5) - 1, abs=1e-9)
+    assert found.loc[("nla", "kl", "", "tau")]["change"] == pytest.approx(
+        (3.3 + 4.2) / (3.0 + 4.5) - 1, abs=1e-9
+    )
     assert found.loc[("nla", "kl", "", "tau")]["verdict"] == "not shown"
     own = found.loc[("kl", "kl", "student", "tau")]
     assert (own["cells"], own["change"], own["verdict"]) == (1, pytest.approx(0.5), "holds")
     worse = found.loc[("skl", "kl", "", "acceptance")]
-    assert (worse["cells"], worse["change"], worse["verdict"]) == (2, pytest.approx(-0.1), "the opposite")
+    assert (worse["cells"], worse["change"], worse["verdict"]) == (
+        2,
+        pytest.approx(-0.1),
+        "the opposite",
+    )
     assert found.loc[("skl", "rkl", "", "acceptance")]["verdict"] == "holds"
     assert (found["change_low"] <= found["change"]).all()
     assert (found["change"] <= found["change_high"]).all()

@@ -1,4 +1,5 @@
-"""Training at a large vocabulary: its steps hold no array of all tokens' logits, and are compiled without being run."""
+"""Training at a large vocabulary: its steps hold no array of all tokens' logits, and are compiled
+without being run."""
 
 import dataclasses
 import importlib.util
@@ -24,7 +25,11 @@ STAGES = ("student", "teacher")
 def small(**changes):
     """A config whose sizes share no factor that could make another array as large as logits."""
     config = smoke.get_config()
-    changes = {"student.batch_size": 3, "teacher.batch_size": 3, "data.sequence_length": 21} | changes
+    changes = {
+        "student.batch_size": 3,
+        "teacher.batch_size": 3,
+        "data.sequence_length": 21,
+    } | changes
     changes |= {"data.vocabulary": 500, "teacher.padded_vocabulary": 509}
     config.update_from_flattened_dict(changes)
     return config.to_dict()
@@ -34,11 +39,15 @@ def made(config, stage):
     """How many elements the arrays of the stage's step have."""
     step = steps.of(config, ALONE)[stage]
     made = equations(jax.make_jaxpr(step.run)(*step.shapes).jaxpr)
-    return {math.prod(getattr(out.aval, "shape", ())) for equation in made for out in equation.outvars}
+    return {
+        math.prod(getattr(out.aval, "shape", ())) for equation in made for out in equation.outvars
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("changes", [{}, {"student.kind": "decoder"}, {"data.context": "student"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"student.kind": "decoder"}, {"data.context": "student"}], ids=str
+)
 def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
     config = small(**changes)
     logits = steps.of_all_logits(config, steps.of(config, ALONE)[stage], ALONE)
@@ -55,7 +64,9 @@ def test_the_large_vocabulary_is_beyond_what_is_made_at_once():
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
-def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(monkeypatch, memory, together):
+def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(
+    monkeypatch, memory, together
+):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
     real, calls = jaxdiv.linear_divergences, set()
 
@@ -91,10 +102,14 @@ def test_rows_tell_what_a_compiled_step_takes(monkeypatch):
         assert compile.fits(plan, place) == (verdict == "yes")
         assert len(parts) == 4
         assert 0 < float(largest) < min(steps.of_all_logits(config, step, ALONE)) / 1e6
-        told, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(name, step, plan, place)
+        told, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(
+            name, step, plan, place
+        )
         assert (told, collectives, links) == (name, "none", "0%")
         assert "100%" in (products, memory)
-        assert all(float(number) > 0 for number in (*amounts, least)), "no loop of training is without an end"
+        assert all(float(number) > 0 for number in (*amounts, least)), (
+            "no loop of training is without an end"
+        )
         assert float(speed) == pytest.approx(step.predictions / 1e3 / float(least), rel=0.02)
 
 
@@ -106,12 +121,17 @@ def test_a_step_that_does_not_fit_has_a_row():
 
 def test_steps_are_chosen_by_name():
     config = smoke.get_config().to_dict()
-    assert list(steps.of(config, ALONE, ["evaluate_teacher", "student"])) == ["evaluate_teacher", "student"]
+    assert list(steps.of(config, ALONE, ["evaluate_teacher", "student"])) == [
+        "evaluate_teacher",
+        "student",
+    ]
     assert list(compile.chosen([], steps.known(config))) == list(steps.NAMES)
     config["teacher"]["checkpoint"] = "runs/other"
     known = [name for name in steps.NAMES if name != "teacher"]
     assert list(steps.known(config)) == known, "it is not trained"
-    with pytest.raises(ValueError, match=f"--steps=student,teacher: .* 'teacher'; known: {', '.join(known)}$"):
+    with pytest.raises(
+        ValueError, match=f"--steps=student,teacher: .* 'teacher'; known: {', '.join(known)}$"
+    ):
         compile.chosen(["student", "teacher"], known)
 
 
@@ -119,7 +139,8 @@ PLAN = compile.Plan(ahead.Memory(1, 2, 3, 6), costs.Costs(), logits=True, larges
 
 
 def products(config, *, of, length):
-    """Operations of a token's products in a layer of attention to `length` tokens, without or with what follows it."""
+    """Operations of a token's products in a layer of attention to `length` tokens, without or with
+    what follows it."""
     width, heads, kv_heads = config["teacher"]["width"], config[of]["heads"], config[of]["kv_heads"]
     projections = 2 * 2 * width * width + 2 * 2 * width * (width // heads) * kv_heads
     return (
@@ -133,16 +154,21 @@ def test_evaluation_and_decoding_cost_what_their_models_do():
     config = smoke.get_config().to_dict()
     known, teacher = steps.of(config, ALONE), config["teacher"]
     layers, seeds = teacher["depth"], config["seeds"]
-    head, length = 2 * teacher["width"] * config["data"]["vocabulary"], config["data"]["sequence_length"]
-    found = {name: compile.plan(config, known[name], ALONE).costs for name in set(known) - set(STAGES)}
+    head, length = (
+        2 * teacher["width"] * config["data"]["vocabulary"],
+        config["data"]["sequence_length"],
+    )
+    found = {
+        name: compile.plan(config, known[name], ALONE).costs for name in set(known) - set(STAGES)
+    }
     tokens = known["evaluate_teacher"].predictions
     assert tokens % length == known["evaluate_students"].predictions - tokens == 0
     teacher_pass = layers * products(config, of="teacher", length=length) + head
     assert found["evaluate_teacher"].flops == tokens * teacher_pass
     student_pass = products(config, of="student", length=length) + head
     assert found["evaluate_students"].flops == tokens * seeds * student_pass
-    # A round: the student reads each of the drafts and the token before them, but makes no logits of the last, nor more
-    # than its keys and values; the teacher's other layers read all at once.
+    # A round: the student reads each of the drafts and the token before them, but makes no logits
+    # of the last, nor more than its keys and values; the teacher's other layers read all at once.
     drafts, how = steps.GAMMA, config["evaluation"]
     slots = how["prompt_tokens"] + how["generated_tokens"] + drafts
     adapter = products(config, of="student", length=slots)
@@ -168,7 +194,9 @@ def test_an_axis_has_two_links_if_it_is_a_ring(kind, sizes, links):
 
 def test_the_least_time_is_the_longest_of_three():
     place, sent = slice_of(16, sizes=(2, 4)), {"all-gather": costs.Collective(1, 9e9, 9e9)}
-    least = ahead.Roofline.of(costs.Costs(flops=197e12, traffic=2 * 8.19e11, collectives=sent), place)
+    least = ahead.Roofline.of(
+        costs.Costs(flops=197e12, traffic=2 * 8.19e11, collectives=sent), place
+    )
     assert (least.products, least.memory) == (1, 2)
     assert least.links == 9e9 / (2 * 4.5e10)
     assert least.seconds == 2
@@ -185,7 +213,9 @@ def test_memory_that_an_output_takes_over_counts_once():
 def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology):
     before = dict(jax.config.values)
     monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda name: True)
-    with pytest.raises(ValueError, match=r"--topology must look like v5e:2x2, of v4, .*, got '" + topology) as error:
+    with pytest.raises(
+        ValueError, match=r"--topology must look like v5e:2x2, of v4, .*, got '" + topology
+    ) as error:
         ahead.chips(topology)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda name: None)
@@ -197,18 +227,32 @@ def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology)
 def test_what_is_recorded_is_what_was_planned():
     step, place = steps.Step(None, (), 1024), slice_of(16)
     found = compile.record(step, PLAN, place)
-    assert (found["fits"], found["memory"], found["hbm"], found["predictions"]) == (True, 6, 16e9, 1024)
+    assert (found["fits"], found["memory"], found["hbm"], found["predictions"]) == (
+        True,
+        6,
+        16e9,
+        1024,
+    )
     assert set(found["seconds"]) == set(tpu_table.BOUND)
     lacks = compile.record(step, None, place)
     assert not lacks["fits"]
     assert not set(lacks) & {"memory", "seconds"}
 
 
-CELLS = [tpu_table.Cell("configs/x.py", f"v5e:{sizes}", fsdp, 2) for sizes, fsdp in (("2x4", 8), ("16x16", 16))]
+CELLS = [
+    tpu_table.Cell("configs/x.py", f"v5e:{sizes}", fsdp, 2)
+    for sizes, fsdp in (("2x4", 8), ("16x16", 16))
+]
 
 
 def recorded(chips, seconds, **changes):
-    step = {"fits": True, "hbm": 16 * 10**9, "predictions": 2 * 64 * chips, "memory": 7.5e9, "seconds": seconds}
+    step = {
+        "fits": True,
+        "hbm": 16 * 10**9,
+        "predictions": 2 * 64 * chips,
+        "memory": 7.5e9,
+        "seconds": seconds,
+    }
     return {"steps": {"student": step | changes}}
 
 
@@ -248,7 +292,9 @@ def test_the_table_guesses_nothing():
 def test_the_table_goes_on_from_what_is_recorded(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(tpu_table, "versions", lambda: {"jax": "1"})
-    monkeypatch.setattr(tpu_table, "compiled", lambda cell: calls.append(cell) or {"steps": cell.topology})
+    monkeypatch.setattr(
+        tpu_table, "compiled", lambda cell: calls.append(cell) or {"steps": cell.topology}
+    )
     for cells in (CELLS[:1], CELLS, CELLS):
         held = tpu_table.complete(tmp_path / "records.json", cells)
     assert calls == CELLS

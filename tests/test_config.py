@@ -8,7 +8,9 @@ import pytest
 from configs import quickstart, smoke
 from jaxdiv.training import config as run_config
 
-CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted(
+    path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
+)
 
 OF_STUDIES = ("causes", "sweep")  # keys that a study takes out of its config before it is a run's
 
@@ -33,15 +35,31 @@ def test_every_config_passes_its_own_check(name):
         ("losses", " ", "`config.losses` must be text that is not empty"),
         ("seeds", 0, "`config.seeds` must be a whole number of at least 1, got 0"),
         ("seed", -1, "`config.seed`"),
-        ("temperature", float("nan"), "`config.temperature` must be a finite number above 0, got nan"),
+        (
+            "temperature",
+            float("nan"),
+            "`config.temperature` must be a finite number above 0, got nan",
+        ),
         ("dtype", "float16", "`config.dtype` must be one of float32, bfloat16, got 'float16'"),
         ("data.vocabulary", 256, "`config.data.vocabulary`"),
-        ("teacher.optimizer.learning_rate", float("nan"), "`config.teacher.optimizer.learning_rate`"),
+        (
+            "teacher.optimizer.learning_rate",
+            float("nan"),
+            "`config.teacher.optimizer.learning_rate`",
+        ),
         ("teacher.optimizer.beta2", 1.0, "`config.teacher.optimizer.beta2`"),
         ("teacher.optimizer.warmup_steps", 20, "must be below `config.teacher.steps` = 20, got 20"),
         ("teacher.heads", 3, "config.teacher: `heads` must divide the width 32"),
-        ("teacher.padded_vocabulary", 511, "must be 0 or at least `config.data.vocabulary` = 512, got 511"),
-        ("teacher.padded_vocabulary", -1, "`config.teacher.padded_vocabulary` must be a whole number in 0..16777216"),
+        (
+            "teacher.padded_vocabulary",
+            511,
+            "must be 0 or at least `config.data.vocabulary` = 512, got 511",
+        ),
+        (
+            "teacher.padded_vocabulary",
+            -1,
+            "`config.teacher.padded_vocabulary` must be a whole number in 0..16777216",
+        ),
         ("student.exit_layer", 3, "must be at most `config.teacher.depth` = 2, got 3"),
         (
             "student.learning_rates",
@@ -54,7 +72,11 @@ def test_every_config_passes_its_own_check(name):
         ("evaluation.temperatures", (-1.0,), "`config.evaluation.temperatures`"),
         ("evaluation.temperatures", (1.0, 1.0), "`config.evaluation.temperatures`"),
         ("evaluation.contexts", "corpus,dreams", "`config.evaluation.contexts`"),
-        ("evaluation.rules", "sampling,lookup", "`config.evaluation.rules` must be different ones of sampling"),
+        (
+            "evaluation.rules",
+            "sampling,lookup",
+            "`config.evaluation.rules` must be different ones of sampling",
+        ),
         ("evaluation.document_tokens", 4096, "in 2..2048, got 4096"),
         ("evaluation.prompt_tokens", 64, "must be below `config.evaluation.document_tokens` = 64"),
     ],
@@ -78,12 +100,20 @@ def test_missing_and_undeclared_keys_are_refused():
 def test_the_schema_declares_what_the_configs_hold():
     def leaves(schema, prefix="config"):
         for key, rule in schema.items():
-            yield from leaves(rule, f"{prefix}.{key}") if isinstance(rule, dict) else [f"{prefix}.{key}"]
+            yield from (
+                leaves(rule, f"{prefix}.{key}") if isinstance(rule, dict) else [f"{prefix}.{key}"]
+            )
 
-    assert sorted(leaves(run_config.SCHEMA)) == sorted(run_config.flatten(quickstart.get_config().to_dict()))
+    assert sorted(leaves(run_config.SCHEMA)) == sorted(
+        run_config.flatten(quickstart.get_config().to_dict())
+    )
 
 
 def test_learning_rates_of_single_losses():
     config = changed("student.learning_rates", "jsd(beta=0.3): 1e-2;kl: 2")
     config["losses"] = "ce,jsd(beta=0.3),kl"
-    assert run_config.learning_rates(config) == (config["student"]["optimizer"]["learning_rate"], 1e-2, 2.0)
+    assert run_config.learning_rates(config) == (
+        config["student"]["optimizer"]["learning_rate"],
+        1e-2,
+        2.0,
+    )

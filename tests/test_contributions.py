@@ -1,4 +1,5 @@
-"""A loss split into its classes: gauges, shares, movers, and the command on given distributions and on a run."""
+"""A loss split into its classes: gauges, shares, movers, and the command on given distributions and
+on a run."""
 
 import collections
 import csv
@@ -30,7 +31,9 @@ WRITTEN = {
     "kl": lambda p, q: p * np.log(p / q),
     "rkl": lambda p, q: q * np.log(q / p),
     "jeffreys": lambda p, q: (q - p) * np.log(q / p),
-    "jsd(beta=0.2)": lambda p, q: 0.2 * p * np.log(p / (0.2 * p + 0.8 * q)) + 0.8 * q * np.log(q / (0.2 * p + 0.8 * q)),
+    "jsd(beta=0.2)": lambda p, q: (
+        0.2 * p * np.log(p / (0.2 * p + 0.8 * q)) + 0.8 * q * np.log(q / (0.2 * p + 0.8 * q))
+    ),
     "skl(alpha=0.3)": lambda p, q: p * np.log(p / (0.3 * p + 0.7 * q)),
     "srkl(alpha=0.3)": lambda p, q: q * np.log(q / (0.3 * q + 0.7 * p)),
     "rjsd(beta=0.2)": lambda p, q: (
@@ -44,7 +47,17 @@ WRITTEN = {
     "tv": lambda p, q: 0.5 * abs(q - p),
     "0.5*kl + 2*tv": lambda p, q: 0.5 * p * np.log(p / q) + abs(q - p),
 }
-MENU = [*WRITTEN, "alpha", "renyi", "nla", "lk_hybrid", "ce_argmax", "ce_top_k(k=3)", "ce_data", "kl + 0.1*ce_data"]
+MENU = [
+    *WRITTEN,
+    "alpha",
+    "renyi",
+    "nla",
+    "lk_hybrid",
+    "ce_argmax",
+    "ce_top_k(k=3)",
+    "ce_data",
+    "kl + 0.1*ce_data",
+]
 
 
 @pytest.mark.parametrize("text", WRITTEN)
@@ -73,15 +86,21 @@ def test_parts_sum_to_the_loss_and_the_gradient_is_its_gradient(text):
     np.testing.assert_allclose((gradient * step).sum(-1), (up - down) / 2, rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize(("text", "multiple"), [("ce", 1), ("kl", 1), ("rkl", -1), ("skl", 0.9), ("srkl", -0.9)])
+@pytest.mark.parametrize(
+    ("text", "multiple"), [("ce", 1), ("kl", 1), ("rkl", -1), ("skl", 0.9), ("srkl", -0.9)]
+)
 def test_gauges_differ_by_a_multiple_of_the_excess(text, multiple):
     p, q = jax.nn.softmax(TEACHER), jax.nn.softmax(STUDENT)
-    moved = contributions(text, STUDENT, TEACHER) - contributions(text, STUDENT, TEACHER, gauge="raw")
+    moved = contributions(text, STUDENT, TEACHER) - contributions(
+        text, STUDENT, TEACHER, gauge="raw"
+    )
     np.testing.assert_allclose(moved, multiple * (q - p), atol=1e-6)
 
 
 def test_shares_of_cross_entropy_and_kl_differ_and_their_gradients_do_not():
-    of = {t: {g: contributions(t, STUDENT, TEACHER, gauge=g) for g in gauges(t)} for t in ("ce", "kl")}
+    of = {
+        t: {g: contributions(t, STUDENT, TEACHER, gauge=g) for g in gauges(t)} for t in ("ce", "kl")
+    }
     assert float(abs(shares(of["ce"]["raw"]) - shares(of["kl"]["raw"])).max()) > 0.05
     np.testing.assert_allclose(of["ce"]["gradient"], of["kl"]["gradient"], rtol=1e-4, atol=1e-7)
 
@@ -95,12 +114,16 @@ def test_classes_that_one_side_lacks_have_no_nan():
                 parts = contributions(text, *pair, gauge=gauge)
                 assert not np.isnan(parts).any()
                 assert parts[0, 3] < 1e-30
-                np.testing.assert_allclose(shares(parts).sum(), 1, rtol=1e-5, atol=float((parts == 0).all()))
+                np.testing.assert_allclose(
+                    shares(parts).sum(), 1, rtol=1e-5, atol=float((parts == 0).all())
+                )
 
 
 def test_shares_sum_to_1_and_to_0_where_there_is_nothing():
     found = shares(jnp.array([[0.0, 0, 0], [1, -2, 1], [jnp.inf, -jnp.inf, 1], [1, 3e38, -3e38]]))
-    np.testing.assert_allclose(found, [[0, 0, 0], [0.25, 0.5, 0.25], [0.5, 0.5, 0], [0, 0.5, 0.5]], atol=1e-30)
+    np.testing.assert_allclose(
+        found, [[0, 0, 0], [0.25, 0.5, 0.25], [0.5, 0.5, 0], [0, 0.5, 0.5]], atol=1e-30
+    )
     np.testing.assert_allclose(shares(TEACHER).sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(shares(np.array([1, -2, 1])), [0.25, 0.5, 0.25])
 
@@ -112,15 +135,20 @@ def test_top_movers_are_the_largest_and_ties_go_by_class():
     np.testing.assert_array_equal(found.classes, expected)
     np.testing.assert_array_equal(found.parts, np.take_along_axis(np.asarray(parts), expected, -1))
     for k in (0, 21):
-        with pytest.raises(ValueError, match=f"`k` must be from 1 to the number of classes, 20, got {k}"):
+        with pytest.raises(
+            ValueError, match=f"`k` must be from 1 to the number of classes, 20, got {k}"
+        ):
             top_movers(parts, k)
 
 
 def test_the_posts_numbers():
-    parts = {text: contributions(text, jnp.log(Q), jnp.log(P), gauge="raw") for text in ("ce", "kl")}
+    parts = {
+        text: contributions(text, jnp.log(Q), jnp.log(P), gauge="raw") for text in ("ce", "kl")
+    }
     np.testing.assert_allclose(parts["ce"], -P * np.log(Q), rtol=1e-6)
     np.testing.assert_allclose(parts["kl"], P * np.log(P / Q), rtol=1e-5)
-    # As the post prints them. Of its first KL, logarithms that nearly cancel left float32 four digits.
+    # As the post prints them. Of its first KL, logarithms that nearly cancel left float32 four
+    # digits.
     printed = {
         "ce": [0.020799191668629646, 0.039120230823755264, 0.06907755136489868],
         "kl": [0.0010005577933043242, -0.006931471638381481, 0.02302584983408451],
@@ -136,8 +164,16 @@ def test_the_posts_numbers():
     ("text", "gauge", "message"),
     [
         ("kl", "free", r"`gauge` must be one of raw, fixed, gradient, got 'free'"),
-        ("alpha", "raw", r"`alpha_divergence` has no parts in the gauge raw; use fixed or gradient"),
-        ("kl + nla", "fixed", r"`negative_log_acceptance` has no parts in the gauge fixed; use gradient"),
+        (
+            "alpha",
+            "raw",
+            r"`alpha_divergence` has no parts in the gauge raw; use fixed or gradient",
+        ),
+        (
+            "kl + nla",
+            "fixed",
+            r"`negative_log_acceptance` has no parts in the gauge fixed; use gradient",
+        ),
         ("ce_data", "gradient", r"`ce_data` needs `labels`"),
         ("klx", "fixed", r"unknown loss `klx`"),
     ],
@@ -160,10 +196,17 @@ def test_by_rank_is_what_a_loop_over_the_ranks_gives():
         jnp.take_along_axis(tied, order, axis=-1),
         places,
     )
-    assert found.keys() == {ranks.TEACHER, ("rkl", "fixed"), ("rkl", "gradient"), ("ce_data", "gradient")}
+    assert found.keys() == {
+        ranks.TEACHER,
+        ("rkl", "fixed"),
+        ("rkl", "gradient"),
+        ("ce_data", "gradient"),
+    }
     for loss, gauge in found.keys() - {ranks.TEACHER}:
         parts = np.asarray(contributions(loss, STUDENT, tied, gauge=gauge, labels=LABELS))
-        np.testing.assert_allclose(found[loss, gauge], _by_rank(parts, np.asarray(tied), bins), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            found[loss, gauge], _by_rank(parts, np.asarray(tied), bins), rtol=1e-5, atol=1e-6
+        )
 
 
 def _by_rank(parts, teacher_logits, bins):
@@ -178,7 +221,9 @@ def _by_rank(parts, teacher_logits, bins):
 
 
 def test_the_command_prints_the_posts_table_and_draws_it(tmp_path):
-    printed = runs.succeed("contributions", "--p=.98,.01,.01", "--q=.979,.02,.001", f"--output={tmp_path}")
+    printed = runs.succeed(
+        "contributions", "--p=.98,.01,.01", "--q=.979,.02,.001", f"--output={tmp_path}"
+    )
     rows = [line.split() for line in printed.splitlines() if line.strip()[:1].isdigit()]
     assert [row[3:] for row in rows] == [
         ["0.020799", "16.12%", "0.001001", "3.23%", "-0.001000", "-0.001000"],
@@ -187,7 +232,9 @@ def test_the_command_prints_the_posts_table_and_draws_it(tmp_path):
     ]
     assert "ce and kl: shares up to 20.8 points apart, one and the same gradient" in printed
     table = _read(tmp_path / "contributions.csv")
-    assert [(row["loss"], row["gauge"]) for row in table[::3]] == [(a, b) for a in ("ce", "kl") for b in gauges(a)]
+    assert [(row["loss"], row["gauge"]) for row in table[::3]] == [
+        (a, b) for a in ("ce", "kl") for b in gauges(a)
+    ]
     assert (tmp_path / "contributions.png").stat().st_size > 10_000
 
 
@@ -214,7 +261,9 @@ REFUSED = {
 
 def test_bad_input_is_refused_by_name(tmp_path):
     images = [f"--workdir={commands.of_images(tmp_path / 'images')}"]
-    *ended, bare, of_text = commands.many("contributions", [*(given.split() for given in REFUSED), [], images])
+    *ended, bare, of_text = commands.many(
+        "contributions", [*(given.split() for given in REFUSED), [], images]
+    )
     runs.check_refusal(of_text, commands.OF_TEXT)
     for done, told in zip(ended, REFUSED.values(), strict=True):
         runs.check_refusal(done, "error: " + told)
@@ -223,7 +272,8 @@ def test_bad_input_is_refused_by_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run whose models were saved as they began: how much they learned, looking at them does not ask."""
+    """A run whose models were saved as they began: how much they learned, looking at them does not
+    ask."""
     folder = tmp_path_factory.mktemp("contributions")
     config = smoke.get_config()
     config.losses, config.data.files = "ce", f"{runs.write_texts(folder / 'texts')}/*.txt"
@@ -232,8 +282,14 @@ def finished(tmp_path_factory):
     size = run_corpus.prepare(config, run).tokenizer.vocab_size
     shape = {**config["teacher"], "dtype": config["dtype"]}
     guide = population(lambda rngs: models.build_teacher(shape, size, rngs), [config["seed"]])
-    group = {"params": (students.untrained(config, size).params,), "alive": (jnp.array([True, True]),)}
-    for stage, path, tree in (("teacher", run.teacher, {"params": (guide.params,)}), ("student", run.students, group)):
+    group = {
+        "params": (students.untrained(config, size).params,),
+        "alive": (jnp.array([True, True]),),
+    }
+    for stage, path, tree in (
+        ("teacher", run.teacher, {"params": (guide.params,)}),
+        ("student", run.students, group),
+    ):
         with Checkpoints(path) as checkpoints:
             checkpoints.save(config[stage]["steps"], tree, {})
     return run.root
@@ -253,7 +309,10 @@ def test_the_command_shows_a_run_by_rank(finished, tmp_path):
     }  # fmt: skip
     for mine in of.values():
         np.testing.assert_allclose(sum(float(row["share"]) for row in mine), 1, rtol=1e-5)
-        assert all(float(row["share_low"]) <= float(row["share"]) <= float(row["share_high"]) for row in mine)
+        assert all(
+            float(row["share_low"]) <= float(row["share"]) <= float(row["share_high"])
+            for row in mine
+        )
     for loss in ("ce", "kl"):
         for column, expected in zip(("share", "part"), _by_hand(finished), strict=True):
             found = [float(row[column]) for row in of[loss, "gradient"]]
@@ -273,7 +332,9 @@ def _by_hand(folder):
     means = []
     for seed in students.seeds(config):
         student = students.restore_one(str(folder), loss="ce", seed=seed)
-        logits = jax.jit(lambda inputs, shared, student=student: student(inputs, shared))(context.inputs, shared)
+        logits = jax.jit(lambda inputs, shared, student=student: student(inputs, shared))(
+            context.inputs, shared
+        )
         gradient = np.asarray(jax.nn.softmax(logits) - jax.nn.softmax(shared.logits))
         means.append(_by_rank(gradient[here], np.asarray(shared.logits)[here], bins).mean(0))
     return np.mean(means, axis=0)

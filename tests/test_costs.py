@@ -18,7 +18,11 @@ def compiled(function, *shapes, donate=()):
 
 
 def convolution(**how):
-    how = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC")} | how
+    how = {
+        "window_strides": (1, 1),
+        "padding": "SAME",
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    } | how
     return lambda image, kernel: jax.lax.conv_general_dilated(image, kernel, **how)
 
 
@@ -28,8 +32,14 @@ def convolution(**how):
         (jnp.matmul, [(64, 32), (32, 16)]),
         (lambda a, b: jnp.einsum("bij,kbj->bik", a, b), [(4, 32, 16), (8, 4, 16)]),
         (convolution(), [(2, 9, 9, 4), (3, 3, 4, 8)]),
-        (convolution(window_strides=(2, 3), padding=((1, 2), (0, 3))), [(2, 9, 9, 4), (3, 3, 4, 8)]),
-        (convolution(padding=((2, 2),) * 2, lhs_dilation=(2, 3), rhs_dilation=(2, 1)), [(2, 5, 6, 4), (3, 2, 4, 8)]),
+        (
+            convolution(window_strides=(2, 3), padding=((1, 2), (0, 3))),
+            [(2, 9, 9, 4), (3, 3, 4, 8)],
+        ),
+        (
+            convolution(padding=((2, 2),) * 2, lhs_dilation=(2, 3), rhs_dilation=(2, 1)),
+            [(2, 5, 6, 4), (3, 2, 4, 8)],
+        ),
         (convolution(feature_group_count=2), [(2, 5, 6, 4), (3, 2, 2, 8)]),
         (convolution(batch_group_count=2), [(2, 5, 6, 4), (3, 2, 4, 8)]),
         (lambda a, b: jnp.tanh(a + b), [ROWS, ROWS]),
@@ -46,7 +56,9 @@ def test_a_program_without_loops_costs_what_xla_says(function, shapes):
 
 
 def test_what_is_updated_or_gathered_counts_as_what_it_touches():
-    update = compiled(lambda a, i, u: jax.lax.dynamic_update_slice(a, u, (i, 0)), ROWS, INDEX, FEW, donate=(0,))
+    update = compiled(
+        lambda a, i, u: jax.lax.dynamic_update_slice(a, u, (i, 0)), ROWS, INDEX, FEW, donate=(0,)
+    )
     assert costs.of(update.as_text()).traffic == 2 * 4 * 4 * 32 + 4
     chosen = (jnp.arange(5) * 7) % 64
     gather = compiled(lambda a: a[chosen], ROWS)
@@ -76,13 +88,16 @@ def test_loops_in_loops_count_as_often_as_they_run(noted):
     assert (found.bounded, found.unknown) == (0, ())
     assert program.cost_analysis()["flops"] < 2 * product
     weights, values = 4 * 3 * 5 * 64 * 64, 4 * 3 * 5 * 128 * 64
-    # Product and tanh read and write the values; the weights are sliced from the stack, and that again.
+    # Product and tanh read and write the values; the weights are sliced from the stack, and that
+    # again.
     assert 4 * values + weights < found.traffic < 1.05 * (4 * values + 5 * weights)
 
 
 def test_a_counter_need_not_start_at_0_nor_its_end_be_a_constant_of_the_condition():
     def run(x, start):
-        return jax.lax.while_loop(lambda s: s[0] < s[2], lambda s: (s[0] + s[3], s[1] @ s[1], *s[2:]), (2, x, 9, 3))[1]
+        return jax.lax.while_loop(
+            lambda s: s[0] < s[2], lambda s: (s[0] + s[3], s[1] @ s[1], *s[2:]), (2, x, 9, 3)
+        )[1]
 
     text = compiled(run, (16, 16), INDEX).as_text().replace("known_trip_count", "unknown")
     assert costs.of(text).flops == 3 * 2 * 16**3
@@ -94,7 +109,10 @@ def test_loops_that_nothing_ends_count_once_and_are_told():
             lambda s: (s[0] < 5) & jnp.any(s[1] > 0), lambda s: (s[0] + 1, s[1] @ s[1]), (0, state)
         )[1]
 
-    program = compiled(lambda x: jax.lax.while_loop(lambda x: jnp.any(x > 1), lambda x: drafts(x) @ x, x @ x), (16, 16))
+    program = compiled(
+        lambda x: jax.lax.while_loop(lambda x: jnp.any(x > 1), lambda x: drafts(x) @ x, x @ x),
+        (16, 16),
+    )
     found, product = costs.of(program.as_text()), 2 * 16**3
     (body,) = found.unknown
     assert body.flops == (5 + 1) * product, "the inner loop ends after five at most"
@@ -104,7 +122,9 @@ def test_loops_that_nothing_ends_count_once_and_are_told():
 
 
 def test_of_a_choice_the_dearest_counts():
-    choose = compiled(lambda i, x: jax.lax.cond(i > 0, lambda x: x @ x @ x, lambda x: x @ x, x), INDEX, (16, 16))
+    choose = compiled(
+        lambda i, x: jax.lax.cond(i > 0, lambda x: x @ x @ x, lambda x: x @ x, x), INDEX, (16, 16)
+    )
     assert costs.of(choose.as_text()).flops == 2 * 2 * 16**3
 
 
@@ -120,7 +140,8 @@ def test_collectives_on_a_ring(order):
         "collective-permute": Collective(1, size, size),
         "reduce-scatter": Collective(1, size, size * 7 / 8),
     }
-    # Read: by the permutation and the copy; written: one array of all-reduce's, and reduce-scatter's.
+    # Read: by the permutation and the copy; written: one array of all-reduce's, and
+    # reduce-scatter's.
     assert found.traffic == 2 * size + size + size / 8
 
 
@@ -131,7 +152,8 @@ def test_collectives_beside_products_count_once():
         "all-gather": Collective(6, 6 * part, 6 * 3 * part),
         "reduce-scatter": Collective(6, 6 * whole, 6 * whole * 3 / 4),
     }
-    # Gathered: read in parts, written whole; the product's operand and result; the sum's operand and its part.
+    # Gathered: read in parts, written whole; the product's operand and result; the sum's operand
+    # and its part.
     assert found.traffic == 6 * (part + whole + 2 * 128 * 256 + whole + whole + part)
 
 

@@ -1,4 +1,5 @@
-"""Tokenizers of Llama folders, byte-level and SentencePiece's kind: lossless, as large as the model, ended."""
+"""Tokenizers of Llama folders, byte-level and SentencePiece's kind: lossless, as large as the
+model, ended."""
 
 import json
 
@@ -16,14 +17,37 @@ END = "</s>"
 
 
 def sentence_piece():
-    """Llama 2's kind: spaces are ▁, one stands before the text, and what has no token falls back on bytes."""
-    tokens = ["<unk>", "<s>", END, *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "é", "▁a", "ab"]
+    """Llama 2's kind: spaces are ▁, one stands before the text, and what has no token falls back on
+    bytes."""
+    tokens = [
+        "<unk>",
+        "<s>",
+        END,
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        "a",
+        "b",
+        "é",
+        "▁a",
+        "ab",
+    ]
     merges = [("▁", "a"), ("a", "b")]
     bpe = tokenizers.Tokenizer(
-        models.BPE({t: i for i, t in enumerate(tokens)}, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+        models.BPE(
+            {t: i for i, t in enumerate(tokens)},
+            merges,
+            byte_fallback=True,
+            unk_token="<unk>",
+            fuse_unk=True,
+        )
     )
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    steps = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     bpe.decoder = decoders.Sequence(steps)
     bpe.add_special_tokens(["<unk>", "<s>", END])
     bpe.enable_truncation(4)
@@ -77,7 +101,13 @@ def test_the_end_of_text_is_in_the_text_a_text(piece):
     [
         ({"tokenizer_config.json": {"eos_token": "<s>"}, "config.json": {"eos_token_id": 2}}, 1),
         ({"tokenizer_config.json": {"eos_token": {"content": END}}}, 2),
-        ({"generation_config.json": {"eos_token_id": [2, 1]}, "config.json": {"eos_token_id": 1}}, 2),
+        (
+            {
+                "generation_config.json": {"eos_token_id": [2, 1]},
+                "config.json": {"eos_token_id": 1},
+            },
+            2,
+        ),
         ({"tokenizer_config.json": {"eos_token": None}, "config.json": {"eos_token_id": 1}}, 1),
     ],
 )
@@ -88,10 +118,14 @@ def test_the_end_of_text_is_found(folder, files, found):
 
 
 def test_what_cannot_serve_is_named(folder):
-    with pytest.raises(ValueError, match="does not say which token ends a document: set `eos_token`"):
+    with pytest.raises(
+        ValueError, match="does not say which token ends a document: set `eos_token`"
+    ):
         llama_tokenizer.read(folder, vocab_size=265)
     say(folder, "config.json", eos_token_id=2)
-    with pytest.raises(ValueError, match=r"tokenizer.json has 265 tokens, more than the `vocab_size` 264"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json has 265 tokens, more than the `vocab_size` 264"
+    ):
         llama_tokenizer.read(folder, vocab_size=264)
     say(folder, "tokenizer_config.json", eos_token="<end>")
     with pytest.raises(ValueError, match=r"tokenizer.json: there is no token <end>"):
@@ -100,7 +134,9 @@ def test_what_cannot_serve_is_named(folder):
     held = json.loads((folder / "tokenizer.json").read_text())
     held["model"]["byte_fallback"] = False
     (folder / "tokenizer.json").write_text(json.dumps(held))
-    with pytest.raises(ValueError, match=r"tokenizer.json: it must be a byte-level BPE, or one that falls back"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json: it must be a byte-level BPE, or one that falls back"
+    ):
         llama_tokenizer.read(folder, vocab_size=265)
     held["model"]["vocab"]["ab"] = 300
     (folder / "tokenizer.json").write_text(json.dumps(held))
@@ -116,9 +152,14 @@ def test_a_byte_level_one_behind_a_pattern_of_its_own(tmp_path):
     bpe = tokenizers.Tokenizer(models.BPE())
     pattern = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\s+|\w+|[^\s\w]+"), "isolated")
     on_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.Sequence([pattern, on_bytes]), decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = (
+        tokenizers.pre_tokenizers.Sequence([pattern, on_bytes]),
+        decoders.ByteLevel(),
+    )
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=["<|end|>"])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=290, initial_alphabet=alphabet, special_tokens=["<|end|>"]
+    )
     bpe.train_from_iterator(sentences(20), trainer)
     bpe.save(str(tmp_path / "tokenizer.json"))
     say(tmp_path, "tokenizer_config.json", eos_token="<|end|>")

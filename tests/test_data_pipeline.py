@@ -163,7 +163,11 @@ def test_tokenize_ends_each_document():
     documents = data.Documents(**splits, counts={}, left_out="", fingerprint="")
     bpe = data.Tokenizer.train(texts, 300)
     tokens = data.tokenize(documents, bpe)
-    assert {split: made.documents for split, made in tokens.items()} == {"train": 150, "validation": 2, "test": 1}
+    assert {split: made.documents for split, made in tokens.items()} == {
+        "train": 150,
+        "validation": 2,
+        "test": 1,
+    }
     train = tokens["train"]
     assert train.end_of_text == bpe.end_of_text
     for k, text in enumerate(texts):

@@ -13,7 +13,9 @@ from tests.fixtures_data import sentences, write_tfds
 
 
 def open_documents(**changes):
-    return data.open_documents(**({"source": "", "feature": "text", "files": "", "directory": ""} | changes))
+    return data.open_documents(
+        **({"source": "", "feature": "text", "files": "", "directory": ""} | changes)
+    )
 
 
 def all_texts(documents):
@@ -41,7 +43,9 @@ def library(root, files):
 def test_stdlib_is_whole_and_splits_share_nothing(stdlib):
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     hidden = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    sources = [path for path in root.rglob("*.py") if not hidden & set(path.relative_to(root).parts)]
+    sources = [
+        path for path in root.rglob("*.py") if not hidden & set(path.relative_to(root).parts)
+    ]
     texts = [path.read_bytes() for path in sources]
     assert sorted(all_texts(stdlib)) == sorted(text.decode() for text in texts if text.strip())
     assert stdlib.counts == {
@@ -62,23 +66,34 @@ def test_stdlib_is_prepared_once(stdlib, stdlib_folder):
 
 def test_stdlib_of_another_python_is_not_reused(tmp_path):
     files = {f"m{i}.py": f"x = {i}\n" for i in range(30)}
-    one = python_stdlib.open_stdlib(directory=str(tmp_path / "d"), root=library(tmp_path / "a", files))
+    one = python_stdlib.open_stdlib(
+        directory=str(tmp_path / "d"), root=library(tmp_path / "a", files)
+    )
     files["m7.py"] = "x = 'changed'\n"
-    other = python_stdlib.open_stdlib(directory=str(tmp_path / "d"), root=library(tmp_path / "b", files))
+    other = python_stdlib.open_stdlib(
+        directory=str(tmp_path / "d"), root=library(tmp_path / "b", files)
+    )
     assert "x = 'changed'\n" in all_texts(other)
     assert one.fingerprint != other.fingerprint
 
 
 def test_splits_depend_on_the_relative_path_alone(tmp_path):
     files = {f"p/m{i}.py": f"x = {i}\n" for i in range(40)}
-    here = python_stdlib.open_stdlib(directory=str(tmp_path / "1"), root=library(tmp_path / "a", files))
-    there = python_stdlib.open_stdlib(directory=str(tmp_path / "2"), root=library(tmp_path / "deep" / "b", files))
+    here = python_stdlib.open_stdlib(
+        directory=str(tmp_path / "1"), root=library(tmp_path / "a", files)
+    )
+    there = python_stdlib.open_stdlib(
+        directory=str(tmp_path / "2"), root=library(tmp_path / "deep" / "b", files)
+    )
     assert here == there
 
 
 def test_unreadable_and_empty_sources_are_counted(tmp_path):
     files = {f"m{i}.py": f"x = {i}\n" for i in range(5)}
-    root = library(tmp_path / "a", files | {"latin.py": b"# caf\xe9", "blank.py": " \n", "test/skipped.py": "x"})
+    root = library(
+        tmp_path / "a",
+        files | {"latin.py": b"# caf\xe9", "blank.py": " \n", "test/skipped.py": "x"},
+    )
     (root / "dangling.py").symlink_to(root / "nowhere.py")
     documents = python_stdlib.open_stdlib(directory=str(tmp_path / "d"), root=root)
     assert documents.counts == {"documents": 5, "bytes": 30, "unreadable": 2, "empty": 1}
@@ -93,7 +108,9 @@ def test_a_damaged_copy_is_refused(tmp_path):
         directory=str(tmp_path / "e"), root=library(tmp_path / "b", dict.fromkeys(files, "y = 1\n"))
     )
     assert other.counts["documents"] == 5
-    for shard, source in zip(shards, sorted((tmp_path / "e").glob("**/*.array_record*")), strict=True):
+    for shard, source in zip(
+        shards, sorted((tmp_path / "e").glob("**/*.array_record*")), strict=True
+    ):
         shard.write_bytes(source.read_bytes())
     with pytest.raises(ValueError, match="damaged; delete that folder"):
         python_stdlib.open_stdlib(directory=str(tmp_path / "d"), root=root)
@@ -154,9 +171,15 @@ def test_tfds_never_puts_one_text_in_two_cut_splits(tmp_path):
     [
         ({"feature": "title"}, r"no text feature `title`; it has text$"),
         ({"feature": "number"}, r"no text feature `number`; it has text$"),
-        ({"source": "tiny_txt"}, r"must be python_stdlib or a TFDS data set prepared in .*, got `tiny_txt`"),
+        (
+            {"source": "tiny_txt"},
+            r"must be python_stdlib or a TFDS data set prepared in .*, got `tiny_txt`",
+        ),
         ({"source": "imdb_review"}, r"did you mean `imdb_reviews`\?"),
-        ({"source": "imdb_reviews"}, r"`imdb_reviews` is not prepared in .*file_format='array_record'"),
+        (
+            {"source": "imdb_reviews"},
+            r"`imdb_reviews` is not prepared in .*file_format='array_record'",
+        ),
         ({"source": "not a name"}, r"got `not a name`"),
         ({"files": "/nowhere/**/*.txt"}, r"`files` matches no file, got '/nowhere/\*\*/\*.txt'"),
     ],
@@ -199,7 +222,10 @@ def test_files_by_glob(tmp_path):
 
 def test_what_is_no_text_is_counted_and_named(tmp_path):
     texts = {f"t{i}.txt": text for i, text in enumerate(sentences(20))}
-    root = library(tmp_path, texts | {"zeros.txt": bytes(100), "utf16.txt": "é".encode("utf-16"), "blank.txt": "\n"})
+    root = library(
+        tmp_path,
+        texts | {"zeros.txt": bytes(100), "utf16.txt": "é".encode("utf-16"), "blank.txt": "\n"},
+    )
     (root / "nowhere.txt").symlink_to(root / "none")
     (root / "folder.txt").mkdir()
     os.mkfifo(root / "pipe.txt")
@@ -211,13 +237,18 @@ def test_what_is_no_text_is_counted_and_named(tmp_path):
     assert documents.left_out == f"5 no UTF-8 text ({named}); 1 empty (blank.txt)"
     library(tmp_path, {f"blank{i}.txt": "" for i in range(9)})
     assert documents.counts["documents"] == 20
-    assert open_documents(files=str(root / "*.txt")).left_out.endswith("blank2.txt, blank3.txt, 5 more)")
+    assert open_documents(files=str(root / "*.txt")).left_out.endswith(
+        "blank2.txt, blank3.txt, 5 more)"
+    )
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     root = library(tmp_path, {f"t{i}.txt": text for i, text in enumerate(sentences(5))})
     os.truncate(root / "t3.txt", 100 * 2**20)
-    with pytest.raises(ValueError, match=r"document t3.txt has 104,857,600 bytes, of at most 4,194,304; cut it into"):
+    with pytest.raises(
+        ValueError,
+        match=r"document t3.txt has 104,857,600 bytes, of at most 4,194,304; cut it into",
+    ):
         open_documents(files=str(root / "*.txt"))
 
 

@@ -62,12 +62,21 @@ def test_save_and_load(bpe, tmp_path):
     assert again.fingerprint == bpe.fingerprint
     assert again.encode(text) == bpe.encode(text)
     assert again.decode(again.encode(text)) == text
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"\xff", b'{"version": "1.0"', b'{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}'],
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b'{"version": "1.0"',
+        b'{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}',
+    ],
 )
 def test_a_bad_file_is_named(tmp_path, content):
     path = tmp_path / "tokenizer.json"

@@ -22,7 +22,14 @@ PROMPT = "draft target token"
 SHORT = ["--max_tokens=12", f"--prompt={PROMPT}"]
 JSON = ["--output=jsonl", *SHORT]
 GOOD = {
-    "samples": ["--loss=kl", "--num_samples=2", "--sampling_seed=5", "--top_k=500", "--top_p=0.9", *JSON],
+    "samples": [
+        "--loss=kl",
+        "--num_samples=2",
+        "--sampling_seed=5",
+        "--top_k=500",
+        "--top_p=0.9",
+        *JSON,
+    ],
     "tree": ["--loss=tv", "--seed=1", "--tree=0,1,00", "--temperature=0", *JSON],
     "lookup": ["--draft=lookup", "--rule=typical", "--time_split", *SHORT],
 }
@@ -30,9 +37,18 @@ REFUSED = {
     "no loss": ([], ["give the student's loss, such as --loss=ce", "ce, kl, tv"]),
     "unknown loss": (["--loss=klx"], ["has no students of loss 'klx'; it has ce, kl, tv"]),
     "unknown seed": (["--loss=kl", "--seed=7"], ["has no seed 7; it has 0, 1"]),
-    "empty prompt": (["--loss=kl", "--prompt="], ["--prompt: the prompt must be text that is not empty"]),
-    "two prompts": (["--loss=kl", "--prompt=a", "--prompts_file=b"], ["give --prompt or --prompts_file, not both"]),
-    "no file": (["--loss=kl", "--prompts_file=/nowhere.txt"], ["--prompts_file=/nowhere.txt is no file"]),
+    "empty prompt": (
+        ["--loss=kl", "--prompt="],
+        ["--prompt: the prompt must be text that is not empty"],
+    ),
+    "two prompts": (
+        ["--loss=kl", "--prompt=a", "--prompts_file=b"],
+        ["give --prompt or --prompts_file, not both"],
+    ),
+    "no file": (
+        ["--loss=kl", "--prompts_file=/nowhere.txt"],
+        ["--prompts_file=/nowhere.txt is no file"],
+    ),
     "loss of lookup": (["--draft=lookup", "--loss=kl"], ["--loss and --seed are of a student"]),
     "eta": (["--loss=kl", "--eta=1.5"], ["`eta` must be in [0, 1], got 1.5"]),
     "eta of lookup": (["--draft=lookup", "--eta=0.5"], ["`eta`", "`lookup` has none"]),
@@ -44,11 +60,17 @@ REFUSED = {
     "no tree": (["--loss=kl", "--tree=0,x"], ["a tree is paths of digits", "'x'"]),
     "no tokens": (["--loss=kl", "--max_tokens=0"], ["`max_tokens` must be at least 1, got 0"]),
     "absurd": (["--loss=kl", f"--max_tokens={10**20}"], ["more than 1,048,576 together"]),
-    "temperature": (["--loss=kl", "--temperature=-1"], ["`temperature` must be finite and at least 0, got -1"]),
+    "temperature": (
+        ["--loss=kl", "--temperature=-1"],
+        ["`temperature` must be finite and at least 0, got -1"],
+    ),
     "top_p": (["--loss=kl", "--top_p=0"], ["`top_p` must be in (0, 1]"]),
     "top_k": (["--loss=kl", "--top_k=0"], ["`top_k` must be at least 1"]),
     "samples": (["--loss=kl", "--num_samples=0"], ["--num_samples=0"]),
-    "sampling seed": (["--loss=kl", "--sampling_seed=-1"], ["`seeds` must be 1 whole numbers in 0"]),
+    "sampling seed": (
+        ["--loss=kl", "--sampling_seed=-1"],
+        ["`seeds` must be 1 whole numbers in 0"],
+    ),
 }
 
 
@@ -74,11 +96,20 @@ def ended(folder):
     plain = [here, "--baseline", "--loss=klx", "--gamma=99", "--temperature=0", "--max_tokens=12"]
     asked = {name: [here, *given] for name, given in GOOD.items()}
     asked |= {("refused", name): [here, *given] for name, (given, _) in REFUSED.items()}
-    asked |= {name: [*plain, f"--prompts_file={folder / name}"] for name in ("bad.jsonl", "blank.txt", "two.txt")}
+    asked |= {
+        name: [*plain, f"--prompts_file={folder / name}"]
+        for name in ("bad.jsonl", "blank.txt", "two.txt")
+    }
     asked["three.jsonl"] = [*plain, f"--prompts_file={folder / 'three.jsonl'}", "--output=jsonl"]
-    shutil.copytree(folder, folder / "unfinished", ignore=shutil.ignore_patterns("students", "unfinished"))
+    shutil.copytree(
+        folder, folder / "unfinished", ignore=shutil.ignore_patterns("students", "unfinished")
+    )
     asked["unfinished"] = [f"--workdir={folder / 'unfinished'}", "--loss=kl"]
-    asked |= {"no folder": ["--loss=kl"], "no run": ["--workdir=/nowhere"], "bare": [f"--workdir={folder / 'bare'}"]}
+    asked |= {
+        "no folder": ["--loss=kl"],
+        "no run": ["--workdir=/nowhere"],
+        "bare": [f"--workdir={folder / 'bare'}"],
+    }
     asked["images"] = [f"--workdir={commands.of_images(folder / 'images')}", "--loss=kl"]
     return dict(zip(asked, commands.many("decode", list(asked.values())), strict=True))
 
@@ -98,43 +129,81 @@ def _shapes(make):
 
 
 def _decoder(vocab_size, rngs):
-    return Decoder(vocab_size=vocab_size, depth=1, width=8, heads=2, kv_heads=1, mlp_width=8, rngs=rngs)
+    return Decoder(
+        vocab_size=vocab_size, depth=1, width=8, heads=2, kv_heads=1, mlp_width=8, rngs=rngs
+    )
 
 
 def _kangaroo(width, exit_layer):
-    return _shapes(lambda rngs: KangarooAdapter(width=width, heads=2, kv_heads=1, exit_layer=exit_layer, rngs=rngs))
+    return _shapes(
+        lambda rngs: KangarooAdapter(
+            width=width, heads=2, kv_heads=1, exit_layer=exit_layer, rngs=rngs
+        )
+    )
 
 
 @pytest.mark.parametrize(
     ("draft", "options", "message"),
     [
-        (lambda: _kangaroo(16, 1), {}, "the draft reads layer 1 of width 16, but the target has 1 layers of width 8"),
+        (
+            lambda: _kangaroo(16, 1),
+            {},
+            "the draft reads layer 1 of width 16, but the target has 1 layers of width 8",
+        ),
         (lambda: _kangaroo(8, 2), {}, "the draft reads layer 2 of width 8"),
         (
             lambda: _shapes(lambda rngs: DecoderStudent(_decoder(9, rngs))),
             {},
             "the draft has 9 tokens and the target 7",
         ),
-        (lambda: _kangaroo(8, 1), {"tree": speculative.Tree((0,) * 8)}, "8 tokens wide, but there are only 7"),
+        (
+            lambda: _kangaroo(8, 1),
+            {"tree": speculative.Tree((0,) * 8)},
+            "8 tokens wide, but there are only 7",
+        ),
         (lambda: None, {"prompts": [[1], [7]]}, r"prompt 1 has tokens 7..7, not in 0..6"),
         (lambda: None, {"seeds": [2**32]}, "`seeds` must be 1 whole numbers"),
         (lambda: None, {"seeds": []}, "`seeds` must be 1 whole numbers"),
         (lambda: None, {"seeds": [0.5]}, "`seeds` must be 1 whole numbers"),
-        (lambda: None, {"prompts": [1, 2]}, "each prompt must have at least one token, and be a row of tokens"),
+        (
+            lambda: None,
+            {"prompts": [1, 2]},
+            "each prompt must have at least one token, and be a row of tokens",
+        ),
         (lambda: None, {"prompts": [[]]}, "each prompt must have at least one token"),
         (lambda: None, {"prompts": [[1.5]]}, r"prompt 0 must be whole numbers, got \[1.5\]"),
-        (lambda: None, {"prompts": [[1] * 40_000]}, "1 prompts of up to 40,000 tokens need 3,200,000,000 attention"),
+        (
+            lambda: None,
+            {"prompts": [[1] * 40_000]},
+            "1 prompts of up to 40,000 tokens need 3,200,000,000 attention",
+        ),
         (lambda: None, {"stop": 7}, "`stop` must be a whole number in 0..6, got 7"),
         (lambda: None, {"stop": [1, 2]}, r"`stop` must be a whole number in 0..6, got \[1, 2\]"),
         (lambda: None, {"max_tokens": 2.7}, "`max_tokens` must be whole numbers, got 2.7"),
         (lambda: None, {"top_k": [None]}, "`top_k` must be whole numbers, got None"),
         (lambda: None, {"temperature": "1"}, "`temperature` must be numbers, got '1'"),
-        (lambda: _shapes(lambda rngs: _decoder(7, rngs)), {}, "`draft` must be a student, 'lookup' or None, got "),
+        (
+            lambda: _shapes(lambda rngs: _decoder(7, rngs)),
+            {},
+            "`draft` must be a student, 'lookup' or None, got ",
+        ),
         (lambda: _kangaroo(8, 1), {"gamma": 2.5}, "`gamma` must be a whole number, got 2.5"),
         (lambda: _kangaroo(8, 1), {"eta": [0.2]}, r"`eta` must be in \[0, 1\], got \[0.2\]"),
-        (lambda: _kangaroo(8, 1), {"tree": "0,1"}, "`tree` must be a Tree, as speculative.parse makes"),
-        (lambda: speculative.LOOKUP, {"longest": 0}, "`longest` must be a whole number in 1.., got 0"),
-        (lambda: None, {"max_tokens": 2**20}, "1 texts of up to 1,048,577 tokens are more than 1,048,576 together"),
+        (
+            lambda: _kangaroo(8, 1),
+            {"tree": "0,1"},
+            "`tree` must be a Tree, as speculative.parse makes",
+        ),
+        (
+            lambda: speculative.LOOKUP,
+            {"longest": 0},
+            "`longest` must be a whole number in 1.., got 0",
+        ),
+        (
+            lambda: None,
+            {"max_tokens": 2**20},
+            "1 texts of up to 1,048,577 tokens are more than 1,048,576 together",
+        ),
     ],
 )
 def test_what_does_not_fit_the_target_is_refused(draft, options, message):
@@ -146,13 +215,23 @@ def test_what_does_not_fit_the_target_is_refused(draft, options, message):
 @pytest.mark.parametrize(
     ("rule", "texts", "message"),
     [
-        ("sampling", 215, "215 texts of 4 drafts a round over 1,000,000 tokens need 2,150,000,000 probabilities of "),
-        ("greedy_draft", 430, "need 2,150,000,000 probabilities of the target, more than 2,147,483,648; decode fewer"),
+        (
+            "sampling",
+            215,
+            "215 texts of 4 drafts a round over 1,000,000 tokens need 2,150,000,000 probabilities of ",
+        ),
+        (
+            "greedy_draft",
+            430,
+            "need 2,150,000,000 probabilities of the target, more than 2,147,483,648; decode fewer",
+        ),
     ],
 )
 def test_distributions_beyond_any_memory_are_refused(rule, texts, message):
     target = _shapes(lambda rngs: _decoder(10**6, rngs))
-    prepare = functools.partial(speculative.prepare, target, _kangaroo(8, 1), max_tokens=2, rule=rule)
+    prepare = functools.partial(
+        speculative.prepare, target, _kangaroo(8, 1), max_tokens=2, rule=rule
+    )
     with pytest.raises(ValueError, match=message):
         prepare([[1]] * texts)
     prepare([[1]] * (texts - 1))
@@ -172,7 +251,12 @@ def test_a_line_says_what_was_decoded(ended, folder):
     line, other = lines(ended["samples"])
     assert line["prompt"] == "draft target token"
     assert line["lossless"]
-    assert (line["draft"], line["loss"], line["seed"], line["rule"]) == ("student", "kl", 0, "sampling")
+    assert (line["draft"], line["loss"], line["seed"], line["rule"]) == (
+        "student",
+        "kl",
+        0,
+        "sampling",
+    )
     assert line["text"] == Tokenizer.load(Workdir(folder).tokenizer).decode(line["tokens"])
     assert 0 < len(line["tokens"]) <= 12
     # Each call gives at least one token, and one that is no draft unless the last round was cut.
@@ -189,7 +273,10 @@ def test_prompts_are_read_from_files_and_decoded_greedily_whatever_drafts(ended)
     assert plain[2]["target_calls"] == len(plain[2]["tokens"])
     assert (tree["loss"], tree["seed"]) == ("tv", 1)
     for line in plain:
-        assert (line["accepted"], line["draft"], line["loss"], line["seed"], line["rule"]) == (0, *[None] * 4)
+        assert (line["accepted"], line["draft"], line["loss"], line["seed"], line["rule"]) == (
+            0,
+            *[None] * 4,
+        )
 
 
 def test_text_is_printed_with_its_statistics_and_without_colour(ended):
@@ -207,7 +294,9 @@ def test_text_is_printed_with_its_statistics_and_without_colour(ended):
         assert told in done.stdout
     assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
     assert "typical` is lossy" in done.stdout
-    assert re.search(r"Timed apart, a round's drafting takes \S+ ms and its verification \S+;", done.stdout)
+    assert re.search(
+        r"Timed apart, a round's drafting takes \S+ ms and its verification \S+;", done.stdout
+    )
     texts = ended["two.txt"].stdout
     assert [texts.count(f"--- sampling seed {seed}") for seed in (0, 1)] == [1, 1]
     assert "draft target" in texts
@@ -224,9 +313,20 @@ def measured(folder, tmp_path_factory):
     images = f"--workdir={commands.of_images(tmp_path_factory.mktemp('images'))}"
     asked = [
         ["--contexts=generated_greedy", "--decode_gamma=3"],
-        *(["--contexts=corpus"], ["--decode_gamma=9"], [images], [images, "--nodecode", "--contexts=corpus"]),
+        *(
+            ["--contexts=corpus"],
+            ["--decode_gamma=9"],
+            [images],
+            [images, "--nodecode", "--contexts=corpus"],
+        ),
     ]
-    common = [f"--workdir={folder}", f"--output={output}", "--temperatures=1", "--rules=greedy_match", "--decode"]
+    common = [
+        f"--workdir={folder}",
+        f"--output={output}",
+        "--temperatures=1",
+        "--rules=greedy_match",
+        "--decode",
+    ]
     return output, commands.many("acceptance", [common + given for given in asked])
 
 
@@ -266,10 +366,14 @@ def test_what_cannot_be_decoded_is_refused(measured):
 
 def test_contexts_of_other_data_are_refused(measured):
     _, (*_, of_images) = measured
-    runs.check_refusal(of_images, "there is no context `corpus` of a run on images; there is images")
+    runs.check_refusal(
+        of_images, "there is no context `corpus` of a run on images; there is images"
+    )
 
 
-@pytest.mark.parametrize("lines", [1, 100_000], ids=["held back until the end", "written before it"])
+@pytest.mark.parametrize(
+    "lines", [1, 100_000], ids=["held back until the end", "written before it"]
+)
 def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
     code = (
         "import sys; from experiments import cli; sys.stdin.readline(); "
@@ -292,7 +396,8 @@ with interrupts.Raising():
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_call_that_does_not_listen(sign):
-    # On a busy machine a thread may run before the one that started it waits for it: hence the pause.
+    # On a busy machine a thread may run before the one that started it waits for it: hence the
+    # pause.
     process = runs.start_code(DEAF.format("", "time.sleep(0.5), print('on', flush=True)"))
     assert runs.line(process) == "on\n"
     process.send_signal(sign)
@@ -313,9 +418,13 @@ def check_interrupted(done, sign):
 def test_every_position_of_a_draft_stands_in_80_columns(gamma, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     count = np.full((1, gamma), 123_456)
-    counts = speculative.Counts(count[:, 0] * 9, count, count // 2, np.full((1, gamma + 1), 654_321), np.array(0))
+    counts = speculative.Counts(
+        count[:, 0] * 9, count, count // 2, np.full((1, gamma + 1), 654_321), np.array(0)
+    )
     decoded = speculative.Decoded([np.zeros(3, int)], [np.zeros(3, np.int8)], counts)
-    Transcript(Tokenizer.train(["a text"], 257)).statistics(decoded, seconds=1.0, compile_seconds=1.0)
+    Transcript(Tokenizer.train(["a text"], 257)).statistics(
+        decoded, seconds=1.0, compile_seconds=1.0
+    )
     printed = capsys.readouterr().out
     for position in range(1, gamma + 1):
         assert re.search(rf"^ *{position} +123456 +50\.0 +654321 *$", printed, re.MULTILINE)
@@ -340,7 +449,9 @@ def test_colours_end_where_they_are_not_wanted(no_color, coloured, monkeypatch, 
     page = Transcript(bpe)
     tokens = np.array(bpe.encode("a[b]\x1b[0m\u009b\u202e"))
     page.begin("p\t")
-    page.stream(tokens[None], np.array([0]), np.array([len(tokens)]), np.ones((1, len(tokens)), np.int8))
+    page.stream(
+        tokens[None], np.array([0]), np.array([len(tokens)]), np.ones((1, len(tokens)), np.int8)
+    )
     page.end()
     printed = capsys.readouterr().out
     assert ("\x1b[32m" in printed) == coloured

@@ -1,4 +1,5 @@
-"""Values and gradients of every loss in the registry against float64 definitions, at the edges and under transforms."""
+"""Values and gradients of every loss in the registry against float64 definitions, at the edges and
+under transforms."""
 
 import functools
 
@@ -33,20 +34,28 @@ RNG = np.random.default_rng(1)
 
 def _loss(text, labels):
     loss = jaxdiv.get(text)
-    return lambda student, teacher: loss(student, teacher, labels=labels if loss.needs_labels else None)
+    return lambda student, teacher: loss(
+        student, teacher, labels=labels if loss.needs_labels else None
+    )
 
 
 def _value_and_gradient(text, student, teacher, labels=None):
-    values, pull = jax.vjp(lambda s: _loss(text, labels)(s, jnp.asarray(teacher)), jnp.asarray(student))
+    values, pull = jax.vjp(
+        lambda s: _loss(text, labels)(s, jnp.asarray(teacher)), jnp.asarray(student)
+    )
     return np.asarray(values, np.float64), np.asarray(pull(jnp.ones_like(values))[0], np.float64)
 
 
 def _error(got, expected):
-    return np.linalg.norm(got - expected, axis=-1) / np.maximum(np.linalg.norm(expected, axis=-1), 1e-30)
+    return np.linalg.norm(got - expected, axis=-1) / np.maximum(
+        np.linalg.norm(expected, axis=-1), 1e-30
+    )
 
 
 @pytest.mark.parametrize("name", SOFT)
-@pytest.mark.parametrize("size", [3, 1001, 151936, *(pytest.param(n, marks=pytest.mark.slow) for n in (32000, 128256))])
+@pytest.mark.parametrize(
+    "size", [3, 1001, 151936, *(pytest.param(n, marks=pytest.mark.slow) for n in (32000, 128256))]
+)
 def test_random_logits_agree_with_the_definition(name, size):
     rows = max(2, 20000 // size)
     teacher = RNG.normal(size=(rows, size)).astype(np.float32)
@@ -56,7 +65,9 @@ def test_random_logits_agree_with_the_definition(name, size):
     ratio = np.abs(references.log_ratio(student, teacher))
     assert (np.abs(value / expected - 1) / np.maximum(1, ratio.max(-1))).max() < 2e-6
     expected = references.gradient(name, student, teacher)
-    if name.startswith("cross_entropy"):  # q - p as it stands, right to the precision of a probability
+    if name.startswith(
+        "cross_entropy"
+    ):  # q - p as it stands, right to the precision of a probability
         np.testing.assert_allclose(gradient, expected, atol=3e-7)
     else:
         # At a kink, r = 0, rounding may decide the side.
@@ -66,7 +77,8 @@ def test_random_logits_agree_with_the_definition(name, size):
 
 @pytest.mark.parametrize("name", SOFT)
 def test_compiled_with_a_temperature_inside_agrees_with_the_definition(name):
-    """XLA may fuse the division once with the maximum and once with the exponential, and round it in two ways."""
+    """XLA may fuse the division once with the maximum and once with the exponential, and round it
+    in two ways."""
     teacher = RNG.normal(size=(40, 40)).astype(np.float32)
     student = (teacher + RNG.normal(size=teacher.shape)).astype(np.float32)
     entry = jaxdiv.get(name).parts[0].entry
@@ -74,7 +86,9 @@ def test_compiled_with_a_temperature_inside_agrees_with_the_definition(name):
     temperatures = (0.7, 1.5, 3.0)
     values = jax.jit(lambda s, t: [function(s / x, t / x) for x in temperatures])(student, teacher)
     for value, temperature in zip(values, temperatures, strict=True):
-        expected = references.VALUES[name](*(np.float64(side) / temperature for side in (student, teacher)))
+        expected = references.VALUES[name](
+            *(np.float64(side) / temperature for side in (student, teacher))
+        )
         np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -100,7 +114,8 @@ def test_edges_agree_with_the_definition(name):
     assert np.isposinf(value[~held]).all()
     assert np.isfinite(gradient).all()
     size = np.abs(gradient).sum(-1)
-    # Where student and teacher share nothing, a bounded loss is flat: what is left is the rounding of q.
+    # Where student and teacher share nothing, a bounded loss is flat: what is left is the rounding
+    # of q.
     sloped = held & (size > 3e-7)
     assert sloped.sum() >= 4
     np.testing.assert_allclose((gradient.sum(-1) / size.clip(1e-30))[sloped], 0, atol=1e-5)
@@ -153,19 +168,29 @@ def test_jit_vmap_and_both_agree_with_plain(text):
     def row(s, t, label):
         return _loss(text, label)(s, t)
 
-    compiled = jax.jit(lambda *sides: (row(*sides), jax.vmap(row)(*sides)))  # as one program: half the compiling
-    for transformed in (*compiled(student, teacher, labels), jax.vmap(row)(student, teacher, labels)):
+    compiled = jax.jit(
+        lambda *sides: (row(*sides), jax.vmap(row)(*sides))
+    )  # as one program: half the compiling
+    for transformed in (
+        *compiled(student, teacher, labels),
+        jax.vmap(row)(student, teacher, labels),
+    ):
         np.testing.assert_allclose(transformed, plain, rtol=1e-6, atol=1e-30)
 
 
 # Weights of lk_hybrid and adaptive_kl are held constant in their gradients alone.
-@pytest.mark.parametrize("name", [name for name in SOFT if name not in ("lk_hybrid", "adaptive_kl")])
+@pytest.mark.parametrize(
+    "name", [name for name in SOFT if name not in ("lk_hybrid", "adaptive_kl")]
+)
 def test_hessian_agrees_with_differences_of_the_gradient(name):
     with jax.enable_x64(True):
         teacher = RNG.normal(size=8)
         student = teacher + RNG.normal(size=8)
         step = 1e-5 * np.eye(8)
-        ahead, behind = (references.gradient(name, student + sign * step, np.tile(teacher, (8, 1))) for sign in (1, -1))
+        ahead, behind = (
+            references.gradient(name, student + sign * step, np.tile(teacher, (8, 1)))
+            for sign in (1, -1)
+        )
         function = _loss(name, None)
         hessian = jax.hessian(lambda s: function(s, jnp.asarray(teacher)))(jnp.asarray(student))
     np.testing.assert_allclose(hessian, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
@@ -201,7 +226,9 @@ def test_curvature_at_equality_is_fisher_information(text, factor):
         logits = jnp.asarray(RNG.normal(size=6))
         hessian = jax.hessian(lambda s: _loss(text, None)(s, logits))(logits)
         q = jax.nn.softmax(logits)
-    np.testing.assert_allclose(hessian, factor * (np.diag(q) - np.outer(q, q)), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        hessian, factor * (np.diag(q) - np.outer(q, q)), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -220,14 +247,20 @@ def test_absent_classes_axis_types_and_the_constant_teacher(text):
     where, labels = np.arange(10) < 7, np.full(3, 4)
     loss = jaxdiv.get(text)
     expected = loss(student[:, :7], teacher[:, :7], labels=labels)
-    np.testing.assert_allclose(loss(student, teacher, labels=labels, where=where), expected, rtol=2e-6)
+    np.testing.assert_allclose(
+        loss(student, teacher, labels=labels, where=where), expected, rtol=2e-6
+    )
     by_axis = loss(student.T, teacher.T, labels=labels, axis=0, where=where[:, None])
     np.testing.assert_allclose(by_axis, expected, rtol=2e-6)
     low = [jnp.asarray(side, jnp.bfloat16) for side in (student, teacher)]
     value = loss(*low, labels=labels)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, loss(*(x.astype(jnp.float32) for x in low), labels=labels), rtol=1e-6)
-    assert not jnp.any(jax.grad(lambda t: loss(jnp.asarray(student), t, labels=labels).sum())(jnp.asarray(teacher)))
+    np.testing.assert_allclose(
+        value, loss(*(x.astype(jnp.float32) for x in low), labels=labels), rtol=1e-6
+    )
+    assert not jnp.any(
+        jax.grad(lambda t: loss(jnp.asarray(student), t, labels=labels).sum())(jnp.asarray(teacher))
+    )
 
 
 def test_identities():
@@ -237,19 +270,29 @@ def test_identities():
     kl, tv = jaxdiv.forward_kl(student, teacher), jaxdiv.total_variation(student, teacher)
     np.testing.assert_allclose(jaxdiv.cross_entropy(student, teacher) - entropy, kl, rtol=1e-5)
     np.testing.assert_allclose(jaxdiv.reverse_kl(teacher, student), kl, rtol=2e-6)
-    np.testing.assert_allclose(jnp.exp(-jaxdiv.negative_log_acceptance(student, teacher)), 1 - tv, rtol=2e-6)
+    np.testing.assert_allclose(
+        jnp.exp(-jaxdiv.negative_log_acceptance(student, teacher)), 1 - tv, rtol=2e-6
+    )
     assert (tv <= jnp.sqrt(kl / 2)).all()
     skewed = jaxdiv.jensen_shannon(student, teacher, beta=0.3)
     np.testing.assert_allclose(skewed, jaxdiv.jensen_shannon(teacher, student, beta=0.7), rtol=2e-6)
-    np.testing.assert_allclose(jaxdiv.jensen_shannon(student, teacher, beta=1e-6) / 1e-6, kl, rtol=1e-3)
+    np.testing.assert_allclose(
+        jaxdiv.jensen_shannon(student, teacher, beta=1e-6) / 1e-6, kl, rtol=1e-3
+    )
     hellinger = jaxdiv.squared_hellinger(student, teacher)
     np.testing.assert_allclose(hellinger, jaxdiv.alpha_divergence(student, teacher) / 4, rtol=2e-6)
     np.testing.assert_allclose(hellinger, jaxdiv.squared_hellinger(teacher, student), rtol=2e-6)
     for alpha, end in ((1 - 1e-6, kl), (1e-6, jaxdiv.reverse_kl(student, teacher))):
-        np.testing.assert_allclose(jaxdiv.alpha_divergence(student, teacher, alpha=alpha), end, rtol=2e-5)
-        np.testing.assert_array_equal(jaxdiv.alpha_divergence(student, teacher, alpha=round(alpha)), end)
+        np.testing.assert_allclose(
+            jaxdiv.alpha_divergence(student, teacher, alpha=alpha), end, rtol=2e-5
+        )
+        np.testing.assert_array_equal(
+            jaxdiv.alpha_divergence(student, teacher, alpha=round(alpha)), end
+        )
     np.testing.assert_allclose(jaxdiv.skew_kl(student, teacher, alpha=1e-6), kl, rtol=1e-3)
-    np.testing.assert_allclose(jaxdiv.skew_reverse_kl(teacher, student), jaxdiv.skew_kl(student, teacher), rtol=2e-6)
+    np.testing.assert_allclose(
+        jaxdiv.skew_reverse_kl(teacher, student), jaxdiv.skew_kl(student, teacher), rtol=2e-6
+    )
     for text in DIVERGENCES:
         np.testing.assert_array_equal(jaxdiv.get(text)(teacher, teacher), 0)
 
@@ -257,17 +300,23 @@ def test_identities():
 def test_parameters_and_labels_reach_the_value():
     student, teacher = RNG.normal(size=(2, 6, 12)).astype(np.float32)
     value = jaxdiv.get("jsd(beta=0.2)")(student, teacher)
-    np.testing.assert_allclose(value, references.jensen_shannon(student, teacher, beta=0.2), rtol=2e-6)
+    np.testing.assert_allclose(
+        value, references.jensen_shannon(student, teacher, beta=0.2), rtol=2e-6
+    )
     value = jaxdiv.get("skl(alpha=0.7)")(student, teacher)
     np.testing.assert_allclose(value, references.skew_kl(student, teacher, alpha=0.7), rtol=2e-6)
     for alpha in (0.05, 0.45, 0.6, 0.97):
         value = jaxdiv.get(f"alpha(alpha={alpha})")(student, teacher)
-        np.testing.assert_allclose(value, references.alpha_divergence(student, teacher, alpha=alpha), rtol=3e-6)
+        np.testing.assert_allclose(
+            value, references.alpha_divergence(student, teacher, alpha=alpha), rtol=3e-6
+        )
     value = jaxdiv.get("lk_hybrid(rate=0.5)")(student, teacher)
     np.testing.assert_allclose(value, references.lk_hybrid(student, teacher, rate=0.5), rtol=2e-6)
     labels = np.arange(6)
     np.testing.assert_allclose(
-        jaxdiv.cross_entropy_data(student, labels), references.label_loss(student, labels), rtol=2e-6
+        jaxdiv.cross_entropy_data(student, labels),
+        references.label_loss(student, labels),
+        rtol=2e-6,
     )
 
 
@@ -279,9 +328,11 @@ def test_a_row_that_is_not_a_number_spoils_no_other_and_nothing_where_it_has_no_
     for side in (0, 1):
         pair = [student.copy(), teacher.copy()]
         pair[side][1] = np.nan
-        gradient = jax.grad(lambda s, t=pair[1]: jaxdiv.reductions.token_mean(loss(s, t), jnp.array([1.0, 0.0, 0.0])))(
-            jnp.asarray(pair[0])
-        )
+        gradient = jax.grad(
+            lambda s, t=pair[1]: jaxdiv.reductions.token_mean(
+                loss(s, t), jnp.array([1.0, 0.0, 0.0])
+            )
+        )(jnp.asarray(pair[0]))
         np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -294,23 +345,33 @@ def test_parameters_near_their_ends_are_as_exact_as_others():
         ("renyi(alpha=0.9999999)", "kl"),
         ("lk_hybrid(rate=0)", "kl"),
     ]:
-        np.testing.assert_allclose(jaxdiv.get(text)(rows, teacher), jaxdiv.get(limit)(rows, teacher), rtol=2e-5)
+        np.testing.assert_allclose(
+            jaxdiv.get(text)(rows, teacher), jaxdiv.get(limit)(rows, teacher), rtol=2e-5
+        )
     apart = [np.array([[0.0, -np.inf]]), np.array([[-np.inf, 0.0]])]
     np.testing.assert_allclose(jaxdiv.get("skl(alpha=1e-6)")(*apart), -np.log(1e-6), rtol=1e-6)
     lacking = [np.array([[0.0, 0.0, -np.inf]]), np.array([[0.0, 0.0, -2.0]])]
-    np.testing.assert_allclose(jaxdiv.get("lk_hybrid(rate=300)")(*lacking), jaxdiv.total_variation(*lacking), rtol=1e-6)
-    assert np.isfinite(jax.grad(lambda s: jaxdiv.get("jsd(beta=1e-17)")(s, teacher).sum())(jnp.asarray(rows))).all()
+    np.testing.assert_allclose(
+        jaxdiv.get("lk_hybrid(rate=300)")(*lacking), jaxdiv.total_variation(*lacking), rtol=1e-6
+    )
+    assert np.isfinite(
+        jax.grad(lambda s: jaxdiv.get("jsd(beta=1e-17)")(s, teacher).sum())(jnp.asarray(rows))
+    ).all()
 
 
 def test_an_empty_student_is_infinitely_far_and_a_confident_class_keeps_its_digits():
     assert np.isposinf(jaxdiv.forward_kl(np.full((9, 7), -np.inf), RNG.normal(size=(9, 7)))).all()
-    gradient = jax.grad(lambda s: jaxdiv.reverse_kl(s, jnp.array([-5.0, 0.0])))(jnp.array([0.0, -18.0]))
+    gradient = jax.grad(lambda s: jaxdiv.reverse_kl(s, jnp.array([-5.0, 0.0])))(
+        jnp.array([0.0, -18.0])
+    )
     q = np.exp(-18.0) / (1 + np.exp(-18.0))
     np.testing.assert_allclose(gradient, q * (1 - q) * 23 * np.array([1, -1]), rtol=1e-5)
 
 
 def test_z_loss_is_the_squared_normalizer_and_twice_differentiable():
-    student = np.array([[1.0, 2.0, 3.0], [0.0, -np.inf, 7.0], [-np.inf] * 3, [900.0, 0.0, 0.0]], np.float32)
+    student = np.array(
+        [[1.0, 2.0, 3.0], [0.0, -np.inf, 7.0], [-np.inf] * 3, [900.0, 0.0, 0.0]], np.float32
+    )
     value, gradient = _value_and_gradient("z_loss", student, student)
     empty = np.isneginf(student).all(-1)
     whole = np.where(empty[:, None], 0.0, student)
@@ -320,7 +381,9 @@ def test_z_loss_is_the_squared_normalizer_and_twice_differentiable():
     np.testing.assert_allclose(gradient, 2 * normalizer[:, None] * q, rtol=1e-5, atol=1e-30)
     hessian = jax.hessian(jaxdiv.z_loss)(jnp.asarray(student[0]))
     fisher = np.diag(q[0]) - np.outer(q[0], q[0])
-    np.testing.assert_allclose(hessian, 2 * np.outer(q[0], q[0]) + 2 * normalizer[0] * fisher, rtol=1e-5)
+    np.testing.assert_allclose(
+        hessian, 2 * np.outer(q[0], q[0]) + 2 * normalizer[0] * fisher, rtol=1e-5
+    )
     np.testing.assert_allclose(
         jaxdiv.get("ce + 1e-4*z_loss")(student[:1], student[:1], temperature=2.0),
         jaxdiv.get("ce")(student[:1], student[:1], temperature=2.0) + 1e-4 * value[:1],
@@ -333,11 +396,26 @@ def test_z_loss_is_the_squared_normalizer_and_twice_differentiable():
     [
         (lambda: jaxdiv.forward_kl(np.zeros(3), np.zeros(4)), r"same classes, got 3 and 4"),
         (lambda: jaxdiv.forward_kl(np.zeros(()), np.zeros(4)), r"got a scalar"),
-        (lambda: jaxdiv.jensen_shannon(np.zeros(3), np.zeros(3), beta=1.0), r"`beta` must be in \(0, 1\), got 1.0"),
-        (lambda: jaxdiv.skew_kl(np.zeros(3), np.zeros(3), alpha=0.0), r"`alpha` must be in \(0, 1\), got 0.0"),
-        (lambda: jaxdiv.alpha_divergence(np.zeros(3), np.zeros(3), alpha=6), r"`alpha` must be in \[-4, 5\], got 6"),
-        (lambda: jaxdiv.renyi(np.zeros(3), np.zeros(3), alpha=0.0), r"`alpha` must be in \(0, 5\], got 0.0"),
-        (lambda: jaxdiv.adaptive_kl(np.zeros(3), np.zeros(3), head=1.0), r"`head` must be in \(0, 1\), got 1.0"),
+        (
+            lambda: jaxdiv.jensen_shannon(np.zeros(3), np.zeros(3), beta=1.0),
+            r"`beta` must be in \(0, 1\), got 1.0",
+        ),
+        (
+            lambda: jaxdiv.skew_kl(np.zeros(3), np.zeros(3), alpha=0.0),
+            r"`alpha` must be in \(0, 1\), got 0.0",
+        ),
+        (
+            lambda: jaxdiv.alpha_divergence(np.zeros(3), np.zeros(3), alpha=6),
+            r"`alpha` must be in \[-4, 5\], got 6",
+        ),
+        (
+            lambda: jaxdiv.renyi(np.zeros(3), np.zeros(3), alpha=0.0),
+            r"`alpha` must be in \(0, 5\], got 0.0",
+        ),
+        (
+            lambda: jaxdiv.adaptive_kl(np.zeros(3), np.zeros(3), head=1.0),
+            r"`head` must be in \(0, 1\), got 1.0",
+        ),
         (
             lambda: jaxdiv.cross_entropy(np.zeros(3), np.zeros(3), smoothing=1.0),
             r"`smoothing` must be in \[0, 1\), got",
@@ -346,9 +424,18 @@ def test_z_loss_is_the_squared_normalizer_and_twice_differentiable():
             lambda: jaxdiv.cross_entropy_top_k(np.zeros(3), np.zeros(3), k=4),
             r"whole number from 1 to the 3 classes, got 4",
         ),
-        (lambda: jaxdiv.lk_hybrid(np.zeros(3), np.zeros(3), rate=-1.0), r"`rate` must be in \[0, inf\), got -1.0"),
-        (lambda: jaxdiv.cross_entropy_data(np.zeros((2, 3)), np.zeros(2)), r"`labels` must be integers"),
-        (lambda: jaxdiv.cross_entropy_data(np.zeros((2, 3)), np.zeros(3, int)), r"rows' shape \(2,\), got \(3,\)"),
+        (
+            lambda: jaxdiv.lk_hybrid(np.zeros(3), np.zeros(3), rate=-1.0),
+            r"`rate` must be in \[0, inf\), got -1.0",
+        ),
+        (
+            lambda: jaxdiv.cross_entropy_data(np.zeros((2, 3)), np.zeros(2)),
+            r"`labels` must be integers",
+        ),
+        (
+            lambda: jaxdiv.cross_entropy_data(np.zeros((2, 3)), np.zeros(3, int)),
+            r"rows' shape \(2,\), got \(3,\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):

@@ -28,10 +28,14 @@ def _rows(library):
 
 
 def _ours(expression):
-    return eval(expression, {"jaxdiv": jaxdiv, "student": STUDENT, "teacher": TEACHER, "labels": LABELS})
+    return eval(
+        expression, {"jaxdiv": jaxdiv, "student": STUDENT, "teacher": TEACHER, "labels": LABELS}
+    )
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.split()[1] + str(i) for i, block in enumerate(BLOCKS)])
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=[block.split()[1] + str(i) for i, block in enumerate(BLOCKS)]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_trainer_adopts_it_as_written(block):
     assert "assert" in block
@@ -40,14 +44,25 @@ def test_a_trainer_adopts_it_as_written(block):
 
 @pytest.mark.parametrize(("theirs", "ours"), _rows("optax"))
 def test_optaxs_functions_are_ours_in_the_order_given(theirs, ours):
-    names = {"optax": optax, "jax": jax, "student": jnp.asarray(STUDENT), "teacher": jnp.asarray(TEACHER)}
-    np.testing.assert_allclose(_ours(ours), eval(theirs, names | {"labels": jnp.asarray(LABELS)}), rtol=2e-5)
+    names = {
+        "optax": optax,
+        "jax": jax,
+        "student": jnp.asarray(STUDENT),
+        "teacher": jnp.asarray(TEACHER),
+    }
+    np.testing.assert_allclose(
+        _ours(ours), eval(theirs, names | {"labels": jnp.asarray(LABELS)}), rtol=2e-5
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours"), _rows(r"(?:4 \* )?F\."))
 def test_pytorchs_functions_are_ours_in_the_order_given(theirs, ours):
     torch = pytest.importorskip("torch")
-    names = {"F": torch.nn.functional, "student": torch.tensor(STUDENT), "teacher": torch.tensor(TEACHER)}
+    names = {
+        "F": torch.nn.functional,
+        "student": torch.tensor(STUDENT),
+        "teacher": torch.tensor(TEACHER),
+    }
     names["labels"] = torch.tensor(LABELS)
     np.testing.assert_allclose(_ours(ours), eval(theirs, names).numpy(), rtol=2e-5)

@@ -14,7 +14,8 @@ HARD = RNG.normal(0.7, 0.05, size=5)  # by document
 
 
 def run(shifts, *, seeds=(0, 1, 2), key=ACCEPTANCE, lost=None):
-    """One run whose losses accept `shifts` more than the documents' own share; `lost`: loss to seeds that died."""
+    """One run whose losses accept `shifts` more than the documents' own share; `lost`: loss to
+    seeds that died."""
     losses, sums = {}, {}
     for loss, shift in shifts.items():
         kept = [seed for seed in seeds if seed not in (lost or {}).get(loss, ())]
@@ -35,19 +36,30 @@ def test_differences_are_paired_signed_and_corrected():
     rows = estimates.rows([measured])
     sums = {loss: measured.sums[loss, ACCEPTANCE] for loss in measured.losses}
     pairs = {
-        loss: statistics.paired_difference(s.numerator, s.denominator, sums["ce"].numerator, sums["ce"].denominator)
+        loss: statistics.paired_difference(
+            s.numerator, s.denominator, sums["ce"].numerator, sums["ce"].denominator
+        )
         for loss, s in sums.items()
         if loss != "ce"
     }
-    levels = dict(zip(("kl", "tv"), statistics.holm_levels([pairs["kl"].p_value, pairs["tv"].p_value]), strict=True))
+    levels = dict(
+        zip(
+            ("kl", "tv"),
+            statistics.holm_levels([pairs["kl"].p_value, pairs["tv"].p_value]),
+            strict=True,
+        )
+    )
     assert max(levels.values()) > 0.95
     for loss, level in {**levels, "untrained": 0.95}.items():
         expected, found = pairs[loss].at_level(level), row(rows, loss, "difference")
         np.testing.assert_allclose(
-            [found[k] for k in ("value", "low", "high")], [expected.value, expected.low, expected.high]
+            [found[k] for k in ("value", "low", "high")],
+            [expected.value, expected.low, expected.high],
         )
         by_seed = [row(rows, loss, "difference", seed)["value"] for seed in (0, 1, 2)]
-        one = sums[loss].numerator.sum(1) / COUNTS.sum() - sums["ce"].numerator.sum(1) / COUNTS.sum()
+        one = (
+            sums[loss].numerator.sum(1) / COUNTS.sum() - sums["ce"].numerator.sum(1) / COUNTS.sum()
+        )
         np.testing.assert_allclose(by_seed, one)
     assert row(rows, "tv", "difference")["value"] > 0.03
     assert row(rows, "untrained", "difference")["value"] < -0.19
@@ -64,17 +76,34 @@ def test_only_students_that_both_have_are_paired():
     measured = run({"ce": 0.0, "kl": 0.02, "tv": 0.01}, lost={"kl": [1], "tv": [0, 1, 2]})
     measured = Measured(measured.losses, {k: v for k, v in measured.sums.items() if k[0] != "tv"})
     rows = estimates.rows([measured])
-    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "difference")] == [0, 2, "all"]
+    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "difference")] == [
+        0,
+        2,
+        "all",
+    ]
     assert not [r for r in rows if r["loss"] == "tv"]
 
 
 def test_runs_are_pooled_over_the_losses_that_all_have():
-    first, second = run({"ce": 0.0, "kl": 0.02, "tv": 0.1}), run({"ce": 0.01, "kl": 0.02}, seeds=(3, 4, 5))
+    first, second = (
+        run({"ce": 0.0, "kl": 0.02, "tv": 0.1}),
+        run({"ce": 0.01, "kl": 0.02}, seeds=(3, 4, 5)),
+    )
     rows = estimates.rows([first, second])
     assert {r["loss"] for r in rows} == {"ce", "kl"}
-    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "acceptance")] == [0, 1, 2, 3, 4, 5, "all"]
+    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "acceptance")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        "all",
+    ]
     assert row(rows, "kl", "acceptance")["n"] == 2 * COUNTS.sum()
-    other = Measured({"ce": [3]}, {("ce", ACCEPTANCE): Sums(np.ones((1, 4)), np.ones((1, 4)), np.ones(4))})
+    other = Measured(
+        {"ce": [3]}, {("ce", ACCEPTANCE): Sums(np.ones((1, 4)), np.ones((1, 4)), np.ones(4))}
+    )
     with pytest.raises(ValueError, match="different documents can't be pooled"):
         estimates.rows([first, other])
 
@@ -82,7 +111,9 @@ def test_runs_are_pooled_over_the_losses_that_all_have():
 def test_tokens_a_call_stay_between_1_and_all_drafts_and_one():
     key = Key("generated", "tau", 1.0, gamma=2)
     calls = COUNTS / np.array([[1.1, 2.9, 3.0, 1.0, 2.0], [3.0, 1.2, 1.0, 2.9, 2.0]])
-    measured = Measured({"ce": [0, 1]}, {("ce", key): Sums(np.broadcast_to(COUNTS, calls.shape), calls, COUNTS)})
+    measured = Measured(
+        {"ce": [0, 1]}, {("ce", key): Sums(np.broadcast_to(COUNTS, calls.shape), calls, COUNTS)}
+    )
     found = row(estimates.rows([measured]), "ce", "tau")
     assert 1 <= found["low"] < found["value"] < found["high"] <= 3
 

@@ -1,4 +1,5 @@
-"""How exact the losses are: against mpmath, at logits that leave the range of float32, in low precision, and by law."""
+"""How exact the losses are: against mpmath, at logits that leave the range of float32, in low
+precision, and by law."""
 
 import hypothesis
 import hypothesis.extra.numpy as arrays
@@ -17,7 +18,9 @@ LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).
 
 
 def _power_mean(p, q, alpha):
-    return mpmath.fsum(x ** mpmath.mpf(alpha) * y ** (1 - mpmath.mpf(alpha)) for x, y in zip(p, q, strict=True))
+    return mpmath.fsum(
+        x ** mpmath.mpf(alpha) * y ** (1 - mpmath.mpf(alpha)) for x, y in zip(p, q, strict=True)
+    )
 
 
 def _kl(p, q):
@@ -88,12 +91,16 @@ def _probabilities(logits):
 def _exact(texts, student, teacher):
     """{text: [rows] of mpmath numbers}, from logits [rows, V]."""
     with mpmath.workdps(1200):
-        pairs = [(_probabilities(t), _probabilities(s)) for s, t in zip(student, teacher, strict=True)]
+        pairs = [
+            (_probabilities(t), _probabilities(s)) for s, t in zip(student, teacher, strict=True)
+        ]
         return {text: [EXACT[text](p, q) for p, q in pairs] for text in texts}
 
 
 def _relative_errors(values, exact):
-    return np.array([abs(float((mpmath.mpf(float(v)) - e) / e)) for v, e in zip(values, exact, strict=True)])
+    return np.array(
+        [abs(float((mpmath.mpf(float(v)) - e) / e)) for v, e in zip(values, exact, strict=True)]
+    )
 
 
 def test_float64_is_exact_to_1e_12():
@@ -102,7 +109,9 @@ def test_float64_is_exact_to_1e_12():
     exact = _exact(EXACT, student, teacher)
     with jax.enable_x64(True):
         for text in EXACT:
-            assert _relative_errors(jaxdiv.get(text)(student, teacher), exact[text]).max() < 1e-12, text
+            assert (
+                _relative_errors(jaxdiv.get(text)(student, teacher), exact[text]).max() < 1e-12
+            ), text
 
 
 SCALES = [10, 30, 60, 100, 200, 300, 1e4]
@@ -110,15 +119,20 @@ SCALES = [10, 30, 60, 100, 200, 300, 1e4]
 
 def test_large_logits_are_exact_as_far_as_float32_holds_the_value_and_infinite_beyond():
     student, teacher = (
-        np.concatenate([scale * RNG.normal(size=(2, 9)) for scale in SCALES]).astype(np.float32) for _ in range(2)
+        np.concatenate([scale * RNG.normal(size=(2, 9)) for scale in SCALES]).astype(np.float32)
+        for _ in range(2)
     )
     # The largest log ratio that the classes can have: one rounding of a logit is worth as much.
     ratio = np.maximum(1, np.abs(references.log_ratio(student, teacher)).max(-1))
     exact = _exact(EXACT, student, teacher)
     for text in EXACT:
-        value, pull = jax.vjp(lambda s, text=text: jaxdiv.get(text)(s, teacher), jnp.asarray(student))
+        value, pull = jax.vjp(
+            lambda s, text=text: jaxdiv.get(text)(s, teacher), jnp.asarray(student)
+        )
         held = np.array([SMALLEST < abs(e) < LARGEST for e in exact[text]])
-        errors = _relative_errors(np.asarray(value)[held], [e for e, h in zip(exact[text], held, strict=True) if h])
+        errors = _relative_errors(
+            np.asarray(value)[held], [e for e, h in zip(exact[text], held, strict=True) if h]
+        )
         assert (errors / ratio[held]).max() < 2e-6, text
         beyond = np.array([np.inf if abs(e) >= LARGEST else 0 for e in exact[text]])
         np.testing.assert_allclose(value[~held], beyond[~held], atol=10 * SMALLEST, err_msg=text)
@@ -129,20 +143,24 @@ def test_large_logits_are_exact_as_far_as_float32_holds_the_value_and_infinite_b
 
 @pytest.mark.parametrize("scale", [0.01, 1, 5])
 def test_gradients_of_skewed_mixtures_keep_their_digits_near_the_end(scale):
-    """In float64 the plain derivatives still have them: q·w and -q·(log(q/M) - α·q/M), each less q times its sum."""
+    """In float64 the plain derivatives still have them: q·w and -q·(log(q/M) - α·q/M), each less q
+    times its sum."""
     alpha = 0.999
     teacher = RNG.normal(size=(4, 9)).astype(np.float32)
     student = (teacher + scale * RNG.normal(size=teacher.shape)).astype(np.float32)
     p, q = (np.exp(references.log_softmax(side)) for side in (teacher, student))
     slopes = {
         "skl": -(1 - alpha) * q * p / (alpha * p + (1 - alpha) * q),
-        "srkl": -q * (np.log1p((1 - alpha) * (p / q - 1)) + alpha * q / (alpha * q + (1 - alpha) * p)),
+        "srkl": -q
+        * (np.log1p((1 - alpha) * (p / q - 1)) + alpha * q / (alpha * q + (1 - alpha) * p)),
     }
     for name, slope in slopes.items():
         expected = slope - q * slope.sum(-1, keepdims=True)
         loss = jaxdiv.get(f"{name}(alpha={alpha})")
         gradient = jax.grad(lambda s, loss=loss: loss(s, teacher).sum())(jnp.asarray(student))
-        np.testing.assert_allclose(gradient, expected, atol=2e-6 * np.abs(expected).max(), err_msg=name)
+        np.testing.assert_allclose(
+            gradient, expected, atol=2e-6 * np.abs(expected).max(), err_msg=name
+        )
 
 
 def test_gradients_of_chi_squared_are_right_while_they_can_be_held():
@@ -151,7 +169,9 @@ def test_gradients_of_chi_squared_are_right_while_they_can_be_held():
     student = np.float32([[0.0, -60.0, 1.0, 2.0], [40.0, 0.0, 1.0, 1.0]])
     a, b = references.log_softmax(teacher), references.log_softmax(student)
     weights, q = np.exp(2 * a - b), np.exp(b)
-    gradient = jax.grad(lambda s: jaxdiv.pearson_chi_squared(s, teacher).sum())(jnp.asarray(student))
+    gradient = jax.grad(lambda s: jaxdiv.pearson_chi_squared(s, teacher).sum())(
+        jnp.asarray(student)
+    )
     np.testing.assert_allclose(gradient, q * weights.sum(-1, keepdims=True) - weights, rtol=1e-4)
 
 
@@ -177,7 +197,9 @@ def test_low_precision_inputs_cost_no_more_than_their_own_rounding(dtype):
         assert np.abs(value - exact).max() <= np.abs(plain - exact).max() + 1e-6, text
     hot = jnp.asarray([[60000.0, -60000.0, 100.0]], dtype)  # a difference leaves float16
     for text in EXACT:
-        assert not np.isnan(jax.grad(lambda s, text=text: jaxdiv.get(text)(s, hot[:, ::-1]).sum())(hot)).any(), text
+        assert not np.isnan(
+            jax.grad(lambda s, text=text: jaxdiv.get(text)(s, hot[:, ::-1]).sum())(hot)
+        ).any(), text
 
 
 LOGITS = arrays.arrays(np.float32, (2, 6), elements=st.floats(-30, 30, width=32))
@@ -197,10 +219,16 @@ def _all(student, teacher):
 @hypothesis.given(LOGITS, st.floats(-50, 50, width=32))
 @SETTINGS
 def test_laws(pair, shift):
-    """D >= 0; 0 at equality; shift invariance; Σ dD/dz = 0; Pinsker; acceptance = 1 - TV; orders of the family."""
+    """D >= 0; 0 at equality; shift invariance; Σ dD/dz = 0; Pinsker; acceptance = 1 - TV; orders of
+    the family."""
     student, teacher = map(jnp.asarray, pair)
-    found, moved, same = _all(student, teacher), _all(student + shift, teacher - shift), _all(teacher, teacher)
-    # What adding a shift rounds away, and by how much that can move a loss whose slope is the log ratio.
+    found, moved, same = (
+        _all(student, teacher),
+        _all(student + shift, teacher - shift),
+        _all(teacher, teacher),
+    )
+    # What adding a shift rounds away, and by how much that can move a loss whose slope is the log
+    # ratio.
     lost = 60 * np.spacing(np.float32(80)) * 8
     ratio = max(1, np.abs(references.log_ratio(student, teacher)).max())
     for text, (value, slope) in found.items():
@@ -261,7 +289,9 @@ def test_symmetries_and_directions(pair, weight):
 def test_limits(text, limit):
     teacher = RNG.normal(size=(6, 50)).astype(np.float32)
     student = (teacher + RNG.normal(size=teacher.shape)).astype(np.float32)
-    np.testing.assert_allclose(jaxdiv.get(text)(student, teacher), jaxdiv.get(limit)(student, teacher), rtol=3e-4)
+    np.testing.assert_allclose(
+        jaxdiv.get(text)(student, teacher), jaxdiv.get(limit)(student, teacher), rtol=3e-4
+    )
 
 
 def test_transformations_give_the_same():

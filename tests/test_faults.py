@@ -1,4 +1,5 @@
-"""Kills, signals and full disks, as they come to real runs. The slow ones: pytest -m slow tests/test_faults.py"""
+"""Kills, signals and full disks, as they come to real runs. The slow ones: pytest -m slow
+tests/test_faults.py"""
 
 import os
 import re
@@ -42,7 +43,8 @@ def saving(folder):
 
 
 def moments(folder, draw):
-    """(what it is in, when it has come, up to how many seconds later) of a run's kills, in the order of the run."""
+    """(what it is in, when it has come, up to how many seconds later) of a run's kills, in the
+    order of the run."""
     run = Workdir(folder)
     in_teacher, in_students = draw.integers(1, TEACHER_STEPS - 5), draw.integers(1, STEPS - 5)
 
@@ -83,7 +85,9 @@ def test_signals_outside_of_training_end_in_one_line(whole, tmp_path, sign):
         process = runs.start("distill", *stops.flags(cut, texts))
         done = stops.stop_when(process, come, sign, delay=delay)
         assert done.returncode == 128 + sign, done.stderr
-        assert re.fullmatch(r"error: interrupted(; the same command goes on from what was saved)?\n", done.stderr)
+        assert re.fullmatch(
+            r"error: interrupted(; the same command goes on from what was saved)?\n", done.stderr
+        )
 
     for _ in range(8):
         # Of Python's own start no program can speak.
@@ -110,7 +114,9 @@ def test_a_second_signal_ends_at_once_and_leaves_all_whole(whole, tmp_path):
     process = runs.start_code(SLOW_SAVES, *stops.flags(cut, texts))
     stops.wait_until(process, lambda: stops.step_of(cut, "teacher") > EVERY + 1)
     process.send_signal(signal.SIGTERM)
-    stops.wait_until(process, lambda: (cut / "teacher" / str(EVERY)).exists() and saving(cut / "teacher"))
+    stops.wait_until(
+        process, lambda: (cut / "teacher" / str(EVERY)).exists() and saving(cut / "teacher")
+    )
     done = stops.stop_when(process, lambda: True, signal.SIGTERM, delay=0.5)
     assert done.returncode == 128 + signal.SIGTERM
     assert "finishing this step, then saving; once more to end at once" in done.stderr
@@ -136,14 +142,25 @@ def test_a_flipped_bit_is_told_and_trained_over(whole, tmp_path):
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
         refused = runs.run(*reader, f"--workdir={cut}", f"--output={tmp_path / 'out'}")
-        runs.check_refusal(refused, f"checkpoint {cut}/{stage}/{last} is damaged: {file} is not what was saved")
-    refused = runs.run("distill", *stops.flags(tmp_path / "new", texts), f"--config.teacher.checkpoint={cut}")
-    runs.check_refusal(refused, "`config.teacher.checkpoint`", f"checkpoint {cut}/teacher/{TEACHER_STEPS} is damaged")
+        runs.check_refusal(
+            refused, f"checkpoint {cut}/{stage}/{last} is damaged: {file} is not what was saved"
+        )
+    refused = runs.run(
+        "distill", *stops.flags(tmp_path / "new", texts), f"--config.teacher.checkpoint={cut}"
+    )
+    runs.check_refusal(
+        refused,
+        "`config.teacher.checkpoint`",
+        f"checkpoint {cut}/teacher/{TEACHER_STEPS} is damaged",
+    )
     (cut / "results.csv").unlink()
     done = runs.run("distill", *stops.flags(cut, texts))
     assert done.returncode == 0, done.stderr
     for stage, last, older in (("students", STEPS, 150), ("teacher", TEACHER_STEPS, 50)):
-        assert f"checkpoint {cut}/{stage}/{last} is damaged: {cut}/{stage}/{last}/state/" in done.stderr
+        assert (
+            f"checkpoint {cut}/{stage}/{last} is damaged: {cut}/{stage}/{last}/state/"
+            in done.stderr
+        )
         assert f"going on from step {older}" in done.stderr
     stops.check_same_end(never_stopped, cut)
 
@@ -159,7 +176,9 @@ def test_more_steps_of_the_students_are_trained_and_kept_in_mind(whole, tmp_path
     assert f"{cut} goes on with {told}" in done.stderr
     assert told in (cut / "report.html").read_text()
     assert stops.step_of(cut, "student") == STEPS + 20
-    runs.check_refusal(runs.run("distill", *stops.flags(cut, texts)), f"config.student.steps is {STEPS + 20} there")
+    runs.check_refusal(
+        runs.run("distill", *stops.flags(cut, texts)), f"config.student.steps is {STEPS + 20} there"
+    )
 
 
 def test_the_second_of_two_runs_is_refused(tmp_path):

@@ -1,4 +1,5 @@
-"""Head and divergence together are what they are apart: value, gradient, memory and number of products."""
+"""Head and divergence together are what they are apart: value, gradient, memory and number of
+products."""
 
 import functools
 import math
@@ -63,7 +64,12 @@ def dense(loss, student, given, **options):
 def heads(student, given):
     """What `linear_divergence` takes."""
     head = Head(student["matrix"], student["bias"], SCALE, CAP)
-    return student["hidden"], head, given["teacher_hidden"], Head(given["teacher_matrix"], given["teacher_bias"])
+    return (
+        student["hidden"],
+        head,
+        given["teacher_hidden"],
+        Head(given["teacher_matrix"], given["teacher_bias"]),
+    )
 
 
 def fused(loss, student, given, chunk=CHUNK, **options):
@@ -76,7 +82,10 @@ def both(function, losses, student, given, **options):
 
     @jax.jit
     def run(student, given):
-        made = [jax.vjp(lambda s, loss=loss: function(loss, s, given, **options), student) for loss in losses]
+        made = [
+            jax.vjp(lambda s, loss=loss: function(loss, s, given, **options), student)
+            for loss in losses
+        ]
         return [value for value, _ in made], [pull(jnp.ones_like(value))[0] for value, pull in made]
 
     return run(student, given)
@@ -86,12 +95,15 @@ def apart(a, b):
     """The distance of two trees by the norm of the second, the largest over their arrays."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(
-        np.linalg.norm(np.float64(x) - np.float64(y)) / max(np.linalg.norm(np.float64(y)), 1e-30) for x, y in pairs
+        np.linalg.norm(np.float64(x) - np.float64(y)) / max(np.linalg.norm(np.float64(y)), 1e-30)
+        for x, y in pairs
     )
 
 
 @pytest.mark.parametrize("mode", ["one_pass", "remat"])
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.7, "vocab_size": 990}], ids=["plain", "warm and cut"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.7, "vocab_size": 990}], ids=["plain", "warm and cut"]
+)
 def test_values_and_gradients_are_the_dense_forms_in_float64(mode, options):
     with jax.enable_x64(True):
         given = arrays(1001)
@@ -100,18 +112,24 @@ def test_values_and_gradients_are_the_dense_forms_in_float64(mode, options):
         losses = LOSSES if mode == "one_pass" else LOSSES[::4]
         expected = both(dense, losses, trained(given), rest(given), **options)
         made = both(fused, losses, trained(given), rest(given), mode=mode, **options)
-        for loss, value, gradient, dense_value, dense_gradient in zip(losses, *made, *expected, strict=True):
+        for loss, value, gradient, dense_value, dense_gradient in zip(
+            losses, *made, *expected, strict=True
+        ):
             np.testing.assert_allclose(value, dense_value, rtol=1e-10, atol=1e-12, err_msg=loss)
             assert apart(gradient, dense_gradient) < 1e-10, loss
 
 
-@pytest.mark.parametrize("classes", [1001, *(pytest.param(n, marks=pytest.mark.slow) for n in (128256, 151936))])
+@pytest.mark.parametrize(
+    "classes", [1001, *(pytest.param(n, marks=pytest.mark.slow) for n in (128256, 151936))]
+)
 def test_float32_is_as_near_to_float64_as_the_dense_form(classes):
     losses = ["kl", "nla"] if classes > 1001 else LOSSES
     given = arrays(classes, np.float32)
     made, whole = (both(f, losses, trained(given), rest(given)) for f in (fused, dense))
     with jax.enable_x64(True):
-        exactly = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else x.dtype), given)
+        exactly = jax.tree.map(
+            lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else x.dtype), given
+        )
         exact = both(dense, losses, trained(exactly), rest(exactly))
     for i, loss in enumerate(losses):
         for mine, its, right in zip(made, whole, exact, strict=True):
@@ -120,11 +138,16 @@ def test_float32_is_as_near_to_float64_as_the_dense_form(classes):
 
 def test_the_chunk_changes_nothing_but_rounding():
     given = arrays(1001, np.float32, tokens=512)
-    made = [both(fused, ["kl", "nla"], trained(given), rest(given), chunk=chunk) for chunk in (8, 200, 512, 10**6)]
+    made = [
+        both(fused, ["kl", "nla"], trained(given), rest(given), chunk=chunk)
+        for chunk in (8, 200, 512, 10**6)
+    ]
     for other in made[1:]:
         assert apart(made[0], other) < 1e-6
     with jax.enable_x64(True):
-        exactly = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else x.dtype), given)
+        exactly = jax.tree.map(
+            lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else x.dtype), given
+        )
         exact = both(dense, ["kl", "nla"], trained(exactly), rest(exactly))
     assert apart(made[0][1][0]["matrix"], exact[1][0]["matrix"]) < 1e-6  # 64 chunks
 
@@ -134,7 +157,9 @@ def test_what_has_no_weight_is_not_looked_at():
     broken = {
         **given,
         "hidden": jnp.where(given["weights"][:, None] == 0, jnp.nan, given["hidden"]),
-        "teacher_hidden": jnp.where(given["weights"][:, None] == 0, jnp.inf, given["teacher_hidden"]),
+        "teacher_hidden": jnp.where(
+            given["weights"][:, None] == 0, jnp.inf, given["teacher_hidden"]
+        ),
     }
     for mode in ("one_pass", "remat"):
         made = both(fused, ["kl", "tv"], trained(broken), rest(broken), mode=mode)
@@ -148,19 +173,28 @@ def equations(jaxpr):
     """All of a jaxpr's equations, with those inside of others."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
 
 
 def products(function, *arguments):
-    """Every dot_general of a function: (shapes of both operands, their types, the result's type)."""
+    """Every dot_general of a function: (shapes of both operands, their types, the result's
+    type)."""
     found = []
     for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
         if equation.primitive.name == "dot_general":
             operands = [x.aval for x in equation.invars]
-            found.append(([x.shape for x in operands], [x.dtype for x in operands], equation.outvars[0].aval.dtype))
+            found.append(
+                (
+                    [x.shape for x in operands],
+                    [x.dtype for x in operands],
+                    equation.outvars[0].aval.dtype,
+                )
+            )
     return found
 
 
@@ -179,7 +213,9 @@ def test_each_product_is_made_once_and_none_for_a_frozen_head():
     assert len(made) == 4
     flops = 3 * sum(2 * math.prod(a) * math.prod(b) // _shared(a, b) for (a, b), *_ in made)
     assert flops == 3 * CHUNK * 1001 * (6 * D_S + 2 * D_T)
-    frozen = jax.value_and_grad(lambda hidden: total_of()({**trained(given), "hidden": hidden}, rest(given)))
+    frozen = jax.value_and_grad(
+        lambda hidden: total_of()({**trained(given), "hidden": hidden}, rest(given))
+    )
     assert len(products(frozen, given["hidden"])) == 3
     assert len(products(total_of(), trained(given), rest(given))) == 2
 
@@ -228,11 +264,17 @@ def test_a_weighting_afterwards_is_right_for_hidden_states_and_never_wrong_for_t
     @jax.jit
     def by_student(student):
         def weighted(function, slopes, **how):
-            return jax.grad(lambda student: (slopes * function("kl", student, rest(given), **how)).sum())(student)
+            return jax.grad(
+                lambda student: (slopes * function("kl", student, rest(given), **how)).sum()
+            )(student)
 
         # The same for all tokens that count, whatever stands at the others.
         same = jnp.where(given["weights"] == 0, slopes, 3.0)
-        every = weighted(dense, slopes), weighted(fused, slopes, mode="remat"), weighted(fused, slopes)
+        every = (
+            weighted(dense, slopes),
+            weighted(fused, slopes, mode="remat"),
+            weighted(fused, slopes),
+        )
         return *every, weighted(fused, same), weighted(fused, 1.0)
 
     right, remat, made, tripled, ones = by_student(trained(given))
@@ -253,7 +295,9 @@ def test_gradient_by_the_weights_is_the_divergence():
 
         return jax.grad(run)(ones["weights"])
 
-    np.testing.assert_allclose(*jax.jit(lambda: (by_weights(fused), by_weights(dense)))(), rtol=1e-5)
+    np.testing.assert_allclose(
+        *jax.jit(lambda: (by_weights(fused), by_weights(dense)))(), rtol=1e-5
+    )
 
 
 def test_a_teacher_that_is_trained_changes_no_gradient_by_weights():
@@ -261,14 +305,21 @@ def test_a_teacher_that_is_trained_changes_no_gradient_by_weights():
     sides = given["hidden"], given["matrix"], given["teacher_hidden"], given["teacher_matrix"]
 
     def by_weights(**options):
-        return jax.grad(lambda weights: linear_divergence("kl", *sides, weights=weights, **options).sum())(jnp.ones(N))
+        return jax.grad(
+            lambda weights: linear_divergence("kl", *sides, weights=weights, **options).sum()
+        )(jnp.ones(N))
 
     assert apart(by_weights(teacher_gradient=True), by_weights()) == 0
 
 
 def test_outputs_that_nothing_is_asked_of_have_no_gradient():
     given = arrays(101, np.float32)
-    sides = [[given["hidden"]] * 2, [given["matrix"]] * 2, given["teacher_hidden"], given["teacher_matrix"]]
+    sides = [
+        [given["hidden"]] * 2,
+        [given["matrix"]] * 2,
+        given["teacher_hidden"],
+        given["teacher_matrix"],
+    ]
 
     def of_one(hidden, loss):
         return linear_divergences(["kl", "tv"], [hidden] * 2, *sides[1:])[0][loss].sum()
@@ -279,7 +330,9 @@ def test_outputs_that_nothing_is_asked_of_have_no_gradient():
     assert apart(jax.grad(of_one)(given["hidden"], 1), jax.grad(alone)(given["hidden"])) < 1e-6
 
     def metric(matrix):
-        return linear_divergence("kl", given["hidden"], matrix, *sides[2:], metrics=["tv"])[1][0].sum()
+        return linear_divergence("kl", given["hidden"], matrix, *sides[2:], metrics=["tv"])[1][
+            0
+        ].sum()
 
     np.testing.assert_array_equal(jax.grad(metric)(given["matrix"]), np.zeros((D_S, 101)))
 
@@ -294,9 +347,13 @@ def test_losses_without_a_slope_spoil_nothing_where_there_is_no_weight(mode):
 
     drawn, chances = jnp.ones((N, 4), int), -jnp.ones((N, 4))
     samples = targets.Samples(
-        jnp.where(unweighted[:, None], -100, drawn), jnp.where(unweighted[:, None], jnp.nan, chances)
+        jnp.where(unweighted[:, None], -100, drawn),
+        jnp.where(unweighted[:, None], jnp.nan, chances),
     )
-    for loss, *teacher in ((distance, given["teacher_hidden"], given["teacher_matrix"]), ("kl", samples)):
+    for loss, *teacher in (
+        (distance, given["teacher_hidden"], given["teacher_matrix"]),
+        ("kl", samples),
+    ):
 
         def total(hidden, matrix, loss=loss, teacher=teacher):
             how = {"weights": given["weights"], "mode": mode, "chunk": CHUNK}
@@ -312,14 +369,22 @@ def test_mixed_and_half_precision_lose_no_more_than_the_dense_form():
     teacher = given["teacher_hidden"] @ given["teacher_matrix"]
 
     def gradients(weight, types, function):
-        arguments = [given[name].astype(kind) for name, kind in zip(("hidden", "matrix"), types, strict=True)]
+        arguments = [
+            given[name].astype(kind) for name, kind in zip(("hidden", "matrix"), types, strict=True)
+        ]
         return jax.jit(jax.grad(lambda *x: function(*x).sum() / weight, argnums=(0, 1)))(*arguments)
 
     @jax.jit
     def whole_in_float32(hidden, matrix):
-        return jax.grad(lambda *x: jaxdiv.forward_kl(x[0] @ x[1], teacher).sum(), argnums=(0, 1))(hidden, matrix)
+        return jax.grad(lambda *x: jaxdiv.forward_kl(x[0] @ x[1], teacher).sum(), argnums=(0, 1))(
+            hidden, matrix
+        )
 
-    for types in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16), (jnp.float16, jnp.float16)):
+    for types in (
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float32, jnp.bfloat16),
+        (jnp.float16, jnp.float16),
+    ):
         for weight in (1.0, 1e-8):  # below what float16 has
 
             def whole(hidden, matrix, weight=weight):
@@ -327,14 +392,20 @@ def test_mixed_and_half_precision_lose_no_more_than_the_dense_form():
                 return weight * jaxdiv.forward_kl(z, teacher)
 
             def ours(hidden, matrix, weight=weight):
-                return linear_divergence("kl", hidden, matrix, teacher, weights=jnp.full(64, weight), chunk=CHUNK)
+                return linear_divergence(
+                    "kl", hidden, matrix, teacher, weights=jnp.full(64, weight), chunk=CHUNK
+                )
 
             exact = [np.asarray(given[name], np.float64) for name in ("hidden", "matrix")]
-            rounded = [x.astype(kind).astype(np.float32) for x, kind in zip(exact, types, strict=True)]
+            rounded = [
+                x.astype(kind).astype(np.float32) for x, kind in zip(exact, types, strict=True)
+            ]
             right = whole_in_float32(*rounded)
             mine, its = (gradients(weight, types, function) for function in (ours, whole))
             for one, other, expected in zip(mine, its, right, strict=True):
-                assert apart(one, expected) < 2 * apart(other, expected) + 1e-3 * (weight < 1) + 1e-6
+                assert (
+                    apart(one, expected) < 2 * apart(other, expected) + 1e-3 * (weight < 1) + 1e-6
+                )
 
 
 def test_values_are_of_the_logits_type():
@@ -350,9 +421,13 @@ def test_inside_of_a_shard_map_of_ones_own():
 
     def ours(hidden, teacher_hidden):
         options = {"chunk": CHUNK}
-        return linear_divergence("kl", hidden, given["matrix"], teacher_hidden, given["teacher_matrix"], **options)
+        return linear_divergence(
+            "kl", hidden, given["matrix"], teacher_hidden, given["teacher_matrix"], **options
+        )
 
-    spread = jax.shard_map(ours, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False)
+    spread = jax.shard_map(
+        ours, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False
+    )
     sides = given["hidden"], given["teacher_hidden"]
     assert apart(jax.jit(spread)(*sides), ours(*sides)) < 1e-6
 
@@ -360,7 +435,8 @@ def test_inside_of_a_shard_map_of_ones_own():
 def test_higher_derivatives_and_jvp_of_the_rematerialized_form():
     given = arrays(1001, np.float32)
     tangent = jax.tree.map(
-        lambda x: jnp.asarray(np.random.default_rng(5).normal(size=x.shape), x.dtype), trained(given)
+        lambda x: jnp.asarray(np.random.default_rng(5).normal(size=x.shape), x.dtype),
+        trained(given),
     )
 
     def derivatives(function, **how):
@@ -381,20 +457,34 @@ def test_many_students_share_the_teachers_logits():
 
     def run(hidden, how):
         def one(hidden):
-            return how(hidden, [Head(given["matrix"])] * 3, given["teacher_hidden"], given["teacher_matrix"])
+            return how(
+                hidden,
+                [Head(given["matrix"])] * 3,
+                given["teacher_hidden"],
+                given["teacher_matrix"],
+            )
 
         return jax.jit(jax.vmap(jax.grad(one)))(hidden)
 
     def together(hidden, its, *teacher):
-        made, _ = linear_divergences(losses, [hidden] * 3, its, *teacher, labels=given["labels"], chunk=CHUNK)
+        made, _ = linear_divergences(
+            losses, [hidden] * 3, its, *teacher, labels=given["labels"], chunk=CHUNK
+        )
         return sum(values.sum() for values in made)
 
     def one_by_one(hidden, its, *teacher):
         labels, every = given["labels"], zip(losses, its, strict=True)
-        return sum(linear_divergence(loss, hidden, head, *teacher, labels=labels).sum() for loss, head in every)
+        return sum(
+            linear_divergence(loss, hidden, head, *teacher, labels=labels).sum()
+            for loss, head in every
+        )
 
     assert apart(run(hidden, together), run(hidden, one_by_one)) < 1e-6
-    of_teacher = [shapes for shapes, *_ in products(lambda x: run(x, together), hidden) if (D_T, 1001) in shapes]
+    of_teacher = [
+        shapes
+        for shapes, *_ in products(lambda x: run(x, together), hidden)
+        if (D_T, 1001) in shapes
+    ]
     assert of_teacher == [[(CHUNK, D_T), (D_T, 1001)]]  # once, and for no seed of its own
 
 
@@ -412,11 +502,18 @@ def test_other_teachers_metrics_functions_and_leading_axes():
     made = linear_divergence("ce_data", *student, labels=given["labels"], chunk=CHUNK)
     np.testing.assert_allclose(made, jaxdiv.cross_entropy_data(z, given["labels"]), rtol=1e-5)
     made, metrics = linear_divergence(
-        jaxdiv.forward_kl, *student, logits, metrics=["tv", jaxdiv.reverse_kl], weights=given["weights"], chunk=CHUNK
+        jaxdiv.forward_kl,
+        *student,
+        logits,
+        metrics=["tv", jaxdiv.reverse_kl],
+        weights=given["weights"],
+        chunk=CHUNK,
     )
     np.testing.assert_allclose(made, given["weights"] * jaxdiv.forward_kl(z, logits), rtol=1e-5)
     for metric, function in zip(metrics, (jaxdiv.total_variation, jaxdiv.reverse_kl), strict=True):
-        np.testing.assert_allclose(metric, jnp.where(given["weights"] == 0, 0, function(z, logits)), rtol=1e-5)
+        np.testing.assert_allclose(
+            metric, jnp.where(given["weights"] == 0, 0, function(z, logits)), rtol=1e-5
+        )
     square = [x.reshape(4, 9, -1) for x in (given["hidden"], given["teacher_hidden"])]
     made = linear_divergence("kl", square[0], given["matrix"], square[1], given["teacher_matrix"])
     np.testing.assert_allclose(made, jaxdiv.forward_kl(z, logits).reshape(4, 9), rtol=1e-5)
@@ -441,7 +538,15 @@ def test_gradient_by_the_teacher_is_that_of_the_definition():
 
         def value(text, hidden, matrix, mode="one_pass"):
             made = linear_divergence(
-                text, student, np.eye(7), hidden, matrix, weights=weights, teacher_gradient=True, mode=mode, chunk=2
+                text,
+                student,
+                np.eye(7),
+                hidden,
+                matrix,
+                weights=weights,
+                teacher_gradient=True,
+                mode=mode,
+                chunk=2,
             )
             return made.sum()
 
@@ -455,7 +560,9 @@ def test_gradient_by_the_teacher_is_that_of_the_definition():
         for text, (by_hidden, by_matrix) in zip(MIRRORED, made, strict=True):
             loss = jaxdiv.get(text)
 
-            ahead, behind = (np.asarray(loss(every, teacher + sign * moves)) @ weights for sign in (1, -1))
+            ahead, behind = (
+                np.asarray(loss(every, teacher + sign * moves)) @ weights for sign in (1, -1)
+            )
             slope = ((ahead - behind) / (2 * step)).reshape(teacher.shape)
             assert apart(by_hidden, slope) < 1e-5, text
             assert apart(by_matrix, teacher.T @ slope) < 1e-5, text
@@ -474,7 +581,9 @@ def test_works_under_checkpoint_scan_and_nnx():
 
     parts = {name: given[name] for name in ("hidden", "teacher_hidden", "labels", "weights")}
     parts = jax.tree.map(lambda x: x.reshape(4, 10, *x.shape[1:]), parts)
-    (value, by_matrix), by_hidden = jax.lax.scan(micro, (jnp.zeros(()), jnp.zeros((D_S, 1001))), parts)
+    (value, by_matrix), by_hidden = jax.lax.scan(
+        micro, (jnp.zeros(()), jnp.zeros((D_S, 1001))), parts
+    )
     assert apart((value, by_matrix), (expected[0], expected[1]["matrix"])) < 1e-6
     assert apart(by_hidden.reshape(40, D_S), expected[1]["hidden"]) < 1e-6
 
@@ -500,7 +609,10 @@ REFUSED = {
     "`teacher_hidden` must be [37, D]": {"teacher_hidden": jnp.ones((36, 20))},
     "`weights` must be [37]": {"weights": jnp.ones(36)},
     "`labels` must be [37]": {"labels": jnp.ones((37, 1), int)},
-    "`teacher_hidden` must be [37]": {"teacher_hidden": targets.Labels(jnp.ones(36, int)), "teacher_head": None},
+    "`teacher_hidden` must be [37]": {
+        "teacher_hidden": targets.Labels(jnp.ones(36, int)),
+        "teacher_head": None,
+    },
     "`chunk` must be at least 1 and a whole number, got 8.0": {"chunk": 8.0},
     "`memory` must be at least 1": {"memory": -5},
     "`vocab_size` must be at least 1": {"vocab_size": "9"},
@@ -517,12 +629,17 @@ REFUSED = {
     "`chunk` must be at least 1": {"chunk": 0},
     "`teacher_head` needs `teacher_hidden`": {"teacher_hidden": None},
     "must have the same classes, got 9 and 10": {"teacher_head": jnp.ones((20, 10))},
-    "the bias of `student_head` must be [9]": {"student_head": Head(jnp.ones((12, 9)), jnp.ones(8))},
+    "the bias of `student_head` must be [9]": {
+        "student_head": Head(jnp.ones((12, 9)), jnp.ones(8))
+    },
     "unknown loss `klx`": {"loss": "klx"},
     "a loss must be text": {"loss": 3},
     "`tokens_over` must name axes of the mesh": {"tokens_over": "data"},
     "`lk_hybrid` has no mirror": {"loss": "lk_hybrid", "teacher_gradient": True},
-    "`teacher_gradient` needs a loss by name": {"loss": jaxdiv.forward_kl, "teacher_gradient": True},
+    "`teacher_gradient` needs a loss by name": {
+        "loss": jaxdiv.forward_kl,
+        "teacher_gradient": True,
+    },
     "a function has its own": {"loss": jaxdiv.forward_kl, "temperature": 2.0},
     "a loss must give one value a row": {"loss": lambda s, t: (s - t).sum()},
     "`ce_data` needs `labels`": {"loss": "ce_data"},
@@ -562,7 +679,11 @@ def test_chunks_follow_the_memory():
         size = chunks.size(10**6, 128256, 2048, memory)
         assert size == 8 or chunks.LOGITS * 4 * size * 128256 <= memory
         assert size % 8 == 0
-    assert chunks.size(10**6, 128256, 4096) > chunks.size(10**6, 128256, 2048) > chunks.size(10**6, 128256, 64)
+    assert (
+        chunks.size(10**6, 128256, 4096)
+        > chunks.size(10**6, 128256, 2048)
+        > chunks.size(10**6, 128256, 64)
+    )
     # Not a last chunk of a few tokens.
     assert chunks.size(130, 2**20, 64, 128 * 12 * 2**20) == 72
 

@@ -1,4 +1,5 @@
-"""The study of gaps: its mistakes against NumPy, its table against sums worked by hand, a small study."""
+"""The study of gaps: its mistakes against NumPy, its table against sums worked by hand, a small
+study."""
 
 import functools
 
@@ -17,9 +18,21 @@ from tests import commands, runs
 
 CONFIG = gap_config.get_config().to_dict()
 SMALL = (
-    *("--config.teacher.steps=30", "--config.student.steps=4", "--config.student.optimizer.warmup_steps=1"),
-    *("--config.teacher.width=32", "--config.teacher.mlp_width=64", "--config.data.sequence_length=32"),
-    *("--config.evaluation.documents=4", "--config.evaluation.document_tokens=64", "--config.seeds=2"),
+    *(
+        "--config.teacher.steps=30",
+        "--config.student.steps=4",
+        "--config.student.optimizer.warmup_steps=1",
+    ),
+    *(
+        "--config.teacher.width=32",
+        "--config.teacher.mlp_width=64",
+        "--config.data.sequence_length=32",
+    ),
+    *(
+        "--config.evaluation.documents=4",
+        "--config.evaluation.document_tokens=64",
+        "--config.seeds=2",
+    ),
     "--config.evaluation.temperatures=(0.0,1.0)",
     *("--config.evaluation.prompt_tokens=8", "--config.evaluation.generated_tokens=24"),
 )
@@ -41,7 +54,12 @@ def softmax(x):
 
 def test_formulas_are_what_their_names_say():
     student, teacher = both()
-    p, log_p, q, log_q = softmax(teacher), log_softmax(teacher), softmax(student), log_softmax(student)
+    p, log_p, q, log_q = (
+        softmax(teacher),
+        log_softmax(teacher),
+        softmax(student),
+        log_softmax(student),
+    )
     twice = log_softmax(q)
     expected = {
         formulas.softmax_twice: {"ce": -(p * twice), "kl": p * (log_p - twice)},
@@ -53,11 +71,15 @@ def test_formulas_are_what_their_names_say():
     for formula, by_loss in expected.items():
         for loss, terms in by_loss.items():
             found = formula(loss)(student, teacher)
-            np.testing.assert_allclose(found, terms.sum(-1), rtol=1e-5, err_msg=f"{formula.__name__} {loss}")
+            np.testing.assert_allclose(
+                found, terms.sum(-1), rtol=1e-5, err_msg=f"{formula.__name__} {loss}"
+            )
     for loss in formulas.LOSSES:
         for log_of_softmax in (False, True):
             rough = formulas.in_float16(loss, log_of_softmax=log_of_softmax)(student, teacher)
-            np.testing.assert_allclose(rough, expected[formulas.right][loss].sum(-1), rtol=0.02, atol=0.01)
+            np.testing.assert_allclose(
+                rough, expected[formulas.right][loss].sum(-1), rtol=0.02, atol=0.01
+            )
     cool, cooler = softmax(teacher / 3), log_softmax(student / 3)
     for squared, factor in ((True, 9), (False, 1)):
         found = formulas.right("ce", temperature=3.0, squared=squared)(student, teacher)
@@ -74,21 +96,30 @@ def test_only_the_logarithm_of_a_rounded_softmax_is_not_finite():
 def test_lessons_are_what_their_names_say():
     draw = np.random.default_rng(0)
     rows, length, vocab_size = 4, 8, 5
-    logits, hidden = draw.normal(size=(rows, length, vocab_size)), draw.normal(size=(rows, length, 3))
+    logits, hidden = (
+        draw.normal(size=(rows, length, vocab_size)),
+        draw.normal(size=(rows, length, 3)),
+    )
     weights = np.ones((rows, length))
     weights[-1] = 0  # a row that fills the batch up
     output = models.TeacherOutput(features=None, hidden=hidden, head=None, vocab_size=vocab_size)
     batch = {"weights": jnp.asarray(weights), "inputs": jnp.full((rows, length), 2)}
     batch["labels"] = jnp.asarray(draw.integers(vocab_size, size=(rows, length)))
     made = lessons.Lessons(config=CONFIG, teacher=None, padding=0)
-    passes = {causes.OWN: (output, logits), causes.OTHER_LAYER: ("another", logits), causes.PADDED: ("padded", logits)}
+    passes = {
+        causes.OWN: (output, logits),
+        causes.OTHER_LAYER: ("another", logits),
+        causes.PADDED: ("padded", logits),
+    }
     of = {sees: made.of(sees, passes, batch) for sees in (*passes, *lessons._MISTAKES)}
     assert (of[causes.OTHER_LAYER].output, of[causes.PADDED].output) == ("another", "padded")
     shifted = of[causes.NEXT]
     np.testing.assert_allclose(shifted.target[:, :-1], logits[:, 1:], rtol=1e-6)
     np.testing.assert_array_equal(shifted.weights, weights * (np.arange(length) < length - 1))
     np.testing.assert_allclose(of[causes.OTHER_ROW].output.hidden[:3], hidden[[2, 0, 1]], rtol=1e-6)
-    np.testing.assert_array_equal(softmax(np.asarray(of[causes.TOP_CLASS].target)).argmax(-1), logits.argmax(-1))
+    np.testing.assert_array_equal(
+        softmax(np.asarray(of[causes.TOP_CLASS].target)).argmax(-1), logits.argmax(-1)
+    )
     sure = softmax(np.maximum(of[causes.LABELS].target, -1e9))
     np.testing.assert_array_equal(sure, np.eye(vocab_size)[batch["labels"]])
     np.testing.assert_array_equal((of[causes.PADDED].inputs == 2).sum(1), [2, 4, 6, 8])
@@ -105,7 +136,9 @@ def test_a_teacher_that_is_sure_leaves_losses_finite(formula):
     assert np.isfinite(jax.grad(lambda z: formula("kl")(z, sure).sum())(student)).all()
 
 
-@pytest.mark.parametrize("formula", [formulas.softmax_twice, formulas.without_log, formulas.arguments_swapped])
+@pytest.mark.parametrize(
+    "formula", [formulas.softmax_twice, formulas.without_log, formulas.arguments_swapped]
+)
 def test_gradients_are_those_of_the_mistaken_formula(formula):
     """By differences; all of them train something, but not what was meant."""
     student, teacher = both()
@@ -123,7 +156,8 @@ def test_an_attached_teacher_of_cross_entropy_grows_sure():
     """Its gradient is that of KL and of its own entropy, which falls."""
     student, teacher = both()
     by_ce, by_kl = (
-        jax.grad(lambda z, loss=loss: formulas.attached(loss)(student, z).sum())(teacher) for loss in formulas.LOSSES
+        jax.grad(lambda z, loss=loss: formulas.attached(loss)(student, z).sum())(teacher)
+        for loss in formulas.LOSSES
     )
     entropy = jax.grad(lambda z: -jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(z)))(teacher)
     np.testing.assert_allclose(by_ce, by_kl + entropy, atol=1e-5)
@@ -136,16 +170,23 @@ def test_small_gradients_vanish_in_float16_unless_the_loss_is_scaled():
 
     def gradient(scale):
         def mean(z):
-            return formulas.mean_in_float16(formulas.in_float16("kl", scale=scale)(z, teacher), weights / 1e5, scale)
+            return formulas.mean_in_float16(
+                formulas.in_float16("kl", scale=scale)(z, teacher), weights / 1e5, scale
+            )
 
         return np.asarray(jax.jit(jax.grad(mean))(student))
 
-    rightly = jax.grad(lambda z: jnp.sum(formulas.right("kl")(z, teacher) * weights) / weights.sum())(student)
+    rightly = jax.grad(
+        lambda z: jnp.sum(formulas.right("kl")(z, teacher) * weights) / weights.sum()
+    )(student)
     found = {scale: gradient(scale) for scale in (1.0, 2.0**14)}
     small = (np.abs(rightly) > 0) & (np.abs(rightly) < 2e-8)  # float16's least number is 6e-8
     assert small.mean() > 0.05
     assert (found[1.0][small] == 0).mean() > 0.9
-    off = {scale: np.abs(mine - rightly)[1:].sum() / np.abs(rightly)[1:].sum() for scale, mine in found.items()}
+    off = {
+        scale: np.abs(mine - rightly)[1:].sum() / np.abs(rightly)[1:].sum()
+        for scale, mine in found.items()
+    }
     assert off[2.0**14] < 0.1 * off[1.0]
 
 
@@ -173,7 +214,9 @@ def test_causes_are_read_and_joined():
         *("baseline:ce", "baseline:kl", "sum+sgd:ce", "sum+sgd:kl", "sum:ce", "sum:kl"),
     ]
     every = causes.read(CONFIG["causes"], CONFIG)
-    assert {*causes.TRAINING, *causes.MEASURING} <= {part for cause in every for part in cause.text.split("+")}
+    assert {*causes.TRAINING, *causes.MEASURING} <= {
+        part for cause in every for part in cause.text.split("+")
+    }
     decoder = gap_config.get_config("decoder").to_dict()
     assert len(causes.read(decoder["causes"], decoder)) == len(every) - 3
 
@@ -202,7 +245,9 @@ def test_causes_that_a_config_has_no_room_for_are_refused():
     with pytest.raises(ValueError, match="batch_size` = 1 has no other sequence"):
         causes.read("another_sequence", alone)
     with pytest.raises(ValueError, match="baseline needs 1 among"):
-        causes.read("sum", {**CONFIG, "evaluation": {**CONFIG["evaluation"], "temperatures": (0.0, 2.0)}})
+        causes.read(
+            "sum", {**CONFIG, "evaluation": {**CONFIG["evaluation"], "temperatures": (0.0, 2.0)}}
+        )
 
 
 def test_a_decoder_has_no_hidden_state_to_mistake():
@@ -215,11 +260,13 @@ def test_students_that_learnt_another_measure_are_trained():
     """The top class alone is learnt although samples show less of it."""
     greedy = {("greedy_match", 0.0): 0.5}
     found = {
-        name: {**FOUND[name], ("greedy_match", 0.0): sums(0.3)} for name in (UNTRAINED, "baseline:ce", "baseline:kl")
+        name: {**FOUND[name], ("greedy_match", 0.0): sums(0.3)}
+        for name in (UNTRAINED, "baseline:ce", "baseline:kl")
     }
     sharp = {("acceptance", 1.0): sums(0.19), **{cell: sums(rate) for cell, rate in greedy.items()}}
     rows = ratios.rows(
-        causes.read("hard_labels", CONFIG), found | dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp)
+        causes.read("hard_labels", CONFIG),
+        found | dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp),
     )
     assert {row["trained"] for row in rows if row["cause"] == "hard_labels"} == {"both"}
 
@@ -238,8 +285,15 @@ def sums(rate, *, lost=()):
 
 
 def cells(accepted, exact):
-    known = {("acceptance", 1.0): accepted, ("acceptance", 20.0): 0.99, ("acceptance_exact_match", 1.0): exact}
-    return {cell: sums(rate) for cell, rate in {**known, ("acceptance_exact_match", 20.0): 0.001}.items()}
+    known = {
+        ("acceptance", 1.0): accepted,
+        ("acceptance", 20.0): 0.99,
+        ("acceptance_exact_match", 1.0): exact,
+    }
+    return {
+        cell: sums(rate)
+        for cell, rate in {**known, ("acceptance_exact_match", 20.0): 0.001}.items()
+    }
 
 
 FOUND = {
@@ -270,11 +324,19 @@ def test_the_table_says_where_a_cause_is_applied():
         ("sum+measured_by_exact_match", "ce"): (0.02, 0.8),
     }.items():
         row = accepted(cause, applied_to)
-        np.testing.assert_allclose([row["ce"], row["kl"], row["ratio"]], [ce, kl, kl / ce], rtol=1e-9)
+        np.testing.assert_allclose(
+            [row["ce"], row["kl"], row["ratio"]], [ce, kl, kl / ce], rtol=1e-9
+        )
         assert row["low"] <= row["ratio"] <= row["high"]
-    assert at.loc[("measured_by_exact_match", "ce", "acceptance", 20.0)]["ratio"] == pytest.approx(990)
+    assert at.loc[("measured_by_exact_match", "ce", "acceptance", 20.0)]["ratio"] == pytest.approx(
+        990
+    )
     assert set(frame[frame["cause"].eq("measured_by_exact_match")]["measure"]) == {"acceptance"}
-    assert [accepted("sum", side)["trained"] for side in ("both", "ce", "kl")] == ["kl", "kl", "both"]
+    assert [accepted("sum", side)["trained"] for side in ("both", "ce", "kl")] == [
+        "kl",
+        "kl",
+        "both",
+    ]
     lost = accepted("sgd", "both")
     assert np.isnan([lost["ce"], lost["ratio"], lost["low"]]).all()
     assert lost["kl"] == pytest.approx(0.5)
@@ -313,19 +375,30 @@ def test_a_study_as_users_run_it(study):
     assert (folder / "gap_ratios.png").stat().st_size > 10_000
     sound = frame[frame["cause"].eq("baseline")]
     np.testing.assert_allclose(sound["ratio"].dropna(), 1, atol=1e-4)  # their gradients are equal
-    assert {"acceptance", "greedy_match", "acceptance_typical", "tau", "accepted_a_call"} <= set(sound["measure"])
-    accepted = frame[frame["measure"].eq("acceptance") & frame["temperature"].eq(1)].set_index(["cause", "applied_to"])
-    assert (accepted.loc["untrained"]["trained"] == pd.Series({"both": "neither", "ce": "kl", "kl": "ce"})).all()
+    assert {"acceptance", "greedy_match", "acceptance_typical", "tau", "accepted_a_call"} <= set(
+        sound["measure"]
+    )
+    accepted = frame[frame["measure"].eq("acceptance") & frame["temperature"].eq(1)].set_index(
+        ["cause", "applied_to"]
+    )
+    assert (
+        accepted.loc["untrained"]["trained"]
+        == pd.Series({"both": "neither", "ce": "kl", "kl": "ce"})
+    ).all()
     for cause, row in accepted.xs("both", level="applied_to").iterrows():
         if cause not in ("baseline", "untrained"):
             assert row["ce"] != accepted.loc[("baseline", "both")]["ce"], cause
             assert np.isfinite(row["kl"]), cause
-    by_student = pd.read_csv(folder / gap.ACCEPTANCE).set_index(["training", "loss", "measure", "temperature"])
+    by_student = pd.read_csv(folder / gap.ACCEPTANCE).set_index(
+        ["training", "loss", "measure", "temperature"]
+    )
     of_baseline = by_student.loc[("baseline", "ce", "acceptance", 1.0)]
     assert of_baseline["value"] == pytest.approx(accepted.loc[("baseline", "both")]["ce"])
     assert of_baseline["low"] < of_baseline["value"] < of_baseline["high"]
     tau = frame[frame["measure"].eq("tau")].set_index(["cause", "applied_to", "temperature"])["ce"]
-    a_call = frame[frame["measure"].eq("accepted_a_call")].set_index(["cause", "applied_to", "temperature"])["ce"]
+    a_call = frame[frame["measure"].eq("accepted_a_call")].set_index(
+        ["cause", "applied_to", "temperature"]
+    )["ce"]
     np.testing.assert_allclose(tau - 1, a_call, rtol=1e-6)
 
 
@@ -342,7 +415,9 @@ REFUSED = {
 def test_a_second_run_measures_the_same_and_another_is_refused(study):
     folder, flags, printed = study
     before = (folder / gap.FILE).read_bytes()
-    others = ([flag, *flags[1:2]] if flag.startswith("--config=") else [*flags, flag] for flag in REFUSED)
+    others = (
+        [flag, *flags[1:2]] if flag.startswith("--config=") else [*flags, flag] for flag in REFUSED
+    )
     changed = [*flags, "--config.causes=softmax_twice", "--config.student.steps=5"]
     another, again, *refused = commands.many("gap.__main__", [changed, flags, *others])
     runs.check_refusal(another, "students of other causes")  # and leaves the folder as it is

@@ -1,4 +1,5 @@
-"""Whatever stands in a config, a list of losses, a corpus or a file of a run: it is taken, or refused in one line."""
+"""Whatever stands in a config, a list of losses, a corpus or a file of a run: it is taken, or
+refused in one line."""
 
 import json
 import os
@@ -40,11 +41,17 @@ NASTY = [
 short = st.one_of(
     st.text(st.characters(), max_size=80),
     st.sampled_from(NASTY),
-    st.lists(st.sampled_from([*"()=,.*+-0189 eE", "kl", "tv", "jsd", "beta", "inf", "nan", *NASTY[:4]])).map("".join),
+    st.lists(
+        st.sampled_from([*"()=,.*+-0189 eE", "kl", "tv", "jsd", "beta", "inf", "nan", *NASTY[:4]])
+    ).map("".join),
 )
-text = st.one_of(short, st.sampled_from(["a" * 1_000_000, "(" * 1_000_000, "kl(" + "alpha=1," * 100_000]))
+text = st.one_of(
+    short, st.sampled_from(["a" * 1_000_000, "(" * 1_000_000, "kl(" + "alpha=1," * 100_000])
+)
 plain = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), short, st.just("a" * 1_000_000)),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), short, st.just("a" * 1_000_000)
+    ),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(short, inner, max_size=4)),
     max_leaves=8,
 )
@@ -55,8 +62,14 @@ def changed_configs(draw):
     """The smoke config with some of its keys set to anything, lost or new."""
     config = smoke.get_config().to_dict()
     for _ in range(draw(st.integers(1, 3))):
-        group = draw(st.sampled_from([config, *(value for value in config.values() if isinstance(value, dict))]))
-        key = draw(st.one_of(st.sampled_from(sorted(group, key=str)), text)) if group else draw(text)
+        group = draw(
+            st.sampled_from(
+                [config, *(value for value in config.values() if isinstance(value, dict))]
+            )
+        )
+        key = (
+            draw(st.one_of(st.sampled_from(sorted(group, key=str)), text)) if group else draw(text)
+        )
         if draw(st.booleans()):
             group[key] = draw(plain)
         else:
@@ -88,8 +101,16 @@ def changed(whole):
         return json.dumps(value).encode()
 
     cut = st.integers(0, len(whole)).map(lambda end: whole[:end])
-    nasty = st.sampled_from([b"", b"\0" * 100, b"[" * 100_000, b"1" * 10_000, b"\x80\x04N.", b"PK\x03\x04" + bytes(99)])
-    made = [near(), cut, nasty, st.binary(max_size=200), plain.map(lambda value: json.dumps(value).encode())]
+    nasty = st.sampled_from(
+        [b"", b"\0" * 100, b"[" * 100_000, b"1" * 10_000, b"\x80\x04N.", b"PK\x03\x04" + bytes(99)]
+    )
+    made = [
+        near(),
+        cut,
+        nasty,
+        st.binary(max_size=200),
+        plain.map(lambda value: json.dumps(value).encode()),
+    ]
     try:
         json.loads(whole)
     except ValueError:
@@ -105,13 +126,16 @@ def taken_or_refused(act, *named):
         error = refused
     else:
         return
-    # Those that Python and NumPy raise of themselves are of subclasses, or say nothing of the thing.
+    # Those that Python and NumPy raise of themselves are of subclasses, or say nothing of the
+    # thing.
     assert type(error) in (ValueError, OSError, FileNotFoundError), repr(error)
     assert all(str(name) in str(error) for name in named), repr(error)
 
 
 def fuzz(check, strategy, examples, **options):
-    run = settings(max_examples=examples, suppress_health_check=list(HealthCheck), **options)(given(strategy)(check))
+    run = settings(max_examples=examples, suppress_health_check=list(HealthCheck), **options)(
+        given(strategy)(check)
+    )
     run()
 
 
@@ -163,7 +187,10 @@ READERS = {
         "run/tokenizer_config.json",
         lambda path: tokenizer.Tokenizer.load(path.parent / tokenizer.FILE),
     ),
-    "curves": ("run/student.jsonl", lambda path: metrics.read_curves(path.parent, "student", [0, 1])),
+    "curves": (
+        "run/student.jsonl",
+        lambda path: metrics.read_curves(path.parent, "student", [0, 1]),
+    ),
     "results": ("run/results.csv", results.read_csv),
     "manifest": ("run/manifest.json", read_manifest),
     "lock": ("run/lock.json", read_lock),
@@ -188,7 +215,9 @@ def wholes(tmp_path_factory):
     bpe = data.Tokenizer.train(sentences(20), 300)
     Workdir(run).claim(smoke.get_config().to_dict())
     bpe.save(run / "tokenizer.json")
-    documents = data.Documents.of({split: corpus.read([("a", b"some text")]).texts for split in corpus.SPLITS}, [])
+    documents = data.Documents.of(
+        {split: corpus.read([("a", b"some text")]).texts for split in corpus.SPLITS}, []
+    )
     data.tokenize(documents, bpe)["train"].save(run / "tokens.npz")
     with trackers.opened(trackers.Stage(run, "student", ["kl"], [0, 1]), [metrics.Curves]) as write:
         write(1, {"loss": np.ones((1, 2))}, 1.0)
@@ -198,7 +227,13 @@ def wholes(tmp_path_factory):
     manifests.write(run)
     llama_folders.write(far, llama_folders.make_decoder())
     (far / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": dict.fromkeys(safetensors_io.Tensors(far, ignore="?").shapes, "model.safetensors")})
+        json.dumps(
+            {
+                "weight_map": dict.fromkeys(
+                    safetensors_io.Tensors(far, ignore="?").shapes, "model.safetensors"
+                )
+            }
+        )
     )
     return folder
 

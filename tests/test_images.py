@@ -1,4 +1,5 @@
-"""Images through the same run: digits as a user has them, TFDS sets by name, agreement, and what is refused."""
+"""Images through the same run: digits as a user has them, TFDS sets by name, agreement, and what is
+refused."""
 
 import shutil
 import signal
@@ -21,12 +22,22 @@ from tests.smoke_runs import read
 
 MIXED = "0.9*kl + 0.1*ce_data"
 _STAGES = {
-    "teacher": {"width": 8, "depth": 2, "steps": 100, "batch_size": 32, "optimizer.learning_rate": 3e-2},
+    "teacher": {
+        "width": 8,
+        "depth": 2,
+        "steps": 100,
+        "batch_size": 32,
+        "optimizer.learning_rate": 3e-2,
+    },
     "student": {"steps": 60, "batch_size": 32, "optimizer.learning_rate": 5e-2},
 }
 SMALL = (
     *(f"--config.losses=kl,{MIXED}", "--config.seeds=2", "--config.temperature=4"),
-    *(f"--config.{stage}.{key}={value}" for stage, keys in _STAGES.items() for key, value in keys.items()),
+    *(
+        f"--config.{stage}.{key}={value}"
+        for stage, keys in _STAGES.items()
+        for key, value in keys.items()
+    ),
     *(f"--config.{stage}.optimizer.warmup_steps=5" for stage in _STAGES),
     *("--config.checkpoint.every=20", "--config.evaluation.temperatures=(0.0,1.0)"),
 )
@@ -48,7 +59,9 @@ def test_a_run_on_digits_is_a_run(finished):
     assert "0.9*kl" in printed
     assert (folder / "report.html").stat().st_size > 10_000
     matched = {
-        row["loss"]: float(row["value"]) for row in rows if (row["measure"], row["seed"]) == ("greedy_match", "all")
+        row["loss"]: float(row["value"])
+        for row in rows
+        if (row["measure"], row["seed"]) == ("greedy_match", "all")
     }
     assert min(matched["kl"], matched[MIXED]) > matched["untrained"] + 0.1
     assert Workdir(folder).facts()[teacher.ACCURACY] > 0.7
@@ -81,7 +94,9 @@ def test_agreement_is_what_the_logits_say(finished):
     }
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=str(key))
-    np.testing.assert_allclose(run.facts()[teacher.ACCURACY], (theirs.argmax(-1) == right).mean(), atol=1e-4)
+    np.testing.assert_allclose(
+        run.facts()[teacher.ACCURACY], (theirs.argmax(-1) == right).mean(), atol=1e-4
+    )
 
 
 class Stopping:
@@ -105,12 +120,16 @@ def test_a_run_that_was_stopped_ends_the_same(finished, tmp_path):
         students.train(config, run, gallery, guide, also=[lambda stage: Stopping()])
     students.train(config, run, gallery, guide)
     for loss in ("kl", MIXED):
-        ours, theirs = (students.restore(config, Workdir(at), 10, loss)[0].params for at in (run.root, folder))
+        ours, theirs = (
+            students.restore(config, Workdir(at), 10, loss)[0].params for at in (run.root, folder)
+        )
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_digits_are_split_once(finished):
-    splits = images.open_images(source="digits", feature="image", label="label", directory=str(finished[0] / "data"))
+    splits = images.open_images(
+        source="digits", feature="image", label="label", directory=str(finished[0] / "data")
+    )
     sizes = {name: len(part.labels) for name, part in splits.splits.items()}
     assert sum(sizes.values()) == 1797
     assert splits.classes == 10
@@ -137,17 +156,26 @@ def test_batches_are_an_epoch_once_and_go_on_where_they_were():
 def test_tfds_sets_by_name(tmp_path):
     """As MNIST and CIFAR-10 are, train and test alone."""
     draw = np.random.default_rng(0)
-    splits = {"train": draw.integers(0, 256, (60, 6, 6, 3)), "test": draw.integers(0, 256, (9, 6, 6, 3))}
+    splits = {
+        "train": draw.integers(0, 256, (60, 6, 6, 3)),
+        "test": draw.integers(0, 256, (9, 6, 6, 3)),
+    }
     splits = {name: pixels.astype(np.uint8) for name, pixels in splits.items()}
     write_tfds_images(tmp_path, splits, name="tiny", classes=4)
-    found = images.open_images(source="tiny", feature="image", label="label", directory=str(tmp_path))
-    parts = {name: {image.tobytes() for image in part.pixels} for name, part in found.splits.items()}
+    found = images.open_images(
+        source="tiny", feature="image", label="label", directory=str(tmp_path)
+    )
+    parts = {
+        name: {image.tobytes() for image in part.pixels} for name, part in found.splits.items()
+    }
     assert parts["test"] == {image.tobytes() for image in splits["test"]}
     assert parts["train"] | parts["validation"] == {image.tobytes() for image in splits["train"]}
     assert not parts["train"] & parts["validation"]
     assert parts["validation"]
     of = {image.tobytes(): number % 4 for number, image in enumerate(splits["train"])}
-    for image, label in zip(found.splits["train"].pixels, found.splits["train"].labels, strict=True):
+    for image, label in zip(
+        found.splits["train"].pixels, found.splits["train"].labels, strict=True
+    ):
         assert of[image.tobytes()] == label
     with pytest.raises(ValueError, match="has no images `picture`; it has image"):
         images.open_images(source="tiny", feature="picture", label="label", directory=str(tmp_path))
@@ -188,7 +216,14 @@ def test_damaged_images_are_named(tmp_path):
 
 
 def test_a_classifier_halves_its_images_and_is_no_decoder():
-    shape = {"kind": models.CLASSIFIER, "depth": 5, "width": 2, "channels": 3, "norm_epsilon": 1e-5, "dtype": "float32"}
+    shape = {
+        "kind": models.CLASSIFIER,
+        "depth": 5,
+        "width": 2,
+        "channels": 3,
+        "norm_epsilon": 1e-5,
+        "dtype": "float32",
+    }
     model = models.build_teacher(shape, 7, models.builders.nnx.Rngs(0))
     output = model(jnp.ones((2, 8, 8, 3)))
     assert output.features.shape == (2, 1, 32)
@@ -199,10 +234,22 @@ def test_a_classifier_halves_its_images_and_is_no_decoder():
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("student.kind", "kangaroo", "`config.student.kind` must be 'classifier' where data are images"),
-        ("teacher.kind", "decoder", "`config.teacher.kind` must be 'classifier' where data are images"),
+        (
+            "student.kind",
+            "kangaroo",
+            "`config.student.kind` must be 'classifier' where data are images",
+        ),
+        (
+            "teacher.kind",
+            "decoder",
+            "`config.teacher.kind` must be 'classifier' where data are images",
+        ),
         ("data.context", "teacher", "`config.data.context` must be 'corpus' where data are images"),
-        ("evaluation.contexts", "corpus,generated", "`config.evaluation.contexts` must be 'images'"),
+        (
+            "evaluation.contexts",
+            "corpus,generated",
+            "`config.evaluation.contexts` must be 'images'",
+        ),
     ],
 )
 def test_what_is_for_text_is_refused(key, value, told):
@@ -214,7 +261,11 @@ def test_what_is_for_text_is_refused(key, value, told):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("student.kind", "classifier"), ("teacher.kind", "classifier"), ("evaluation.contexts", "images")],
+    [
+        ("student.kind", "classifier"),
+        ("teacher.kind", "classifier"),
+        ("evaluation.contexts", "images"),
+    ],
 )
 def test_what_is_for_images_is_refused(key, value):
     config = smoke.get_config()

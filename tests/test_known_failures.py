@@ -12,7 +12,19 @@ from tests import references
 RNG = np.random.default_rng(31)
 TEACHER = (3 * RNG.normal(size=(4, 6, 30))).astype(np.float32)
 STUDENT = (TEACHER + RNG.normal(size=TEACHER.shape)).astype(np.float32)
-DIVERGENCES = ["kl", "rkl", "jsd", "jsd(beta=0.9)", "skl", "tv", "alpha", "renyi", "hellinger", "pearson", "nla"]
+DIVERGENCES = [
+    "kl",
+    "rkl",
+    "jsd",
+    "jsd(beta=0.9)",
+    "skl",
+    "tv",
+    "alpha",
+    "renyi",
+    "hellinger",
+    "pearson",
+    "nla",
+]
 
 
 def test_a_zero_target_has_a_gradient():
@@ -58,10 +70,15 @@ def test_an_underflowed_mixture_is_no_nan():
 
 
 def test_unequal_vocabularies_are_cut_not_padded():
-    """Liger pads with zero logits that take mass; TRL #2215 fails on 151,936 and 152,064 classes."""
-    student, teacher = (jnp.asarray(RNG.normal(size=(1, size)), jnp.float32) for size in (151936, 152064))
+    """Liger pads with zero logits that take mass; TRL #2215 fails on 151,936 and 152,064
+    classes."""
+    student, teacher = (
+        jnp.asarray(RNG.normal(size=(1, size)), jnp.float32) for size in (151936, 152064)
+    )
     expected = references.VALUES["forward_kl"](student[:, :151643], teacher[:, :151643])
-    np.testing.assert_allclose(jaxdiv.get("kl")(student, teacher, vocab_size=151643), expected, rtol=2e-6)
+    np.testing.assert_allclose(
+        jaxdiv.get("kl")(student, teacher, vocab_size=151643), expected, rtol=2e-6
+    )
     with pytest.raises(ValueError, match="vocab_size"):
         jaxdiv.get("kl")(student, teacher)
 
@@ -74,10 +91,15 @@ def test_beta_weighs_the_teacher():
 
 
 def test_micro_batches_and_ignored_positions():
-    """TRL #6006: the loss depended on the split; Liger #974: ignored positions counted; ModelOpt: a mean over V."""
+    """TRL #6006: the loss depended on the split; Liger #974: ignored positions counted; ModelOpt: a
+    mean over V."""
     weights = (RNG.uniform(size=(4, 6)) < 0.5).astype(np.float32)
-    values = jaxdiv.forward_kl(jnp.asarray(np.where(weights[..., None] > 0, STUDENT, np.nan)), TEACHER)
+    values = jaxdiv.forward_kl(
+        jnp.asarray(np.where(weights[..., None] > 0, STUDENT, np.nan)), TEACHER
+    )
     cuts = [reductions.token_sum(values[i : i + 1], weights[i : i + 1]) for i in range(4)]
     expected = (references.VALUES["forward_kl"](STUDENT, TEACHER) * weights).sum() / weights.sum()
-    np.testing.assert_allclose(reductions.mean(*map(sum, zip(*cuts, strict=True))), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        reductions.mean(*map(sum, zip(*cuts, strict=True))), expected, rtol=1e-6
+    )
     np.testing.assert_allclose(reductions.token_mean(values, weights), expected, rtol=1e-6)

@@ -1,4 +1,5 @@
-"""Llama folders in and out: nothing changes on the way, names mean what Llama means, bad ones are named."""
+"""Llama folders in and out: nothing changes on the way, names mean what Llama means, bad ones are
+named."""
 
 import json
 
@@ -32,7 +33,9 @@ def tensors_of(folder):
 
 
 def keep(folder, tensors):
-    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "model.safetensors"
+    )
 
 
 def in_float64(tensors):
@@ -65,7 +68,11 @@ def test_an_adapters_tensors_are_a_llamas_first_attention(decoder):
     expected = llama_folders.norm(x, tensors["norm.weight"]) @ head
     np.testing.assert_allclose(adapter(TOKENS, output)[0], expected, atol=1e-4)
     config = llama.adapter_config(adapter, decoder)
-    assert (config["exit_layer"], config["num_key_value_heads"], config["rms_norm_eps"]) == (1, 1, 1e-3)
+    assert (config["exit_layer"], config["num_key_value_heads"], config["rms_norm_eps"]) == (
+        1,
+        1,
+        1e-3,
+    )
     assert config["target"]["vocab_size"] == llama_folders.V
 
 
@@ -102,7 +109,11 @@ def test_half_precision_in_several_files_becomes_float32(folder, dtype):
 
 
 def test_frequencies_that_old_llamas_store_are_left_out(decoder, folder):
-    keep(folder, tensors_of(folder) | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})
+    keep(
+        folder,
+        tensors_of(folder)
+        | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)},
+    )
     np.testing.assert_array_equal(llama.read(folder)(TOKENS).logits, decoder(TOKENS).logits)
 
 
@@ -110,9 +121,18 @@ def test_frequencies_that_old_llamas_store_are_left_out(decoder, folder):
     ("changes", "told"),
     [
         ({"model_type": "gpt2"}, "`model_type` must be llama, is 'gpt2'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "`rope_scaling` must be of type default, .* is 'llama3'"),
-        ({"rope_scaling": {"type": "linear"}}, "`rope_scaling` must be of type default, .* is 'linear'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "`rope_parameters` must be of type default, .* is 'yarn'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3"}},
+            "`rope_scaling` must be of type default, .* is 'llama3'",
+        ),
+        (
+            {"rope_scaling": {"type": "linear"}},
+            "`rope_scaling` must be of type default, .* is 'linear'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn"}},
+            "`rope_parameters` must be of type default, .* is 'yarn'",
+        ),
         ({"attention_bias": True}, "`attention_bias` must be False, .* is True"),
         ({"mlp_bias": True}, "`mlp_bias` must be False"),
         ({"hidden_act": "gelu"}, "`hidden_act` must be 'silu', .* is 'gelu'"),
@@ -122,7 +142,10 @@ def test_frequencies_that_old_llamas_store_are_left_out(decoder, folder):
         ({"hidden_size": None}, "`hidden_size` must be a whole number of at least 1, is None"),
         ({"num_attention_heads": 3}, "`heads` must divide the width 32"),
         ({"intermediate_size": 41}, r"mlp.gate_proj.weight is \[40, 32\], not \[41, 32\]"),
-        ({"num_hidden_layers": 3}, r"lacks the tensor model.layers.2.input_layernorm.weight \[32\]"),
+        (
+            {"num_hidden_layers": 3},
+            r"lacks the tensor model.layers.2.input_layernorm.weight \[32\]",
+        ),
         ({"num_hidden_layers": 1}, r"holds model.layers.1\..* no place for"),
     ],
 )
@@ -138,11 +161,18 @@ def check_refusal(folder, told):
 
 
 def test_what_old_configs_leave_out_has_llamas_default(folder):
-    config = {"rope_theta": None, "rms_norm_eps": None, "num_key_value_heads": None, "hidden_act": None}
+    config = {
+        "rope_theta": None,
+        "rms_norm_eps": None,
+        "num_key_value_heads": None,
+        "hidden_act": None,
+    }
     llama_folders.change(folder / "config.json", **config)
     made = llama.read_config(folder)
     assert (made["rope_base"], made["norm_epsilon"], made["kv_heads"]) == (10000.0, 1e-6, 4)
-    llama_folders.change(folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 7.0})
+    llama_folders.change(
+        folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 7.0}
+    )
     assert llama.read_config(folder)["rope_base"] == 7.0
 
 
@@ -188,10 +218,14 @@ def test_a_tensor_that_is_not_finite_is_named(folder):
 
 def test_wrong_files_are_named(folder):
     save_file({Q: np.zeros((32, 32), np.float32)}, folder / "second.safetensors")
-    check_refusal(folder, f"tensor {Q} stands twice, in .*model.safetensors and in .*second.safetensors")
+    check_refusal(
+        folder, f"tensor {Q} stands twice, in .*model.safetensors and in .*second.safetensors"
+    )
     (folder / "second.safetensors").write_bytes(b"damaged")
     check_refusal(folder, r"can't read .*second\.safetensors")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../model.safetensors"}}')
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"x": "../model.safetensors"}}'
+    )
     check_refusal(folder, "must map tensors to files of its folder in `weight_map`")
     for path in folder.glob("*.safetensors*"):
         path.unlink()
@@ -204,5 +238,7 @@ def test_wrong_files_are_named(folder):
 def test_a_depth_that_no_file_could_hold_is_refused_at_once(tmp_path):
     llama_folders.write(tmp_path, llama_folders.make_decoder())
     llama_folders.change(tmp_path / "config.json", num_hidden_layers=10**12)
-    with pytest.raises(ValueError, match=r"json: `num_hidden_layers` is 1000000000000, more than the 21 tensors"):
+    with pytest.raises(
+        ValueError, match=r"json: `num_hidden_layers` is 1000000000000, more than the 21 tensors"
+    ):
         llama.check(tmp_path)

@@ -31,7 +31,10 @@ def holder(tmp_path):
 def test_the_second_is_told_who_is_the_first_and_a_killed_one_is_taken_over(holder, tmp_path):
     folder = tmp_path / "run"
     with (
-        pytest.raises(ValueError, match=f"in use by process {holder.pid} on {socket.gethostname()}; wait for it or"),
+        pytest.raises(
+            ValueError,
+            match=f"in use by process {holder.pid} on {socket.gethostname()}; wait for it or",
+        ),
         lock.writing(folder),
     ):
         pass
@@ -40,7 +43,10 @@ def test_the_second_is_told_who_is_the_first_and_a_killed_one_is_taken_over(hold
     holder.wait(runs.LIMIT)
     assert (folder / lock.NAME).exists()
     with lock.writing(folder):
-        assert json.loads((folder / lock.NAME).read_text()) == {"host": socket.gethostname(), "process": os.getpid()}
+        assert json.loads((folder / lock.NAME).read_text()) == {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+        }
     assert os.listdir(folder) == []
 
 
@@ -48,7 +54,9 @@ def test_a_host_that_is_gone_is_taken_over_and_told(tmp_path, capsys):
     (tmp_path / lock.NAME).write_text(json.dumps({"host": "elsewhere", "process": 12}))
     with lock.writing(tmp_path):
         assert json.loads((tmp_path / lock.NAME).read_text())["host"] == socket.gethostname()
-    assert "was in use by process 12 on elsewhere, which holds it no more" in capsys.readouterr().err
+    assert (
+        "was in use by process 12 on elsewhere, which holds it no more" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"host": 3}', "\0" * 10_000, "[" * 10_000])
@@ -63,5 +71,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / lock.NAME).symlink_to(tmp_path / "file")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "linked"):
-        with pytest.raises(OSError, match=rf"work folder {folder} can't be written to"), lock.writing(folder):
+        with (
+            pytest.raises(OSError, match=rf"work folder {folder} can't be written to"),
+            lock.writing(folder),
+        ):
             pass

@@ -1,4 +1,5 @@
-"""One run on many devices and in several processes. The slow ones: pytest -m slow tests/test_meshes.py"""
+"""One run on many devices and in several processes. The slow ones: pytest -m slow
+tests/test_meshes.py"""
 
 import os
 import signal
@@ -77,7 +78,10 @@ def config_on(**mesh):
             {"data": 3},
             r"`config\.mesh` is student 1 x data 3 x fsdp 1 x tensor 1, which must multiply to the 1",
         ),
-        ({"fsdp": 2}, r"must multiply to the 1 devices that there are; an axis of -1 takes what the others leave"),
+        (
+            {"fsdp": 2},
+            r"must multiply to the 1 devices that there are; an axis of -1 takes what the others leave",
+        ),
         ({"data": 1, "student": 3}, r"must multiply to the 1 devices"),
     ],
 )
@@ -98,19 +102,26 @@ def test_rows_come_back_as_they_went_in():
 
 
 def flags(folder, texts, **mesh):
-    return [*stops.flags(folder, texts), *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())]
+    return [
+        *stops.flags(folder, texts),
+        *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()),
+    ]
 
 
 def start_two(folder, texts, *more):
     """Both processes of a run on 2 × 2 devices."""
     address = f"--coordinator=localhost:{free_port()}"
-    both = ([*flags(folder, texts, fsdp=2), address, "--processes=2", f"--process={k}", *more] for k in range(2))
+    both = (
+        [*flags(folder, texts, fsdp=2), address, "--processes=2", f"--process={k}", *more]
+        for k in range(2)
+    )
     return [runs.start("distill", *given, **TWO) for given in both]
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_processes(tmp_path):
-    """8 devices, then one, then two processes of 2: no batch is left out, and the students are those of one device."""
+    """8 devices, then one, then two processes of 2: no batch is left out, and the students are
+    those of one device."""
     texts = runs.write_texts(tmp_path / "texts")
     runs.succeed("distill", *flags(tmp_path / "whole", texts))
     cut = tmp_path / "cut"
@@ -123,10 +134,16 @@ def test_a_run_goes_on_with_other_devices_and_processes(tmp_path):
     assert "goes on with devices 1 cpu in place of 8 cpu" in " ".join(done.stderr.split())
     check_ended(*start_two(cut, texts))
     for stage, steps in (("teacher", TEACHER_STEPS), ("students", STEPS)):
-        mine, theirs = stops.arrays(tmp_path / "whole", stage, steps), stops.arrays(cut, stage, steps)
+        mine, theirs = (
+            stops.arrays(tmp_path / "whole", stage, steps),
+            stops.arrays(cut, stage, steps),
+        )
         for name, values in mine.items():
             np.testing.assert_allclose(theirs[name], values, rtol=0, atol=2e-2, err_msg=name)
-    lines = [(folder / "curves" / "student.jsonl").read_text().splitlines() for folder in (tmp_path / "whole", cut)]
+    lines = [
+        (folder / "curves" / "student.jsonl").read_text().splitlines()
+        for folder in (tmp_path / "whole", cut)
+    ]
     assert len(lines[0]) == len(lines[1]) == STEPS
 
 
@@ -148,7 +165,9 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_both_go_on(tmp_path):
 @pytest.mark.slow
 def test_one_process_that_fails_ends_all_with_its_cause(tmp_path):
     texts = runs.write_texts(tmp_path / "texts")
-    first, second = start_two(tmp_path / "run", texts, "--config.teacher.optimizer.learning_rate=1e30")
+    first, second = start_two(
+        tmp_path / "run", texts, "--config.teacher.optimizer.learning_rate=1e30"
+    )
     for done in (runs.end(first), runs.end(second)):
         assert done.returncode == 2, done.stderr
         assert "the teacher's loss or gradient is not finite at step" in done.stderr
@@ -157,7 +176,9 @@ def test_one_process_that_fails_ends_all_with_its_cause(tmp_path):
         ends = runs.end(first), runs.end(second)
     cause = f"work folder {tmp_path / 'held'} is in use by process {os.getpid()}"
     for done, told in zip(
-        ends, (f"error: {cause}", f"error: process 0 on {socket.gethostname()} ended: {cause}"), strict=True
+        ends,
+        (f"error: {cause}", f"error: process 0 on {socket.gethostname()} ended: {cause}"),
+        strict=True,
     ):
         assert done.returncode == 2, done.stderr
         assert told in done.stderr
@@ -176,9 +197,15 @@ def test_a_killed_process_leaves_no_other_waiting(tmp_path, killed):
 
 REFUSED = {
     "`config.mesh` is student 1 x data 3 x": ["--config.mesh.data=3"],
-    "`config.mesh.fsdp` must be a whole number of at least 1, or -1 for all": ["--config.mesh.fsdp=0"],
+    "`config.mesh.fsdp` must be a whole number of at least 1, or -1 for all": [
+        "--config.mesh.fsdp=0"
+    ],
     "`config.mesh` may have one axis of -1": ["--config.mesh.fsdp=-1"],
-    "--process=2 must be below --processes=2": ["--coordinator=localhost:1", "--processes=2", "--process=2"],
+    "--process=2 must be below --processes=2": [
+        "--coordinator=localhost:1",
+        "--processes=2",
+        "--process=2",
+    ],
     "need --coordinator=HOST:PORT": ["--processes=2"],
 }
 
@@ -192,11 +219,15 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("coordinator", ["localhost", "localhost:99999", ":12", "localhost:port"])
 def test_a_coordinator_that_is_no_address_is_refused(coordinator):
-    with pytest.raises(ValueError, match=f"--coordinator must be HOST:PORT or auto, got '{coordinator}'"):
+    with pytest.raises(
+        ValueError, match=f"--coordinator must be HOST:PORT or auto, got '{coordinator}'"
+    ):
         processes.begin(coordinator, 2, 1, print)
 
 
 def test_a_first_process_that_does_not_come_is_told(monkeypatch):
     monkeypatch.setattr(processes, "_COME", 0)
-    with pytest.raises(ValueError, match=r"no first process came to --coordinator=localhost:\d+ in 0 s"):
+    with pytest.raises(
+        ValueError, match=r"no first process came to --coordinator=localhost:\d+ in 0 s"
+    ):
         processes.begin(f"localhost:{free_port()}", 2, 1, print)

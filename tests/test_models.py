@@ -1,4 +1,5 @@
-"""The decoder and the students against an independent forward pass in float64, and the properties they promise."""
+"""The decoder and the students against an independent forward pass in float64, and the properties
+they promise."""
 
 import dataclasses
 import functools
@@ -18,17 +19,29 @@ TEACHER = {"depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 48, 
 TEACHER |= {"padded_vocabulary": 0, "norm_epsilon": 1e-5, "dtype": "float32"}
 STUDENTS = {
     "kangaroo": {"kind": "kangaroo", "heads": 4, "kv_heads": 1, "exit_layer": 2},
-    "decoder": {"kind": "decoder", "depth": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 24},
+    "decoder": {
+        "kind": "decoder",
+        "depth": 2,
+        "width": 16,
+        "heads": 2,
+        "kv_heads": 1,
+        "mlp_width": 24,
+    },
 }
 
 
 def drawn(build, seed):
-    """A model with every parameter drawn anew by NumPy, the gains of norms too, so that none is without effect."""
+    """A model with every parameter drawn anew by NumPy, the gains of norms too, so that none is
+    without effect."""
     random = np.random.default_rng(seed)
 
     def draw(path, x):
         noise = random.normal(size=x.shape)
-        moved = 1 + 0.2 * noise if "scale" in jax.tree_util.keystr(path) else noise * x.shape[-2] ** -0.5
+        moved = (
+            1 + 0.2 * noise
+            if "scale" in jax.tree_util.keystr(path)
+            else noise * x.shape[-2] ** -0.5
+        )
         return jnp.asarray(moved, x.dtype)
 
     graphdef, params = nnx.split(nnx.eval_shape(build))
@@ -43,7 +56,10 @@ def make_teacher(kv_heads=2, dtype="float32"):
 
 @functools.cache
 def make_student(kind, seed=1, dtype="float32"):
-    return drawn(lambda: models.build_student(STUDENTS[kind], {**TEACHER, "dtype": dtype}, V, nnx.Rngs(1)), seed)
+    return drawn(
+        lambda: models.build_student(STUDENTS[kind], {**TEACHER, "dtype": dtype}, V, nnx.Rngs(1)),
+        seed,
+    )
 
 
 @functools.partial(nnx.jit, static_argnums=2)
@@ -71,7 +87,8 @@ def output(teacher, tokens):
     return run(teacher, tokens, 2)
 
 
-# An independent forward pass: NumPy, float64, one sequence and one head at a time, rotations as complex numbers.
+# An independent forward pass: NumPy, float64, one sequence and one head at a time, rotations as
+# complex numbers.
 
 
 def reference_norm(x, scale):
@@ -100,8 +117,12 @@ def reference_attention(x, qkv, out, heads, kv_heads, base):
 def reference_block(x, p, heads, kv_heads, base):
     attention = p["attention"]
     normed = reference_norm(x, p["attention_norm"]["scale"])
-    x = x + reference_attention(normed, attention["qkv"]["kernel"], attention["out"]["kernel"], heads, kv_heads, base)
-    gate, up = np.split(reference_norm(x, p["mlp_norm"]["scale"]) @ p["mlp"]["gate_up"]["kernel"], 2, axis=-1)
+    x = x + reference_attention(
+        normed, attention["qkv"]["kernel"], attention["out"]["kernel"], heads, kv_heads, base
+    )
+    gate, up = np.split(
+        reference_norm(x, p["mlp_norm"]["scale"]) @ p["mlp"]["gate_up"]["kernel"], 2, axis=-1
+    )
     return x + (gate / (1 + np.exp(-gate)) * up) @ p["mlp"]["down"]["kernel"]
 
 
@@ -130,7 +151,12 @@ def test_decoder_equals_the_reference(tokens, kv_heads):
     got = run(decoder, tokens, 2)
     for row in range(B):
         states, logits = reference_decoder(
-            in_float64(decoder), np.asarray(tokens[row]), depth=3, heads=4, kv_heads=kv_heads, base=500.0
+            in_float64(decoder),
+            np.asarray(tokens[row]),
+            depth=3,
+            heads=4,
+            kv_heads=kv_heads,
+            base=500.0,
         )
         assert_close(got.logits[row], logits)
         assert_close(got.hidden[row], states[2])
@@ -144,7 +170,10 @@ def test_kangaroo_equals_the_reference(output, tokens):
         normed = reference_norm(x, params["attention_norm"]["scale"])
         kernels = params["attention"]["qkv"]["kernel"], params["attention"]["out"]["kernel"]
         x = x + reference_attention(normed, *kernels, heads=4, kv_heads=1, base=500.0)
-        assert_close(got[row], reference_norm(x, params["norm"]["scale"]) @ np.asarray(output.head, np.float64))
+        assert_close(
+            got[row],
+            reference_norm(x, params["norm"]["scale"]) @ np.asarray(output.head, np.float64),
+        )
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
@@ -207,7 +236,9 @@ def test_a_lone_row_is_multiplied_like_many(inputs):
     x, matrix = (jax.random.normal(jax.random.key(i), (inputs, 48)) for i in range(2))
     many = layers.multiply(x.T, matrix)
     assert_close(many, np.asarray(x.T, np.float64) @ np.asarray(matrix, np.float64))
-    for row, alone in enumerate(jax.lax.map(lambda row: layers.multiply(row[None, None], matrix)[0, 0], x.T)):
+    for row, alone in enumerate(
+        jax.lax.map(lambda row: layers.multiply(row[None, None], matrix)[0, 0], x.T)
+    ):
         assert_close(alone, many[row])
     assert layers.multiply(x.T[:0], matrix).shape == (0, 48)
 
@@ -230,7 +261,9 @@ def test_stacked_layers_equal_unrolled_ones(teacher, tokens):
     value, gradient = nnx.jit(nnx.value_and_grad(squares))(teacher)
     other, other_gradient = nnx.jit(nnx.value_and_grad(squares))(unrolled)
     assert float(value) == pytest.approx(float(other), rel=1e-6)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[other_gradient["layers"][i] for i in range(3)])
+    stacked = jax.tree.map(
+        lambda *x: jnp.stack(x), *[other_gradient["layers"][i] for i in range(3)]
+    )
     jax.tree.map(assert_close, nnx.to_pure_dict(gradient["layers"]), nnx.to_pure_dict(stacked))
     assert_close(gradient["embedding"][...], other_gradient["embedding"][...])
 
@@ -242,19 +275,25 @@ def test_cached_equals_uncached_after_rolling_each_sequence_back(teacher, tokens
     @jax.jit
     def advance(tokens, positions, cache):
         # In two parts, as early-exit decoding runs it.
-        hidden, cache = decoder.run_layers(decoder.embed(tokens), 0, 2, positions=positions, cache=cache)
+        hidden, cache = decoder.run_layers(
+            decoder.embed(tokens), 0, 2, positions=positions, cache=cache
+        )
         hidden, cache = decoder.run_layers(hidden, 2, 3, positions=positions, cache=cache)
         return decoder.logits(hidden), cache
 
     steps = jnp.arange(3)[None]
-    logits, cache = advance(tokens[:, :7], jnp.broadcast_to(jnp.arange(7)[None], (B, 7)), decoder.init_cache(B, L + 3))
+    logits, cache = advance(
+        tokens[:, :7], jnp.broadcast_to(jnp.arange(7)[None], (B, 7)), decoder.init_cache(B, L + 3)
+    )
     assert_close(logits, run(decoder, tokens).logits[:, :7])
 
     kept = jnp.array([7, 2, 5])
     new = (tokens[:, 7:10] + 1) % V
     logits, cache = advance(new, kept[:, None] + steps, cache)
     # Right of each sequence's end stands padding, which nothing before it sees.
-    text = jax.vmap(lambda row, n, tail: jax.lax.dynamic_update_slice(row, tail, (n,)))(tokens, kept, new)
+    text = jax.vmap(lambda row, n, tail: jax.lax.dynamic_update_slice(row, tail, (n,)))(
+        tokens, kept, new
+    )
     whole = run(decoder, text).logits
     _, fresh = decoder.run_layers(decoder.embed(text), 0, 3, cache=decoder.init_cache(B, L))
     for row, n in enumerate(kept.tolist()):
@@ -369,7 +408,9 @@ def test_initial_parameters_are_float32_and_keep_the_scale_of_activations(kind):
 
 def test_bad_shapes_are_refused_with_the_mend(teacher, tokens):
     for heads in (0, 5, 32):
-        with pytest.raises(ValueError, match=rf"`heads` must divide the width 32 into even parts, got {heads}"):
+        with pytest.raises(
+            ValueError, match=rf"`heads` must divide the width 32 into even parts, got {heads}"
+        ):
             models.build_teacher({**TEACHER, "heads": heads}, V, nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"`kv_heads` must divide `heads` = 4, got 3"):
         models.build_teacher({**TEACHER, "kv_heads": 3}, V, nnx.Rngs(0))
@@ -381,5 +422,7 @@ def test_bad_shapes_are_refused_with_the_mend(teacher, tokens):
             models.build_student(config, TEACHER, V, nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"in order in 0\.\.3, got 2 and 1"):
         teacher.run_layers(teacher.embed(tokens), 2, 1)
-    with pytest.raises(ValueError, match=r"`kind` must be one of kangaroo, decoder, classifier, got 'medusa'"):
+    with pytest.raises(
+        ValueError, match=r"`kind` must be one of kangaroo, decoder, classifier, got 'medusa'"
+    ):
         models.build_student({"kind": "medusa"}, TEACHER, V, nnx.Rngs(0))

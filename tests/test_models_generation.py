@@ -1,4 +1,5 @@
-"""Generation with a cache against plain recomputation, and its samples against the exact distribution."""
+"""Generation with a cache against plain recomputation, and its samples against the exact
+distribution."""
 
 import functools
 
@@ -14,7 +15,14 @@ from jaxdiv import models
 
 @functools.cache
 def make_decoder(vocab_size):
-    config = {"depth": 2, "width": 16, "heads": 2, "kv_heads": 1, "mlp_width": 24, "rope_base": 100.0}
+    config = {
+        "depth": 2,
+        "width": 16,
+        "heads": 2,
+        "kv_heads": 1,
+        "mlp_width": 24,
+        "rope_base": 100.0,
+    }
     config |= {"padded_vocabulary": 0, "norm_epsilon": 1e-5, "dtype": "float32"}
     return nnx.jit(lambda: models.build_teacher(config, vocab_size, nnx.Rngs(0)))()
 
@@ -22,7 +30,9 @@ def make_decoder(vocab_size):
 def test_greedy_equals_uncached_recomputation():
     decoder = make_decoder(50)
     prompts = jax.random.randint(jax.random.key(1), (4, 5), 0, 50)
-    text = models.generate(decoder, np.asarray(prompts), length=12, temperature=0.0, key=jax.random.key(0))
+    text = models.generate(
+        decoder, np.asarray(prompts), length=12, temperature=0.0, key=jax.random.key(0)
+    )
     assert text.shape == (4, 17)
     assert text.dtype == jnp.int32
     np.testing.assert_array_equal(text[:, :5], prompts)
@@ -36,11 +46,19 @@ def test_samples_follow_the_exact_joint_distribution(temperature):
     decoder = make_decoder(vocab_size)
     prompt = jnp.array([[2, 1]])
     text = models.generate(
-        decoder, jnp.repeat(prompt, draws, axis=0), length=3, temperature=temperature, key=jax.random.key(5)
+        decoder,
+        jnp.repeat(prompt, draws, axis=0),
+        length=3,
+        temperature=temperature,
+        key=jax.random.key(5),
     )
-    every = jnp.stack(jnp.meshgrid(*[jnp.arange(vocab_size)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    every = jnp.stack(jnp.meshgrid(*[jnp.arange(vocab_size)] * 3, indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
     whole = jnp.concatenate([jnp.repeat(prompt, len(every), axis=0), every], axis=1)
-    chances = np.asarray(jax.nn.softmax(decoder(whole).logits[:, 1:-1] / temperature, axis=-1), np.float64)
+    chances = np.asarray(
+        jax.nn.softmax(decoder(whole).logits[:, 1:-1] / temperature, axis=-1), np.float64
+    )
     joint = np.take_along_axis(chances, np.asarray(every)[..., None], axis=-1)[..., 0].prod(-1)
     seen = np.bincount(np.asarray(text[:, 2:]) @ [16, 4, 1], minlength=64)
     assert stats.chisquare(seen, joint / joint.sum() * draws).pvalue > 1e-3
@@ -51,7 +69,9 @@ def test_a_row_depends_on_the_key_and_itself_alone():
     prompts = jax.random.randint(jax.random.key(1), (4, 5), 0, 50)
 
     def run(prompts, seed):
-        return models.generate(decoder, prompts, length=8, temperature=1.0, key=jax.random.key(seed))
+        return models.generate(
+            decoder, prompts, length=8, temperature=1.0, key=jax.random.key(seed)
+        )
 
     first = run(prompts, 0)
     np.testing.assert_array_equal(first, run(prompts, 0))
@@ -64,7 +84,10 @@ def test_a_row_depends_on_the_key_and_itself_alone():
 def test_one_token_is_a_prefix_of_many():
     decoder = make_decoder(50)
     prompts = jnp.array([[3]])
-    one, many = (models.generate(decoder, prompts, length=n, temperature=1.0, key=jax.random.key(0)) for n in (1, 6))
+    one, many = (
+        models.generate(decoder, prompts, length=n, temperature=1.0, key=jax.random.key(0))
+        for n in (1, 6)
+    )
     np.testing.assert_array_equal(one, many[:, :2])
 
 

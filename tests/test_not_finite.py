@@ -19,7 +19,9 @@ def begun(tmp_path):
     config = smoke.get_config()
     config.data.files = f"{runs.write_texts(tmp_path / 'texts')}/*.txt"
     config.losses, config.seeds = "kl", 1
-    config.teacher.optimizer.update({"learning_rate": 1e30, "clip_norm": 0.0, "name": "sgd", "warmup_steps": 1})
+    config.teacher.optimizer.update(
+        {"learning_rate": 1e30, "clip_norm": 0.0, "name": "sgd", "warmup_steps": 1}
+    )
     run = Workdir(tmp_path / "run")
     run.claim(config.to_dict())
     return config.to_dict(), run, corpus.prepare(config.to_dict(), run)
@@ -48,7 +50,9 @@ def test_in_its_own_training(begun):
 
 def test_in_its_students_training(begun):
     config, run, data = begun
-    made = teacher.population(teacher.donors.build(config, data.tokenizer.vocab_size), [0]).student(0)
+    made = teacher.population(teacher.donors.build(config, data.tokenizer.vocab_size), [0]).student(
+        0
+    )
     broken = made.with_params(jax.tree.map(lambda x: x * jnp.nan, made.params))
     with pytest.raises(ValueError, match="what the teacher says is not finite") as error:
         students.train(config, run, data, broken)

@@ -44,24 +44,33 @@ def make_batch(seed=0):
 @pytest.mark.parametrize(
     ("context", "kind"), [("teacher", "kangaroo"), ("student", "kangaroo"), ("student", "decoder")]
 )
-def test_a_share_of_the_rows_is_written_after_the_corpus_own_beginnings(teacher, context, kind, monkeypatch):
+def test_a_share_of_the_rows_is_written_after_the_corpus_own_beginnings(
+    teacher, context, kind, monkeypatch
+):
     monkeypatch.setattr(own_text, "TEMPERATURE", 0.0)
     config, batch = make_config(context, kind), make_batch()
     students = run_students.untrained(config, V)
     # Greedy text of a sharp student: of two seeds, two texts.
     group = jax.tree.map(lambda x: 3 * x, students.params)
-    write = jax.jit(jax.vmap(own_text.writer(config, teacher, students, END), in_axes=(None, 0, None, None)))
+    write = jax.jit(
+        jax.vmap(own_text.writer(config, teacher, students, END), in_axes=(None, 0, None, None))
+    )
     made = write(teacher.params, group, batch, 3)
     texts = jnp.concatenate([made["inputs"], made["labels"][..., -1:]], axis=-1)
     np.testing.assert_array_equal(made["inputs"][..., 1:], made["labels"][..., :-1])
     for seed in (0, 1):
-        np.testing.assert_array_equal(texts[seed, : B // 2, :PROMPT], batch["inputs"][: B // 2, :PROMPT])
+        np.testing.assert_array_equal(
+            texts[seed, : B // 2, :PROMPT], batch["inputs"][: B // 2, :PROMPT]
+        )
         for name in batch:
             np.testing.assert_array_equal(made[name][seed, B // 2 :], batch[name][B // 2 :])
-        # Each written token is the likeliest that the writer gives after the text before it, computed without a cache.
+        # Each written token is the likeliest that the writer gives after the text before it,
+        # computed without a cache.
         shared = teacher(texts[seed, : B // 2, :-1], exit_layer=1)
         student = students.with_params(group).student(seed)
-        logits = shared.logits if context == "teacher" else student(texts[seed, : B // 2, :-1], shared)
+        logits = (
+            shared.logits if context == "teacher" else student(texts[seed, : B // 2, :-1], shared)
+        )
         written = texts[seed, : B // 2, PROMPT:]
         np.testing.assert_array_equal(logits[:, PROMPT - 1 :].argmax(-1), written)
     assert np.array_equal(texts[0], texts[1]) == (context == "teacher")
@@ -104,7 +113,9 @@ def test_each_student_learns_from_its_own_text_and_the_teachers_view_of_it(teach
             student = students.student(seed)
             mine = write(teacher.params, student.params, batch, 0)
             shared = teach(teacher.params, mine["inputs"])
-            values = jaxdiv.get(text)(student(mine["inputs"], shared), shared.logits, temperature=config["temperature"])
+            values = jaxdiv.get(text)(
+                student(mine["inputs"], shared), shared.logits, temperature=config["temperature"]
+            )
             expected = float((values * mine["weights"]).sum() / mine["weights"].sum())
             assert float(metrics["loss"][i, seed]) == pytest.approx(expected, rel=1e-5)
 
@@ -137,9 +148,13 @@ def test_a_student_writes_what_its_distribution_says(teacher):
     student, target = (nnx.merge(m.graphdef, m.params) for m in (model, teacher))
     prompts = jnp.tile(jnp.array([[3, 1, 4]]), (draws, 1))
     text = jax.jit(
-        lambda: models.draft_text(student, target, prompts, length=1, temperature=1.0, key=jax.random.key(0))
+        lambda: models.draft_text(
+            student, target, prompts, length=1, temperature=1.0, key=jax.random.key(0)
+        )
     )()
-    p = np.asarray(jax.nn.softmax(student(prompts[:1], target(prompts[:1], exit_layer=1))[0, -1]), np.float64)
+    p = np.asarray(
+        jax.nn.softmax(student(prompts[:1], target(prompts[:1], exit_layer=1))[0, -1]), np.float64
+    )
     seen = np.bincount(np.asarray(text[:, -1]), minlength=V)
     z = (seen - draws * p) / np.sqrt(draws * p * (1 - p))
     assert (z**2).sum() < 2 * V

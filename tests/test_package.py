@@ -1,4 +1,5 @@
-"""The package as a whole: what it needs, which way its imports go, and that README says what is there."""
+"""The package as a whole: what it needs, which way its imports go, and that README says what is
+there."""
 
 import ast
 import doctest
@@ -15,7 +16,9 @@ from jaxdiv.divergences.registry import ENTRIES
 from tests import runs
 
 README = (runs.ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = sorted(path for folder in ("jaxdiv", "experiments") for path in (runs.ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in ("jaxdiv", "experiments") for path in (runs.ROOT / folder).rglob("*.py")
+)
 # A room may import from lower floors alone, and its own modules.
 FLOORS = {
     5: ["experiments"],
@@ -83,7 +86,9 @@ def test_importing_jaxdiv_needs_jax_alone():
 
 
 def test_readmes_example_prints_what_it_says():
-    blocks = "\n".join(re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL))
+    blocks = "\n".join(
+        re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    )
     parsed = doctest.DocTestParser().get_doctest(blocks, {}, "README.md", "README.md", 0)
     assert len(parsed.examples) > 4
     told = []
@@ -91,7 +96,9 @@ def test_readmes_example_prints_what_it_says():
     assert not told, "".join(told)
 
 
-@pytest.mark.parametrize("name", [n for n in jaxdiv.names() if ">>>" in (ENTRIES[n].function.__doc__ or "")])
+@pytest.mark.parametrize(
+    "name", [n for n in jaxdiv.names() if ">>>" in (ENTRIES[n].function.__doc__ or "")]
+)
 def test_examples_of_docstrings_print_what_they_say(name):
     function = ENTRIES[name].function
     told = []
@@ -113,7 +120,10 @@ def test_the_docs_tables_are_the_codes():
 def test_readme_names_what_is_there():
     for module in re.findall(r"python -m ((?:experiments|jaxdiv)[\w.]*)", README):
         assert importlib.util.find_spec(module), module
-    for name in [*re.findall(r"--config=(\S+\.py)", README), *re.findall(r"`(\w+/[\w/.]+)`", README)]:
+    for name in [
+        *re.findall(r"--config=(\S+\.py)", README),
+        *re.findall(r"`(\w+/[\w/.]+)`", README),
+    ]:
         assert name.startswith("runs/") or (runs.ROOT / name).exists(), name
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (runs.ROOT / link).is_file(), link

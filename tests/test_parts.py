@@ -22,11 +22,17 @@ def prepare(way):
     kind, options = WAYS[way]
     draft = kind if kind in (None, speculative.LOOKUP) else cases.student(kind, V, 16)
     how = {"max_tokens": [12, 3, 9, 12, 1, 12], "temperature": [0.0, 1.0, 0.5, 1.0, 1.0, 2.0]}
-    return speculative.prepare(cases.target(V, 16), draft, cases.prompts(TEXTS, V), **how, **options)
+    return speculative.prepare(
+        cases.target(V, 16), draft, cases.prompts(TEXTS, V), **how, **options
+    )
 
 
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=pytest.mark.slow if way in ("lookup", "decoder") else ()) for way in WAYS]
+    "way",
+    [
+        pytest.param(way, marks=pytest.mark.slow if way in ("lookup", "decoder") else ())
+        for way in WAYS
+    ],
 )
 def test_the_parts_draft_and_accept_what_the_rounds_did(way):
     decoding = prepare(way)
@@ -36,33 +42,47 @@ def test_the_parts_draft_and_accept_what_the_rounds_did(way):
     assert proposals.steps.sum() == decoded.counts.draft_steps
     assert len(replay.lengths) == decoded.counts.target_calls.max()  # so few that all are run again
     drafts, path, accepted, own = (
-        np.asarray(x)[::-1] for x in (proposals.tokens, verdicts.path, verdicts.accepted, verdicts.token)
+        np.asarray(x)[::-1]
+        for x in (proposals.tokens, verdicts.path, verdicts.accepted, verdicts.token)
     )
-    for row, (tokens, calls) in enumerate(zip(decoded.tokens, decoded.counts.target_calls, strict=True)):
+    for row, (tokens, calls) in enumerate(
+        zip(decoded.tokens, decoded.counts.target_calls, strict=True)
+    ):
         lengths = np.bincount(accepted[:calls, row], minlength=decoding.plan.tree.depth + 1)
         np.testing.assert_array_equal(lengths, decoded.counts.lengths[row])
-        rounds = [[*drafts[i, row, path[i, row, : accepted[i, row]]], own[i, row]] for i in range(calls)]
+        rounds = [
+            [*drafts[i, row, path[i, row, : accepted[i, row]]], own[i, row]] for i in range(calls)
+        ]
         np.testing.assert_array_equal(np.concatenate(rounds)[: len(tokens)], tokens)
     # What was refused stands in the caches of just the layers that each part runs.
     below, before = EXIT * (WAYS[way][0] == "kangaroo"), replay.state.texts
     assert _changed(caches[0], before.target_cache) == [True] * below + [False] * (LAYERS - below)
     assert _changed(caches[1], before.draft_cache) == [True] * len(before.draft_cache)
-    assert _changed(verified, before.target_cache) == [False] * below + [way != "none"] * (LAYERS - below)
+    assert _changed(verified, before.target_cache) == [False] * below + [way != "none"] * (
+        LAYERS - below
+    )
 
 
 def _changed(cache, before):
     """Beyond the rounding in which two compilations may differ."""
-    return [not np.allclose(now.keys, then.keys, atol=1e-5) for now, then in zip(cache, before, strict=True)]
+    return [
+        not np.allclose(now.keys, then.keys, atol=1e-5)
+        for now, then in zip(cache, before, strict=True)
+    ]
 
 
 def test_the_prompts_pass_fills_the_caches():
     replay = parts.Replay.of(prepare("decoder"))
     begun, ended = replay.read_prompts().texts, replay.state.texts
     np.testing.assert_array_equal(begun.length, replay.decoding.lengths)
-    for one, other in zip(begun.target_cache + begun.draft_cache, ended.target_cache + ended.draft_cache, strict=True):
+    for one, other in zip(
+        begun.target_cache + begun.draft_cache, ended.target_cache + ended.draft_cache, strict=True
+    ):
         one, other = (np.split(np.asarray(x.keys), TEXTS) for x in (one, other))
         for row, length in enumerate(replay.decoding.lengths):
-            np.testing.assert_allclose(one[row][:, : length - 1], other[row][:, : length - 1], atol=1e-5)
+            np.testing.assert_allclose(
+                one[row][:, : length - 1], other[row][:, : length - 1], atol=1e-5
+            )
             assert one[row][:, : length - 1].any()
 
 
@@ -78,4 +98,8 @@ def test_a_rounds_time_is_its_loops_divided(way, monkeypatch):
     (found,) = parts.milliseconds(decodings, repeats=3)
     rounds = len(parts.Replay.of(decodings[0]).lengths)
     assert asked == [3]
-    assert found == {"prompt": 200, "draft": pytest.approx(200 / rounds), "verify": pytest.approx(200 / rounds)}
+    assert found == {
+        "prompt": 200,
+        "draft": pytest.approx(200 / rounds),
+        "verify": pytest.approx(200 / rounds),
+    }

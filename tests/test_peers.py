@@ -23,7 +23,8 @@ def _jaxdiv(text, temperature):
     loss = jaxdiv.get(text)
     labels = jnp.asarray(LABELS) if loss.needs_labels else None
     values, pull = jax.vjp(
-        lambda s: loss(s, jnp.asarray(TEACHER), labels=labels, temperature=temperature), jnp.asarray(STUDENT)
+        lambda s: loss(s, jnp.asarray(TEACHER), labels=labels, temperature=temperature),
+        jnp.asarray(STUDENT),
     )
     return values, pull(jnp.ones_like(values))[0]
 
@@ -51,8 +52,12 @@ def test_losses_and_gradients_agree(loss):
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.7])
 def test_generalized_jensen_shannon_has_beta_on_the_teacher(beta):
-    """TRL's form: β·KL(teacher ‖ M) + (1-β)·KL(student ‖ M), from log-probabilities; and by words, on probabilities."""
-    _check(f"jsd(beta={beta})", lambda s, t: peers.load("torch").losses["jensen_shannon"](s, t, beta=beta))
+    """TRL's form: β·KL(teacher ‖ M) + (1-β)·KL(student ‖ M), from log-probabilities; and by words,
+    on probabilities."""
+    _check(
+        f"jsd(beta={beta})",
+        lambda s, t: peers.load("torch").losses["jensen_shannon"](s, t, beta=beta),
+    )
 
     def on_probabilities(student, teacher):
         q, p = student.softmax(-1), teacher.softmax(-1)
@@ -65,7 +70,8 @@ def test_generalized_jensen_shannon_has_beta_on_the_teacher(beta):
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
 def test_jensen_shannon_of_libraries_with_beta_on_the_student(beta):
-    """Where a library writes β·KL(student ‖ M) + (1-β)·KL(teacher ‖ M), its β is our 1-β (TRL #3043)."""
+    """Where a library writes β·KL(student ‖ M) + (1-β)·KL(teacher ‖ M), its β is our 1-β (TRL
+    #3043)."""
 
     def other_way(student, teacher):
         log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
@@ -81,7 +87,9 @@ def test_jensen_shannon_of_libraries_with_beta_on_the_student(beta):
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("loss", ["skew_kl", "skew_reverse_kl"])
 def test_skew_divergences_agree_at_every_weight(loss, alpha):
-    _check(f"{loss}(alpha={alpha})", lambda s, t: peers.load("torch").losses[loss](s, t, alpha=alpha))
+    _check(
+        f"{loss}(alpha={alpha})", lambda s, t: peers.load("torch").losses[loss](s, t, alpha=alpha)
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
@@ -90,6 +98,8 @@ def test_temperature_is_hintons(temperature):
 
     def softened(student, teacher):
         log_q, log_p = ((x / temperature).log_softmax(-1) for x in (student, teacher))
-        return temperature**2 * functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        return temperature**2 * functional.kl_div(
+            log_q, log_p, reduction="none", log_target=True
+        ).sum(-1)
 
     _check("kl", softened, temperature=temperature)

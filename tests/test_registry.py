@@ -57,9 +57,13 @@ def test_the_registry_and_the_front_agree():
 
 
 def test_sums_and_parameters():
-    expected = 0.7 * jaxdiv.forward_kl(STUDENT, TEACHER) + 0.3 * jaxdiv.jensen_shannon(STUDENT, TEACHER, beta=0.2)
+    expected = 0.7 * jaxdiv.forward_kl(STUDENT, TEACHER) + 0.3 * jaxdiv.jensen_shannon(
+        STUDENT, TEACHER, beta=0.2
+    )
     np.testing.assert_allclose(_value(" 0.7*kl + .3 * jsd( beta = 0.2 ) "), expected, rtol=1e-6)
-    np.testing.assert_allclose(_value("kl+1e-1*ce_data"), _value("kl") + 0.1 * _value("ce_data"), rtol=1e-6)
+    np.testing.assert_allclose(
+        _value("kl+1e-1*ce_data"), _value("kl") + 0.1 * _value("ce_data"), rtol=1e-6
+    )
     np.testing.assert_allclose(_value("lk_hybrid(rate=0)"), _value("kl"), rtol=1e-6)
     assert jaxdiv.get("kl + ce_data").needs_labels
 
@@ -75,7 +79,9 @@ def test_a_loss_is_frozen_hashable_and_keeps_its_text():
 
 @pytest.mark.parametrize("text", [name for name in jaxdiv.names() if name != "cross_entropy_data"])
 def test_the_factor_keeps_the_gradients_size_under_a_temperature(text):
-    norm = {t: jnp.linalg.norm(jax.grad(lambda s, t=t: _of(text, s, t))(STUDENT)) for t in (20.0, 40.0)}
+    norm = {
+        t: jnp.linalg.norm(jax.grad(lambda s, t=t: _of(text, s, t))(STUDENT)) for t in (20.0, 40.0)
+    }
     np.testing.assert_allclose(norm[40.0] / norm[20.0], 1, atol=0.05)
 
 
@@ -84,7 +90,8 @@ def _of(text, student, temperature):
 
 
 @pytest.mark.parametrize(
-    ("text", "power"), [("ce", 2), ("kl", 2), ("jsd", 2), ("tv", 1), ("nla", 1), ("ce_argmax", 1), ("ce_data", 0)]
+    ("text", "power"),
+    [("ce", 2), ("kl", 2), ("jsd", 2), ("tv", 1), ("nla", 1), ("ce_argmax", 1), ("ce_data", 0)],
 )
 def test_the_factor_by_name(text, power):
     expected = 4.0**power * jaxdiv.get(text)(
@@ -97,13 +104,20 @@ def test_each_part_of_a_sum_has_its_own_factor():
     options = {"temperature": 3.0}
     expected = 0.5 * _value("kl", **options) + 2 * _value("tv", **options) + _value("ce_data")
     np.testing.assert_allclose(_value("0.5*kl + 2*tv + ce_data", **options), expected, rtol=1e-6)
-    kl, tv = (getattr(jaxdiv, name)(STUDENT / 3, TEACHER / 3) for name in ("forward_kl", "total_variation"))
+    kl, tv = (
+        getattr(jaxdiv, name)(STUDENT / 3, TEACHER / 3)
+        for name in ("forward_kl", "total_variation")
+    )
     weight = jnp.exp(-3 * (1 - tv))
-    np.testing.assert_allclose(_value("lk_hybrid", **options), 9 * weight * kl + 3 * (1 - weight) * tv, rtol=1e-6)
+    np.testing.assert_allclose(
+        _value("lk_hybrid", **options), 9 * weight * kl + 3 * (1 - weight) * tv, rtol=1e-6
+    )
 
 
 def test_a_traced_temperature_gives_the_same():
-    traced = jax.jit(lambda t: jaxdiv.get("kl + tv")(STUDENT, TEACHER, temperature=t))(jnp.float32(2.5))
+    traced = jax.jit(lambda t: jaxdiv.get("kl + tv")(STUDENT, TEACHER, temperature=t))(
+        jnp.float32(2.5)
+    )
     np.testing.assert_allclose(traced, _value("kl + tv", temperature=2.5), rtol=1e-6)
 
 
@@ -116,25 +130,36 @@ def test_a_traced_temperature_is_held_in_range_and_is_a_constant():
         for number in by_student(STUDENT, jnp.float32(temperature)):
             assert np.isfinite(number).all(), temperature
     assert np.isnan(by_student(STUDENT, jnp.float32(-1.0))[0])
-    with pytest.raises(ValueError, match="`temperature` is a constant, by which no loss has a derivative"):
+    with pytest.raises(
+        ValueError, match="`temperature` is a constant, by which no loss has a derivative"
+    ):
         jax.grad(total, argnums=1)(STUDENT, jnp.float32(2.0))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("klx", r"unknown loss `klx`; did you mean `kl`\? Known: adaptive_kl \(akl\), alpha_divergence \(alpha\)"),
+        (
+            "klx",
+            r"unknown loss `klx`; did you mean `kl`\? Known: adaptive_kl \(akl\), alpha_divergence \(alpha\)",
+        ),
         ("0.5*kl + jds", r"unknown loss `jds`; did you mean `jsd`\?"),
         ("zzzzzz", r"unknown loss `zzzzzz`; Known: "),
         ("", r"must have a name, got empty text"),
         ("-1*kl", r"weight must be in \[1e-30, 1e\+30\], got -1 in"),
         ("0*kl", r"weight must be in \[1e-30, 1e\+30\], got 0 in"),
         ("1e999*kl", r"weight must be in \[1e-30, 1e\+30\], got 1e999 in"),
-        ("1e-50*kl", r"weight must be in \[1e-30, 1e\+30\], got 1e-50 in"),  # 0 in float32, and NaN times infinity
+        (
+            "1e-50*kl",
+            r"weight must be in \[1e-30, 1e\+30\], got 1e-50 in",
+        ),  # 0 in float32, and NaN times infinity
         ("\u0663*kl", "can't read `\u0663\\*kl` at"),
         ("ce_top_k(k=\u0663)", "can't read `k=\u0663` in"),
         ("kl()", r"nothing stands in the parentheses of `kl\(\)`; write `kl`"),
-        ("ce_top_k(k=1e300)", r"`k` of `ce_top_k` must be in \[1, 1e\+09\), a whole number, got 1e300"),
+        (
+            "ce_top_k(k=1e300)",
+            r"`k` of `ce_top_k` must be in \[1, 1e\+09\), a whole number, got 1e300",
+        ),
         (None, r"must be text, such as `kl`, got None"),
         ("nan*kl", r"can't read `nan\*kl` at `\*kl`|unknown loss `nan`"),
         ("kl tv", r"can't read `kl tv` at `tv`"),
@@ -195,7 +220,9 @@ def test_split():
 
 
 def test_a_mirror_is_the_loss_with_both_sides_exchanged():
-    mirrored = [name for name, entry in ENTRIES.items() if entry.mirror(**entry.defaults) is not None]
+    mirrored = [
+        name for name, entry in ENTRIES.items() if entry.mirror(**entry.defaults) is not None
+    ]
     assert len(mirrored) >= 16
     for name in mirrored:
         exchanged = divergences.mirror(jaxdiv.get(name))(TEACHER, STUDENT)

@@ -15,7 +15,11 @@ def plain(html):
 
 def said(frame):
     found = finding.of(frame)
-    return plain(found.headline), " ".join(map(plain, found.sentences)), [plain(line) for line in found.others]
+    return (
+        plain(found.headline),
+        " ".join(map(plain, found.sentences)),
+        [plain(line) for line in found.others],
+    )
 
 
 def unsettled(*losses, frame):
@@ -44,7 +48,9 @@ def test_a_real_winner():
 
 def test_the_numbers_are_those_of_the_results():
     frame = cases.frame(losses=("ce", "tv"))
-    (row,) = results.select(frame, loss="tv", context="corpus", measure="difference", temperature=1.0).itertuples()
+    (row,) = results.select(
+        frame, loss="tv", context="corpus", measure="difference", temperature=1.0
+    ).itertuples()
     headline, rest, _ = said(frame)
     assert f"{100 * row.value:+.2f} ±" in headline
     assert f"interval {100 * row.low:+.2f} to {100 * row.high:+.2f}" in rest
@@ -53,34 +59,68 @@ def test_the_numbers_are_those_of_the_results():
 @pytest.mark.parametrize(
     ("frame", "headline", "rest"),
     [
-        (unsettled("tv", frame=cases.frame(losses=("ce", "tv"))), "No loss is shown to differ from ce.", "holds 0"),
+        (
+            unsettled("tv", frame=cases.frame(losses=("ce", "tv"))),
+            "No loss is shown to differ from ce.",
+            "holds 0",
+        ),
         (
             unsettled("tv", frame=cases.frame(losses=("ce", "tv", "ce_argmax"))),
             "No loss is shown to be accepted more than ce.",
             "the most of all. That is +1.",
         ),
         (
-            unsettled("kl", frame=cases.frame(losses=("ce", "kl", "ce_argmax"))).replace({"loss": {"kl": "x"}}),
+            unsettled("kl", frame=cases.frame(losses=("ce", "kl", "ce_argmax"))).replace(
+                {"loss": {"kl": "x"}}
+            ),
             "No loss is shown to be accepted more than ce.",
             "on held-out documents, the most of all.",
         ),
-        (cases.frame(losses=("ce", "ce_argmax", "ce_data")), "ce is accepted most.", "Of ce's sampled drafts 77"),
-        (cases.frame(losses=("ce", "ce_argmax"), seeds=2), "Among these students ce is accepted most.", "77"),
-        (cases.frame(losses=("ce", "tv"), seeds=1), r"Among these students tv is accepted most: \+1.*", "1 seed can't"),
+        (
+            cases.frame(losses=("ce", "ce_argmax", "ce_data")),
+            "ce is accepted most.",
+            "Of ce's sampled drafts 77",
+        ),
+        (
+            cases.frame(losses=("ce", "ce_argmax"), seeds=2),
+            "Among these students ce is accepted most.",
+            "77",
+        ),
+        (
+            cases.frame(losses=("ce", "tv"), seeds=1),
+            r"Among these students tv is accepted most: \+1.*",
+            "1 seed can't",
+        ),
         (
             unsettled("tv", frame=cases.frame(losses=("ce", "tv"), seeds=1)),
             "No loss is shown to differ from ce.",
             "1 seed can't speak for other students; 3 are needed",
         ),
-        (cases.frame(losses=("ce", "tv", "ce_argmax")), r"tv is accepted most: \+1.*", "one sign in all 3 seeds."),
-        (cases.frame(losses=("ce", "kl", "tv")), r"tv lies highest: \+1.*", "it beats kl was not tested: losses are"),
+        (
+            cases.frame(losses=("ce", "tv", "ce_argmax")),
+            r"tv is accepted most: \+1.*",
+            "one sign in all 3 seeds.",
+        ),
+        (
+            cases.frame(losses=("ce", "kl", "tv")),
+            r"tv lies highest: \+1.*",
+            "it beats kl was not tested: losses are",
+        ),
         (
             cases.frame(losses=("ce", "tv", "nla"), seeds=2),
             r"Among these students tv lies highest: \+1.*",
             "beats nla was not",
         ),
-        (cases.frame(losses=("kl", "tv")), r"tv is accepted most: \+1.* points over kl\.", "against kl"),
-        (cases.frame(losses=("tv", "untrained")), r"tv gets 7.* ±0\.6% of its drafts accepted\.", "nothing to compare"),
+        (
+            cases.frame(losses=("kl", "tv")),
+            r"tv is accepted most: \+1.* points over kl\.",
+            "against kl",
+        ),
+        (
+            cases.frame(losses=("tv", "untrained")),
+            r"tv gets 7.* ±0\.6% of its drafts accepted\.",
+            "nothing to compare",
+        ),
         (cases.frame(losses=("untrained",)), "No trained student has a result.", ""),
     ],
 )
@@ -118,7 +158,9 @@ def test_no_headline_names_a_winner_that_the_table_does_not(seed):
     noise, frame = np.random.default_rng(seed), cases.frame(seeds=int(seed % 3 + 1))
     difference = frame["measure"].eq("difference")
     frame.loc[difference, "value"] += noise.normal(0, 0.01, difference.sum())
-    frame["low"], frame["high"] = (frame["value"] + sign * noise.uniform(0, 0.03, len(frame)) for sign in (-1, 1))
+    frame["low"], frame["high"] = (
+        frame["value"] + sign * noise.uniform(0, 0.03, len(frame)) for sign in (-1, 1)
+    )
     verdicts = table.summary(frame, context="corpus").set_index("loss")["verdict"]
     won = re.match(r"(Among these students )?(\w+) (is accepted|lies highest)", said(frame)[0])
     if won and won[2] != "ce":

@@ -12,8 +12,17 @@ from jaxdiv.reporting import html, pictures, results, style, words
 from tests import html_page
 from tests import reporting_cases as cases
 
-HOSTILE = {"tv": "<script>alert(1)</script>", "kl": '"><img src=http://a.example/x onerror=alert(2)>', "jsd": "a & b"}
-PICTURES = ("differences", "acceptance_over_temperature", "acceptance_by_position", "training_curves")
+HOSTILE = {
+    "tv": "<script>alert(1)</script>",
+    "kl": '"><img src=http://a.example/x onerror=alert(2)>',
+    "jsd": "a & b",
+}
+PICTURES = (
+    "differences",
+    "acceptance_over_temperature",
+    "acceptance_by_position",
+    "training_curves",
+)
 
 
 def written(folder, frame, *, curves=None, images=None, config_text="", facts=None, about=""):
@@ -75,9 +84,10 @@ def test_contexts_are_shown_as_text_and_tell_regions_apart(tmp_path):
     assert f"are accepted at temperature 1, on {foreign[1]}" in page.text
     for context in foreign:
         assert f"All numbers on {context}" in page.text
-        assert {f"{name}, on {context}" for name in ("acceptance", "acceptance of each seed", "difference")} <= {
-            a["aria-label"] for _, a in page.elements if a.get("role") == "region"
-        }
+        assert {
+            f"{name}, on {context}"
+            for name in ("acceptance", "acceptance of each seed", "difference")
+        } <= {a["aria-label"] for _, a in page.elements if a.get("role") == "region"}
 
 
 def test_the_folder_gives_the_page_its_name(tmp_path, monkeypatch):
@@ -93,14 +103,20 @@ def test_pictures_say_their_numbers_and_come_for_dark_paper_and_phones(page):
     assert alts[::2] == alts[1::2]
     assert [picture["class"] for picture in page.all("picture")] == ["on-light", "on-dark"] * 4
     assert [source["media"] for source in page.all("source")] == ["(max-width: 44rem)"] * 8
-    assert len({image["src"] for image in page.all("img") + page.all("source") if "src" in image}) == 8
+    assert (
+        len({image["src"] for image in page.all("img") + page.all("source") if "src" in image}) == 8
+    )
     frame = cases.frame(losses=("ce", "kl", "tv", "jsd", "ce_argmax", "untrained"))
-    (gain,) = results.select(frame, loss="jsd", context="corpus", measure="difference", temperature=1.0)["value"]
+    (gain,) = results.select(
+        frame, loss="jsd", context="corpus", measure="difference", temperature=1.0
+    )["value"]
     assert f"a & b {100 * gain:+.2f} ±0.21 (real)" in first
 
 
 def test_words_can_be_read_on_light_and_on_dark_paper(page):
-    light, dark = (dict(re.findall(r"--(\w+):(#\w{6})", part)) for part in page.css().split("\n")[:2])
+    light, dark = (
+        dict(re.findall(r"--(\w+):(#\w{6})", part)) for part in page.css().split("\n")[:2]
+    )
     assert light == {name: getattr(style.LIGHT, name) for name in light}
     assert dark == {name: getattr(style.DARK, name) for name in light}
     words_in = set(re.findall(r"(?<!-)color:var\(--(\w+)\)", page.css()))
@@ -118,7 +134,11 @@ def contrast(one, other):
 
 def luminance(color):
     parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [
+        0.2126,
+        0.7152,
+        0.0722,
+    ]
 
 
 def test_every_column_measure_and_number_is_there(page):
@@ -130,9 +150,15 @@ def test_every_column_measure_and_number_is_there(page):
 
 
 def test_front_comes_first_and_says_floor_and_run(tmp_path):
-    page = written(tmp_path, cases.frame(losses=("ce", "tv", "untrained")), about="Students of a teacher.")
+    page = written(
+        tmp_path, cases.frame(losses=("ce", "tv", "untrained")), about="Students of a teacher."
+    )
     front = re.sub(r"\s+", " ", page.text[: page.text.index("A difference is real")])
-    for told in ("tv is accepted most: +", "untrained accepted, the floor56.", "ce accepted, the reference77."):
+    for told in (
+        "tv is accepted most: +",
+        "untrained accepted, the floor56.",
+        "ce accepted, the reference77.",
+    ):
         assert told in front
     assert "Students of a teacher." in front
     assert "Acceptance is the share" in front
@@ -144,17 +170,26 @@ def test_small_and_broken_runs_have_a_report_too(tmp_path):
     frame.loc[lost, ["value", "low", "high"]] = np.nan
     frame = frame[frame["context"].eq("corpus") & frame["temperature"].eq(1)]
     curves = cases.curves(losses=("ce", "kl", "tv"), steps=10, seeds=2)
-    page = written(tmp_path, frame, curves=curves, images=pictures.render_all(frame=frame, curves=curves))
+    page = written(
+        tmp_path, frame, curves=curves, images=pictures.render_all(frame=frame, curves=curves)
+    )
     assert "Left out, without a finite result: kl and tv, seed 1." in page.text
     assert "nan" not in page.text
 
 
-@pytest.mark.parametrize("losses", [("tv",), ("untrained",), ("kl", "tv"), ("ce", "tv", "untrained")])
+@pytest.mark.parametrize(
+    "losses", [("tv",), ("untrained",), ("kl", "tv"), ("ce", "tv", "untrained")]
+)
 def test_results_of_other_things_than_texts(tmp_path, losses):
     frame = cases.frame(losses=losses, seeds=1).replace({"measure": {"greedy_match": "accuracy"}})
-    frame = frame[frame["context"].eq("corpus") & frame["measure"].isin(["acceptance", "accuracy", "difference"])]
+    frame = frame[
+        frame["context"].eq("corpus")
+        & frame["measure"].isin(["acceptance", "accuracy", "difference"])
+    ]
     page = written(tmp_path, frame)
-    head = page.text[page.text.index("Acceptance of sampled drafts") : page.text.index("A difference is real")]
+    head = page.text[
+        page.text.index("Acceptance of sampled drafts") : page.text.index("A difference is real")
+    ]
     assert "τ" not in head
     assert "match" not in head
     assert "accuracy" in head
@@ -163,7 +198,10 @@ def test_results_of_other_things_than_texts(tmp_path, losses):
 
 def test_decoded_numbers_stand_in_a_table(tmp_path):
     frame = cases.frame(losses=("ce", "tv"))
-    decoded = results.select(frame, seed=None, measure="tau", gamma=4), results.select(frame, measure="tau", gamma=4)
+    decoded = (
+        results.select(frame, seed=None, measure="tau", gamma=4),
+        results.select(frame, measure="tau", gamma=4),
+    )
     frame = results.table(
         [
             row

@@ -1,4 +1,5 @@
-"""Pictures are drawn from what there is, show what they claim, and leave matplotlib as they found it."""
+"""Pictures are drawn from what there is, show what they claim, and leave matplotlib as they found
+it."""
 
 import io
 
@@ -16,7 +17,10 @@ FEW = ("ce", "tv", "untrained")
 
 
 def pixels(png):
-    return np.asarray(Image.open(io.BytesIO(png) if isinstance(png, bytes) else png).convert("RGB")) / 255
+    return (
+        np.asarray(Image.open(io.BytesIO(png) if isinstance(png, bytes) else png).convert("RGB"))
+        / 255
+    )
 
 
 def share(image, color):
@@ -28,7 +32,9 @@ def test_all_pictures_are_written_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 31)
     before = dict(matplotlib.rcParams)
     losses = ("ce", "tv", "jsd", "untrained")
-    images = pictures.render_all(frame=cases.frame(losses=losses), curves=cases.curves(losses=losses, steps=50))
+    images = pictures.render_all(
+        frame=cases.frame(losses=losses), curves=cases.curves(losses=losses, steps=50)
+    )
     paths = pictures.write(tmp_path, images)
     assert [path.name for path in paths] == [f"{name}.png" for name in NAMES]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
@@ -46,11 +52,16 @@ def test_all_pictures_are_written_and_nothing_else(tmp_path, monkeypatch):
 def test_colors_tell_better_from_worse():
     theme = style.DARK
     better = pixels(
-        pictures.render(frame=cases.frame(losses=FEW), curves=cases.curves(losses=()), theme=theme)["differences"]
+        pictures.render(frame=cases.frame(losses=FEW), curves=cases.curves(losses=()), theme=theme)[
+            "differences"
+        ]
     )
     worse = pixels(
         pictures.render(
-            frame=cases.frame(losses=("ce", "ce_data")), curves=cases.curves(losses=()), theme=theme, narrow=True
+            frame=cases.frame(losses=("ce", "ce_data")),
+            curves=cases.curves(losses=()),
+            theme=theme,
+            narrow=True,
         )["differences"]
     )
     assert share(better, theme.paper) > 0.6
@@ -62,7 +73,9 @@ def test_words_stand_out_from_what_they_are_written_on():
     for theme in (style.LIGHT, style.DARK):
         assert style.readable(theme.paper, theme) == theme.ink
         assert style.readable(theme.ink, theme) == theme.paper
-    assert style.readable("#808080", style.LIGHT) == style.LIGHT.ink  # contrast by WCAG 4.2, of paper 3.9
+    assert (
+        style.readable("#808080", style.LIGHT) == style.LIGHT.ink
+    )  # contrast by WCAG 4.2, of paper 3.9
 
 
 def test_what_is_far_beyond_the_rest_leaves_them_room():
@@ -81,7 +94,9 @@ def test_dots_stand_where_the_differences_are():
     frame = cases.frame(losses=FEW)
     with matplotlib.rc_context(style.rc(style.LIGHT)):
         axes = comparison.differences(frame, style.LIGHT).axes[0]
-    wanted = frame.query("loss == 'tv' and measure == 'difference' and context == 'corpus' and temperature == 1.0")
+    wanted = frame.query(
+        "loss == 'tv' and measure == 'difference' and context == 'corpus' and temperature == 1.0"
+    )
     pooled, seeds = wanted[wanted["seed"].eq("all")], wanted[wanted["seed"].ne("all")]
     drawn = [list(line.get_xdata()) for line in axes.lines]
     assert [100 * pooled["value"].item()] in drawn
@@ -109,7 +124,9 @@ def test_pictures_take_few_bytes_and_look_the_same():
 )
 def test_what_can_not_be_drawn_is_absent(losses, steps, expected):
     curves = cases.curves(losses=losses, steps=steps, seeds=1)
-    assert list(pictures.render(frame=cases.frame(losses=losses, seeds=1), curves=curves)) == expected
+    assert (
+        list(pictures.render(frame=cases.frame(losses=losses, seeds=1), curves=curves)) == expected
+    )
 
 
 def test_one_temperature_no_positions_and_odd_names():

@@ -11,16 +11,34 @@ from tests import reporting_cases as cases
 
 
 def test_csv_keeps_every_bit(tmp_path):
-    frame = cases.frame(rename={"tv": "jsd(beta=0.3)", "kl": "nan", "rkl": '0.5*kl + 0.5*tv, "odd"'})
+    frame = cases.frame(
+        rename={"tv": "jsd(beta=0.3)", "kl": "nan", "rkl": '0.5*kl + 0.5*tv, "odd"'}
+    )
     results.write_csv(frame, tmp_path / "results.csv")
-    pd.testing.assert_frame_equal(results.read_csv(tmp_path / "results.csv"), frame, check_exact=True)
+    pd.testing.assert_frame_equal(
+        results.read_csv(tmp_path / "results.csv"), frame, check_exact=True
+    )
 
 
 def test_csv_is_tidy(tmp_path):
     rows = [
-        {"loss": "ce", "seed": "all", "context": "generated", "measure": "tau", "temperature": 1.0, "gamma": 4}
+        {
+            "loss": "ce",
+            "seed": "all",
+            "context": "generated",
+            "measure": "tau",
+            "temperature": 1.0,
+            "gamma": 4,
+        }
         | {"value": 2.5, "low": 2.25, "high": 2.75, "n": 800},
-        {"loss": "ce", "seed": 1, "context": "corpus", "measure": "greedy_match", "temperature": 0.25, "value": 0.1},
+        {
+            "loss": "ce",
+            "seed": 1,
+            "context": "corpus",
+            "measure": "greedy_match",
+            "temperature": 0.25,
+            "value": 0.1,
+        },
     ]
     results.write_csv(results.table(rows), tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text().splitlines() == [
@@ -97,7 +115,9 @@ def test_select_leaves_out_what_is_not_a_number():
     frame = cases.frame(losses=("ce", "tv"))
     frame.loc[frame["loss"].eq("tv"), "value"] = np.nan
     assert results.losses(frame) == ("ce",)
-    seeds = results.select(frame, seed=None, measure="acceptance", context="corpus", temperature=1.0)["seed"]
+    seeds = results.select(
+        frame, seed=None, measure="acceptance", context="corpus", temperature=1.0
+    )["seed"]
     assert list(seeds) == ["0", "1", "2"]
 
 

@@ -45,13 +45,19 @@ def test_numbers_are_those_of_the_frame(frame, context):
     assert row["greedy_match"] == value(frame, measure="greedy_match", loss="jsd", context=context)
     assert row["difference"] == value(frame, measure="difference", **at)
     assert row["tau"] == value(frame, measure="tau", loss="jsd", context="generated", gamma=4)
-    assert row["tau_greedy"] == value(frame, measure="tau", loss="jsd", context="generated_greedy", gamma=4)
-    assert row["by_seed"] == tuple(results.select(frame, seed=None, measure="difference", **at)["value"])
+    assert row["tau_greedy"] == value(
+        frame, measure="tau", loss="jsd", context="generated_greedy", gamma=4
+    )
+    assert row["by_seed"] == tuple(
+        results.select(frame, seed=None, measure="difference", **at)["value"]
+    )
     assert len(row["by_seed"]) == 3
 
 
 def test_accuracy_stands_where_it_was_measured(frame):
-    right = frame[frame["measure"].eq("greedy_match") & frame["context"].eq("corpus")].assign(measure="accuracy")
+    right = frame[frame["measure"].eq("greedy_match") & frame["context"].eq("corpus")].assign(
+        measure="accuracy"
+    )
     right["value"] /= 2
     both = pd.concat([frame, right])
     ranked = table.summary(both, context="corpus").set_index("loss")
@@ -65,7 +71,11 @@ def test_accuracy_stands_where_it_was_measured(frame):
 def test_verdicts(frame):
     verdicts = table.summary(frame, context="corpus").set_index("loss")["verdict"]
     assert verdicts["tv"] == verdicts["ce_argmax"] == "real"
-    assert (verdicts["ce"], verdicts["kl"], verdicts["untrained"]) == ("reference", "not shown", "floor")
+    assert (verdicts["ce"], verdicts["kl"], verdicts["untrained"]) == (
+        "reference",
+        "not shown",
+        "floor",
+    )
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -98,9 +108,13 @@ def test_unknown_context_is_refused(frame):
         table.summary(frame, context="books")
 
 
-@pytest.mark.parametrize("kind", [{}, {"seeds": 1}, {"seeds": 6}, {"losses": ("tv",)}, {"losses": ("untrained",)}])
+@pytest.mark.parametrize(
+    "kind", [{}, {"seeds": 1}, {"seeds": 6}, {"losses": ("tv",)}, {"losses": ("untrained",)}]
+)
 def test_terminal_table_fits(kind):
-    text = printed(cases.frame(**kind, rename={"tv": "0.4*jsd(beta=0.3)+0.6*negative_log_acceptance"}))
+    text = printed(
+        cases.frame(**kind, rename={"tv": "0.4*jsd(beta=0.3)+0.6*negative_log_acceptance"})
+    )
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
 

@@ -39,6 +39,8 @@ def test_what_is_not_finished_is_not_measured_nor_lent(tmp_path):
     runs.check_refusal(refused, f"of {STEPS}; finish it with the command that began it")
     code, _ = stop(tmp_path / "other", texts, stage="teacher", after=5, sign=signal.SIGTERM)
     refused = runs.run(
-        "distill", *flags(tmp_path / "third", texts), f"--config.teacher.checkpoint={tmp_path / 'other'}"
+        "distill",
+        *flags(tmp_path / "third", texts),
+        f"--config.teacher.checkpoint={tmp_path / 'other'}",
     )
     runs.check_refusal(refused, "`config.teacher.checkpoint`", f"of {TEACHER_STEPS}; finish it")

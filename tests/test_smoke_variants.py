@@ -13,7 +13,11 @@ WILD = [
     "--config.student.optimizer.warmup_steps=1",
     "--config.student.steps=2",
 ]
-VARIANTS = {"decoder": ["--config.student.kind=decoder"], "bfloat16": ["--config.dtype=bfloat16"], "wild": WILD}
+VARIANTS = {
+    "decoder": ["--config.student.kind=decoder"],
+    "bfloat16": ["--config.dtype=bfloat16"],
+    "wild": WILD,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +27,17 @@ def ended(tmp_path_factory):
     texts = runs.write_texts(folder / "texts")
     splits = {"train": [path.read_text(encoding="utf-8") for path in sorted(texts.glob("*.txt"))]}
     write_tfds(folder / "data", splits, name="notes", feature="body")
-    notes = ["--config.data.source=notes", "--config.data.feature=body", f"--config.data.directory={folder}/data"]
-    given = {name: [f"--config.data.files={texts}/*.txt", *flags] for name, flags in VARIANTS.items()} | {"tfds": notes}
-    done = commands.many("distill", [[*SHORT, f"--workdir={folder}/{name}", *flags] for name, flags in given.items()])
+    notes = [
+        "--config.data.source=notes",
+        "--config.data.feature=body",
+        f"--config.data.directory={folder}/data",
+    ]
+    given = {
+        name: [f"--config.data.files={texts}/*.txt", *flags] for name, flags in VARIANTS.items()
+    } | {"tfds": notes}
+    done = commands.many(
+        "distill", [[*SHORT, f"--workdir={folder}/{name}", *flags] for name, flags in given.items()]
+    )
     return {name: (one, folder / name) for name, one in zip(given, done, strict=True)}
 
 

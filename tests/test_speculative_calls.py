@@ -1,4 +1,5 @@
-"""Target calls of decoded texts against the renewal recursion of `jaxdiv.acceptance`, which decodes nothing."""
+"""Target calls of decoded texts against the renewal recursion of `jaxdiv.acceptance`, which decodes
+nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,13 @@ PROMPT = (3, 1, 4)
 def decode(draft, *, seed, **options):
     seeds = np.arange(TEXTS) + seed
     return speculative.decode(
-        cases.target(V), draft, [PROMPT] * TEXTS, max_tokens=TOKENS, gamma=GAMMA, seeds=seeds, **options
+        cases.target(V),
+        draft,
+        [PROMPT] * TEXTS,
+        max_tokens=TOKENS,
+        gamma=GAMMA,
+        seeds=seeds,
+        **options,
     )
 
 
@@ -33,13 +40,17 @@ def expected_calls(decoded, rule, eta):
     @jax.jit
     def logits(whole):
         output = cases.target(V)(whole, exit_layer=1)
-        return cases.student("kangaroo", V)(whole, output)[:, start - 1 : -1], output.logits[:, start - 1 : -1]
+        return cases.student("kangaroo", V)(whole, output)[:, start - 1 : -1], output.logits[
+            :, start - 1 : -1
+        ]
 
     q, p = logits(jnp.concatenate([jnp.tile(jnp.array(PROMPT), (TEXTS, 1)), tokens], axis=1))
     chance = {
         "sampling": lambda: acceptance.sampling_given(q, p, tokens),
         "greedy_draft": lambda: acceptance.greedy_given(q, tokens),
-        "exact_match": lambda: jnp.take_along_axis(jax.nn.softmax(q), tokens[..., None], axis=-1)[..., 0],
+        "exact_match": lambda: jnp.take_along_axis(jax.nn.softmax(q), tokens[..., None], axis=-1)[
+            ..., 0
+        ],
     }[rule]()
     sure = jnp.max(jax.nn.softmax(q), axis=-1) >= eta
     return acceptance.calls(chance, TOKENS, gamma=GAMMA, sure=sure)
@@ -62,5 +73,7 @@ def test_target_calls_agree_with_the_recursion(rule, eta, own_texts):
     assert abs(two_sample_z(calls, expected_calls(own_texts, rule, eta))) < 3.5
     assert abs(z_score(calls, expected_calls(decoded, rule, eta))) < 3.5
     other = {"sampling": "greedy_draft"}.get(rule, "sampling")
-    assert abs(z_score(calls, expected_calls(decoded, other, eta))) > 5  # so few texts do tell rules apart
+    assert (
+        abs(z_score(calls, expected_calls(decoded, other, eta))) > 5
+    )  # so few texts do tell rules apart
     assert not eta or abs(z_score(calls, expected_calls(decoded, rule, 0.0))) > 5

@@ -1,4 +1,5 @@
-"""Mistakes that decoders have been known to make, planted here: the check of the distribution must see each of them."""
+"""Mistakes that decoders have been known to make, planted here: the check of the distribution must
+see each of them."""
 
 import dataclasses
 
@@ -23,7 +24,9 @@ def plant(monkeypatch):
 
 
 def _verify(plant, verify):
-    plant.setitem(rules.RULES, "sampling", dataclasses.replace(rules.RULES["sampling"], verify=verify))
+    plant.setitem(
+        rules.RULES, "sampling", dataclasses.replace(rules.RULES["sampling"], verify=verify)
+    )
 
 
 def residual_not_normalised(plant):
@@ -52,7 +55,9 @@ def ratio_upside_down(plant):
 
 def drafts_of_another_temperature(plant):
     def candidates(self, logits, sampling, *rest, right=drafting.ModelDraft.candidates):
-        warmer = sampling._replace(how=sampling.how._replace(temperature=1.5 * sampling.how.temperature))
+        warmer = sampling._replace(
+            how=sampling.how._replace(temperature=1.5 * sampling.how.temperature)
+        )
         return right(self, logits, warmer, *rest)[0], right(self, logits, sampling, *rest)[1]
 
     plant.setattr(drafting.ModelDraft, "candidates", candidates)
@@ -63,7 +68,11 @@ def stale_cache(plant):
 
     def write(cache, keys, values, slots, *, right=layers._write):
         new = right(cache, keys, values, slots)
-        return jax.tree.map(lambda old, new: jnp.where(jnp.any(old != 0, axis=-1, keepdims=True), old, new), cache, new)
+        return jax.tree.map(
+            lambda old, new: jnp.where(jnp.any(old != 0, axis=-1, keepdims=True), old, new),
+            cache,
+            new,
+        )
 
     plant.setattr(layers, "_write", write)
 
@@ -89,7 +98,9 @@ def positions_off_by_one(plant):
 def bonus_of_the_draft(plant):
     def propose(self, texts, sampling, *, right=drafting.Chain.propose):
         made, position = right(self, texts, sampling), texts.last + self.gamma
-        features = self.read(made.tokens[:, -1:], made.target_cache, made.draft_cache, positions=position[:, None])[1]
+        features = self.read(
+            made.tokens[:, -1:], made.target_cache, made.draft_cache, positions=position[:, None]
+        )[1]
         _, q = self.candidates(self.logits(features)[:, 0], sampling, position, 0, 1)
         return made._replace(q=made.q.at[:, -1].set(q))
 
@@ -133,7 +144,10 @@ def drafts_seen_by_their_siblings(plant):
 
         def places(*arguments, right=module.places):
             where = right(*arguments)
-            return where | {"visible": jnp.arange(where["visible"].shape[-1])[None, None] <= where["slots"][..., None]}
+            return where | {
+                "visible": jnp.arange(where["visible"].shape[-1])[None, None]
+                <= where["slots"][..., None]
+            }
 
         plant.setattr(module, "places", places)
 
@@ -155,7 +169,8 @@ QUICK = (residual_not_normalised, stale_cache)
 
 
 @pytest.mark.parametrize(
-    "fault", [pytest.param(f, id=f.__name__, marks=[] if f in QUICK else pytest.mark.slow) for f in FAULTS]
+    "fault",
+    [pytest.param(f, id=f.__name__, marks=[] if f in QUICK else pytest.mark.slow) for f in FAULTS],
 )
 def test_fault_is_seen(fault, plant):
     gamma, tree = FAULTS[fault]

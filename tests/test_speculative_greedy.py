@@ -24,32 +24,47 @@ MORE = {
     "tree of the adapter": ("kangaroo", {"tree": TREE}),
     "lookup, typical": (speculative.LOOKUP, {"gamma": 2, "rule": "typical", "longest": 1}),
     **{rule: ("decoder", {"gamma": 3, "rule": rule}) for rule in rules.RULES},
-    **{f"tree, {rule}": ("kangaroo", {"tree": TREE, "rule": rule}) for rule in rules.RULES if rule != "sampling"},
+    **{
+        f"tree, {rule}": ("kangaroo", {"tree": TREE, "rule": rule})
+        for rule in rules.RULES
+        if rule != "sampling"
+    },
 }
 
 
 def decode(kind, *, adversarial=False, **options):
-    draft = kind if kind in (None, speculative.LOOKUP) else cases.student(kind, V, 16, adversarial=adversarial)
+    draft = (
+        kind
+        if kind in (None, speculative.LOOKUP)
+        else cases.student(kind, V, 16, adversarial=adversarial)
+    )
     return speculative.decode(cases.target(V, 16), draft, ROWS, max_tokens=TOKENS, **options)
 
 
 @pytest.fixture(scope="module")
 def greedy():
     """The target's own greedy text, in which no two logits are so close that rounding decides."""
-    text = np.asarray(models.generate(cases.target(V, 16), ROWS, length=TOKENS, temperature=0.0, key=jax.random.key(0)))
+    text = np.asarray(
+        models.generate(
+            cases.target(V, 16), ROWS, length=TOKENS, temperature=0.0, key=jax.random.key(0)
+        )
+    )
     logits = np.sort(cases.target(V, 16)(text).logits[:, ROWS.shape[1] - 1 : -1], axis=-1)
     assert (logits[..., -1] - logits[..., -2]).min() > 1e-4
     return text[:, ROWS.shape[1] :]
 
 
-@pytest.mark.parametrize("case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_greedy_text_is_the_targets(case, greedy):
     kind, options = (CASES | MORE)[case]
     np.testing.assert_array_equal(cases.together(decode(kind, temperature=0.0, **options)), greedy)
 
 
 def test_greedy_text_does_not_depend_on_the_draft(greedy):
-    """Whether it thinks least likely what it thought likeliest, or stops early; it is a matter of speed alone."""
+    """Whether it thinks least likely what it thought likeliest, or stops early; it is a matter of
+    speed alone."""
     fast = decode("kangaroo", temperature=0.0, gamma=3)
     bad = decode("kangaroo", temperature=0.0, gamma=3, adversarial=True)
     unsure = decode("kangaroo", temperature=0.0, gamma=3, eta=0.3)
@@ -60,7 +75,11 @@ def test_greedy_text_does_not_depend_on_the_draft(greedy):
     assert unsure.counts.drafted[:, 1:].sum() > 0
 
 
-WAYS = {"temperature": [0.0, 0.3, 1.0, 2.0] * 5, "top_k": [50] * 10 + [7] * 10, "top_p": [1.0, 0.8] * 10}
+WAYS = {
+    "temperature": [0.0, 0.3, 1.0, 2.0] * 5,
+    "top_k": [50] * 10 + [7] * 10,
+    "top_p": [1.0, 0.8] * 10,
+}
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +96,14 @@ def plain():
         pytest.param("kangaroo", {"rule": "greedy_draft", "gamma": 3}, marks=pytest.mark.slow),
         pytest.param("decoder", {"rule": "greedy_draft", "tree": TREE}, marks=pytest.mark.slow),
         pytest.param("decoder", {"rule": "exact_match", "tree": TREE}, marks=pytest.mark.slow),
-        pytest.param("kangaroo", {"rule": "coupled", "gamma": 3, "eta": 0.3}, marks=pytest.mark.slow),
+        pytest.param(
+            "kangaroo", {"rule": "coupled", "gamma": 3, "eta": 0.3}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_matching_rules_draw_the_plain_text(kind, options, plain):
-    """At every temperature and under every cut: the target's noise decides, the same with and without drafts."""
+    """At every temperature and under every cut: the target's noise decides, the same with and
+    without drafts."""
     decoded = decode(kind, **WAYS, **options)
     cases.assert_same(decoded, plain)
     assert decoded.counts.target_calls.sum() < plain.counts.target_calls.sum()
@@ -89,13 +111,21 @@ def test_matching_rules_draw_the_plain_text(kind, options, plain):
 
 @pytest.mark.slow
 def test_coupled_drafts_are_accepted_more_often_than_matched_ones():
-    coupled, matched = (decode("kangaroo", gamma=3, rule=rule) for rule in ("coupled", "exact_match"))
+    coupled, matched = (
+        decode("kangaroo", gamma=3, rule=rule) for rule in ("coupled", "exact_match")
+    )
     assert coupled.tokens_per_call > matched.tokens_per_call
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_plain_decoding_is_generation_with_the_same_keys(temperature, monkeypatch):
     key = jax.random.key(3)
-    text = models.generate(cases.target(V, 16), ROWS, length=TOKENS, temperature=temperature, key=key)
-    monkeypatch.setattr(rules, "Keys", lambda _, right=rules.Keys: right(jax.random.split(key, TEXTS)))
-    np.testing.assert_array_equal(cases.together(decode(None, temperature=temperature)), text[:, ROWS.shape[1] :])
+    text = models.generate(
+        cases.target(V, 16), ROWS, length=TOKENS, temperature=temperature, key=key
+    )
+    monkeypatch.setattr(
+        rules, "Keys", lambda _, right=rules.Keys: right(jax.random.split(key, TEXTS))
+    )
+    np.testing.assert_array_equal(
+        cases.together(decode(None, temperature=temperature)), text[:, ROWS.shape[1] :]
+    )

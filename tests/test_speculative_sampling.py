@@ -1,7 +1,8 @@
-"""The joint distribution of decoded tokens against the target's exact one, computed without a cache in float64.
+"""The joint distribution of decoded tokens against the target's exact one, computed without a cache
+in float64.
 
-A family of tests fails at the level 1e-3: Holm's correction rejects some hypothesis of m if and only if the smallest
-p-value is below the level by m.
+A family of tests fails at the level 1e-3: Holm's correction rejects some hypothesis of m if and
+only if the smallest p-value is below the level by m.
 """
 
 import jax
@@ -32,7 +33,11 @@ MORE = {
     "top-k and top-p": ("kangaroo", 2, {"top_k": 3, "top_p": 0.8}),
     "eta": ("kangaroo", 2, {"eta": 0.55}),
     "wide tree": ("decoder", 2, {"tree": WIDE, "temperature": 0.7}),
-    "lopsided tree, top-p": ("kangaroo", 2, {"tree": speculative.parse("0,1,2,10,11,20"), "top_p": 0.8}),
+    "lopsided tree, top-p": (
+        "kangaroo",
+        2,
+        {"tree": speculative.parse("0,1,2,10,11,20"), "top_p": 0.8},
+    ),
     "greedy drafts": ("decoder", 2, {"rule": "greedy_draft"}),
     "greedy drafts in a tree": ("decoder", 2, {"rule": "greedy_draft", "tree": WIDE}),
     "exact match": ("kangaroo", 2, {"rule": "exact_match"}),
@@ -49,7 +54,9 @@ def draft(kind):
     return kind if kind in (None, speculative.LOOKUP) else cases.student(kind)
 
 
-@pytest.mark.parametrize("case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_texts_follow_the_targets_joint_distribution(case):
     kind, gamma, options = (CASES | MORE)[case]
     assert cases.lossless(draft(kind), gamma=gamma, **options) > LEVEL / FAMILY
@@ -79,9 +86,17 @@ def test_texts_follow_their_own_distribution_among_others():
 
 @pytest.mark.slow
 def test_two_tokens_of_many_classes_fall_into_their_buckets():
-    """Pairs sorted by the target's chance of them, and by how much likelier the draft thinks their first token."""
-    target, student, prompt, classes = cases.target(1024, 16), cases.student("kangaroo", 1024, 16), (5, 900), 1024
-    whole = jnp.concatenate([jnp.tile(jnp.array(prompt), (classes, 1)), jnp.arange(classes)[:, None]], axis=1)
+    """Pairs sorted by the target's chance of them, and by how much likelier the draft thinks their
+    first token."""
+    target, student, prompt, classes = (
+        cases.target(1024, 16),
+        cases.student("kangaroo", 1024, 16),
+        (5, 900),
+        1024,
+    )
+    whole = jnp.concatenate(
+        [jnp.tile(jnp.array(prompt), (classes, 1)), jnp.arange(classes)[:, None]], axis=1
+    )
     output = jax.jit(lambda tokens: target(tokens, exit_layer=1))(whole)
     p = cases.warped(output.logits)
     q = cases.warped(student(whole, output))
@@ -91,7 +106,9 @@ def test_two_tokens_of_many_classes_fall_into_their_buckets():
     for part in range(10):
         seeds = np.arange(cases.DRAWS // 10) + part * cases.DRAWS
         pairs.append(
-            speculative.decode(target, student, [prompt] * len(seeds), max_tokens=2, gamma=1, seeds=seeds).tokens
+            speculative.decode(
+                target, student, [prompt] * len(seeds), max_tokens=2, gamma=1, seeds=seeds
+            ).tokens
         )
     seen = cases.cells(np.concatenate(pairs), classes)
     for measure in (chances, surplus):

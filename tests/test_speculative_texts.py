@@ -22,7 +22,10 @@ WAYS = {
     "tree": ("kangaroo", {"gamma": 3, "tree": speculative.parse("0,1,00,01,000")}),
     "lookup": (speculative.LOOKUP, {"gamma": 3}),
 }
-CHAIN_FIRST = ["chain with eta", *(pytest.param(way, marks=pytest.mark.slow) for way in ("tree", "lookup"))]
+CHAIN_FIRST = [
+    "chain with eta",
+    *(pytest.param(way, marks=pytest.mark.slow) for way in ("tree", "lookup")),
+]
 
 
 def decode(kind, prompts, *, max_tokens=LONGEST, **options):
@@ -36,7 +39,9 @@ def test_a_text_depends_on_its_prompt_and_seed_alone(way):
     kind, options = WAYS[way]
     mine, other = np.arange(TEXTS) % 2 == 0, cases.prompts(TEXTS, V, seed=1)
     temperature = np.linspace(0, 1.5, TEXTS)
-    first = decode(kind, PROMPTS, seeds=range(TEXTS), max_tokens=WANTED, temperature=temperature, **options)
+    first = decode(
+        kind, PROMPTS, seeds=range(TEXTS), max_tokens=WANTED, temperature=temperature, **options
+    )
     second = decode(
         kind,
         [PROMPTS[i] if mine[i] else other[i] for i in range(TEXTS)],
@@ -65,7 +70,9 @@ def test_a_text_among_others_is_what_it_is_alone(way):
 
 def test_other_seeds_give_other_texts():
     prompts = PROMPTS[:1] * TEXTS
-    together, backwards = (decode("kangaroo", prompts, gamma=3, seeds=range(TEXTS)[::step]) for step in (1, -1))
+    together, backwards = (
+        decode("kangaroo", prompts, gamma=3, seeds=range(TEXTS)[::step]) for step in (1, -1)
+    )
     assert len({tuple(tokens) for tokens in together.tokens}) == TEXTS
     cases.assert_same(together, decode("kangaroo", prompts, gamma=3))
     for tokens, same in zip(together.tokens, backwards.tokens[::-1], strict=True):
@@ -80,7 +87,9 @@ def test_texts_end_with_the_stop_token(way):
     stop = int(np.bincount(np.concatenate(whole.tokens)).argmax())
     cut = decode(kind, PROMPTS, stop=stop, **options)
     inside = 0
-    for row, (long, short, origin) in enumerate(zip(whole.tokens, cut.tokens, whole.origin, strict=True)):
+    for row, (long, short, origin) in enumerate(
+        zip(whole.tokens, cut.tokens, whole.origin, strict=True)
+    ):
         places = np.flatnonzero(long == stop)
         end = places[0] + 1 if places.size else len(long)
         np.testing.assert_array_equal(short, long[:end])
@@ -98,8 +107,12 @@ def test_counts_agree_with_the_texts(way):
     assert (np.diff(counts.accepted, axis=1) <= 0).all()
     assert (np.diff(counts.drafted, axis=1) <= 0).all()
     np.testing.assert_array_equal(counts.lengths.sum(axis=1), counts.target_calls)
-    np.testing.assert_array_equal(counts.lengths @ np.arange(depth + 1), counts.accepted.sum(axis=1))
-    np.testing.assert_array_equal(counts.lengths[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.accepted)
+    np.testing.assert_array_equal(
+        counts.lengths @ np.arange(depth + 1), counts.accepted.sum(axis=1)
+    )
+    np.testing.assert_array_equal(
+        counts.lengths[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.accepted
+    )
     lost = counts.accepted.sum(axis=1) + counts.target_calls - WANTED
     assert ((lost >= 0) & (lost <= depth)).all()
     drafted = np.array([(origin == loop.DRAFTED).sum() for origin in decoded.origin])
@@ -121,7 +134,8 @@ def test_plain_decoding_calls_the_target_once_a_token():
 
 
 def test_a_bonus_follows_accepted_drafts_alone():
-    """A round is some drafts and then one token of the target: a correction where a draft was refused."""
+    """A round is some drafts and then one token of the target: a correction where a draft was
+    refused."""
     decoded = decode("kangaroo", PROMPTS, gamma=3)
     letters = np.array(["", "d", "c", "b"])
     rounds = [re.findall("d*[cb]", "".join(letters[origin])) for origin in decoded.origin]
@@ -141,7 +155,11 @@ def test_lookup_copies_what_followed_the_longest_repetition():
         return made.tokens[0][made.valid[0]].tolist()[1:]
 
     assert drafts([1, 2, 3, 4, 1, 2]) == [3, 4, 1]
-    assert drafts([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2]) == [7, 6, 1]  # three repeat there, two at the later place
+    assert drafts([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2]) == [
+        7,
+        6,
+        1,
+    ]  # three repeat there, two at the later place
     assert drafts([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2], longest=2) == [8, 5, 1]
     assert drafts([1, 2, 1, 3, 1]) == [3, 1, 3]  # the latest
     assert drafts([4, 4], gamma=5) == [4] * 5
@@ -166,12 +184,16 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
     def stream(tokens, before, after, *_):
         rounds.append([np.array(x) for x in (tokens, before, after)])
 
-    monkeypatch.setattr(loop, "begin", lambda *a, right=loop.begin: traces.append(None) or right(*a))
+    monkeypatch.setattr(
+        loop, "begin", lambda *a, right=loop.begin: traces.append(None) or right(*a)
+    )
     prompts = PROMPTS[:6]
     for seed in (0, 6):
         rounds.clear()
         options = {"seeds": range(seed, seed + 6), "temperature": 1 + seed, "eta": seed / 20}
-        decoded = decode("kangaroo", prompts, max_tokens=WANTED[:6], gamma=3, stream=stream, **options)
+        decoded = decode(
+            "kangaroo", prompts, max_tokens=WANTED[:6], gamma=3, stream=stream, **options
+        )
         jax.effects_barrier()
         assert len(rounds) == decoded.counts.target_calls.max()
         for row, text in enumerate(decoded.tokens):
@@ -193,15 +215,24 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
         ({"gamma": 0}, "`gamma` must be at least 1, got 0; without drafts, decode plainly"),
         ({"eta": 1.5}, r"`eta` must be in \[0, 1\], got 1.5; 0 never stops drafting"),
         ({"draft": "ngram"}, "`draft` must be a student, 'lookup' or None, got 'ngram'"),
-        ({"draft": "lookup", "tree": WAYS["tree"][1]["tree"]}, "`lookup` drafts a chain; a tree needs a student"),
+        (
+            {"draft": "lookup", "tree": WAYS["tree"][1]["tree"]},
+            "`lookup` drafts a chain; a tree needs a student",
+        ),
         (
             {"tree": WAYS["tree"][1]["tree"], "gamma": 2},
             "the tree is 3 tokens deep, but `gamma` allows 2; gamma=3 fits",
         ),
-        ({"tree": WAYS["tree"][1]["tree"], "eta": 0.1}, "`eta` ends a chain; with a tree it must be 0"),
+        (
+            {"tree": WAYS["tree"][1]["tree"], "eta": 0.1},
+            "`eta` ends a chain; with a tree it must be 0",
+        ),
         ({"temperature": [1.0, -1.0]}, "`temperature` must be finite and at least 0, got -1.0"),
         ({"top_k": [3, 0]}, "`top_k` must be at least 1, got 0; None keeps all"),
-        ({"max_tokens": [4, 4, 4]}, "`max_tokens` has 3 values for 2 texts; give one for all, or one for each"),
+        (
+            {"max_tokens": [4, 4, 4]},
+            "`max_tokens` has 3 values for 2 texts; give one for all, or one for each",
+        ),
         ({"max_tokens": []}, "`max_tokens` has 0 values for 2 texts"),
         ({"temperature": [1.0, 1.0, 0.0]}, "`temperature` has 3 values for 2 texts"),
         ({"top_k": [3, 2, 1, 1]}, "`top_k` has 4 values for 2 texts"),
@@ -210,6 +241,12 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
     ],
 )
 def test_impossible_requests_are_refused(options, message):
-    options = {"draft": cases.student("kangaroo", V, 16), "prompts": [[1], [2]], "max_tokens": 4} | options
+    options = {
+        "draft": cases.student("kangaroo", V, 16),
+        "prompts": [[1], [2]],
+        "max_tokens": 4,
+    } | options
     with pytest.raises(ValueError, match=message):
-        speculative.decode(cases.target(V, 16), options.pop("draft"), options.pop("prompts"), **options)
+        speculative.decode(
+            cases.target(V, 16), options.pop("draft"), options.pop("prompts"), **options
+        )

@@ -1,4 +1,5 @@
-"""Every loss's trained students: greedy texts against the target's own, target calls against the prediction."""
+"""Every loss's trained students: greedy texts against the target's own, target calls against the
+prediction."""
 
 import functools
 
@@ -29,15 +30,30 @@ class Trained:
 
     def __init__(self, folder, kind):
         # A rate high enough that so short a run gives students that differ.
-        rates = ["--config.student.optimizer.learning_rate=2e-2", "--config.teacher.optimizer.learning_rate=1e-2"]
+        rates = [
+            "--config.student.optimizer.learning_rate=2e-2",
+            "--config.teacher.optimizer.learning_rate=1e-2",
+        ]
         longer = ["--config.teacher.steps=100", "--config.student.steps=40"]
         kind = f"--config.student.kind={kind}"
-        runs.succeed("distill", runs.SMOKE, f"--workdir={folder}", f"--config.losses={LOSSES}", kind, *rates, *longer)
+        runs.succeed(
+            "distill",
+            runs.SMOKE,
+            f"--workdir={folder}",
+            f"--config.losses={LOSSES}",
+            kind,
+            *rates,
+            *longer,
+        )
         self.workdir = Workdir(folder)
         self.config, corpus = self.workdir.config(), Corpus.load(self.workdir)
         self.vocab_size = corpus.tokenizer.vocab_size
-        self.target = teacher.restore(self.config, self.workdir, self.vocab_size).module().unrolled()
-        self.prompts, _ = pipeline.prompts(corpus.splits["train"], length=PROMPT, max_documents=PROMPTS)
+        self.target = (
+            teacher.restore(self.config, self.workdir, self.vocab_size).module().unrolled()
+        )
+        self.prompts, _ = pipeline.prompts(
+            corpus.splits["train"], length=PROMPT, max_documents=PROMPTS
+        )
         assert len(self.prompts) == PROMPTS
 
     def students(self):
@@ -57,14 +73,21 @@ class Trained:
 
     @functools.cached_property
     def greedy(self):
-        """(the target's greedy texts [K, n], whether its two largest logits all but tie at a token [K, n])."""
-        text = models.generate(self.target, self.prompts, length=TOKENS, temperature=0.0, key=jax.random.key(0))
-        largest = jax.jit(lambda tokens: jax.lax.top_k(self.target(tokens).logits, 2)[0])(text)[:, PROMPT - 1 : -1]
+        """(the target's greedy texts [K, n], whether its two largest logits all but tie at a token
+        [K, n])."""
+        text = models.generate(
+            self.target, self.prompts, length=TOKENS, temperature=0.0, key=jax.random.key(0)
+        )
+        largest = jax.jit(lambda tokens: jax.lax.top_k(self.target(tokens).logits, 2)[0])(text)[
+            :, PROMPT - 1 : -1
+        ]
         return np.asarray(text)[:, PROMPT:], np.asarray(largest[..., 0] - largest[..., 1]) < CLOSE
 
     def check_greedy(self, draft, **options):
         """A text may part from the target's only where it all but ties, and hardly one does."""
-        decoded = speculative.decode(self.target, draft, self.prompts, max_tokens=TOKENS, temperature=0.0, **options)
+        decoded = speculative.decode(
+            self.target, draft, self.prompts, max_tokens=TOKENS, temperature=0.0, **options
+        )
         text, close = self.greedy
         differs = np.stack(decoded.tokens) != text
         parted = np.flatnonzero(differs.any(axis=1))
@@ -86,7 +109,9 @@ def test_every_student_leaves_the_greedy_text_as_it_is(trained):
     assert seen == 20
 
 
-@pytest.mark.parametrize("options", [{"eta": 0.3}, {"tree": TREE}, {"rule": "coupled"}], ids=["eta", "tree", "coupled"])
+@pytest.mark.parametrize(
+    "options", [{"eta": 0.3}, {"tree": TREE}, {"rule": "coupled"}], ids=["eta", "tree", "coupled"]
+)
 def test_ways_of_drafting_leave_the_greedy_text_as_it_is(trained, options):
     for _, seed, draft in trained.students():
         if seed == 0:
@@ -106,16 +131,22 @@ def test_lookup_leaves_the_greedy_text_as_it_is(trained):
 GAMMA, SHORT, REPEATS = 4, 48, 20
 RULES = {
     "sampling": (acceptance.sampling_given, acceptance.sampling),
-    "greedy_draft": (lambda q, _, tokens: acceptance.greedy_given(q, tokens), acceptance.greedy_draft),
+    "greedy_draft": (
+        lambda q, _, tokens: acceptance.greedy_given(q, tokens),
+        acceptance.greedy_draft,
+    ),
     "exact_match": (
-        lambda q, _, tokens: jnp.take_along_axis(jax.nn.softmax(q), tokens[..., None], axis=-1)[..., 0],
+        lambda q, _, tokens: jnp.take_along_axis(jax.nn.softmax(q), tokens[..., None], axis=-1)[
+            ..., 0
+        ],
         acceptance.exact_match,
     ),
 }
 
 
 def test_target_calls_and_acceptance_are_those_predicted(trained):
-    """Over losses and rules, at temperature 1; a text's own prediction takes its noise out of the difference."""
+    """Over losses and rules, at temperature 1; a text's own prediction takes its noise out of the
+    difference."""
     prompts = np.repeat(trained.prompts, REPEATS, axis=0)
     zs = []
     for loss, seed, draft in trained.students():
@@ -125,7 +156,13 @@ def test_target_calls_and_acceptance_are_those_predicted(trained):
         for rule in RULES:
             seeds = np.arange(len(prompts)) + len(prompts) * len(zs)
             decoded = speculative.decode(
-                trained.target, draft, prompts, max_tokens=SHORT, gamma=GAMMA, rule=rule, seeds=seeds
+                trained.target,
+                draft,
+                prompts,
+                max_tokens=SHORT,
+                gamma=GAMMA,
+                rule=rule,
+                seeds=seeds,
             )
             calls = decoded.counts.target_calls
             half_width = 1.96 * calls.std(ddof=1) / np.sqrt(calls.size) / calls.mean()
@@ -139,7 +176,8 @@ def test_target_calls_and_acceptance_are_those_predicted(trained):
 
 
 def _predictor(target, draft):
-    """Of a rule and texts [K, T], by one pass: expected target calls, and rounds whose first draft is accepted."""
+    """Of a rule and texts [K, T], by one pass: expected target calls, and rounds whose first draft
+    is accepted."""
     parts = nnx.split((target, draft))
 
     @functools.partial(jax.jit, static_argnums=1)

@@ -22,7 +22,9 @@ def test_tables_agree_with_the_paths(text):
     np.testing.assert_array_equal(tree.depths, [len(path) for path in paths])
     np.testing.assert_array_equal(tree.ranks, [int(path[-1:] or 0) for path in paths])
     for node, path in enumerate(paths):
-        np.testing.assert_array_equal(tree.ancestors[node], [path.startswith(other) for other in paths])
+        np.testing.assert_array_equal(
+            tree.ancestors[node], [path.startswith(other) for other in paths]
+        )
         children = [i for i, other in enumerate(paths) if other and other[:-1] == path]
         assert tree.children[node][: len(children)].tolist() == children
         assert (tree.children[node][len(children) :] == -1).all()
@@ -62,12 +64,18 @@ def test_what_is_no_tree_is_refused(text, message):
 
 
 def test_spaces_and_order_do_not_matter():
-    assert speculative.parse(" 00, 0 ,1") == speculative.parse("0,1,00") == speculative.Tree((0, 0, 1))
+    assert (
+        speculative.parse(" 00, 0 ,1") == speculative.parse("0,1,00") == speculative.Tree((0, 0, 1))
+    )
 
 
 @pytest.mark.parametrize(
     ("parents", "message"),
-    [((1,), "before its children"), ((0, -1), "before its children"), ((0, 0, 2, 1), "in order of their parents")],
+    [
+        ((1,), "before its children"),
+        ((0, -1), "before its children"),
+        ((0, 0, 2, 1), "in order of their parents"),
+    ],
 )
 def test_nodes_out_of_order_are_refused(parents, message):
     with pytest.raises(ValueError, match=message):
@@ -82,5 +90,7 @@ def test_nodes_see_the_text_and_their_ancestors_alone():
         np.testing.assert_array_equal(where["slots"][row], root + nodes)
         np.testing.assert_array_equal(where["positions"][row], root + tree.depths)
         for node in nodes:
-            seen = {root + other for other in nodes if tree.ancestors[node, other]} | set(range(root))
+            seen = {root + other for other in nodes if tree.ancestors[node, other]} | set(
+                range(root)
+            )
             assert set(np.flatnonzero(where["visible"][row, node]).tolist()) == seen

@@ -68,11 +68,18 @@ def coverage(draw, estimate, truth, repeats=1500):
 
 
 @pytest.mark.parametrize(
-    ("by_seed", "by_document", "noise"), [(0.01, 0.08, 0.01), (0.02, 0.08, 0.03), (0.03, 0.02, 0.02), (0, 0.08, 0.04)]
+    ("by_seed", "by_document", "noise"),
+    [(0.01, 0.08, 0.01), (0.02, 0.08, 0.03), (0.03, 0.02, 0.02), (0, 0.08, 0.04)],
 )
 def test_intervals_cover_the_truth(by_seed, by_document, noise):
     rng = np.random.default_rng(4)
-    kind = {"seeds": 3, "documents": 60, "by_seed": by_seed, "by_document": by_document, "noise": noise}
+    kind = {
+        "seeds": 3,
+        "documents": 60,
+        "by_seed": by_seed,
+        "by_document": by_document,
+        "noise": noise,
+    }
     assert 0.915 < coverage(lambda: population(rng, **kind), statistics.interval, 0.7) < 0.985
 
 
@@ -82,7 +89,10 @@ def test_tails_are_heavy_enough_for_holm(by_seed):
     rng = np.random.default_rng(11)
     kind = {"seeds": 3, "documents": 60, "by_seed": by_seed, "by_document": 0.03, "noise": 0.03}
     missed = 1 - coverage(
-        lambda: population(rng, **kind), lambda *x: statistics.interval(*x, level=0.995), 0.7, repeats=4000
+        lambda: population(rng, **kind),
+        lambda *x: statistics.interval(*x, level=0.995),
+        0.7,
+        repeats=4000,
     )
     assert missed < 0.008
 
@@ -101,8 +111,15 @@ def test_differences_cover_the_truth():
     rng = np.random.default_rng(6)
 
     def draw():
-        shared, counts = population(rng, seeds=3, documents=60, by_seed=0.02, by_document=0.08, noise=0)
-        gains = 0.01 + 0.004 * rng.normal(size=(3, 1)) + 0.02 * rng.normal(size=60) + 0.01 * rng.normal(size=(3, 60))
+        shared, counts = population(
+            rng, seeds=3, documents=60, by_seed=0.02, by_document=0.08, noise=0
+        )
+        gains = (
+            0.01
+            + 0.004 * rng.normal(size=(3, 1))
+            + 0.02 * rng.normal(size=60)
+            + 0.01 * rng.normal(size=(3, 60))
+        )
         return shared + counts * gains, counts, shared, counts
 
     assert 0.93 < coverage(draw, statistics.paired_difference, 0.01) < 0.985
@@ -112,13 +129,23 @@ def test_log_ratios_cover_the_truth_and_are_odd():
     rng = np.random.default_rng(8)
 
     def draw():
-        shared, counts = population(rng, seeds=3, documents=60, by_seed=0.02, by_document=0.08, noise=0)
-        gains = 0.3 + 0.01 * rng.normal(size=(3, 1)) + 0.05 * rng.normal(size=60) + 0.02 * rng.normal(size=(3, 60))
+        shared, counts = population(
+            rng, seeds=3, documents=60, by_seed=0.02, by_document=0.08, noise=0
+        )
+        gains = (
+            0.3
+            + 0.01 * rng.normal(size=(3, 1))
+            + 0.05 * rng.normal(size=60)
+            + 0.02 * rng.normal(size=(3, 60))
+        )
         return shared + counts * gains, counts, shared, counts
 
     assert 0.93 < coverage(draw, statistics.paired_log_ratio, np.log(1.0 / 0.7)) < 0.985
     a, counts, b, _ = draw()
-    there, back = statistics.paired_log_ratio(a, counts, b, counts), statistics.paired_log_ratio(b, counts, a, counts)
+    there, back = (
+        statistics.paired_log_ratio(a, counts, b, counts),
+        statistics.paired_log_ratio(b, counts, a, counts),
+    )
     np.testing.assert_allclose([there.value, there.low], [-back.value, -back.high], rtol=1e-9)
     never = statistics.paired_log_ratio(a, counts, np.zeros_like(b), counts)
     assert never.value == np.inf
@@ -127,7 +154,9 @@ def test_log_ratios_cover_the_truth_and_are_odd():
 
 def test_runs_stand_in_place_of_their_seeds():
     rng = np.random.default_rng(7)
-    sums, counts = population(rng, seeds=6, documents=30, by_seed=0.03, by_document=0.02, noise=0.01)
+    sums, counts = population(
+        rng, seeds=6, documents=30, by_seed=0.03, by_document=0.02, noise=0.01
+    )
     estimate = statistics.interval(sums, counts, runs=["a", "b", "c"] * 2)
     means = statistics.interval((sums[:3] + sums[3:]) / 2, counts)
     for field in ("value", "low", "high", "sources", "p_value"):
@@ -139,12 +168,14 @@ def test_runs_stand_in_place_of_their_seeds():
 
 def test_documents_that_count_nothing_are_dropped():
     rng = np.random.default_rng(8)
-    sums, counts = population(rng, seeds=2, documents=10, by_seed=0.03, by_document=0.02, noise=0.01)
+    sums, counts = population(
+        rng, seeds=2, documents=10, by_seed=0.03, by_document=0.02, noise=0.01
+    )
     padded = [np.concatenate([x, np.zeros((*x.shape[:-1], 5))], axis=-1) for x in (sums, counts)]
     assert statistics.interval(*padded) == statistics.interval(sums, counts)
-    assert statistics.paired_difference(*padded, 2 * padded[0], padded[1]) == statistics.paired_difference(
-        sums, counts, 2 * sums, counts
-    )
+    assert statistics.paired_difference(
+        *padded, 2 * padded[0], padded[1]
+    ) == statistics.paired_difference(sums, counts, 2 * sums, counts)
 
 
 def test_what_cannot_be_told_is_nan():
@@ -170,13 +201,20 @@ def test_interval_is_clipped_to_the_range():
 
 
 def test_wider_level_is_the_interval_at_that_level():
-    sums, counts = population(np.random.default_rng(9), seeds=3, documents=9, by_seed=0.1, by_document=0.1, noise=0)
-    assert statistics.interval(sums, counts).at_level(0.999) == statistics.interval(sums, counts, level=0.999)
+    sums, counts = population(
+        np.random.default_rng(9), seeds=3, documents=9, by_seed=0.1, by_document=0.1, noise=0
+    )
+    assert statistics.interval(sums, counts).at_level(0.999) == statistics.interval(
+        sums, counts, level=0.999
+    )
 
 
 def test_holm_on_an_example_worked_by_hand():
-    # .01 x 4, .02 x 3, then .03 x 2 and .04 x 1, of which the last may not fall below the one before.
-    np.testing.assert_allclose(statistics.holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06], rtol=1e-12)
+    # .01 x 4, .02 x 3, then .03 x 2 and .04 x 1, of which the last may not fall below the one
+    # before.
+    np.testing.assert_allclose(
+        statistics.holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06], rtol=1e-12
+    )
     np.testing.assert_array_equal(statistics.holm([0.9, 0.6]), [1, 1])
 
 
@@ -189,7 +227,9 @@ def test_intervals_at_holms_levels_exclude_0_exactly_when_it_rejects():
         estimates = [statistics.interval(sample, np.ones(40)) for sample in samples]
         p_values = [estimate.p_value for estimate in estimates]
         levels = statistics.holm_levels(p_values)
-        widened = [estimate.at_level(level) for estimate, level in zip(estimates, levels, strict=True)]
+        widened = [
+            estimate.at_level(level) for estimate, level in zip(estimates, levels, strict=True)
+        ]
         excludes = [estimate.low > 0 or estimate.high < 0 for estimate in widened]
         np.testing.assert_array_equal(excludes, statistics.holm(p_values) < 0.05)
         assert (levels >= 0.95).all()
@@ -206,9 +246,15 @@ def test_holms_levels_step_down_and_stop():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: statistics.interval(x[0], x[0]), r"`sums` must be \[seeds, documents\].*got \(4,\) and \(4,\)"),
+        (
+            lambda x: statistics.interval(x[0], x[0]),
+            r"`sums` must be \[seeds, documents\].*got \(4,\) and \(4,\)",
+        ),
         (lambda x: statistics.interval(x, np.ones(3)), r"got \(2, 4\) and \(3,\)"),
-        (lambda x: statistics.paired_difference(x, x, x[:1], x[:1]), r"one shape, got \(2, 4\) and \(1, 4\)"),
+        (
+            lambda x: statistics.paired_difference(x, x, x[:1], x[:1]),
+            r"one shape, got \(2, 4\) and \(1, 4\)",
+        ),
         (lambda x: statistics.interval(x, x, runs=["a"]), "one label for each of 2 seeds, got 1"),
         (lambda x: statistics.interval(x, x, level=95), r"`level` must be in \(0, 1\), got 95"),
     ],

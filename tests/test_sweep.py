@@ -37,7 +37,11 @@ def test_the_grid_changes_one_factor_at_a_time_and_keeps_tokens_equal(tmp_path):
     assert names[0] == "adapter1-sharp-corpus-T1"
     assert len(set(names)) == len(names)
     changes = [
-        {factor for factor in grid.FACTORS if getattr(cell, factor) != getattr(made.cells[0], factor)}
+        {
+            factor
+            for factor in grid.FACTORS
+            if getattr(cell, factor) != getattr(made.cells[0], factor)
+        }
         for cell in made.cells
     ]
     assert changes.count(set()) == 1
@@ -48,7 +52,12 @@ def test_the_grid_changes_one_factor_at_a_time_and_keeps_tokens_equal(tmp_path):
     assert len({pace.tokens(one) for one in configs}) == 1
     departs = {key for one in configs for key in run_config.differences(configs[0], one)}
     assert departs == {
-        *("config.data.context", "config.temperature", "config.teacher.steps", "config.teacher.checkpoint"),
+        *(
+            "config.data.context",
+            "config.temperature",
+            "config.teacher.steps",
+            "config.teacher.checkpoint",
+        ),
         *(f"config.student.{key}" for key in ("kind", "exit_layer", "depth", "width", "mlp_width")),
     }
     assert {made.tuned_as(cell) for cell in made.cells} == {"adapter1", "decoder1"}
@@ -74,7 +83,9 @@ def test_parts_of_the_grid_and_of_the_losses(tmp_path):
     assert [cell.name for cell in kept] == [
         *("adapter2-sharp-corpus-T1", "adapter1-sharp-student-T1", "adapter1-sharp-corpus-T2"),
     ]
-    with pytest.raises(ValueError, match=r"--cells: 'adapter9\*' is none of adapter1-sharp-corpus-T1, "):
+    with pytest.raises(
+        ValueError, match=r"--cells: 'adapter9\*' is none of adapter1-sharp-corpus-T1, "
+    ):
         grid.cut(made.cells, ["adapter1*", "adapter9*"], "--cells")
 
 
@@ -85,18 +96,38 @@ def test_parts_of_the_grid_and_of_the_losses(tmp_path):
         ({"losses": "kl,ce"}, {}, "--losses: ce is none of the config's, kl, rkl"),
         ({"losses": "tv,jsd"}, {}, "`config.losses` must begin with kl"),
         ({"losses": "kl"}, {}, "`config.losses` must begin with kl"),
-        ({"typed": ["temperature"]}, {}, "--config.temperature: each cell has its own; give config.sweep.temperatures"),
+        (
+            {"typed": ["temperature"]},
+            {},
+            "--config.temperature: each cell has its own; give config.sweep.temperatures",
+        ),
         (
             {"typed": ["teacher.steps"]},
             {},
             "--config.teacher.steps: some teachers have their own; give config.sweep.teachers.flat.steps, config.sweep",
         ),
-        ({"typed": ["student.depth"]}, {}, "some students have their own; give config.sweep.students.decoder1.depth"),
-        ({}, {"base": "adapter1-sharp-corpus-T3"}, "`config.sweep.base`: 'adapter1-sharp-corpus-T3' must be STUDENT-"),
+        (
+            {"typed": ["student.depth"]},
+            {},
+            "some students have their own; give config.sweep.students.decoder1.depth",
+        ),
+        (
+            {},
+            {"base": "adapter1-sharp-corpus-T3"},
+            "`config.sweep.base`: 'adapter1-sharp-corpus-T3' must be STUDENT-",
+        ),
         ({}, {"extra": "adapter1-sharp"}, "`config.sweep.extra`"),
-        ({}, {"contexts": "corpus,dreams"}, "`config.sweep.contexts`: 'dreams' is none of corpus, teacher, student"),
+        (
+            {},
+            {"contexts": "corpus,dreams"},
+            "`config.sweep.contexts`: 'dreams' is none of corpus, teacher, student",
+        ),
         ({}, {"rates": (1e-3, -1.0)}, "`config.sweep.rates` must be finite numbers above 0"),
-        ({}, {"temperatures": (1.0, 1.0000001)}, "which differ within six digits, got (1.0, 1.0000001)"),
+        (
+            {},
+            {"temperatures": (1.0, 1.0000001)},
+            "which differ within six digits, got (1.0, 1.0000001)",
+        ),
         (
             {},
             {"tuning_steps": 20},
@@ -104,12 +135,20 @@ def test_parts_of_the_grid_and_of_the_losses(tmp_path):
         ),
         ({}, {"decoded": "nothing"}, "`config.sweep.decoded`: 'nothing' is none of"),
         ({}, {"seeds": 3}, "`config.sweep.seeds` is not a key of a sweep"),
-        ({}, {"students": {"adapter1": {"steps": 3}}}, "`config.sweep.students.adapter1.steps` can't differ between"),
+        (
+            {},
+            {"students": {"adapter1": {"steps": 3}}},
+            "`config.sweep.students.adapter1.steps` can't differ between",
+        ),
         ({}, {"students": {"a-b": {"depth": 1}}}, "the name 'a-b' must be of letters"),
         ({}, {"students": {"..": {"depth": 1}}}, "the name '..' must be of letters"),
         ({}, {"students": ("adapter1",)}, "`config.sweep.students` must say what it is"),
         ({}, {"students": {"adapter1": 1}}, "`config.sweep.students.adapter1` must say what it is"),
-        ({}, {"teachers": {"sharp": {}, "flat": {"steps": 9}}}, "`config.sweep.teachers.sharp` must say what it is"),
+        (
+            {},
+            {"teachers": {"sharp": {}, "flat": {"steps": 9}}},
+            "`config.sweep.teachers.sharp` must say what it is",
+        ),
     ],
 )
 def test_what_is_no_sweep_is_refused(tmp_path, given, changes, message):
@@ -124,7 +163,11 @@ def test_a_sweep_that_is_no_mapping_is_refused(tmp_path):
 
 
 def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
-    first, other, more = read(tmp_path), read(tmp_path, tuning_steps=50), read(tmp_path, extra=EXTRA)
+    first, other, more = (
+        read(tmp_path),
+        read(tmp_path, tuning_steps=50),
+        read(tmp_path, extra=EXTRA),
+    )
     teachers = {"blunt": {"steps": 300}}
     names = read(tmp_path, teachers=teachers, base="adapter1-blunt-corpus-T1", decoded="")
     study.claim(names)
@@ -133,7 +176,9 @@ def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
     first.teacher_run("flat").add_facts({DATA_READY: ""})
     study.claim(first)
     study.claim(more)  # cells alone differ
-    with pytest.raises(ValueError, match=r"another config: config.sweep.base is 'adapter1-sharp-corpus-T1' there"):
+    with pytest.raises(
+        ValueError, match=r"another config: config.sweep.base is 'adapter1-sharp-corpus-T1' there"
+    ):
         study.check(names)
     message = "another config: config.sweep.tuning_steps is 80 there, 50 here; give this one a folder of its own"
     with pytest.raises(ValueError, match=message):
@@ -162,17 +207,26 @@ def test_runs_of_other_texts_or_another_tokenizer_are_refused(tmp_path, monkeypa
     monkeypatch.setattr(sweep_runs.teacher, "settle", lambda config, run, typed: config)
     monkeypatch.setattr(sweep_runs.teacher, "prepare", lambda config, run, data: "a teacher")
     monkeypatch.setattr(sweep_runs.corpus, "prepare", lambda config, run: run.add_facts(facts))
-    first, *others = (made.teacher_run("sharp"), made.teacher_run("flat"), made.cell_run(made.cells[0]))
+    first, *others = (
+        made.teacher_run("sharp"),
+        made.teacher_run("flat"),
+        made.cell_run(made.cells[0]),
+    )
     assert sweep_runs.begin(made, first, made.teacher_config("sharp"))[-1] == "a teacher"
     for run, fact in zip(others, list(facts), strict=True):
         facts = {**first.facts(), fact: "changed"}
-        with pytest.raises(ValueError, match=f"{run.root}: the {fact} is changed, but .* in {first.root}"):
+        with pytest.raises(
+            ValueError, match=f"{run.root}: the {fact} is changed, but .* in {first.root}"
+        ):
             sweep_runs.begin(made, run, made.teacher_config("flat"))
 
 
 def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
     reached, losses = {}, ["kl", "tv", "rkl"]
-    for rate, ends in {0.01: {"kl": 0.5, "tv": 0.7, "rkl": None}, 0.001: {"kl": 0.6, "tv": 0.7, "rkl": None}}.items():
+    for rate, ends in {
+        0.01: {"kl": 0.5, "tv": 0.7, "rkl": None},
+        0.001: {"kl": 0.6, "tv": 0.7, "rkl": None},
+    }.items():
         run = Workdir(tmp_path / str(rate))
         run.curves.mkdir(parents=True)
         lines = [
@@ -198,11 +252,24 @@ def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
 STEPS = 36
 SMALL = (
     "--config=configs/choose.py:quick",
-    *("--config.losses=kl,tv", "--config.seeds=2", "--config.data.sequence_length=32", "--config.dtype=float32"),
+    *(
+        "--config.losses=kl,tv",
+        "--config.seeds=2",
+        "--config.data.sequence_length=32",
+        "--config.dtype=float32",
+    ),
     *("--config.teacher.width=32", "--config.teacher.mlp_width=64", "--config.teacher.depth=2"),
-    *("--config.teacher.heads=2", "--config.student.heads=2", "--config.sweep.teachers.sharp.steps=25"),
+    *(
+        "--config.teacher.heads=2",
+        "--config.student.heads=2",
+        "--config.sweep.teachers.sharp.steps=25",
+    ),
     *(f"--config.student.steps={STEPS}", "--config.sweep.tuning_steps=12", "--config.log.every=12"),
-    *("--config.evaluation.documents=4", "--config.evaluation.document_tokens=64", "--config.checkpoint.every=12"),
+    *(
+        "--config.evaluation.documents=4",
+        "--config.evaluation.document_tokens=64",
+        "--config.checkpoint.every=12",
+    ),
     *("--config.evaluation.prompt_tokens=8", "--config.evaluation.generated_tokens=24"),
     *(
         "--config.evaluation.contexts=corpus,generated",
@@ -215,7 +282,10 @@ FIRST, SECOND = "adapter1-sharp-corpus-T1", "adapter2-sharp-corpus-T1"
 
 
 def state(folder):
-    return {name: (path.stat().st_mtime_ns, path.read_bytes()) for name, path in files.below(folder).items()}
+    return {
+        name: (path.stat().st_mtime_ns, path.read_bytes())
+        for name, path in files.below(folder).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +298,12 @@ def killed(tmp_path_factory):
     process = runs.start("sweep", *given)
     done = stops.stop_when(process, lambda: stops.step_of(second, "student") > 13, signal.SIGTERM)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    return folder, given, done.stderr, (second / "curves" / "student.jsonl").read_text(encoding="utf-8")
+    return (
+        folder,
+        given,
+        done.stderr,
+        (second / "curves" / "student.jsonl").read_text(encoding="utf-8"),
+    )
 
 
 def test_a_killed_sweep_goes_on_within_its_cell(killed):
@@ -260,13 +335,18 @@ def test_a_killed_sweep_goes_on_within_its_cell(killed):
     assert set(frame["measure"]) == {"acceptance", "tau"}
     rates = frame.groupby("loss")["learning_rate"].unique()
     reached = {
-        rate: files.read_json(folder / "tuning" / f"adapter1-{rate:g}" / "reached.json") for rate in (1e-2, 3e-2)
+        rate: files.read_json(folder / "tuning" / f"adapter1-{rate:g}" / "reached.json")
+        for rate in (1e-2, 3e-2)
     }
     assert {loss: rates[loss].tolist() for loss in ("kl", "tv")} == {
         loss: [rate] for loss, rate in tuning.best(reached, ["kl", "tv"]).items()
     }
-    at = frame[frame["cell"].eq(SECOND) & frame["loss"].eq("tv") & frame["temperature"].eq(1)].set_index("measure")
-    own = pd.read_csv(second / "results.csv").query("loss == 'tv' and seed == 'all' and context == 'corpus'")
+    at = frame[
+        frame["cell"].eq(SECOND) & frame["loss"].eq("tv") & frame["temperature"].eq(1)
+    ].set_index("measure")
+    own = pd.read_csv(second / "results.csv").query(
+        "loss == 'tv' and seed == 'all' and context == 'corpus'"
+    )
     own = own[own["temperature"].eq(1)].set_index("measure")["value"]
     assert at.loc["acceptance", "value"] == pytest.approx(own["acceptance"], rel=1e-9)
     assert at.loc["acceptance", "difference"] == pytest.approx(own["difference"], rel=1e-9)
@@ -296,7 +376,9 @@ def test_what_is_done_is_listed_and_what_is_wrong_refused(killed, tmp_path):
         f"{FIRST}: 4 students of 9,216 tokens, done\n1 of 2 cells, about 0 min to go on 2 CPU cores"
     )
     assert state(folder / "cells") == before
-    other = f"{folder} holds a sweep of another config: config.student.steps is {STEPS} there, 240 here"
+    other = (
+        f"{folder} holds a sweep of another config: config.student.steps is {STEPS} there, 240 here"
+    )
     for done, message in zip(
         refused,
         (

@@ -1,4 +1,5 @@
-"""What a sweep finds: differences and ranks against what is worked by hand, and tables that claim no more."""
+"""What a sweep finds: differences and ranks against what is worked by hand, and tables that claim
+no more."""
 
 import dataclasses
 import itertools
@@ -24,12 +25,16 @@ def estimate(value):
 
 def test_a_family_is_corrected_as_by_hand():
     """Holm on .01, .03, .04: .01 is below .05/3, .03 not below .05/2, where it ends."""
-    family = [{"estimate": estimate(value), "by_seed": [value] * 3} for value in (2.1701, 2.5758, -2.0537)]
+    family = [
+        {"estimate": estimate(value), "by_seed": [value] * 3} for value in (2.1701, 2.5758, -2.0537)
+    ]
     comparing.correct(family)
     np.testing.assert_allclose([row["p_value"] for row in family], [0.06, 0.03, 0.06])
     assert [row["verdict"] for row in family] == ["not shown", "real", "not shown"]
     halves = [row["difference_high"] - row["difference"] for row in family]
-    np.testing.assert_allclose(halves, [2.2414, 2.3940, 2.2414], rtol=1e-3)  # of 1 - .05/2 and 1 - .05/3
+    np.testing.assert_allclose(
+        halves, [2.2414, 2.3940, 2.2414], rtol=1e-3
+    )  # of 1 - .05/2 and 1 - .05/3
 
 
 def measured(rates, *, seed=0, seeds=3, lost=(), keys=(KEY, TAU)):
@@ -46,7 +51,10 @@ def measured(rates, *, seed=0, seeds=3, lost=(), keys=(KEY, TAU)):
     return Measured(losses, made)
 
 
-CELLS = {"a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.7}), "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, seed=1)}
+CELLS = {
+    "a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.7}),
+    "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, seed=1),
+}
 
 
 def told(cells):
@@ -62,14 +70,21 @@ def told(cells):
 def test_differences_are_paired_and_corrected_over_all_cells_of_a_measure():
     rows = comparing.rows(CELLS, told(CELLS))
     family = [row for row in rows if row["measure"] == "acceptance" and "p_value" in row]
-    assert [(row["cell"], row["loss"]) for row in family] == [("a", "tv"), ("a", "jsd"), ("b", "tv"), ("b", "jsd")]
+    assert [(row["cell"], row["loss"]) for row in family] == [
+        ("a", "tv"),
+        ("a", "jsd"),
+        ("b", "tv"),
+        ("b", "jsd"),
+    ]
     raw = []
     for row in family:
         ours, theirs = (CELLS[row["cell"]].sums[loss, KEY] for loss in (row["loss"], "kl"))
         sides = (ours.numerator, ours.denominator, theirs.numerator, theirs.denominator)
         raw.append(statistics.paired_difference(*sides))
     np.testing.assert_allclose([row["difference"] for row in family], [one.value for one in raw])
-    np.testing.assert_allclose([row["p_value"] for row in family], statistics.holm([one.p_value for one in raw]))
+    np.testing.assert_allclose(
+        [row["p_value"] for row in family], statistics.holm([one.p_value for one in raw])
+    )
     assert [row["verdict"] for row in family] == ["real", "not shown", "real", "not shown"]
     assert {row["verdict"] for row in rows if row["loss"] == UNTRAINED} == {"floor"}
 
@@ -86,7 +101,9 @@ def test_ranks_of_a_clear_winner_and_of_equals():
     for row in ranking.rows(equal, KEY):
         assert row["rank_high"] - row["rank_low"] >= 2
     assert ranking.rows(CELLS, TAU)[0]["gamma"] == 4
-    lone = ranking.rank_intervals(np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1)))  # as of a speed's one number
+    lone = ranking.rank_intervals(
+        np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1))
+    )  # as of a speed's one number
     assert lone == ([1, 2], [1, 2])
 
 
@@ -101,10 +118,14 @@ def test_rank_intervals_cover_the_true_rank_of_every_loss(means, seeds_move):
     """Students share what a seed and a document do to all of them."""
     draw, covered, count = np.random.default_rng(0), [], len(means)
     for _ in range(150):
-        of_documents = (draw.normal(scale=3, size=(count, 30)) + draw.normal(scale=30, size=30)) / 30
+        of_documents = (
+            draw.normal(scale=3, size=(count, 30)) + draw.normal(scale=30, size=30)
+        ) / 30
         of_seeds = draw.normal(scale=seeds_move, size=(count, 3)) + draw.normal(scale=9, size=3)
         values = means[:, None] + of_documents.sum(axis=1, keepdims=True) + of_seeds
-        influence = (of_documents - of_documents.mean(axis=1, keepdims=True))[:, None].repeat(3, axis=1)
+        influence = (of_documents - of_documents.mean(axis=1, keepdims=True))[:, None].repeat(
+            3, axis=1
+        )
         low, high = np.array(ranking.rank_intervals(values, influence, draws=400))
         ranks = np.arange(count, 0, -1)
         covered.append((low <= ranks) & (ranks <= high))
@@ -121,7 +142,9 @@ def test_a_loss_that_lost_a_student_has_no_rank():
     cells = {"a": CELLS["a"], "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, lost=[("jsd", 1)])}
     assert {row["loss"] for row in ranking.rows(cells, KEY)} == {"kl", "tv"}
     rows = comparing.rows(cells, told(cells))
-    assert np.isfinite(next(row for row in rows if row["cell"] == "b" and row["loss"] == "jsd")["difference"])
+    assert np.isfinite(
+        next(row for row in rows if row["cell"] == "b" and row["loss"] == "jsd")["difference"]
+    )
 
 
 def found(cells, part="", seeds=3):
@@ -141,7 +164,9 @@ def found(cells, part="", seeds=3):
 
 def test_tables_name_no_winner_that_is_not_shown(tmp_path):
     shown = found(CELLS, part="2 of 9 cells")
-    assert choice.finding(shown) == "tv is first. Shown to be better than kl: tv; worse than kl: none."
+    assert (
+        choice.finding(shown) == "tv is first. Shown to be better than kl: tv; worse than kl: none."
+    )
     printed = choice.markdown(shown)
     assert "| `tv` | 1 | 71." in printed
     assert "a part of the study: 2 of 9 cells" in printed
@@ -150,10 +175,17 @@ def test_tables_name_no_winner_that_is_not_shown(tmp_path):
     assert "at an end of those tried: kl 0.01, tv 0.01, jsd 0.01 (student a, student b)." in printed
     equal = found({"a": measured(dict.fromkeys(("kl", "tv", "jsd"), 0.7))})
     able = ", ".join(equal.ranked()["loss"])  # by luck in some order
-    assert choice.finding(equal).startswith(f"No loss is shown to be the best; {able} can be first. ")
+    assert choice.finding(equal).startswith(
+        f"No loss is shown to be the best; {able} can be first. "
+    )
     assert not {"part of the study", "lost"} & set(choice.markdown(equal).split())
     choice.write(tmp_path, shown)
-    for name in ("choice_differences", "choice_differences-dark", "choice_ranks", "choice_ranks-dark"):
+    for name in (
+        "choice_differences",
+        "choice_differences-dark",
+        "choice_ranks",
+        "choice_ranks-dark",
+    ):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
@@ -168,7 +200,11 @@ def test_one_seed_speaks_for_its_own_students_alone():
 @pytest.mark.parametrize(
     ("lost", "ranked", "pictures"),
     [
-        ([("kl", 1)], ["tv", "jsd"], {"differences", "ranks"}),  # cells still compare the seeds that both have
+        (
+            [("kl", 1)],
+            ["tv", "jsd"],
+            {"differences", "ranks"},
+        ),  # cells still compare the seeds that both have
         ([("kl", seed) for seed in range(3)], ["tv", "jsd"], {"ranks"}),
         ([(loss, 0) for loss in ("kl", "tv", "jsd")], [], {"differences"}),
         ([(loss, seed) for loss in ("kl", "tv", "jsd") for seed in range(3)], [], set()),
@@ -188,7 +224,12 @@ def test_losses_that_lost_students_are_named(tmp_path, lost, ranked, pictures):
 
 def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():
     decoded = Key("generated", "decoded_tau", 1.0, 4)
-    keys = (Key("corpus", "acceptance", 0.3), KEY, TAU, Key("corpus", "acceptance_exact_match", 1.0))
+    keys = (
+        Key("corpus", "acceptance", 0.3),
+        KEY,
+        TAU,
+        Key("corpus", "acceptance_exact_match", 1.0),
+    )
     rates = {"kl": 0.6, "tv": 0.66}
     shown = found({"a": measured(rates, keys=(*keys, decoded)), "b": measured(rates, keys=keys)})
     head, _, best, *_ = choice.markdown(shown).split("\n\n")[1].splitlines()
@@ -198,12 +239,19 @@ def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():
 
 def test_sums_are_read_as_written_or_refused(tmp_path):
     path, more = tmp_path / "sums.npz", Key("generated", "tau", 1.0, 3)
-    written = Measured(CELLS["a"].losses, {**CELLS["a"].sums, ("kl", more): CELLS["a"].sums["kl", KEY]})
+    written = Measured(
+        CELLS["a"].losses, {**CELLS["a"].sums, ("kl", more): CELLS["a"].sums["kl", KEY]}
+    )
     sums.write(path, written)
     back = sums.read(path)
     assert back.losses == written.losses
     assert set(back.sums) == set(CELLS["a"].sums)  # without what is not compared
-    np.testing.assert_array_equal(back.sums["tv", TAU].numerator, CELLS["a"].sums["tv", TAU].numerator)
+    np.testing.assert_array_equal(
+        back.sums["tv", TAU].numerator, CELLS["a"].sums["tv", TAU].numerator
+    )
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"sums.npz is not what was written.*delete it, and the sweep measures again"):
+    with pytest.raises(
+        ValueError,
+        match=r"sums.npz is not what was written.*delete it, and the sweep measures again",
+    ):
         sums.read(path)

@@ -1,4 +1,5 @@
-"""What a teacher hands over: each form against dense rows, its bounds, its bias, and the refusals."""
+"""What a teacher hands over: each form against dense rows, its bounds, its bias, and the
+refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,43 @@ TEACHER = jnp.asarray(2 * RNG.normal(size=(5, V)), jnp.float32)
 STUDENT = TEACHER + jnp.asarray(RNG.normal(size=(5, V)), jnp.float32)
 LABELS = jnp.asarray(RNG.integers(V, size=5))
 BOUNDED = [
-    *("kl", "rkl", "jeffreys", "jsd", "jsd(beta=0.1)", "rjsd", "skl", "srkl", "alpha", "alpha(alpha=2)", "renyi"),
-    *("renyi(alpha=2)", "bhattacharyya", "hellinger", "pearson", "neyman", "tv", "negative_acceptance", "nla"),
+    *(
+        "kl",
+        "rkl",
+        "jeffreys",
+        "jsd",
+        "jsd(beta=0.1)",
+        "rjsd",
+        "skl",
+        "srkl",
+        "alpha",
+        "alpha(alpha=2)",
+        "renyi",
+    ),
+    *(
+        "renyi(alpha=2)",
+        "bhattacharyya",
+        "hellinger",
+        "pearson",
+        "neyman",
+        "tv",
+        "negative_acceptance",
+        "nla",
+    ),
 ]
-TERMS = ["kl", "rkl", "jeffreys", "jsd(beta=0.3)", "skl", "srkl", "alpha", "hellinger", "pearson", "neyman", "tv"]
+TERMS = [
+    "kl",
+    "rkl",
+    "jeffreys",
+    "jsd(beta=0.3)",
+    "skl",
+    "srkl",
+    "alpha",
+    "hellinger",
+    "pearson",
+    "neyman",
+    "tv",
+]
 
 
 def _call(text, teacher, student=STUDENT, **options):
@@ -42,7 +76,9 @@ def test_top_k_with_its_tail_is_the_coarser_divergence_and_a_lower_bound(text):
     np.testing.assert_allclose(_call(text, target), jaxdiv.get(text)(*coarse), rtol=2e-5)
     assert (_call(text, target) <= _call(text, TEACHER) + 1e-6).all()
     # With every class kept the tail is empty and nothing is lost.
-    np.testing.assert_allclose(_call(text, targets.top_k(TEACHER, V)), _call(text, TEACHER), rtol=2e-5)
+    np.testing.assert_allclose(
+        _call(text, targets.top_k(TEACHER, V)), _call(text, TEACHER), rtol=2e-5
+    )
 
 
 def test_the_gradient_by_top_k_is_that_of_the_coarser_loss():
@@ -60,7 +96,9 @@ def test_cutting_the_tail_off_is_another_loss():
     kept = np.argsort(-np.asarray(TEACHER), -1)[:, :K]
     within = np.exp(references.log_softmax(np.take_along_axis(np.asarray(TEACHER), kept, -1)))
     log_q = np.take_along_axis(references.log_softmax(STUDENT), kept, -1)
-    np.testing.assert_allclose(_call("kl", cut), (within * (np.log(within) - log_q)).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        _call("kl", cut), (within * (np.log(within) - log_q)).sum(-1), rtol=1e-5
+    )
     # The whole row's best student is not its best.
     assert (jnp.abs(jax.grad(lambda s: _call("kl", cut, s).sum())(TEACHER)).sum(-1) > 1e-2).all()
 
@@ -69,10 +107,14 @@ def test_a_serving_stacks_log_probabilities_are_a_top_k():
     kept = jnp.argsort(-TEACHER, axis=-1)[:, :K]
     log_p = jnp.take_along_axis(jax.nn.log_softmax(TEACHER), kept, axis=-1)
     given = targets.top_k_of_log_probabilities(kept, log_p)
-    np.testing.assert_allclose(_call("kl", given), _call("kl", targets.top_k(TEACHER, K)), rtol=1e-4)
+    np.testing.assert_allclose(
+        _call("kl", given), _call("kl", targets.top_k(TEACHER, K)), rtol=1e-4
+    )
     # A row that came with fewer classes: the absent one counts to the tail, whatever its index.
     fewer = targets.TopK(
-        given.indices.at[0, -1].set(given.indices[0, 0]), given.logits.at[0, -1].set(-jnp.inf), given.tail
+        given.indices.at[0, -1].set(given.indices[0, 0]),
+        given.logits.at[0, -1].set(-jnp.inf),
+        given.tail,
     )
     value = jaxdiv.get("kl")(STUDENT, fewer)
     assert np.isfinite(value).all()
@@ -87,12 +129,15 @@ def test_labels_are_a_teacher_that_is_certain(text):
     gradient = jax.grad(lambda s: _call(text, targets.Labels(LABELS), s).sum())(STUDENT)
     expected = jax.grad(lambda s: _call(text, certain, s, labels=LABELS).sum())(STUDENT)
     np.testing.assert_allclose(gradient, expected, atol=3e-7)
-    assert not np.isnan(jax.grad(lambda s: _call("rkl", targets.Labels(LABELS), s).sum())(STUDENT)).any()
+    assert not np.isnan(
+        jax.grad(lambda s: _call("rkl", targets.Labels(LABELS), s).sum())(STUDENT)
+    ).any()
 
 
 @pytest.mark.parametrize("text", ["ce", *TERMS])
 def test_every_class_once_and_weighted_by_p_is_the_whole_divergence(text):
-    """The mean over samples is unbiased when Σ p(x)·(value of sample x) is the loss, and so for the gradient."""
+    """The mean over samples is unbiased when Σ p(x)·(value of sample x) is the loss, and so for the
+    gradient."""
     log_p = jax.nn.log_softmax(TEACHER[0])
 
     def expected(student):
@@ -112,11 +157,16 @@ def test_samples_are_averaged_over_their_axis():
 
 
 def test_log_probabilities_are_logits():
-    np.testing.assert_allclose(_call("kl", jax.nn.log_softmax(TEACHER)), _call("kl", TEACHER), rtol=1e-5)
+    np.testing.assert_allclose(
+        _call("kl", jax.nn.log_softmax(TEACHER)), _call("kl", TEACHER), rtol=1e-5
+    )
 
 
 def test_padding_takes_no_mass():
-    wide, wider = jnp.pad(STUDENT, ((0, 0), (0, 3))), jnp.pad(TEACHER, ((0, 0), (0, 8)), constant_values=5.0)
+    wide, wider = (
+        jnp.pad(STUDENT, ((0, 0), (0, 3))),
+        jnp.pad(TEACHER, ((0, 0), (0, 8)), constant_values=5.0),
+    )
     value = jaxdiv.get("kl")(wide, wider, vocab_size=V)
     np.testing.assert_array_equal(value, _call("kl", TEACHER))
     gradient = jax.grad(lambda s: jaxdiv.get("kl")(s, wider, vocab_size=V).sum())(wide)
@@ -143,7 +193,9 @@ def test_targets_pass_through_jit_vmap_and_axes(kind):
 
 def test_a_temperature_belongs_to_the_target():
     hot = targets.top_k(TEACHER, V, temperature=2.0)
-    np.testing.assert_allclose(_call("kl", hot, temperature=2.0), _call("kl", TEACHER, temperature=2.0), rtol=2e-5)
+    np.testing.assert_allclose(
+        _call("kl", hot, temperature=2.0), _call("kl", TEACHER, temperature=2.0), rtol=2e-5
+    )
     with pytest.raises(ValueError, match=r"made at temperature 2.0, the loss is at 1.0"):
         _call("kl", hot)
     np.testing.assert_allclose(
@@ -156,10 +208,25 @@ def test_a_temperature_belongs_to_the_target():
 @pytest.mark.parametrize(
     ("text", "teacher", "options", "message"),
     [
-        ("ce_argmax", targets.top_k(TEACHER, K), {}, "`cross_entropy_argmax` looks at single classes"),
+        (
+            "ce_argmax",
+            targets.top_k(TEACHER, K),
+            {},
+            "`cross_entropy_argmax` looks at single classes",
+        ),
         ("akl", targets.top_k(TEACHER, K), {}, "`adaptive_kl` looks at single classes"),
-        ("ce(smoothing=0.1)", targets.top_k(TEACHER, K), {}, "`cross_entropy` with smoothing spreads over all classes"),
-        ("kl", targets.Samples(LABELS[:, None]), {}, "`forward_kl` needs the samples' `log_probabilities`"),
+        (
+            "ce(smoothing=0.1)",
+            targets.top_k(TEACHER, K),
+            {},
+            "`cross_entropy` with smoothing spreads over all classes",
+        ),
+        (
+            "kl",
+            targets.Samples(LABELS[:, None]),
+            {},
+            "`forward_kl` needs the samples' `log_probabilities`",
+        ),
         (
             "nla",
             targets.Samples(LABELS[:, None]),
@@ -167,12 +234,37 @@ def test_a_temperature_belongs_to_the_target():
             "`negative_log_acceptance` is no mean over the teacher's samples",
         ),
         ("kl", targets.Labels(LABELS * 1.0), {}, "classes must be integers, got float32"),
-        ("kl", targets.Labels(LABELS[:2]), {}, r"`Labels` must have the rows' shape \(5,\), got \(2,\)"),
-        ("kl", targets.Labels(LABELS[:, None]), {}, r"`Labels` must have the rows' shape \(5,\), got \(5, 1\)"),
+        (
+            "kl",
+            targets.Labels(LABELS[:2]),
+            {},
+            r"`Labels` must have the rows' shape \(5,\), got \(2,\)",
+        ),
+        (
+            "kl",
+            targets.Labels(LABELS[:, None]),
+            {},
+            r"`Labels` must have the rows' shape \(5,\), got \(5, 1\)",
+        ),
         ("kl", targets.top_k(TEACHER[:2], K), {}, r"must have rows \(5,\), got indices \(2, 6\)"),
-        ("ce", targets.Samples(LABELS[:2, None]), {}, r"must have rows \(5,\), got classes \(2, 1\)"),
-        ("kl", TEACHER, {"vocab_size": V + 1}, r"`vocab_size` 41 must be from 1 to the classes of logits \(5, 40\)"),
-        ("kl", TEACHER[:, :-1], {}, "same classes, got 40 and 39 on axis -1; cut both .* as `vocab_size` does"),
+        (
+            "ce",
+            targets.Samples(LABELS[:2, None]),
+            {},
+            r"must have rows \(5,\), got classes \(2, 1\)",
+        ),
+        (
+            "kl",
+            TEACHER,
+            {"vocab_size": V + 1},
+            r"`vocab_size` 41 must be from 1 to the classes of logits \(5, 40\)",
+        ),
+        (
+            "kl",
+            TEACHER[:, :-1],
+            {},
+            "same classes, got 40 and 39 on axis -1; cut both .* as `vocab_size` does",
+        ),
     ],
 )
 def test_what_a_target_cannot_give_is_refused_with_its_reason(text, teacher, options, message):
@@ -187,7 +279,10 @@ def test_a_top_k_beyond_the_vocabulary_is_refused():
 
 def test_a_label_below_0_is_none_and_not_one_from_the_end():
     """-100 marks positions to be ignored elsewhere: NaN here, which a weight of 0 leaves out."""
-    for target in (targets.Labels(jnp.array([-1, -100, 1])), targets.Samples(jnp.array([[-1], [-100], [1]]))):
+    for target in (
+        targets.Labels(jnp.array([-1, -100, 1])),
+        targets.Samples(jnp.array([[-1], [-100], [1]])),
+    ):
         student = jnp.zeros((3, 200))
         value = jaxdiv.get("ce")(student, target)
         assert list(np.isnan(value)) == [True, True, False]
@@ -200,7 +295,9 @@ def test_a_label_below_0_is_none_and_not_one_from_the_end():
 def test_a_servers_log_probabilities_that_sum_to_1_leave_divergences_finite():
     logits = 4 * jax.random.normal(jax.random.key(0), (50,))
     kept = jax.lax.top_k(logits, 49)[1]
-    given = targets.top_k_of_log_probabilities(kept, jax.nn.log_softmax(logits)[kept].astype(jnp.bfloat16))
+    given = targets.top_k_of_log_probabilities(
+        kept, jax.nn.log_softmax(logits)[kept].astype(jnp.bfloat16)
+    )
     for text in ("kl", "rkl", "jeffreys", "neyman"):
         value = jaxdiv.get(text)(jnp.zeros(50), given)
         assert np.isfinite(value), text

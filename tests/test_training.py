@@ -1,4 +1,5 @@
-"""Training: students side by side are the students alone, cross-entropy is KL, and a bad student disturbs nobody."""
+"""Training: students side by side are the students alone, cross-entropy is KL, and a bad student
+disturbs nobody."""
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,18 @@ def batches(count):
 
 @pytest.fixture(scope="module")
 def world():
-    """(teacher, untrained students of two seeds, a function that makes one that trains them under objectives)."""
+    """(teacher, untrained students of two seeds, a function that makes one that trains them under
+    objectives)."""
     teacher = population(lambda rngs: models.build_teacher(TEACHER, V, rngs), [0]).student(0)
-    # Sharper than at its initial values, where all distributions are nearly flat and every loss the same.
+    # Sharper than at its initial values, where all distributions are nearly flat and every loss the
+    # same.
     teacher = teacher.with_params(jax.tree.map(lambda x: 3 * x, teacher.params))
-    students = population(lambda rngs: models.build_student(CONFIG["student"], TEACHER, V, rngs), [0, 1])
-    optimizer = training_step.make_optimizer({**CONFIG["student"]["optimizer"], "weight_decay": 0.1}, STEPS)
+    students = population(
+        lambda rngs: models.build_student(CONFIG["student"], TEACHER, V, rngs), [0, 1]
+    )
+    optimizer = training_step.make_optimizer(
+        {**CONFIG["student"]["optimizer"], "weight_decay": 0.1}, STEPS
+    )
 
     def trainer(objectives):
         def means(losses, params, batch, shared):
@@ -60,7 +67,10 @@ def world():
         )
 
         def train(start=students, steps=STEPS):
-            state, kept = initial_state([start.params] * len(objectives), [optimizer] * len(objectives)), []
+            state, kept = (
+                initial_state([start.params] * len(objectives), [optimizer] * len(objectives)),
+                [],
+            )
             for batch in batches(steps):
                 state, metrics = step(state, teacher.params, batch)
                 kept.append(metrics)
@@ -85,7 +95,13 @@ def distance(a, b):
 
 def test_cross_entropy_and_kl_train_the_same_students_whoever_wrote_them(world):
     _, students, trainer = world
-    objectives = [loss_objective("ce"), loss_objective("kl"), plain_cross_entropy, optax_kl, loss_objective("tv")]
+    objectives = [
+        loss_objective("ce"),
+        loss_objective("kl"),
+        plain_cross_entropy,
+        optax_kl,
+        loss_objective("tv"),
+    ]
     state, metrics = trainer(objectives)()
     assert distance(state.params[0], students.params) > 0.05
     for i in (1, 2, 3):
@@ -102,7 +118,9 @@ def test_students_side_by_side_are_students_alone(world, side_by_side):
     for i, text in enumerate(("tv", "kl")):
         train = trainer([loss_objective(text)])
         for seed in range(2):
-            one = students.with_params(jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], students.params))
+            one = students.with_params(
+                jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], students.params)
+            )
             alone, _ = train(one)
             both = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], side_by_side.params[i])
             assert distance(both, alone.params[0]) < 1e-5
@@ -120,7 +138,9 @@ def test_a_student_that_turns_nan_is_frozen_and_disturbs_nobody(world, side_by_s
     assert not alive[-1, 1].any()
     assert (np.diff(alive.astype(int), axis=0) <= 0).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert distance(state.params[0], side_by_side.params[0]) < 1e-6  # of two programs, which round differently
+    assert (
+        distance(state.params[0], side_by_side.params[0]) < 1e-6
+    )  # of two programs, which round differently
 
 
 def test_the_mean_counts_weighted_tokens_alone(world):
@@ -130,7 +150,9 @@ def test_the_mean_counts_weighted_tokens_alone(world):
     @jax.jit
     def distributions(inputs):
         shared = teacher(inputs, exit_layer=1)
-        return jax.nn.softmax(shared.logits), jax.nn.log_softmax(students.student(0)(inputs, shared))
+        return jax.nn.softmax(shared.logits), jax.nn.log_softmax(
+            students.student(0)(inputs, shared)
+        )
 
     p, log_q = (np.asarray(side, np.float64) for side in distributions(batch["inputs"]))
     keep = np.asarray(batch["weights"]) > 0
@@ -142,7 +164,13 @@ def test_the_mean_counts_weighted_tokens_alone(world):
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_optimizers_follow_schedule_clipping_and_decay(name):
-    settings = {**CONFIG["student"]["optimizer"], "name": name, "warmup_steps": 2, "clip_norm": 1.0, "beta1": 0.0}
+    settings = {
+        **CONFIG["student"]["optimizer"],
+        "name": name,
+        "warmup_steps": 2,
+        "clip_norm": 1.0,
+        "beta1": 0.0,
+    }
     settings["final_fraction"] = 0.1
     params = {"weight": {"kernel": jnp.full(2, 10.0)}, "norm": {"scale": jnp.full(2, 10.0)}}
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -150,13 +178,19 @@ def test_optimizers_follow_schedule_clipping_and_decay(name):
     state, update, sizes = optimizer.init(params), jax.jit(optimizer.update), []
     for _ in range(10):
         updates, state = update(zero, state, params)
-        assert float(jnp.abs(updates["norm"]["scale"]).max()) == 0.0, "gains of norms are not decayed"
+        assert float(jnp.abs(updates["norm"]["scale"]).max()) == 0.0, (
+            "gains of norms are not decayed"
+        )
         sizes.append(-float(updates["weight"]["kernel"][0]))
     rates = np.array(sizes) / (0.1 * 10.0)
     cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
-    np.testing.assert_allclose(rates, settings["learning_rate"] * np.r_[0, 0.5, cosine], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        rates, settings["learning_rate"] * np.r_[0, 0.5, cosine], rtol=1e-5, atol=1e-9
+    )
     if name == "sgd":
-        optimizer = training_step.make_optimizer({**settings, "weight_decay": 0.0, "warmup_steps": 0}, steps=10)
+        optimizer = training_step.make_optimizer(
+            {**settings, "weight_decay": 0.0, "warmup_steps": 0}, steps=10
+        )
         huge = jax.tree.map(lambda x: x + 1e6, zero)
         updates, _ = optimizer.update(huge, optimizer.init(params), params)
         np.testing.assert_allclose(optax.tree.norm(updates), settings["learning_rate"], rtol=1e-5)

@@ -1,4 +1,5 @@
-"""Training by what stands before the logits is training by whole logits, and padded classes take no part in it."""
+"""Training by what stands before the logits is training by whole logits, and padded classes take no
+part in it."""
 
 import dataclasses
 import functools
@@ -47,7 +48,9 @@ def pupils(kind):
 def step_of(drafters, frozen, **options):
     """A step of SGD at rate 1, whose change of the parameters is the gradient."""
     return training_step.make_step(
-        teach=lambda params, inputs: objectives.lesson(frozen.with_params(params)(inputs, exit_layer=1)),
+        teach=lambda params, inputs: objectives.lesson(
+            frozen.with_params(params)(inputs, exit_layer=1)
+        ),
         objectives=objectives.of_students(drafters, LOSSES, temperature=1.5),
         together=lambda lesson: not lesson.is_dense,
         optimizers=[optax.sgd(1.0)] * len(LOSSES),
@@ -67,7 +70,10 @@ def dense_gradients(drafters, frozen):
     @jax.jit
     def every(params):
         shared = frozen(given["inputs"], exit_layer=1)
-        return [jax.vmap(jax.value_and_grad(mean), (0, None, None))(params, shared, loss) for loss in LOSSES]
+        return [
+            jax.vmap(jax.value_and_grad(mean), (0, None, None))(params, shared, loss)
+            for loss in LOSSES
+        ]
 
     return every(drafters.params)
 
@@ -84,7 +90,9 @@ def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     # Seeds in turn, and side by side as on accelerators.
     monkeypatch.setattr(sharding, "platform", lambda _: "tpu" if kind == "decoder" else "cpu")
     step = step_of(drafters, frozen)
-    begin = functools.partial(initial_state, [drafters.params] * len(LOSSES), [optax.sgd(1.0)] * len(LOSSES))
+    begin = functools.partial(
+        initial_state, [drafters.params] * len(LOSSES), [optax.sgd(1.0)] * len(LOSSES)
+    )
     state, told = step(begin(), frozen.params, batch())
     for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen)):
         np.testing.assert_allclose(told["loss"][i], values, rtol=1e-5)
@@ -140,7 +148,9 @@ def test_what_pads_a_vocabulary_is_never_seen():
     wide, narrow = map(seen, both)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), wide, narrow)
     drafter = drafters.student(0).module()
-    decoded = speculative.decode(both[0], drafter, np.asarray(prompts), gamma=2, max_tokens=12, **warm)
+    decoded = speculative.decode(
+        both[0], drafter, np.asarray(prompts), gamma=2, max_tokens=12, **warm
+    )
     assert max(wide["text"].max(), *map(np.max, decoded.tokens)) < V
 
 

@@ -28,7 +28,12 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True},
     "base": {"rope_theta": 500.0},
     "epsilon": {"rms_norm_eps": 1e-2},
-    "all": {"num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 777.0, "rms_norm_eps": 1e-3},
+    "all": {
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "rope_theta": 777.0,
+        "rms_norm_eps": 1e-3,
+    },
 }
 
 
@@ -73,7 +78,11 @@ def test_half_precision_and_several_files_are_read(dtype, tmp_path):
 def test_a_decoder_gives_the_logits_it_gave_and_its_tokenizer_the_tokens(tmp_path):
     bpe = Tokenizer.train(sentences(50), V)
     arguments = {"depth": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 40}
-    ours = nnx.jit(lambda: Decoder(**arguments, vocab_size=V, rope_base=333.0, norm_epsilon=1e-3, rngs=nnx.Rngs(1)))()
+    ours = nnx.jit(
+        lambda: Decoder(
+            **arguments, vocab_size=V, rope_base=333.0, norm_epsilon=1e-3, rngs=nnx.Rngs(1)
+        )
+    )()
     ours.norm.scale[...] += 0.3 * jax.random.normal(jax.random.key(2), (32,))
     llama.write(
         tmp_path,
@@ -94,7 +103,9 @@ def test_a_decoder_gives_the_logits_it_gave_and_its_tokenizer_the_tokens(tmp_pat
 def test_it_drafts_for_a_target(tmp_path):
     bpe = Tokenizer.train(sentences(50), V)
     target, draft = make_theirs(eos_token_id=bpe.end_of_text), tmp_path / "draft"
-    ours = Decoder(vocab_size=V, depth=1, width=16, heads=2, kv_heads=1, mlp_width=24, rngs=nnx.Rngs(1))
+    ours = Decoder(
+        vocab_size=V, depth=1, width=16, heads=2, kv_heads=1, mlp_width=24, rngs=nnx.Rngs(1)
+    )
     draft.mkdir()
     config = llama.decoder_config(ours, end_of_text=bpe.end_of_text, longest=64)
     llama.write(draft, config, llama_tensors.decoder_tensors(ours))
@@ -102,7 +113,9 @@ def test_it_drafts_for_a_target(tmp_path):
     assistant = transformers.AutoModelForCausalLM.from_pretrained(draft).eval()
     prompt = torch.tensor([bpe.encode(sentences(1)[0])])
     alone = target.generate(prompt, max_new_tokens=16, do_sample=False)
-    assisted = target.generate(prompt, max_new_tokens=16, do_sample=False, assistant_model=assistant)
+    assisted = target.generate(
+        prompt, max_new_tokens=16, do_sample=False, assistant_model=assistant
+    )
     assert alone.tolist() == assisted.tolist()
 
 
@@ -110,7 +123,9 @@ def test_what_the_decoder_lacks_is_what_changes_a_llamas_logits(tmp_path):
     """Every key that is refused matters: a model that differs in it alone is another."""
     plain = theirs_at(make_theirs())
     scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-    for i, changes in enumerate(({"rope_scaling": scaled}, {"hidden_act": "gelu"}, {"attention_bias": True})):
+    for i, changes in enumerate(
+        ({"rope_scaling": scaled}, {"hidden_act": "gelu"}, {"attention_bias": True})
+    ):
         model, folder = make_theirs(**changes), tmp_path / str(i)
         model.save_pretrained(folder)
         assert changes.get("attention_bias") or np.abs(theirs_at(model) - plain).max() > 1e-2
@@ -124,4 +139,6 @@ def test_bfloat16_activations_stay_near(tmp_path):
     theirs = make_theirs()
     theirs.save_pretrained(tmp_path)
     logits = llama.read(tmp_path, dtype=jnp.bfloat16)(TOKENS).logits
-    assert np.abs(np.asarray(logits) - theirs_at(theirs)).max() < 0.1 * np.abs(theirs_at(theirs)).max()
+    assert (
+        np.abs(np.asarray(logits) - theirs_at(theirs)).max() < 0.1 * np.abs(theirs_at(theirs)).max()
+    )

@@ -15,7 +15,9 @@ LOGITS = np.random.default_rng(0).normal(scale=4, size=(6, 37)).astype(np.float3
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 20.0])
 def test_agrees_with_scipy(temperature):
     expected = special.softmax(LOGITS.astype(np.float64) / temperature, axis=-1)
-    np.testing.assert_allclose(warps.probabilities(LOGITS, temperature=temperature), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        warps.probabilities(LOGITS, temperature=temperature), expected, rtol=1e-5
+    )
 
 
 def test_greedy_is_the_limit_of_small_temperatures():
@@ -24,7 +26,9 @@ def test_greedy_is_the_limit_of_small_temperatures():
 
 
 def test_greedy_takes_the_first_of_equals():
-    np.testing.assert_array_equal(warps.probabilities(jnp.array([1.0, 3.0, 3.0]), temperature=0), [0, 1, 0])
+    np.testing.assert_array_equal(
+        warps.probabilities(jnp.array([1.0, 3.0, 3.0]), temperature=0), [0, 1, 0]
+    )
 
 
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
@@ -37,12 +41,16 @@ def test_low_precision_logits_give_float32():
     logits = jnp.asarray(LOGITS, jnp.bfloat16)
     row = warps.probabilities(logits, temperature=0.7)
     assert row.dtype == jnp.float32
-    np.testing.assert_allclose(row, special.softmax(np.asarray(logits, np.float64) / 0.7, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        row, special.softmax(np.asarray(logits, np.float64) / 0.7, axis=-1), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
 def test_bad_temperature_is_refused(temperature):
-    with pytest.raises(ValueError, match=r"`temperature` must be finite and at least 0, got .*; 0 is greedy"):
+    with pytest.raises(
+        ValueError, match=r"`temperature` must be finite and at least 0, got .*; 0 is greedy"
+    ):
         warps.probabilities(LOGITS, temperature=temperature)
 
 
@@ -63,8 +71,12 @@ def test_rows_are_warped_each_in_their_way():
         alone = warps.warp(logits, warps.Warp(*(ways[name][row] for name in warps.Warp._fields)))
         np.testing.assert_allclose(warped[row], alone, rtol=1e-6)
     # Of a batch of nodes, a value for all the nodes of a sequence.
-    nodes = warps.warp(jnp.asarray(LOGITS)[:, None], warps.Warp(jnp.array(ways["temperature"])[:, None]))
-    np.testing.assert_allclose(nodes[:, 0], warps.warp(LOGITS, warps.Warp(jnp.array(ways["temperature"]))), rtol=1e-6)
+    nodes = warps.warp(
+        jnp.asarray(LOGITS)[:, None], warps.Warp(jnp.array(ways["temperature"])[:, None])
+    )
+    np.testing.assert_allclose(
+        nodes[:, 0], warps.warp(LOGITS, warps.Warp(jnp.array(ways["temperature"]))), rtol=1e-6
+    )
 
 
 def test_at_top_p_1_nothing_is_left_out():
@@ -96,7 +108,9 @@ def test_greedy_has_no_use_for_cuts():
     assert (np.isfinite(warped).sum(axis=-1) == 1).all()
 
 
-@pytest.mark.parametrize(("k", "p", "name"), [(0, None, "top_k"), (None, 0.0, "top_p"), (None, 1.5, "top_p")])
+@pytest.mark.parametrize(
+    ("k", "p", "name"), [(0, None, "top_k"), (None, 0.0, "top_p"), (None, 1.5, "top_p")]
+)
 def test_bad_cuts_are_refused(k, p, name):
     with pytest.raises(ValueError, match=f"`{name}` must be .*; None keeps all"):
         warps.check_cuts(k, p)
@@ -105,11 +119,15 @@ def test_bad_cuts_are_refused(k, p, name):
 def test_draws_follow_the_distribution():
     logits = jnp.asarray(LOGITS[0])
     warped = warps.warp(logits, warps.Warp(2.0, 8))
-    drawn = jax.jit(jax.vmap(lambda key: warps.draw(key, warped)))(jax.random.split(jax.random.key(0), 50_000))
+    drawn = jax.jit(jax.vmap(lambda key: warps.draw(key, warped)))(
+        jax.random.split(jax.random.key(0), 50_000)
+    )
     assert cases.p_value(np.asarray(drawn), cases.warped(logits, temperature=2.0, top_k=8)) > 1e-3
 
 
 def test_the_likeliest_class_stays_however_small_the_mass():
     logits = jnp.array([[0.0, 2.0, 1.0]])
     for top_p in (1e-50, 1e-6):
-        np.testing.assert_array_equal(jnp.isfinite(warps.warp(logits, warps.Warp(top_p=top_p))), [[False, True, False]])
+        np.testing.assert_array_equal(
+            jnp.isfinite(warps.warp(logits, warps.Warp(top_p=top_p))), [[False, True, False]]
+        )

@@ -46,7 +46,8 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """(folder of the runs, ended commands by name): a teacher, refused ones, its students stopped, and their error."""
+    """(folder of the runs, ended commands by name): a teacher, refused ones, its students stopped,
+    and their error."""
     folder = tmp_path_factory.mktemp("watched")
     page = (runs.ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
@@ -89,15 +90,23 @@ def of(told, name):
 
 
 def curves(folder, stage):
-    return [json.loads(line) for line in (folder / "curves" / f"{stage}.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "curves" / f"{stage}.jsonl").read_text().splitlines()
+    ]
 
 
 def profiled(folder):
     """The marked steps of each trace of a run, in order."""
     traces = []
     for path in sorted((folder / "profile").rglob("*.xplane.pb")):
-        lines = [line for plane in jax.profiler.ProfileData.from_file(str(path)).planes for line in plane.lines]
-        marks = [event for line in lines for event in line.events if event.name in ("teacher", "student")]
+        lines = [
+            line
+            for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+            for line in plane.lines
+        ]
+        marks = [
+            event for line in lines for event in line.events if event.name in ("teacher", "student")
+        ]
         traces.append([(mark.name, dict(mark.stats)["step_num"]) for mark in marks])
     return traces
 
@@ -158,7 +167,12 @@ def test_a_stopped_run_is_told_as_json(ended):
 def test_an_unforeseen_error_is_told_with_its_place_and_traceback(ended):
     line, error = events(ended[1]["broken"])
     assert line["text"] == "2 of the 2 steps to profile were trained before and are left out"
-    assert (error["event"], error["stage"], error["code"], ended[1]["broken"].returncode) == ("error", "student", 1, 1)
+    assert (error["event"], error["stage"], error["code"], ended[1]["broken"].returncode) == (
+        "error",
+        "student",
+        1,
+        1,
+    )
     assert error["text"] == "RuntimeError: no server"
     assert "in broken\n" in error["traceback"]
 
@@ -193,16 +207,28 @@ def test_warnings_and_threads_errors_are_told_as_json():
 def test_a_signal_while_importing_is_told_as_json(tmp_path):
     process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
     (error,) = events(stops.stop_when(process, lambda: True, signal.SIGTERM, delay=0.4))
-    assert (error["event"], error["text"], error["code"]) == ("error", "interrupted", 128 + signal.SIGTERM)
+    assert (error["event"], error["text"], error["code"]) == (
+        "error",
+        "interrupted",
+        128 + signal.SIGTERM,
+    )
 
 
 def test_traces_hold_the_steps_that_were_asked_for_up_to_a_signal(ended):
-    assert profiled(ended[0] / "run") == [[("teacher", 5), ("teacher", 6)], [("student", 6), ("student", STOP)]]
+    assert profiled(ended[0] / "run") == [
+        [("teacher", 5), ("teacher", 6)],
+        [("student", 6), ("student", STOP)],
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "4", "4:", "a:b", "4:5:6", "-1:3", "0:3", "5:4", "4:13", "٤:٥"])
+@pytest.mark.parametrize(
+    "text", ["", "4", "4:", "a:b", "4:5:6", "-1:3", "0:3", "5:4", "4:13", "٤:٥"]
+)
 def test_what_is_no_range_of_steps_is_refused(text):
-    with pytest.raises(ValueError, match="FIRST:LAST must be" if re.fullmatch(r"\d:\d+", text, re.A) else "it must be"):
+    with pytest.raises(
+        ValueError,
+        match="FIRST:LAST must be" if re.fullmatch(r"\d:\d+", text, re.A) else "it must be",
+    ):
         profiling.steps(text, 12)
     assert list(profiling.steps("3:5", 5)) == [3, 4, 5]
 
@@ -217,7 +243,9 @@ def test_a_profile_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, ca
         for number in range(1, 6):
             with trace.step(number):
                 pass
-    assert f"can't be written to {tmp_path / 'profile'}: no space left" in " ".join(capsys.readouterr().err.split())
+    assert f"can't be written to {tmp_path / 'profile'}: no space left" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_tensorboard_shows_every_student_and_the_clock_of_all(ended):
@@ -246,7 +274,9 @@ def test_tensorboard_shows_every_student_and_the_clock_of_all(ended):
         assert 0 < seconds < 600
         assert board["clock/step_seconds_over_students"][step] == pytest.approx(seconds / 4)
         assert board["clock/tokens_per_second"][step] == pytest.approx(tokens / seconds)
-    assert board["clock/step_seconds"][1] == max(board["clock/step_seconds"].values())  # it compiles
+    assert board["clock/step_seconds"][1] == max(
+        board["clock/step_seconds"].values()
+    )  # it compiles
 
 
 def test_the_docs_tracker_gets_every_number(ended):
@@ -254,7 +284,11 @@ def test_the_docs_tracker_gets_every_number(ended):
     with open(folder / "run" / "curves" / "teacher.csv", encoding="utf-8", newline="") as file:
         rows = [(int(step), name, float(value)) for step, name, value in csv.reader(file)]
     shown = event_files.scalars(folder / "run" / "curves" / "tensorboard" / "teacher")
-    expected = {(step, tag.removeprefix("clock/")): value for tag, at in shown.items() for step, value in at.items()}
+    expected = {
+        (step, tag.removeprefix("clock/")): value
+        for tag, at in shown.items()
+        for step, value in at.items()
+    }
     assert len(rows) == len(expected)
     for step, name, value in rows:
         assert value == pytest.approx(expected[step, name], rel=1e-6)

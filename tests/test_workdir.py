@@ -63,7 +63,9 @@ def test_more_steps_of_begun_students_and_other_versions_are_said_and_kept(tmp_p
         run.claim(changed)
     told = [f"jax {jax.__version__} in place of 0.1", "config.student.steps 13 in place of 12"]
     assert run.facts()[GONE_ON] == "; ".join(told)
-    assert capsys.readouterr().err.splitlines() == [f"{tmp_path} goes on with {text}" for text in told]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path} goes on with {text}" for text in told
+    ]
     assert run.facts()["jax"] == "0.1"
     changed["student"]["steps"] = 12
     with pytest.raises(ConfigDiffers, match=r"config.student.steps is 13 there, 12 here"):

@@ -1,7 +1,7 @@
 """Texts of programs compiled for TPUs, as XLA writes them, without what costs don't depend on."""
 
-# `psum` and `psum_scatter`, `all_gather`, `all_to_all` and `ppermute` of f32[64, 128] a chip on v5e:2x4; the arrays of
-# S(1) lie in vector memory.
+# `psum` and `psum_scatter`, `all_gather`, `all_to_all` and `ppermute` of f32[64, 128] a chip on
+# v5e:2x4; the arrays of S(1) lie in vector memory.
 COLLECTIVES = """\
 HloModule jit_body, is_scheduled=true, num_partitions=8
 
@@ -32,8 +32,8 @@ tuple(%get-tuple-element.17, %reduce_scatter.7)
 }
 """
 
-# Six steps of a loop, in each of which a product runs beside the gathering of the next weights, and its sum is kept in
-# parts: what a TPU makes of FSDP.
+# Six steps of a loop, in each of which a product runs beside the gathering of the next weights, and
+# its sum is kept in parts: what a TPU makes of FSDP.
 BESIDE_PRODUCTS = """\
 HloModule jit_f, is_scheduled=true, num_partitions=8
 

@@ -2,9 +2,10 @@
 
   python -m experiments.benchmarks.checkpointing --config=configs/quickstart.py
 
-The students' training step of the config's sizes reads random tokens. Stretches of steps with one asynchronous save,
-its manifest included, take turns with stretches without; what one save adds is compared with the time of the config's
-`checkpoint.every` steps. Starts are processes of their own: `experiments.distill` up to its first training step.
+The students' training step of the config's sizes reads random tokens. Stretches of steps with one
+asynchronous save, its manifest included, take turns with stretches without; what one save adds is
+compared with the time of the config's `checkpoint.every` steps. Starts are processes of their own:
+`experiments.distill` up to its first training step.
 """
 
 import os
@@ -30,7 +31,9 @@ from jaxdiv.training.state import Model
 
 CONFIG = cli.define_config()
 STRETCH = flags.DEFINE_integer("stretch", 8, "Steps of a stretch.", lower_bound=2)
-ROUNDS = flags.DEFINE_integer("rounds", 6, "Stretches with and without a save, each.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 6, "Stretches with and without a save, each.", lower_bound=1
+)
 _PATIENCE = 600  # seconds for a start
 
 _SIZES = (("data", "vocabulary"), ("student", "batch_size"), ("data", "sequence_length"))
@@ -42,15 +45,21 @@ def get_config():
 """
 
 
-def stretches(config: dict, folder: pathlib.Path, *, steps: int, rounds: int) -> tuple[np.ndarray, float]:
-    """(seconds [rounds, 2] of stretches without and with a save, which is waited for; bytes of a checkpoint)."""
+def stretches(
+    config: dict, folder: pathlib.Path, *, steps: int, rounds: int
+) -> tuple[np.ndarray, float]:
+    """(seconds [rounds, 2] of stretches without and with a save, which is waited for; bytes of a
+    checkpoint)."""
     vocab_size, rows, length = (config[a][b] for a, b in _SIZES)
     shapes = {**config["teacher"], "dtype": config["dtype"]}
     teacher = Model(*nnx.split(models.build_teacher(shapes, vocab_size, nnx.Rngs(0))))
     tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, vocab_size)
     batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones((rows, length))}
     pupils = students.untrained(config, vocab_size)
-    state, step = students.beginning(config, pupils), students.step(config, pupils, students.lesson(config, teacher))
+    state, step = (
+        students.beginning(config, pupils),
+        students.step(config, pupils, students.lesson(config, teacher)),
+    )
     seconds = []
     with Checkpoints(folder, keep=1) as checkpoints:
         for number in range(2 * rounds + 2):
@@ -63,7 +72,11 @@ def stretches(config: dict, folder: pathlib.Path, *, steps: int, rounds: int) ->
                     checkpoints.save(number, state, {})
             checkpoints.wait()
             seconds.append(time.perf_counter() - begin)
-        size = sum(path.stat().st_size for path in (folder / str(checkpoints.latest())).rglob("*") if path.is_file())
+        size = sum(
+            path.stat().st_size
+            for path in (folder / str(checkpoints.latest())).rglob("*")
+            if path.is_file()
+        )
     return np.reshape(seconds, (-1, 2))[1:], size  # the first two compile
 
 
@@ -77,7 +90,9 @@ def start(config: dict, run: pathlib.Path, cache: pathlib.Path) -> float:
     curve.unlink(missing_ok=True)
     begin = time.perf_counter()
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         while not (curve.is_file() and curve.stat().st_size):
             if process.poll() is not None or time.perf_counter() - begin > _PATIENCE:
@@ -94,9 +109,14 @@ def main(_):
     run_config.check(config)
     with tempfile.TemporaryDirectory(prefix="jaxdiv-checkpointing-") as name:
         folder = pathlib.Path(name)
-        seconds, size = stretches(config, folder / "steps", steps=STRETCH.value, rounds=ROUNDS.value)
+        seconds, size = stretches(
+            config, folder / "steps", steps=STRETCH.value, rounds=ROUNDS.value
+        )
         cold = start(config, folder / "a", folder / "cache")
-        warm, goes_on = start(config, folder / "b", folder / "cache"), start(config, folder / "b", folder / "cache")
+        warm, goes_on = (
+            start(config, folder / "b", folder / "cache"),
+            start(config, folder / "b", folder / "cache"),
+        )
     step, every = float(np.median(seconds[:, 0])) / STRETCH.value, config["checkpoint"]["every"]
     added = seconds[:, 1] - seconds[:, 0]
     low, median, high = (float(q) for q in np.quantile(added, [0.25, 0.5, 0.75]))

@@ -1,11 +1,14 @@
-"""How fast a run's student makes decoding, against plain decoding of the same prompts, and where the time goes.
+"""How fast a run's student makes decoding, against plain decoding of the same prompts, and where
+the time goes.
 
   python -m experiments.distill --config=configs/decoding.py --workdir=runs/decoding
-  python -m experiments.benchmarks.decoding --workdir=runs/decoding --loss=kl --gammas=2,4 --etas=0,0.6
+  python -m experiments.benchmarks.decoding --workdir=runs/decoding --loss=kl --gammas=2,4
+  --etas=0,0.6
 
-All contestants take turns in one process. Prompts are cut from held-out documents, every 512 tokens, in random order.
-Under greedy decoding small models repeat themselves, which flatters every draft: of the greedy texts only those count
-in which at most a fifth of the 8-grams stood before. The reading time of the weights is that of copying as many bytes,
+All contestants take turns in one process. Prompts are cut from held-out documents, every 512
+tokens, in random order. Under greedy decoding small models repeat themselves, which flatters every
+draft: of the greedy texts only those count in which at most a fifth of the 8-grams stood before.
+  The reading time of the weights is that of copying as many bytes,
 halved. Compiling is timed with an empty cache.
 """
 
@@ -40,7 +43,9 @@ TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Sampling temperatu
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Texts decoded together, by commas.")
 TEXTS = flags.DEFINE_integer("texts", 8, "Prompts.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", 128, "New tokens of each.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each is timed; the medians count.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "How often each is timed; the medians count.", lower_bound=1
+)
 OUTPUT = flags.DEFINE_string("output", None, "A CSV file for the numbers.")
 
 PROMPT_TOKENS = 32
@@ -68,7 +73,8 @@ class Run:
 
     @functools.cached_property
     def unrolled(self) -> "Run":
-        """With each layer's weights apart, so that no call has to take them out of the stacked ones."""
+        """With each layer's weights apart, so that no call has to take them out of the stacked
+        ones."""
         return Run(self.target.unrolled(), self.student.unrolled(), self.prompts)
 
     def prepare(self, draft, prompts, **settings):
@@ -92,7 +98,8 @@ def repeated(tokens: np.ndarray, size: int = 8) -> float:
 
 
 def telling(run: Run, count: int) -> np.ndarray:
-    """The first `count` prompts whose greedy texts repeat little. Raises ValueError if there are not so many."""
+    """The first `count` prompts whose greedy texts repeat little. Raises ValueError if there are
+    not so many."""
     found = []
     for start in range(0, len(run.prompts), 64):
         some = run.prompts[start : start + 64]
@@ -100,7 +107,9 @@ def telling(run: Run, count: int) -> np.ndarray:
         found += [p for p, text in zip(some, texts, strict=True) if repeated(text) <= MOST_REPEATED]
         if len(found) >= count:
             return np.stack(found[:count])
-    raise ValueError(f"only {len(found)} of {len(run.prompts)} greedy texts repeat less than {MOST_REPEATED:.0%}")
+    raise ValueError(
+        f"only {len(found)} of {len(run.prompts)} greedy texts repeat less than {MOST_REPEATED:.0%}"
+    )
 
 
 def contestants(run: Run) -> dict:
@@ -129,14 +138,19 @@ def _compiled(name):
     return name.split(" η=")[0]
 
 
-def measure(run: Run, prompts: np.ndarray, temperature: float, batch: int) -> tuple[pd.DataFrame, float]:
-    """A row a contestant: its speed, target calls and speed-up over plain decoding; and ms of reading the weights."""
+def measure(
+    run: Run, prompts: np.ndarray, temperature: float, batch: int
+) -> tuple[pd.DataFrame, float]:
+    """A row a contestant: its speed, target calls and speed-up over plain decoding; and ms of
+    reading the weights."""
     groups = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
     decoded = {}
 
     def call(name, settings):
         def decode():
-            decoded[name] = [run.decode(prompts=group, temperature=temperature, **settings) for group in groups]
+            decoded[name] = [
+                run.decode(prompts=group, temperature=temperature, **settings) for group in groups
+            ]
 
         return decode
 
@@ -158,10 +172,15 @@ def measure(run: Run, prompts: np.ndarray, temperature: float, batch: int) -> tu
                 "tau": tokens / target_calls,
                 "speed_up": np.median(seconds["plain"] / seconds[name]),
                 "ms_a_round": 1e3 * np.median(seconds[name]) / rounds,
-                "draft_steps_a_round": sum(int(result.counts.draft_steps) for result in results) / rounds,
+                "draft_steps_a_round": sum(int(result.counts.draft_steps) for result in results)
+                / rounds,
                 "repeated": np.mean([repeated(text) for text in texts]),
             }
-            | ({} if temperature else {"as_plain": f"{sum(map(np.array_equal, texts, plain))}/{len(texts)}"})
+            | (
+                {}
+                if temperature
+                else {"as_plain": f"{sum(map(np.array_equal, texts, plain))}/{len(texts)}"}
+            )
         )
     return pd.DataFrame(rows), 1e3 * float(np.median(seconds[_WEIGHTS])) / 2
 
@@ -183,8 +202,11 @@ def _copy(model):
     return call
 
 
-def predicted(measured: pd.DataFrame, plain: dict[str, float], drafted: dict[str, float], gamma: int) -> float:
-    """A text's speed-up as the parts' times and the target calls of a chain of gamma, without a threshold, give it."""
+def predicted(
+    measured: pd.DataFrame, plain: dict[str, float], drafted: dict[str, float], gamma: int
+) -> float:
+    """A text's speed-up as the parts' times and the target calls of a chain of gamma, without a
+    threshold, give it."""
     row = measured[measured.setting == f"γ={gamma} η=0"].iloc[0]
 
     def taken(cost, rounds):
@@ -196,7 +218,9 @@ def predicted(measured: pd.DataFrame, plain: dict[str, float], drafted: dict[str
 def _split(run, prompts, temperature, measured, gamma):
     """Where the time of a chain's rounds goes, in words."""
     made = [{"draft": None}, {"draft": run.student, "gamma": gamma}]
-    decodings = [run.prepare(prompts=prompts, temperature=temperature, **settings) for settings in made]
+    decodings = [
+        run.prepare(prompts=prompts, temperature=temperature, **settings) for settings in made
+    ]
     costs = parts.milliseconds(decodings, repeats=ROUNDS.value)
     told = (", ".join(f"{part} {ms:.2f}" for part, ms in cost.items()) for cost in costs)
     return (
@@ -208,7 +232,9 @@ def _split(run, prompts, temperature, measured, gamma):
 def table(measured: pd.DataFrame) -> Table:
     made = Table(title="Decoding", title_justify="left")
     for column in measured.columns:
-        made.add_column(column.replace("_", " "), justify="left" if column == "setting" else "right")
+        made.add_column(
+            column.replace("_", " "), justify="left" if column == "setting" else "right"
+        )
     for row in measured.itertuples(index=False):
         made.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
     return made
@@ -241,7 +267,9 @@ def _frames(run, gammas, batches):
         first = measured if first is None else first
         console.print(table(measured))
         plain = measured.ms_a_round.iloc[0]
-        console.print(f"Reading the weights {reading:.2f} ms; plain decoding {plain / reading:.2f} × that a token.")
+        console.print(
+            f"Reading the weights {reading:.2f} ms; plain decoding {plain / reading:.2f} × that a token."
+        )
         yield measured
     for gamma in gammas:
         console.print(_split(run, prompts[: batches[0]], temperatures[0], first, gamma))

@@ -1,10 +1,12 @@
-"""Greedy decoding beside transformers on PyTorch, with the very same weights: plain, by a draft model, by lookup.
+"""Greedy decoding beside transformers on PyTorch, with the very same weights: plain, by a draft
+model, by lookup.
 
-  python -m experiments.distill --config=configs/decoding.py --workdir=runs/drafter --config.student.kind=decoder
-  python -m experiments.benchmarks.decoding_peers --workdir=runs/drafter --loss=kl
+  python -m experiments.distill --config=configs/decoding.py --workdir=runs/drafter
+  --config.student.kind=decoder python -m experiments.benchmarks.decoding_peers
+  --workdir=runs/drafter --loss=kl
 
-Target and draft are written as Llama folders and read by transformers; the draft must be of kind `decoder`. All take
-turns in one process, one prompt at a time, and must give the same tokens.
+Target and draft are written as Llama folders and read by transformers; the draft must be of kind
+`decoder`. All take turns in one process, one prompt at a time, and must give the same tokens.
 """
 
 import pathlib
@@ -30,7 +32,9 @@ def load_theirs(decoder, length):
         import torch
         import transformers
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed: pip install -e '.[train,peers]'") from None
+        raise ValueError(
+            f"{error.name} is not installed: pip install -e '.[train,peers]'"
+        ) from None
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
         config = llama.decoder_config(decoder, end_of_text=0, longest=length)
@@ -51,14 +55,21 @@ def contestants(run: Run, prompts: np.ndarray) -> dict:
     fast = run.unrolled
 
     def ours(draft, **settings):
-        return lambda: [fast.decode(draft, p[None], temperature=0.0, **settings).tokens[0] for p in prompts]
+        return lambda: [
+            fast.decode(draft, p[None], temperature=0.0, **settings).tokens[0] for p in prompts
+        ]
 
     def theirs(**settings):
         def one(prompt):
             ids = torch.tensor(prompt[None], dtype=torch.long)
             mask = torch.ones_like(ids)
             text = target.generate(
-                ids, attention_mask=mask, max_new_tokens=TOKENS.value, min_new_tokens=None, do_sample=False, **settings
+                ids,
+                attention_mask=mask,
+                max_new_tokens=TOKENS.value,
+                min_new_tokens=None,
+                do_sample=False,
+                **settings,
             )
             return text[0, prompts.shape[1] :].numpy()
 
@@ -82,12 +93,16 @@ def main(_):
         raise ValueError("give a finished run, such as --workdir=runs/drafter")
     run = Run.load(WORKDIR.value, LOSS.value)
     if not isinstance(run.student, DecoderStudent):
-        raise ValueError(f"{WORKDIR.value} has Kangaroo students, which transformers lacks; train kind `decoder`")
+        raise ValueError(
+            f"{WORKDIR.value} has Kangaroo students, which transformers lacks; train kind `decoder`"
+        )
     prompts = telling(run, TEXTS.value)
     calls = contestants(run, prompts)
     texts = {name: call() for name, call in calls.items()}
     seconds = timing.interleaved(calls, rounds=ROUNDS.value)
-    made = Table(title=f"Greedy, batch 1, {TEXTS.value} texts of {TOKENS.value} tokens", title_justify="left")
+    made = Table(
+        title=f"Greedy, batch 1, {TEXTS.value} texts of {TOKENS.value} tokens", title_justify="left"
+    )
     for column in ("", "tokens a second", "× its own plain", "texts as ours plain"):
         made.add_column(column, justify="right" if column else "left")
     for name in calls:
@@ -95,7 +110,10 @@ def main(_):
         same = sum(np.array_equal(a, b) for a, b in zip(texts[name], texts["plain"], strict=True))
         rate = TEXTS.value * TOKENS.value / np.median(seconds[name])
         made.add_row(
-            name, f"{rate:.1f}", f"{np.median(seconds[plain] / seconds[name]):.2f}", f"{same} of {TEXTS.value}"
+            name,
+            f"{rate:.1f}",
+            f"{np.median(seconds[plain] / seconds[name]):.2f}",
+            f"{same} of {TEXTS.value}",
         )
     Console(width=110).print(made)
     return 0

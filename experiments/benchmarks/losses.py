@@ -1,10 +1,12 @@
-"""What each loss costs, in passes over the logits, against peers that are first checked against float64.
+"""What each loss costs, in passes over the logits, against peers that are first checked against
+float64.
 
   python -m experiments.benchmarks.losses --losses=kl,tv --rows=512 --vocabulary=131072
 
-All contestants of a loss take turns in one process on the same arrays. The unit of time is one pass, the jitted
-`student + teacher`; the unit of memory one [N, V] array of the inputs' type. All compute in float32. A gradient
-is that of the sum by the student's logits; "both" is the value with it. PyTorch gets a thread for each core.
+All contestants of a loss take turns in one process on the same arrays. The unit of time is one
+pass, the jitted `student + teacher`; the unit of memory one [N, V] array of the inputs' type. All
+compute in float32. A gradient is that of the sum by the student's logits; "both" is the value with
+it. PyTorch gets a thread for each core.
 """
 
 import dataclasses
@@ -33,8 +35,12 @@ LOSSES = flags.DEFINE_list("losses", None, "Losses by name, by commas; all of th
 ROWS = flags.DEFINE_integer("rows", 512, "Rows of logits, N.", lower_bound=1)
 VOCABULARY = flags.DEFINE_integer("vocabulary", 131072, "Classes, V.", lower_bound=2)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the logits.")
-ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is timed; the medians count.", lower_bound=1)
-PEERS = flags.DEFINE_list("peers", None, "Libraries beside jaxdiv, by commas; all that are installed unless given.")
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 9, "How often each is timed; the medians count.", lower_bound=1
+)
+PEERS = flags.DEFINE_list(
+    "peers", None, "Libraries beside jaxdiv, by commas; all that are installed unless given."
+)
 OUTPUT = flags.DEFINE_string("output", None, "A CSV file for the numbers.")
 
 KINDS = ("value", "gradient", "both")
@@ -44,7 +50,8 @@ NEAR = 1e-3  # student = teacher + NEAR * noise
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Student and teacher logits [N, V], and what the loss takes of the teacher: its logits, or labels [N]."""
+    """Student and teacher logits [N, V], and what the loss takes of the teacher: its logits, or
+    labels [N]."""
 
     student: jax.Array
     teacher: jax.Array
@@ -57,7 +64,8 @@ class Contestant:
 
     Attributes:
       calls: by kind, a function of `Inputs` that gives the array or arrays.
-      temporaries: by kind, bytes beyond inputs and outputs; empty where the framework does not tell.
+      temporaries: by kind, bytes beyond inputs and outputs; empty where the framework does not
+        tell.
     """
 
     calls: dict[str, Callable[[Inputs], Any]]
@@ -88,7 +96,9 @@ def contestant(library: peers.Library, loss: str, given: Inputs) -> Contestant:
 
 def _in_float32(function):
     def computed(student, target):
-        return function(student.astype(jnp.float32), target if target.ndim == 1 else target.astype(jnp.float32))
+        return function(
+            student.astype(jnp.float32), target if target.ndim == 1 else target.astype(jnp.float32)
+        )
 
     return computed
 
@@ -99,12 +109,20 @@ def _of_jax(function, given):
     def total(student, target):
         return jnp.sum(value(student, target))
 
-    jitted = {"value": value, "gradient": jax.jit(jax.grad(total)), "both": jax.jit(jax.value_and_grad(total))}
-    compiled = {kind: made.lower(given.student, given.target).compile() for kind, made in jitted.items()}
+    jitted = {
+        "value": value,
+        "gradient": jax.jit(jax.grad(total)),
+        "both": jax.jit(jax.value_and_grad(total)),
+    }
+    compiled = {
+        kind: made.lower(given.student, given.target).compile() for kind, made in jitted.items()
+    }
     memory = {kind: made.memory_analysis() for kind, made in compiled.items()}
     return Contestant(
         calls={kind: functools.partial(_call, made) for kind, made in compiled.items()},
-        temporaries={kind: told.temp_size_in_bytes for kind, told in memory.items() if told is not None},
+        temporaries={
+            kind: told.temp_size_in_bytes for kind, told in memory.items() if told is not None
+        },
     )
 
 
@@ -128,25 +146,37 @@ def _of_torch(function):
     def compute(given):
         student, target = (torch.from_dlpack(array) for array in (given.student, given.target))
         student = student.detach().requires_grad_()
-        return student, function(student.float(), target.float() if target.is_floating_point() else target)
+        return student, function(
+            student.float(), target.float() if target.is_floating_point() else target
+        )
 
-    return Contestant(calls={"value": value, "gradient": lambda given: both(given)[1], "both": both}, temporaries={})
+    return Contestant(
+        calls={"value": value, "gradient": lambda given: both(given)[1], "both": both},
+        temporaries={},
+    )
 
 
 def errors(contestant: Contestant, loss: str, given: Inputs) -> tuple[float, float]:
-    """The largest relative errors of value and (by norm) gradient, against float64 NumPy, over two of the rows."""
+    """The largest relative errors of value and (by norm) gradient, against float64 NumPy, over two
+    of the rows."""
     rows = np.unique([0, given.student.shape[0] - 1])
     found = [_float64(contestant.calls[kind](given)[rows]) for kind in ("value", "gradient")]
-    expected = _expected(loss, *(np.asarray(array[rows]) for array in (given.student, given.teacher, given.target)))
+    expected = _expected(
+        loss, *(np.asarray(array[rows]) for array in (given.student, given.teacher, given.target))
+    )
     sizes = np.abs(expected[0]), np.linalg.norm(expected[1], axis=-1)
     distances = np.abs(found[0] - expected[0]), np.linalg.norm(found[1] - expected[1], axis=-1)
-    return tuple(float(np.max(distance / size)) for distance, size in zip(distances, sizes, strict=True))
+    return tuple(
+        float(np.max(distance / size)) for distance, size in zip(distances, sizes, strict=True)
+    )
 
 
 def _expected(loss, student, teacher, target):
     student, teacher = student.astype(np.float64), teacher.astype(np.float64)
     if not _of_labels(loss):
-        return references.VALUES[loss](student, teacher), references.gradient(loss, student, teacher)
+        return references.VALUES[loss](student, teacher), references.gradient(
+            loss, student, teacher
+        )
     chosen = np.arange(student.shape[-1]) == target[:, None]
     return references.label_loss(student, target), np.exp(references.log_softmax(student)) - chosen
 
@@ -158,19 +188,24 @@ def _float64(array):
 def measure(losses, libraries, *, rows: int, vocabulary: int, dtype, rounds: int) -> Iterator[dict]:
     """A record for each loss and library that has it, jaxdiv's first.
 
-    Keys: loss, library; for each kind, `kind` in passes and `kind_temporaries` in arrays [N, V]; the errors
+    Keys: loss, library; for each kind, `kind` in passes and `kind_temporaries` in arrays [N, V];
+      the errors
     `random_value`, `random_gradient`, `near_value`, `near_gradient`.
     """
     for loss in losses:
         given = inputs(loss, rows, vocabulary, dtype)
         near = inputs(loss, rows, vocabulary, dtype, NEAR)
-        entered = {lib.name: contestant(lib, loss, given) for lib in libraries if loss in lib.losses}
+        entered = {
+            lib.name: contestant(lib, loss, given) for lib in libraries if loss in lib.losses
+        }
         seconds = timing.interleaved(_turns(entered, given), rounds=rounds)
         for library, made in entered.items():
             record = {"loss": loss, "library": library}
             for kind in KINDS:
                 record[kind] = float(np.median(seconds[library, kind] / seconds["pass"]))
-                record[f"{kind}_temporaries"] = made.temporaries.get(kind, math.nan) / given.student.nbytes
+                record[f"{kind}_temporaries"] = (
+                    made.temporaries.get(kind, math.nan) / given.student.nbytes
+                )
             for name, at in (("random", given), ("near", near)):
                 record[f"{name}_value"], record[f"{name}_gradient"] = errors(made, loss, at)
             yield record
@@ -186,7 +221,9 @@ def _turns(entered, given):
 
 def verdict(record: dict) -> str:
     """`correct`, or by how much the worst of its numbers is off."""
-    found = [record[f"{where}_{what}"] for where in ("random", "near") for what in ("value", "gradient")]
+    found = [
+        record[f"{where}_{what}"] for where in ("random", "near") for what in ("value", "gradient")
+    ]
     if not all(map(math.isfinite, found)):
         return "wrong: not finite"
     worst = max(found)
@@ -199,7 +236,9 @@ def _percent(share):
 
 def table(records: Sequence[dict], title: str) -> Table:
     """A row a loss and library; of peers also how jaxdiv's time compares."""
-    made = Table(title=title, title_justify="left", caption=summary(records), caption_justify="left")
+    made = Table(
+        title=title, title_justify="left", caption=summary(records), caption_justify="left"
+    )
     for heading in ("loss", "library"):
         made.add_column(heading, no_wrap=True)
     for heading in ("value", "gradient", "both", "jaxdiv /", "memory", "error", "error near"):
@@ -215,7 +254,10 @@ def table(records: Sequence[dict], title: str) -> Table:
             *(f"{record[kind]:.2f}" for kind in KINDS),
             "" if first else " ".join(f"{ratio:.2f}" for ratio in ratios),
             " ".join(_memory(record[f"{kind}_temporaries"]) for kind in KINDS),
-            *(f"{record[f'{name}_value']:.0e} {record[f'{name}_gradient']:.0e}" for name in ("random", "near")),
+            *(
+                f"{record[f'{name}_value']:.0e} {record[f'{name}_gradient']:.0e}"
+                for name in ("random", "near")
+            ),
             verdict(record),
         )
     return made
@@ -261,7 +303,9 @@ def _libraries(wanted):
             found.append(peers.load(name))
         except ImportError as error:
             if wanted:
-                raise ValueError(f"--peers={name}: can't be imported ({error}); pip install -e '.[peers]'") from None
+                raise ValueError(
+                    f"--peers={name}: can't be imported ({error}); pip install -e '.[peers]'"
+                ) from None
             left_out[name] = str(error)
     return found, left_out
 

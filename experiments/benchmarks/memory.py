@@ -2,9 +2,9 @@
 
   python -m experiments.benchmarks.memory --config=configs/quickstart.py --config.student.steps=400
 
-Trains a teacher of one step and then the config's students, as `experiments.distill` does. After every step it asks JAX
-for the arrays that live and the system for the process's memory. Device memory is compared with parameters, optimizer
-states and one step's temporaries, as XLA plans them.
+Trains a teacher of one step and then the config's students, as `experiments.distill` does. After
+every step it asks JAX for the arrays that live and the system for the process's memory. Device
+memory is compared with parameters, optimizer states and one step's temporaries, as XLA plans them.
 """
 
 import pathlib
@@ -23,7 +23,9 @@ from jaxdiv.training import corpus, sharding, students, teacher
 from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
-SETTLED = flags.DEFINE_integer("settled", 100, "The step from which on the host's memory must not grow.", lower_bound=1)
+SETTLED = flags.DEFINE_integer(
+    "settled", 100, "The step from which on the host's memory must not grow.", lower_bound=1
+)
 
 
 class Memory:
@@ -68,7 +70,9 @@ def _size(tree):
 
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
-    config["teacher"].update({"steps": 2, "optimizer": {**config["teacher"]["optimizer"], "warmup_steps": 1}})
+    config["teacher"].update(
+        {"steps": 2, "optimizer": {**config["teacher"]["optimizer"], "warmup_steps": 1}}
+    )
     run_config.check(config)
     if config["student"]["steps"] <= SETTLED.value:
         raise ValueError(f"--config.student.steps must be above --settled={SETTLED.value}")
@@ -82,9 +86,12 @@ def main(_):
         parts = needed(config, guide, data)
     live, host = np.array(seen).T
     whole, every = sum(parts.values()), config["checkpoint"]["every"]
-    early, late = (np.median(part) / 2**20 for part in (host[SETTLED.value :][:every], host[-every:]))
+    early, late = (
+        np.median(part) / 2**20 for part in (host[SETTLED.value :][:every], host[-every:])
+    )
     told = [
-        ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items()) + f": {whole / 2**20:.1f} MiB",
+        ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items())
+        + f": {whole / 2**20:.1f} MiB",
         f"arrays that live, at most, and temporaries: {(live.max() + parts['temporaries']) / 2**20:.1f} MiB, "
         f"{(live.max() + parts['temporaries']) / whole:.3f} ×",
         f"process, median of the {every} steps after {SETTLED.value}: {early:.0f} MiB, of the last {every}: {late:.0f} "

@@ -1,7 +1,9 @@
-"""The losses as others offer them, or as one would write them in a line: peers to be timed and checked against.
+"""The losses as others offer them, or as one would write them in a line: peers to be timed and
+checked against.
 
-A peer takes student logits [N, V] in float32 or float64 and teacher logits [N, V], or labels [N] for `ce_data`, and
-gives one value a row. Losses go by their full names; parameters are at jaxdiv's defaults.
+A peer takes student logits [N, V] in float32 or float64 and teacher logits [N, V], or labels [N]
+for `ce_data`, and gives one value a row. Losses go by their full names; parameters are at jaxdiv's
+defaults.
 """
 
 import dataclasses
@@ -61,7 +63,9 @@ def _jnp():
     def jensen_shannon(s, t):
         p, q = softmax(t), softmax(s)
         m = jnp.log(0.5 * p + 0.5 * q)
-        return 0.5 * jnp.sum(p * (log_softmax(t) - m), -1) + 0.5 * jnp.sum(q * (log_softmax(s) - m), -1)
+        return 0.5 * jnp.sum(p * (log_softmax(t) - m), -1) + 0.5 * jnp.sum(
+            q * (log_softmax(s) - m), -1
+        )
 
     def total_variation(s, t):
         return 0.5 * jnp.sum(jnp.abs(softmax(s) - softmax(t)), -1)
@@ -75,19 +79,27 @@ def _jnp():
         return -jnp.take_along_axis(log_softmax(s), labels[:, None], -1)[:, 0]
 
     return {
-        "alpha_divergence": lambda s, t: 4 * (1 - jnp.sum(jnp.exp(0.5 * (log_softmax(s) + log_softmax(t))), -1)),
+        "alpha_divergence": lambda s, t: (
+            4 * (1 - jnp.sum(jnp.exp(0.5 * (log_softmax(s) + log_softmax(t))), -1))
+        ),
         "cross_entropy": lambda s, t: -jnp.sum(softmax(t) * log_softmax(s), -1),
         "cross_entropy_argmax": lambda s, t: of_label(s, jnp.argmax(t, -1)),
         "cross_entropy_data": of_label,
         "forward_kl": forward_kl,
-        "jeffreys": lambda s, t: jnp.sum((softmax(s) - softmax(t)) * (log_softmax(s) - log_softmax(t)), -1),
+        "jeffreys": lambda s, t: jnp.sum(
+            (softmax(s) - softmax(t)) * (log_softmax(s) - log_softmax(t)), -1
+        ),
         "jensen_shannon": jensen_shannon,
         "lk_hybrid": lk_hybrid,
-        "negative_log_acceptance": lambda s, t: -jnp.log(jnp.sum(jnp.minimum(softmax(s), softmax(t)), -1)),
+        "negative_log_acceptance": lambda s, t: (
+            -jnp.log(jnp.sum(jnp.minimum(softmax(s), softmax(t)), -1))
+        ),
         "reverse_kl": lambda s, t: forward_kl(t, s),
         "skew_kl": skew_kl,
         "skew_reverse_kl": lambda s, t: skew_kl(t, s),
-        "squared_hellinger": lambda s, t: 0.5 * jnp.sum((jnp.sqrt(softmax(s)) - jnp.sqrt(softmax(t))) ** 2, -1),
+        "squared_hellinger": lambda s, t: (
+            0.5 * jnp.sum((jnp.sqrt(softmax(s)) - jnp.sqrt(softmax(t))) ** 2, -1)
+        ),
         "total_variation": total_variation,
     }
 
@@ -125,7 +137,8 @@ def _distrax():
 
 
 def _torch():
-    """torch.nn.functional where it has the loss; the mixtures as TRL (generalised JSD) and DistiLLM have them."""
+    """torch.nn.functional where it has the loss; the mixtures as TRL (generalised JSD) and DistiLLM
+    have them."""
     torch = importlib.import_module("torch")
     functional = importlib.import_module("torch.nn.functional")
 
@@ -164,19 +177,29 @@ def _torch():
         return weight * forward_kl(s, t) + (1 - weight) * variation
 
     return {
-        "alpha_divergence": lambda s, t: 4 * (1 - torch.exp(0.5 * (log_softmax(s) + log_softmax(t))).sum(-1)),
+        "alpha_divergence": lambda s, t: (
+            4 * (1 - torch.exp(0.5 * (log_softmax(s) + log_softmax(t))).sum(-1))
+        ),
         "cross_entropy": lambda s, t: functional.cross_entropy(s, softmax(t), reduction="none"),
-        "cross_entropy_argmax": lambda s, t: functional.cross_entropy(s, t.argmax(-1), reduction="none"),
-        "cross_entropy_data": lambda s, labels: functional.cross_entropy(s, labels.long(), reduction="none"),
+        "cross_entropy_argmax": lambda s, t: functional.cross_entropy(
+            s, t.argmax(-1), reduction="none"
+        ),
+        "cross_entropy_data": lambda s, labels: functional.cross_entropy(
+            s, labels.long(), reduction="none"
+        ),
         "forward_kl": forward_kl,
         "jeffreys": lambda s, t: forward_kl(s, t) + forward_kl(t, s),
         "jensen_shannon": jensen_shannon,
         "lk_hybrid": lk_hybrid,
-        "negative_log_acceptance": lambda s, t: -torch.log(torch.minimum(softmax(s), softmax(t)).sum(-1)),
+        "negative_log_acceptance": lambda s, t: (
+            -torch.log(torch.minimum(softmax(s), softmax(t)).sum(-1))
+        ),
         "reverse_kl": lambda s, t: forward_kl(t, s),
         "skew_kl": skew_kl,
         "skew_reverse_kl": lambda s, t, **given: skew_kl(t, s, **given),
-        "squared_hellinger": lambda s, t: 0.5 * (softmax(s).sqrt() - softmax(t).sqrt()).square().sum(-1),
+        "squared_hellinger": lambda s, t: (
+            0.5 * (softmax(s).sqrt() - softmax(t).sqrt()).square().sum(-1)
+        ),
         "total_variation": total_variation,
     }
 

@@ -1,9 +1,11 @@
-"""What training N students on one teacher pass costs, against N separate runs and against the ideal.
+"""What training N students on one teacher pass costs, against N separate runs and against the
+ideal.
 
   python -m experiments.benchmarks.population --config=configs/quickstart.py
 
-A step of a population can't be faster than one teacher pass, T, and N student steps, s: (T + N·s) / (T + s) times a
-run of one student. Teacher and students have the config's sizes and initial values, and read random tokens.
+A step of a population can't be faster than one teacher pass, T, and N student steps, s: (T + N·s) /
+(T + s) times a run of one student. Teacher and students have the config's sizes and initial values,
+and read random tokens.
 """
 
 import jax
@@ -24,7 +26,9 @@ from jaxdiv.training.state import Model
 CONFIG = cli.define_config()
 LOSS = flags.DEFINE_string("loss", "kl", "The loss of every student.")
 SIZES = flags.DEFINE_list("students", ["1", "2", "4", "8", "16"], "Numbers of students, by commas.")
-ROUNDS = flags.DEFINE_integer("rounds", 15, "How often each is timed; the medians count.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 15, "How often each is timed; the medians count.", lower_bound=1
+)
 
 
 class Setting:
@@ -34,11 +38,17 @@ class Setting:
         self._config = {**config, "losses": loss}
         self._vocab_size = config["data"]["vocabulary"]
         shapes = {**config["teacher"], "dtype": config["dtype"]}
-        self.teacher = Model(*nnx.split(models.build_teacher(shapes, self._vocab_size, nnx.Rngs(0))))
+        self.teacher = Model(
+            *nnx.split(models.build_teacher(shapes, self._vocab_size, nnx.Rngs(0)))
+        )
         self.teach = jax.jit(students.lesson(config, self.teacher))
         rows, length = config["student"]["batch_size"], config["data"]["sequence_length"]
         tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, self._vocab_size)
-        self.batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones((rows, length))}
+        self.batch = {
+            "inputs": tokens[:, :-1],
+            "labels": tokens[:, 1:],
+            "weights": jnp.ones((rows, length)),
+        }
         self.shared = self.teacher_pass()
 
     def teacher_pass(self):
@@ -58,11 +68,15 @@ class Setting:
 
             return jax.value_and_grad(mean)(params)
 
-        output, teacher_logits = self.shared.output, jax.jit(lambda output: output.logits)(self.shared.output)
+        output, teacher_logits = (
+            self.shared.output,
+            jax.jit(lambda output: output.logits)(self.shared.output),
+        )
         return lambda: gradient(student.params, output, teacher_logits, self.batch)
 
     def step(self, count, *, taught=False):
-        """A training step of `count` students, with the teacher's pass or, `taught`, given its output.
+        """A training step of `count` students, with the teacher's pass or, `taught`, given its
+        output.
 
         Each call goes on from the one before.
         """
@@ -89,7 +103,10 @@ def measure(setting: Setting, sizes: list[int], rounds: int) -> dict[str, float]
     }
     for count in sorted({1, *sizes}):
         contestants[count] = setting.step(count)
-    return {name: float(np.median(t)) for name, t in timing.interleaved(contestants, rounds=rounds).items()}
+    return {
+        name: float(np.median(t))
+        for name, t in timing.interleaved(contestants, rounds=rounds).items()
+    }
 
 
 def table(seconds: dict, sizes: list[int]) -> Table:
@@ -102,7 +119,14 @@ def table(seconds: dict, sizes: list[int]) -> Table:
         caption_justify="left",
         title_justify="left",
     )
-    for heading in ("students", "step, ms", "× one run", "ideal ×", "over ideal", "× faster than separate"):
+    for heading in (
+        "students",
+        "step, ms",
+        "× one run",
+        "ideal ×",
+        "over ideal",
+        "× faster than separate",
+    ):
         made.add_column(heading, justify="right")
     for count in sizes:
         ratio, ideal = seconds[count] / one, (teacher + count * student) / (teacher + student)
@@ -118,9 +142,13 @@ def main(_):
     if len(run_config.losses({"losses": LOSS.value})) != 1:
         raise ValueError(f"--loss must be one loss, got {LOSS.value}")
     if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):
-        raise ValueError(f"--students must be whole numbers above 0, by commas, got {','.join(SIZES.value)}")
+        raise ValueError(
+            f"--students must be whole numbers above 0, by commas, got {','.join(SIZES.value)}"
+        )
     sizes = [int(text) for text in SIZES.value]
-    Console(width=110).print(table(measure(Setting(config, LOSS.value), sizes, ROUNDS.value), sizes))
+    Console(width=110).print(
+        table(measure(Setting(config, LOSS.value), sizes, ROUNDS.value), sizes)
+    )
     return 0
 
 

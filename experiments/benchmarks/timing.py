@@ -1,4 +1,5 @@
-"""Fair timings in one process: all contestants take turns, so that what disturbs the machine disturbs them alike."""
+"""Fair timings in one process: all contestants take turns, so that what disturbs the machine
+disturbs them alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,11 +9,13 @@ import jax
 import numpy as np
 
 
-def interleaved(contestants: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, np.ndarray]:
+def interleaved(
+    contestants: Mapping[str, Callable[[], Any]], *, rounds: int
+) -> dict[str, np.ndarray]:
     """Seconds of each call, [rounds] by name.
 
-    Each round calls every contestant once and waits for its result; the first call of each, which compiles, does not
-    count. Compare by medians, or round by round.
+    Each round calls every contestant once and waits for its result; the first call of each, which
+    compiles, does not count. Compare by medians, or round by round.
     """
     for call in contestants.values():
         jax.block_until_ready(call())

@@ -1,1 +1,2 @@
-"""What can make a hundredfold gap in acceptance between cross-entropy and KL, whose gradients are equal?"""
+"""What can make a hundredfold gap in acceptance between cross-entropy and KL, whose gradients are
+equal?"""

@@ -2,9 +2,10 @@
 
   python -m experiments.gap --config=configs/gap.py --workdir=runs/gap
 
-Trains the students of both losses under each cause of `config.causes`, mistakes and choices of a re-implementation,
-from one sound baseline, and measures all of them by every rule, temperature and count. docs/gap.md says what came of
-it. `--config=configs/gap.py:quick` is a first look. Causes may be joined: `sum+sgd`.
+Trains the students of both losses under each cause of `config.causes`, mistakes and choices of a
+re-implementation, from one sound baseline, and measures all of them by every rule, temperature and
+count. docs/gap.md says what came of it. `--config=configs/gap.py:quick` is a first look. Causes may
+be joined: `sum+sgd`.
 """
 
 import functools
@@ -20,7 +21,9 @@ from jaxdiv.training.workdir import Workdir
 
 CONFIG = cli.define_config()
 cli.define_log_format()
-WORKDIR = flags.DEFINE_string("workdir", "runs/gap", "The study's folder; it may be gs://BUCKET/FOLDER.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/gap", "The study's folder; it may be gs://BUCKET/FOLDER."
+)
 _FIXED = {
     "losses": "ce,kl",
     "temperature": 1.0,
@@ -45,13 +48,24 @@ def main(_):
     mesh = sharding.make(config)
     profile, also = watching.profile(config["student"]["steps"]), watching.also()
     with lock.writing(workdir.root):
-        study.check(workdir, found)  # before the folder takes a config that differs in what may change
+        study.check(
+            workdir, found
+        )  # before the folder takes a config that differs in what may change
         workdir.claim(config)
         study.claim(workdir, found)
         try:
             data = corpus.prepare(config, workdir)
             guide = teacher.prepare(config, workdir, data, also=also)
-            made = study.run(config, workdir, found, corpus=data, teacher=guide, mesh=mesh, profile=profile, also=also)
+            made = study.run(
+                config,
+                workdir,
+                found,
+                corpus=data,
+                teacher=guide,
+                mesh=mesh,
+                profile=profile,
+                also=also,
+            )
         except loop.Stopped as stopped:
             cli.say(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum

@@ -1,4 +1,5 @@
-"""The students of a study: cross-entropy's and KL's under each change, trained side by side on one teacher pass."""
+"""The students of a study: cross-entropy's and KL's under each change, trained side by side on one
+teacher pass."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +40,17 @@ def name(training: str, loss: str) -> str:
 def of(found: Sequence[causes.Cause]) -> list[Arm]:
     """Both losses of each change of `found`, the baseline's first."""
     changes = {cause.training: cause.change for cause in found}
-    return [Arm(training, loss, change) for training, change in changes.items() for loss in formulas.LOSSES]
+    return [
+        Arm(training, loss, change)
+        for training, change in changes.items()
+        for loss in formulas.LOSSES
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnHead:
-    """Students that train a head, as `Model` has those that take the teacher's: `params` are its and the student's."""
+    """Students that train a head, as `Model` has those that take the teacher's: `params` are its
+    and the student's."""
 
     student: Model
     params: Any = None
@@ -53,7 +59,9 @@ class OwnHead:
         return OwnHead(self.student, params)
 
     def __call__(self, tokens: jax.Array, teacher: models.TeacherOutput) -> jax.Array:
-        features = self.student.with_params(self.params["student"]).module().features(tokens, teacher)
+        features = (
+            self.student.with_params(self.params["student"]).module().features(tokens, teacher)
+        )
         return project(features, self.params["head"], teacher.vocab_size)
 
 
@@ -79,13 +87,18 @@ class Trainer:
 
     def beginning(self, arms: Sequence[Arm], mesh: Mesh) -> TrainState:
         """All arms start from the same students."""
-        return initial_state([self._params(arm) for arm in arms], [self._optimizer(arm) for arm in arms], mesh=mesh)
+        return initial_state(
+            [self._params(arm) for arm in arms], [self._optimizer(arm) for arm in arms], mesh=mesh
+        )
 
     def step(self, arms: Sequence[Arm], mesh: Mesh) -> Callable:
         """As `make_step`."""
 
         def objectives(numbers, params, batch, passes):
-            return [self._objective(arms[i], own, batch, passes) for i, own in zip(numbers, params, strict=True)]
+            return [
+                self._objective(arms[i], own, batch, passes)
+                for i, own in zip(numbers, params, strict=True)
+            ]
 
         return make_step(
             teach=self.lessons.teach({arm.change.sees for arm in arms}),
@@ -96,7 +109,8 @@ class Trainer:
         )
 
     def drafter(self, learns: str) -> Model | OwnHead:
-        """What drafts with the parameters of an arm that `learns` so, but for a teacher of its own."""
+        """What drafts with the parameters of an arm that `learns` so, but for a teacher of its
+        own."""
         return OwnHead(self.pupils) if learns == causes.HEAD else self.pupils
 
     def settings(self, arm: Arm) -> dict[str, Any]:
@@ -110,16 +124,25 @@ class Trainer:
             return own
         more = self.teacher.params if learns == causes.TEACHER else self.teacher.module().head[...]
         seeds = self.config["seeds"]
-        return {"student": own, learns: jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), more)}
+        return {
+            "student": own,
+            learns: jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), more),
+        }
 
     def _optimizer(self, arm):
-        made, clip_value = make_optimizer(self.settings(arm), self.config["student"]["steps"]), arm.change.clip_value
+        made, clip_value = (
+            make_optimizer(self.settings(arm), self.config["student"]["steps"]),
+            arm.change.clip_value,
+        )
         return optax.chain(optax.clip(clip_value), made) if clip_value else made
 
     def _objective(self, arm, own, batch, passes):
         change = arm.change
         if change.learns == causes.TEACHER:
-            passes, own = self.lessons.teach({change.sees})(own[causes.TEACHER], batch["inputs"]), own["student"]
+            passes, own = (
+                self.lessons.teach({change.sees})(own[causes.TEACHER], batch["inputs"]),
+                own["student"],
+            )
         lesson = self.lessons.of(change.sees, passes, batch)
         logits = self.drafter(change.learns).with_params(own)(lesson.inputs, lesson.output)
         values = change.formula(arm.loss)(logits, lesson.target)

@@ -1,4 +1,5 @@
-"""The causes: mistakes and choices in training, each a small change to a sound one, and choices in measuring.
+"""The causes: mistakes and choices in training, each a small change to a sound one, and choices in
+measuring.
 
 A cause is written as a name of `TRAINING` or `MEASURING`, or several joined by `+`.
 """
@@ -36,7 +37,9 @@ class Change:
     """
 
     formula: Callable[[str], formulas.Formula] = formulas.right
-    reduce: Callable[[jax.Array, jax.Array, int], jax.Array] = lambda values, weights, _: formulas.mean(values, weights)
+    reduce: Callable[[jax.Array, jax.Array, int], jax.Array] = lambda values, weights, _: (
+        formulas.mean(values, weights)
+    )
     optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rate: float = 1.0
     clip_value: float = 0.0
@@ -92,7 +95,9 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "temperature_10_without_square": _temperature(10.0, squared=False),
         # The reduction.
         "mean_over_vocabulary": {"reduce": formulas.mean_over_vocabulary},
-        "batchmean_over_rows": {"reduce": lambda values, weights, _: formulas.mean_over_rows(values, weights)},
+        "batchmean_over_rows": {
+            "reduce": lambda values, weights, _: formulas.mean_over_rows(values, weights)
+        },
         "sum": {"reduce": lambda values, weights, _: formulas.total(values, weights)},
         # The optimizer.
         "sgd": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
@@ -112,7 +117,8 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "another_sequence": {"sees": OTHER_ROW},
         "padding_counted": {"sees": PADDED},
         "head_trained": {"learns": HEAD},
-        # By way of what the loss learns from alone; what the student reads of the teacher passes no gradient on.
+        # By way of what the loss learns from alone; what the student reads of the teacher passes no
+        # gradient on.
         "teacher_not_detached": {"formula": formulas.attached, "learns": TEACHER},
     }
 )
@@ -138,7 +144,8 @@ def read(text: str, config: Mapping) -> tuple[Cause, ...]:
     """The causes in `text`, by commas, after the baseline.
 
     Raises:
-      ValueError: one is unknown or repeated, joins what can't be joined, or is none of `config`'s students.
+      ValueError: one is unknown or repeated, joins what can't be joined, or is none of `config`'s
+        students.
     """
     if not isinstance(text, str):
         raise ValueError(f"`config.causes` must be names by commas, got {text!r}")
@@ -184,9 +191,15 @@ def _cause(text):
     for name in names:
         if name not in TRAINING and name not in MEASURING:
             near = difflib.get_close_matches(name, [*TRAINING, *MEASURING], n=1)
-            mend = f"did you mean `{near[0]}`?" if near else f"known: {', '.join([*TRAINING, *MEASURING])}"
+            mend = (
+                f"did you mean `{near[0]}`?"
+                if near
+                else f"known: {', '.join([*TRAINING, *MEASURING])}"
+            )
             raise ValueError(f"`config.causes`: there is no cause {name!r}; {mend}")
-        into, fields = (training, TRAINING[name]) if name in TRAINING else (measuring, MEASURING[name])
+        into, fields = (
+            (training, TRAINING[name]) if name in TRAINING else (measuring, MEASURING[name])
+        )
         _join(into, fields, text)
     trained = "+".join(name for name in names if name in TRAINING) or BASELINE
     return Cause(text, trained, Change(**training), measuring)

@@ -1,6 +1,8 @@
-"""Losses as they go wrong in a re-implementation, [B, L, V] logits of both sides to one value a token, [B, L].
+"""Losses as they go wrong in a re-implementation, [B, L, V] logits of both sides to one value a
+token, [B, L].
 
-They are written as their authors write them, on probabilities and logarithms of whole logits: `kl` stands for
+They are written as their authors write them, on probabilities and logarithms of whole logits: `kl`
+  stands for
 Σ p·log(p/q) and `ce` for -Σ p·log q in all of them.
 """
 
@@ -44,7 +46,11 @@ def arguments_swapped(loss: str) -> Formula:
     """Student and teacher in each other's place; the gradient goes to the student none the less."""
 
     def formula(student, teacher):
-        q, log_q, log_p = jax.nn.softmax(student), jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+        q, log_q, log_p = (
+            jax.nn.softmax(student),
+            jax.nn.log_softmax(student),
+            jax.nn.log_softmax(teacher),
+        )
         return jnp.sum(q * (_entropy_part(loss, log_q) - log_p), axis=-1)
 
     return formula
@@ -73,7 +79,9 @@ def in_float16(loss: str, *, scale: float = 1.0, log_of_softmax: bool = False) -
         log_p = half(jax.nn.log_softmax(half(teacher)))
         p = half(jnp.exp(log_p))
         narrow = half(_unscaled(student, scale))
-        log_q = half(jnp.log(half(jax.nn.softmax(narrow))) if log_of_softmax else jax.nn.log_softmax(narrow))
+        log_q = half(
+            jnp.log(half(jax.nn.softmax(narrow))) if log_of_softmax else jax.nn.log_softmax(narrow)
+        )
         terms = half(p * half(_entropy_part(loss, log_p) - log_q))
         return half(jnp.sum(terms, axis=-1))
 
@@ -81,13 +89,15 @@ def in_float16(loss: str, *, scale: float = 1.0, log_of_softmax: bool = False) -
 
 
 def _entropy_part(loss, log_p):
-    """What KL has before the student's logarithm, and cross-entropy has not; what has no chance adds nothing."""
+    """What KL has before the student's logarithm, and cross-entropy has not; what has no chance
+    adds nothing."""
     return jnp.where(jnp.isneginf(log_p), 0.0, log_p) if loss == KL else 0.0
 
 
 @jax.custom_vjp
 def half(x: jax.Array) -> jax.Array:
-    """x and its gradient, rounded to float16 where compilers can't leave it out; still of x's type."""
+    """x and its gradient, rounded to float16 where compilers can't leave it out; still of x's
+    type."""
     return _rounded(x)
 
 
@@ -120,7 +130,8 @@ def mean_over_vocabulary(values: jax.Array, weights: jax.Array, vocab_size: int)
 
 
 def mean_over_rows(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """PyTorch's `reduction="batchmean"` of terms [B, L, V]: the first axis alone is counted, where it has weight."""
+    """PyTorch's `reduction="batchmean"` of terms [B, L, V]: the first axis alone is counted, where
+    it has weight."""
     return jnp.sum(values * weights) / jnp.sum(jnp.any(weights > 0, axis=1))
 
 

@@ -48,7 +48,8 @@ class Lessons:
     padding: int
 
     def teach(self, seen: set[str]) -> Callable:
-        """(teacher's parameters, inputs) -> the passes that students who see what `seen` names need."""
+        """(teacher's parameters, inputs) -> the passes that students who see what `seen` names
+        need."""
         pass_of = students.teach(self.config, self.teacher)
 
         def passes(params, inputs):
@@ -104,7 +105,9 @@ def _of_labels(lesson, labels):
 
 def _sure_of(classes, lesson):
     """A teacher that is certain of a class."""
-    return dataclasses.replace(lesson, target=jnp.log(jax.nn.one_hot(classes, lesson.output.vocab_size)))
+    return dataclasses.replace(
+        lesson, target=jnp.log(jax.nn.one_hot(classes, lesson.output.vocab_size))
+    )
 
 
 _MISTAKES = {

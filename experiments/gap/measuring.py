@@ -1,4 +1,5 @@
-"""Every arm's acceptance: each of the run's students drafts for the teacher that its training left behind."""
+"""Every arm's acceptance: each of the run's students drafts for the teacher that its training left
+behind."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ GAMMA = 4  # drafts a round where accepted ones are counted by target call
 CORPUS, OWN_TEXT, OWN_TEXT_GREEDY = "corpus", *contexts.GENERATED
 _LESS_THE_TARGETS_OWN = "accepted_a_call"
 Cell = tuple[str, float]  # a measure and its temperature
-# A cell to where it is measured, on text that the teacher wrote, and what it is called there. Positions are those of
-# rounds of `evaluation.MAX_GAMMA` drafts, calls those of `GAMMA`.
+# A cell to where it is measured, on text that the teacher wrote, and what it is called there.
+# Positions are those of rounds of `evaluation.MAX_GAMMA` drafts, calls those of `GAMMA`.
 _ON_OWN_TEXT: dict[Cell, Key] = {
     ("acceptance_own_text", 1.0): Key(OWN_TEXT, "acceptance", 1.0),
     ("acceptance_at_1", 1.0): Key(OWN_TEXT, "acceptance_at", 1.0, 1),
@@ -33,9 +34,14 @@ _ON_OWN_TEXT: dict[Cell, Key] = {
 
 
 def measure(
-    trainer: arms.Trainer, trained: Sequence[arms.Arm], state: TrainState, corpus: Corpus, mesh: Mesh
+    trainer: arms.Trainer,
+    trained: Sequence[arms.Arm],
+    state: TrainState,
+    corpus: Corpus,
+    mesh: Mesh,
 ) -> dict[str, dict[Cell, Sums]]:
-    """Arm, and `untrained`, to measure and temperature to sums over the students of all seeds, NaN of one that is lost.
+    """Arm, and `untrained`, to measure and temperature to sums over the students of all seeds, NaN
+    of one that is lost.
 
     An arm that lost all of them has no cells.
     """
@@ -44,7 +50,11 @@ def measure(
     on, found = _contexts(config, corpus, trainer.teacher, mesh), {}
     for learns in (causes.STUDENT, causes.HEAD):
         drafter = trainer.drafter(learns)
-        group = [(arm.text, drafter.with_params(own), seeds) for arm, own, _ in lots if arm.change.learns == learns]
+        group = [
+            (arm.text, drafter.with_params(own), seeds)
+            for arm, own, _ in lots
+            if arm.change.learns == learns
+        ]
         if learns == causes.STUDENT:
             group.append((evaluation.UNTRAINED, trainer.pupils, seeds))
         if group:
@@ -53,12 +63,19 @@ def measure(
         if arm.change.learns == causes.TEACHER:
             found |= _with_own_teachers(trainer, arm.text, own, corpus, mesh)
     for arm, _, alive in lots:
-        found[arm.text] = {cell: _only(sums, alive) for cell, sums in found[arm.text].items()} if alive.any() else {}
+        found[arm.text] = (
+            {cell: _only(sums, alive) for cell, sums in found[arm.text].items()}
+            if alive.any()
+            else {}
+        )
     return found
 
 
 def _contexts(config, corpus, guide, mesh):
-    return [contexts.make(name, config, corpus, guide, mesh) for name in (CORPUS, OWN_TEXT, OWN_TEXT_GREEDY)]
+    return [
+        contexts.make(name, config, corpus, guide, mesh)
+        for name in (CORPUS, OWN_TEXT, OWN_TEXT_GREEDY)
+    ]
 
 
 def _with_own_teachers(trainer, text, own, corpus, mesh):
@@ -68,21 +85,30 @@ def _with_own_teachers(trainer, text, own, corpus, mesh):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], own)
         guide = trainer.teacher.with_params(jax.tree.map(lambda x: x[0], one[causes.TEACHER]))
         group = [(text, trainer.pupils.with_params(one["student"]), [seed])]
-        parts.append(_measured(config, guide, group, _contexts(config, corpus, guide, mesh), mesh)[text])
+        parts.append(
+            _measured(config, guide, group, _contexts(config, corpus, guide, mesh), mesh)[text]
+        )
         quality.append(f"{teacher.nats_a_byte(config, corpus, guide, mesh):.2f}")
     progress.say(f"{text} left teachers of {', '.join(quality)} nats a byte")
     known = next((part for part in parts if part), {})
-    return {text: {cell: _joined([part.get(cell) for part in parts], like) for cell, like in known.items()}}
+    return {
+        text: {
+            cell: _joined([part.get(cell) for part in parts], like) for cell, like in known.items()
+        }
+    }
 
 
 def _joined(parts, like):
     lost = Sums(np.full_like(like.numerator, np.nan), like.denominator, like.tokens)
-    sides = [[getattr(part or lost, side) for part in parts] for side in ("numerator", "denominator")]
+    sides = [
+        [getattr(part or lost, side) for part in parts] for side in ("numerator", "denominator")
+    ]
     return Sums(*map(np.concatenate, sides), like.tokens)
 
 
 def _measured(config, guide, group, on: Sequence[Context], mesh) -> dict[str, dict[Cell, Sums]]:
-    """On the corpus by every rule and temperature, on the teacher's own text what `_ON_OWN_TEXT` has."""
+    """On the corpus by every rule and temperature, on the teacher's own text what `_ON_OWN_TEXT`
+    has."""
     where = {"config": config, "guide": guide, "population": group, "mesh": mesh}
     whole = {"rules": RULES, "temperatures": config["evaluation"]["temperatures"]}
     parts = [
@@ -90,7 +116,8 @@ def _measured(config, guide, group, on: Sequence[Context], mesh) -> dict[str, di
         evaluation.measure_on(on[1:], **where, rules=RULES[:1], temperatures=(1.0,)),
     ]
     return {
-        text: {cell: sums for part in parts for cell, sums in _cells(part, text, seeds)} for text, _, seeds in group
+        text: {cell: sums for part in parts for cell, sums in _cells(part, text, seeds)}
+        for text, _, seeds in group
     }
 
 

@@ -1,4 +1,5 @@
-"""Of each cause and measure, how often either loss's students were accepted, and KL over cross-entropy."""
+"""Of each cause and measure, how often either loss's students were accepted, and KL over
+cross-entropy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,10 @@ from jaxdiv.training.evaluation import UNTRAINED, Sums
 
 BOTH = "both"
 ACCEPTANCE: Cell = ("acceptance", 1.0)
-_LEARNT: tuple[Cell, ...] = (ACCEPTANCE, ("greedy_match", 0.0))  # a student that learnt something shows it in one
+_LEARNT: tuple[Cell, ...] = (
+    ACCEPTANCE,
+    ("greedy_match", 0.0),
+)  # a student that learnt something shows it in one
 Found = Mapping[str, Mapping[Cell, Sums]]
 
 
@@ -38,7 +42,8 @@ def rows(causes: Sequence[Cause], found: Found) -> list[dict]:
 
 
 def acceptance(trained: Sequence[arms.Arm], found: Found) -> list[dict]:
-    """The rows of acceptance.csv: every arm's acceptance, of the students that are left, with 95% intervals."""
+    """The rows of acceptance.csv: every arm's acceptance, of the students that are left, with 95%
+    intervals."""
     return [row for arm in trained for row in _accepted(arm.training, arm.loss, found[arm.text])]
 
 
@@ -46,7 +51,13 @@ def _accepted(training, loss, cells):
     for (measure, temperature), sums in cells.items():
         found = statistics.interval(*_sides(sums, _finite(sums)), bounds=(0, math.inf))
         value = {"value": found.value, "low": found.low, "high": found.high}
-        yield {"training": training, "loss": loss, "measure": measure, "temperature": temperature, **value}
+        yield {
+            "training": training,
+            "loss": loss,
+            "measure": measure,
+            "temperature": temperature,
+            **value,
+        }
 
 
 def _applications(cause):
@@ -62,7 +73,8 @@ def _of(text, applied_to, sides, found):
     trained = _told([_learnt(found[name], found[UNTRAINED]) for name in names])
     for cell in found[arms.name(BASELINE, formulas.CE)]:
         cells = [_moved(cell, side) for side in sides]
-        # What a cause says of the measure holds for the rows of acceptance alone, at any temperature it leaves open.
+        # What a cause says of the measure holds for the rows of acceptance alone, at any
+        # temperature it leaves open.
         if None in cells:
             continue
         pair = [found[name].get(own) for name, own in zip(names, cells, strict=True)]
@@ -77,7 +89,8 @@ def _of(text, applied_to, sides, found):
 
 
 def _moved(cell, cause):
-    """Where a loss's students are measured in place of `cell`; None if the cause does not apply to it."""
+    """Where a loss's students are measured in place of `cell`; None if the cause does not apply to
+    it."""
     if cause is None or not cause.measuring:
         return cell
     if cell[0] != "acceptance" or ("temperature" in cause.measuring and cell != ACCEPTANCE):
@@ -88,10 +101,19 @@ def _moved(cell, cause):
 def _compared(ce, kl):
     """Means over the seeds that both have, their ratio and its interval; of one alone its mean."""
     if ce is None or kl is None or not (both := _finite(ce) & _finite(kl)).any():
-        return {"ce": _value(ce), "kl": _value(kl), "ratio": math.nan, "low": math.nan, "high": math.nan}
+        return {
+            "ce": _value(ce),
+            "kl": _value(kl),
+            "ratio": math.nan,
+            "low": math.nan,
+            "high": math.nan,
+        }
     found = statistics.paired_log_ratio(*_sides(kl, both), *_sides(ce, both))
     ratio = {"ratio": found.value, "low": found.low, "high": found.high}
-    values = {loss: statistics.interval(*_sides(sums, both)).value for loss, sums in (("ce", ce), ("kl", kl))}
+    values = {
+        loss: statistics.interval(*_sides(sums, both)).value
+        for loss, sums in (("ce", ce), ("kl", kl))
+    }
     return values | {name: math.exp(value) for name, value in ratio.items()}
 
 
@@ -110,7 +132,8 @@ def _sides(sums, kept):
 
 
 def _learnt(cells, untrained):
-    """Whether all students are left and accepted more often than the untrained, beyond intervals of 95% in all."""
+    """Whether all students are left and accepted more often than the untrained, beyond intervals of
+    95% in all."""
     level = 1 - 0.05 / len(_LEARNT)
     return any(_is_above(cells[cell], untrained[cell], level) for cell in _LEARNT if cell in cells)
 
@@ -119,7 +142,10 @@ def _is_above(ours, theirs, level):
     kept = _finite(ours)
     return (
         bool(kept.all())
-        and statistics.paired_difference(*_sides(ours, kept), *_sides(theirs, kept), level=level).low > 0
+        and statistics.paired_difference(
+            *_sides(ours, kept), *_sides(theirs, kept), level=level
+        ).low
+        > 0
     )
 
 

@@ -26,7 +26,9 @@ def check(workdir: Workdir, causes: Sequence[Cause]) -> None:
     if workdir.students.exists():
         known = files.read_json(path) if path.exists() else []
     if known != wanted:
-        apart = sorted({text.rpartition(":")[0] for text in set(known) ^ set(wanted)}) or ["their order"]
+        apart = sorted({text.rpartition(":")[0] for text in set(known) ^ set(wanted)}) or [
+            "their order"
+        ]
         raise ValueError(
             f"{workdir.root} trains the students of other causes, which differ in {', '.join(apart)}; give it a folder "
             f"of its own, with its teacher: --workdir={workdir.root}-2 --config.teacher.checkpoint={workdir.root}"
@@ -53,7 +55,8 @@ def run(
     mesh: Mesh,
     **watched: Any,
 ) -> tuple[list[dict], list[dict]]:
-    """Trains all arms, or goes on with them, and measures them: the rows of gap.csv and of acceptance.csv.
+    """Trains all arms, or goes on with them, and measures them: the rows of gap.csv and of
+    acceptance.csv.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`.
     """
@@ -69,8 +72,12 @@ def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
     config, seeds = trainer.config, students.seeds(trainer.config)
 
     def report_dead(number, alive, _):
-        dead = [f"{every[i].text} (seed {seeds[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
-        progress.say(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
+        dead = [
+            f"{every[i].text} (seed {seeds[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)
+        ]
+        progress.say(
+            f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red"
+        )
 
     return loop.run_stage(
         config,

@@ -1,1 +1,2 @@
-"""Which loss should a draft be trained with? Losses by student, teacher, training context and temperature."""
+"""Which loss should a draft be trained with? Losses by student, teacher, training context and
+temperature."""

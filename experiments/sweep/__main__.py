@@ -1,15 +1,17 @@
-"""Which loss should a draft be trained with? Losses by student, teacher, training context and temperature.
+"""Which loss should a draft be trained with? Losses by student, teacher, training context and
+temperature.
 
   python -m experiments.sweep --config=configs/choose.py --workdir=runs/choose
 
-Each cell is a run as `experiments.distill` makes it, in WORKDIR/cells/NAME, on a teacher of WORKDIR/teachers, its
-learning rates tuned for each loss in WORKDIR/tuning; every tool works on these folders. The same command goes on where
-an earlier one stopped, and leaves finished cells alone. Cut it to a part, of which the tables then are:
+Each cell is a run as `experiments.distill` makes it, in WORKDIR/cells/NAME, on a teacher of
+WORKDIR/teachers, its learning rates tuned for each loss in WORKDIR/tuning; every tool works on
+these folders. The same command goes on where an earlier one stopped, and leaves finished cells
+alone. Cut it to a part, of which the tables then are:
 
   --cells='adapter1-*,decoder1-sharp-corpus-T1' --losses=kl,tv,jsd --list
 
-`--config=configs/choose.py:quick` is a first look. choose.csv and ranks.csv hold what was found, claims.csv what others
-report beside it.
+`--config=configs/choose.py:quick` is a first look. choose.csv and ranks.csv hold what was found,
+claims.csv what others report beside it.
 """
 
 import dataclasses
@@ -25,23 +27,37 @@ from jaxdiv.training import evaluation, lock, loop, processes, sharding
 
 CONFIG = cli.define_config()
 cli.define_log_format()
-WORKDIR = flags.DEFINE_string("workdir", "runs/choose", "The sweep's folder; it may be gs://BUCKET/FOLDER.")
-CELLS = flags.DEFINE_list("cells", None, "Globs of the cells to train and tell of, by commas; all if not given.")
-LOSSES = flags.DEFINE_string("losses", None, "Those of the config's losses to train, by commas; all if not given.")
-LIST = flags.DEFINE_bool("list", False, "Print the cells, what they take and which are done, and end.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/choose", "The sweep's folder; it may be gs://BUCKET/FOLDER."
+)
+CELLS = flags.DEFINE_list(
+    "cells", None, "Globs of the cells to train and tell of, by commas; all if not given."
+)
+LOSSES = flags.DEFINE_string(
+    "losses", None, "Those of the config's losses to train, by commas; all if not given."
+)
+LIST = flags.DEFINE_bool(
+    "list", False, "Print the cells, what they take and which are done, and end."
+)
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the tables as Markdown.")
 
 
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
-    made = plan.read(config, files.path_of(WORKDIR.value), typed=cli.typed(CONFIG), losses=LOSSES.value)
-    cells = made.cells if CELLS.value is None else grid.cut(made.cells, CELLS.value or [""], "--cells")
+    made = plan.read(
+        config, files.path_of(WORKDIR.value), typed=cli.typed(CONFIG), losses=LOSSES.value
+    )
+    cells = (
+        made.cells if CELLS.value is None else grid.cut(made.cells, CELLS.value or [""], "--cells")
+    )
     if LIST.value:
         study.check(made)
         _list(made, cells)
         return 0
     if watching.PROFILE.value is not None:
-        raise ValueError("--profile: a sweep is many trainings; profile one of them by experiments.distill")
+        raise ValueError(
+            "--profile: a sweep is many trainings; profile one of them by experiments.distill"
+        )
     sharding.make(made.config)  # which refuses what this machine has not
     also = watching.also()
     with lock.writing(made.root):
@@ -65,7 +81,9 @@ def _list(made, cells):
         total += minutes
         tokens = pace.tokens(made.cell_config(cell, dict.fromkeys(made.losses, 1.0)))
         state = "done" if done else f"about {minutes:.0f} min"
-        print(f"{cell.name}: {students} students of {tokens:,} tokens{', decoded' * (cell in decoded)}, {state}")
+        print(
+            f"{cell.name}: {students} students of {tokens:,} tokens{', decoded' * (cell in decoded)}, {state}"
+        )
     share = f"{len(cells)} of {len(made.cells)} cells"
     print(f"{share}, about {total:.0f} min to go on 2 CPU cores, without teachers and tuning")
 
@@ -82,7 +100,11 @@ def _report(made, cells):
         seeds=made.config["seeds"],
         rates=made.sweep["rates"],
         base=_factors(made.cells[0]),
-        entropies={name: facts[teachers.ENTROPY] for name, facts in used.items() if teachers.ENTROPY in facts},
+        entropies={
+            name: facts[teachers.ENTROPY]
+            for name, facts in used.items()
+            if teachers.ENTROPY in facts
+        },
         part=_part(made, cells),
     )
     choice.write(made.root, found)
@@ -90,7 +112,12 @@ def _report(made, cells):
         print(choice.markdown(found), end="")
     else:
         cli.console(150).print(
-            *choice.rich_tables(found), choice.finding(found), "", choice.notes(found), sep="\n", markup=False
+            *choice.rich_tables(found),
+            choice.finding(found),
+            "",
+            choice.notes(found),
+            sep="\n",
+            markup=False,
         )
     cli.say(f"\nEverything lies in {made.root}: {', '.join(choice.FILES)} and pictures")
 

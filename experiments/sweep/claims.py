@@ -1,4 +1,5 @@
-"""claims.csv: what others report of losses and of training contexts, beside what the sweep's cells show of the same."""
+"""claims.csv: what others report of losses and of training contexts, beside what the sweep's cells
+show of the same."""
 
 import dataclasses
 import math
@@ -12,8 +13,14 @@ from jaxdiv.training.contexts import GENERATED
 from jaxdiv.training.evaluation import Key, Measured
 
 _ACCEPTANCE = Key("corpus", "acceptance", 1.0)
-_SAMPLED, _GREEDY = (Key(context, "tau", t, 8) for context, t in zip(GENERATED, (1.0, 0.0), strict=True))
-_LK, _DISTILLSPEC, _DISTILLM = "LK losses, 2602.23881", "DistillSpec, 2310.08461", "DistiLLM, 2402.03898"
+_SAMPLED, _GREEDY = (
+    Key(context, "tau", t, 8) for context, t in zip(GENERATED, (1.0, 0.0), strict=True)
+)
+_LK, _DISTILLSPEC, _DISTILLM = (
+    "LK losses, 2602.23881",
+    "DistillSpec, 2310.08461",
+    "DistiLLM, 2402.03898",
+)
 _LK_SAMPLED = "up to 8–10% more; gpt-oss-120b +7.7%, Llama-3.3-70B +3.6%, 7 drafts"
 _LK_GREEDY = "gpt-oss-120b +1.8%, Llama-3.3-70B +0.6%, 7 drafts"
 _ON_POLICY = "text of the draft's own is crucial; 10–45% faster than an undistilled draft"
@@ -30,7 +37,8 @@ class Claim:
       loss: of students that are claimed to be better.
       than: the loss of the others.
       key: where they are compared here.
-      context: of training, in which the first are trained and the others in `corpus`; None for any, the same for both.
+      context: of training, in which the first are trained and the others in `corpus`; None for any,
+        the same for both.
     """
 
     source: str
@@ -57,14 +65,17 @@ CLAIMS = (
 
 
 def rows(cells: Mapping[Cell, Measured]) -> list[dict]:
-    """A row for each claim that the cells speak of: how much more is accepted, a fraction, corrected by Holm over rows.
+    """A row for each claim that the cells speak of: how much more is accepted, a fraction,
+    corrected by Holm over rows.
 
     Ratios are of means over the cells, which share documents, seeds and, by teacher, its own text.
     """
     found = {claim: _estimate(claim, cells) for claim in CLAIMS}
     found = {claim: one for claim, one in found.items() if one is not None}
     p_values = [estimate.p_value for estimate, _, _ in found.values()]
-    corrected = zip(found.items(), statistics.holm_levels(p_values), statistics.holm(p_values), strict=True)
+    corrected = zip(
+        found.items(), statistics.holm_levels(p_values), statistics.holm(p_values), strict=True
+    )
     return [_row(claim, *one, level, p_value) for (claim, one), level, p_value in corrected]
 
 
@@ -86,8 +97,13 @@ def _row(claim, estimate, by_seed, count, level, p_value):
 
 
 def _estimate(claim, cells):
-    """(the logarithm of the ratio, the difference of each seed, cells); None where no two can be compared."""
-    seeds = max((each for measured in cells.values() for each in measured.losses.values()), key=len, default=())
+    """(the logarithm of the ratio, the difference of each seed, cells); None where no two can be
+    compared."""
+    seeds = max(
+        (each for measured in cells.values() for each in measured.losses.values()),
+        key=len,
+        default=(),
+    )
     pairs = [pair for cell in cells if (pair := _pair(claim, cell, cells, seeds)) is not None]
     if not pairs:
         return None
@@ -97,11 +113,15 @@ def _estimate(claim, cells):
 
 
 def _pair(claim, cell, cells, seeds):
-    """Sums of both sides of the claim in a cell; None where one was not measured or lost a student of `seeds`."""
+    """Sums of both sides of the claim in a cell; None where one was not measured or lost a student
+    of `seeds`."""
     other = cell if claim.context is None else dataclasses.replace(cell, context="corpus")
     if claim.context not in (None, cell.context) or other not in cells:
         return None
     sides = [(cells[cell], claim.loss), (cells[other], claim.than)]
-    if any((loss, claim.key) not in measured.sums or measured.losses[loss] != seeds for measured, loss in sides):
+    if any(
+        (loss, claim.key) not in measured.sums or measured.losses[loss] != seeds
+        for measured, loss in sides
+    ):
         return None
     return [measured.sums[loss, claim.key] for measured, loss in sides]

@@ -1,4 +1,5 @@
-"""choose.csv: of each cell, loss and measure the value, and the difference to the reference, which is paired."""
+"""choose.csv: of each cell, loss and measure the value, and the difference to the reference, which
+is paired."""
 
 from collections.abc import Mapping
 
@@ -14,8 +15,9 @@ from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
 def rows(cells: Mapping[str, Measured], told: Mapping[tuple[str, str], Mapping]) -> list[dict]:
     """The rows of choose.csv.
 
-    Intervals of differences, p-values and verdicts are corrected by Holm over all losses and cells of one measure,
-    temperature and gamma: that is the table which somebody reads who looks for the best of it.
+    Intervals of differences, p-values and verdicts are corrected by Holm over all losses and cells
+    of one measure, temperature and gamma: that is the table which somebody reads who looks for the
+      best of it.
 
     Args:
       cells: name to what was measured.
@@ -24,7 +26,13 @@ def rows(cells: Mapping[str, Measured], told: Mapping[tuple[str, str], Mapping])
     made = []
     for cell, measured in cells.items():
         made += [
-            {"cell": cell, **told[cell, loss], "loss": loss, **found, **_difference(measured, loss, key)}
+            {
+                "cell": cell,
+                **told[cell, loss],
+                "loss": loss,
+                **found,
+                **_difference(measured, loss, key),
+            }
             for loss, key, found in _values(measured)
         ]
     families = {}
@@ -39,13 +47,23 @@ def rows(cells: Mapping[str, Measured], told: Mapping[tuple[str, str], Mapping])
 
 
 def correct(family: list[dict]) -> None:
-    """Puts differences, intervals, p-values and verdicts in rows that have an `estimate` and `by_seed`, by Holm."""
+    """Puts differences, intervals, p-values and verdicts in rows that have an `estimate` and
+    `by_seed`, by Holm."""
     p_values = [row["estimate"].p_value for row in family]
-    corrected = zip(family, statistics.holm_levels(p_values), statistics.holm(p_values), strict=True)
+    corrected = zip(
+        family, statistics.holm_levels(p_values), statistics.holm(p_values), strict=True
+    )
     for row, level, p_value in corrected:
         found = row["estimate"].at_level(level)
-        row |= {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
-        row |= {"p_value": p_value, "verdict": results.verdict(found.value, found.low, found.high, row["by_seed"])}
+        row |= {
+            "difference": found.value,
+            "difference_low": found.low,
+            "difference_high": found.high,
+        }
+        row |= {
+            "p_value": p_value,
+            "verdict": results.verdict(found.value, found.low, found.high, row["by_seed"]),
+        }
 
 
 def paired(measured: Measured, loss: str, key: Key) -> tuple[Sums, Sums] | None:
@@ -53,7 +71,9 @@ def paired(measured: Measured, loss: str, key: Key) -> tuple[Sums, Sums] | None:
     if (loss, key) not in measured.sums or (REFERENCE, key) not in measured.sums:
         return None
     both = [seed for seed in measured.losses[loss] if seed in measured.losses[REFERENCE]]
-    return (_only(measured, loss, key, both), _only(measured, REFERENCE, key, both)) if both else None
+    return (
+        (_only(measured, loss, key, both), _only(measured, REFERENCE, key, both)) if both else None
+    )
 
 
 def _only(measured, loss, key, seeds):
@@ -73,10 +93,16 @@ _KEPT = ("measure", "temperature", "gamma", "value", "low", "high", "n")
 
 
 def _difference(measured, loss, key):
-    nothing = {"estimate": None, "by_seed": (), "verdict": {UNTRAINED: "floor", REFERENCE: "reference"}.get(loss, "")}
+    nothing = {
+        "estimate": None,
+        "by_seed": (),
+        "verdict": {UNTRAINED: "floor", REFERENCE: "reference"}.get(loss, ""),
+    }
     if nothing["verdict"] or (pair := paired(measured, loss, key)) is None:
         return nothing
     ours, theirs = pair
     sides = (ours.numerator, ours.denominator, theirs.numerator, theirs.denominator)
-    by_seed = np.subtract(*(statistics.ratios(sums.numerator, sums.denominator)[0] for sums in pair))
+    by_seed = np.subtract(
+        *(statistics.ratios(sums.numerator, sums.denominator)[0] for sums in pair)
+    )
     return {"estimate": statistics.paired_difference(*sides), "by_seed": by_seed}

@@ -13,7 +13,11 @@ FACTORS = ("student", "teacher", "context", "temperature")
 _LEVEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")  # of a folder's name
 _POSITIVE_ONES = run_config.Rule(
     "finite numbers above 0, by commas, which differ within six digits",  # which name folders
-    lambda v: len(v) > 0 and all(map(run_config.POSITIVE.holds, v)) and len({f"{x:g}" for x in v}) == len(v),
+    lambda v: (
+        len(v) > 0
+        and all(map(run_config.POSITIVE.holds, v))
+        and len({f"{x:g}" for x in v}) == len(v)
+    ),
 )
 _SCHEMA = {
     "base": run_config.NAME,
@@ -24,7 +28,8 @@ _SCHEMA = {
     "rates": _POSITIVE_ONES,
     "tuning_steps": run_config.STAGE["steps"],
 }
-# What makes a student or a teacher; all cells have the same steps and batches of students, so the same tokens.
+# What makes a student or a teacher; all cells have the same steps and batches of students, so the
+# same tokens.
 _CHANGES = {
     "students": ("kind", "exit_layer", *run_config.DECODER),
     "teachers": ("checkpoint", "steps", *run_config.DECODER),
@@ -33,7 +38,8 @@ _CHANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training of all losses: names of `config.sweep.students` and `teachers`, `data.context`, `temperature`."""
+    """One training of all losses: names of `config.sweep.students` and `teachers`, `data.context`,
+    `temperature`."""
 
     student: str
     teacher: str
@@ -54,18 +60,25 @@ def read(sweep: Mapping) -> tuple[Cell, ...]:
     _check(sweep)
     levels = _levels(sweep)
     base = _parse("base", sweep["base"], levels)
-    varied = [dataclasses.replace(base, **{factor: level}) for factor in FACTORS for level in levels[factor]]
+    varied = [
+        dataclasses.replace(base, **{factor: level})
+        for factor in FACTORS
+        for level in levels[factor]
+    ]
     extra = [_parse("extra", name, levels) for name in _names(sweep["extra"])]
     return tuple(dict.fromkeys([base, *varied, *extra]))
 
 
 def cut(cells: Sequence[Cell], globs: Iterable[str], flag: str) -> tuple[Cell, ...]:
-    """Those of `cells` that a glob matches. Raises ValueError, which names `flag`, for a glob that matches none."""
+    """Those of `cells` that a glob matches. Raises ValueError, which names `flag`, for a glob that
+    matches none."""
     kept = set()
     for glob in globs:
         found = fnmatch.filter([cell.name for cell in cells], glob.strip())
         if not found:
-            raise ValueError(f"{flag}: {glob!r} is none of {', '.join(cell.name for cell in cells)}")
+            raise ValueError(
+                f"{flag}: {glob!r} is none of {', '.join(cell.name for cell in cells)}"
+            )
         kept |= set(found)
     return tuple(cell for cell in cells if cell.name in kept)
 
@@ -92,9 +105,15 @@ def _parse(key, text, levels):
     parts = text.strip().split("-")
     known = {f"T{value:g}": value for value in levels["temperature"]}
     names = [*(levels[factor] for factor in FACTORS[:-1]), known]
-    if len(parts) != len(names) or any(part not in allowed for part, allowed in zip(parts, names, strict=True)):
-        each = "; ".join(f"{factor} of {', '.join(own)}" for factor, own in zip(FACTORS, names, strict=True))
-        raise ValueError(f"`config.sweep.{key}`: {text!r} must be STUDENT-TEACHER-CONTEXT-TEMPERATURE, {each}")
+    if len(parts) != len(names) or any(
+        part not in allowed for part, allowed in zip(parts, names, strict=True)
+    ):
+        each = "; ".join(
+            f"{factor} of {', '.join(own)}" for factor, own in zip(FACTORS, names, strict=True)
+        )
+        raise ValueError(
+            f"`config.sweep.{key}`: {text!r} must be STUDENT-TEACHER-CONTEXT-TEMPERATURE, {each}"
+        )
     return Cell(*parts[:-1], known[parts[-1]])
 
 
@@ -102,7 +121,9 @@ def _check(sweep):
     _check_mapping("config.sweep", sweep, [*_SCHEMA, *_CHANGES])
     for key in sweep:
         if key not in _SCHEMA and key not in _CHANGES:
-            raise ValueError(f"`config.sweep.{key}` is not a key of a sweep; known: {', '.join([*_SCHEMA, *_CHANGES])}")
+            raise ValueError(
+                f"`config.sweep.{key}` is not a key of a sweep; known: {', '.join([*_SCHEMA, *_CHANGES])}"
+            )
     for key in (*_SCHEMA, *_CHANGES):
         if key not in sweep:
             raise ValueError(f"`config.sweep.{key}` is missing; see configs/choose.py")
@@ -112,7 +133,9 @@ def _check(sweep):
         _check_changes(key, sweep[key], known)
     for name in _names(sweep["contexts"]):
         if name not in own_text.SOURCES:
-            raise ValueError(f"`config.sweep.contexts`: {name!r} is none of {', '.join(own_text.SOURCES)}")
+            raise ValueError(
+                f"`config.sweep.contexts`: {name!r} is none of {', '.join(own_text.SOURCES)}"
+            )
 
 
 def _check_mapping(name, value, known):
@@ -124,7 +147,9 @@ def _check_changes(key, changes, known):
     _check_mapping(f"config.sweep.{key}", changes, ["names of your own"])
     for name, own in changes.items():
         if not _LEVEL.fullmatch(name):
-            raise ValueError(f"`config.sweep.{key}`: the name {name!r} must be of letters, digits, _, later also .")
+            raise ValueError(
+                f"`config.sweep.{key}`: the name {name!r} must be of letters, digits, _, later also ."
+            )
         _check_mapping(f"config.sweep.{key}.{name}", own, known)
         for changed_key in own:
             if changed_key not in known:

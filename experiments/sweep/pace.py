@@ -1,4 +1,5 @@
-"""How long cells take: guessed from their sizes, and while a sweep runs from what its own cells took."""
+"""How long cells take: guessed from their sizes, and while a sweep runs from what its own cells
+took."""
 
 import contextlib
 import time
@@ -16,7 +17,11 @@ _CLASSES, _WIDTH = 1024, 192
 
 def tokens(config: Mapping) -> int:
     """That each student of a run is trained on."""
-    return config["student"]["steps"] * config["student"]["batch_size"] * config["data"]["sequence_length"]
+    return (
+        config["student"]["steps"]
+        * config["student"]["batch_size"]
+        * config["data"]["sequence_length"]
+    )
 
 
 def seconds(plan: Plan, cell: Cell, *, decoded: bool) -> float:
@@ -51,7 +56,8 @@ class Pace:
 
     @contextlib.contextmanager
     def part(self, *, whole: bool) -> Iterator[None]:
-        """The next part is done in the block; its time tells of others' if it is the `whole` part's."""
+        """The next part is done in the block; its time tells of others' if it is the `whole`
+        part's."""
         began = time.monotonic()
         yield
         guessed = self._guessed.pop(0)

@@ -78,16 +78,21 @@ class Plan:
     def cell_config(self, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
         """Of a cell's run, whose losses have these learning rates."""
         config = self._departed(cell)
-        config["student"]["learning_rates"] = "; ".join(f"{loss}: {rates[loss]:g}" for loss in self.losses)
+        config["student"]["learning_rates"] = "; ".join(
+            f"{loss}: {rates[loss]:g}" for loss in self.losses
+        )
         return self._taught(config, self.cell_run(cell), cell.teacher)
 
     def teachers(self, cells: Iterable[Cell]) -> list[str]:
-        """The names of those that `cells` need, and the base's first, with which learning rates are tuned."""
+        """The names of those that `cells` need, and the base's first, with which learning rates are
+        tuned."""
         return list(dict.fromkeys(cell.teacher for cell in (self.cells[0], *cells)))
 
     def tuned_as(self, cell: Cell) -> str:
         """The student whose learning rates a cell has: the first of its kind by name."""
-        return next(name for name in self.sweep["students"] if self._kind(name) == self._kind(cell.student))
+        return next(
+            name for name in self.sweep["students"] if self._kind(name) == self._kind(cell.student)
+        )
 
     def _kind(self, student):
         return {**self.config["student"], **self.sweep["students"][student]}["kind"]
@@ -104,9 +109,12 @@ class Plan:
         return self._at_home(config, run)
 
     def _at_home(self, config, run):
-        """With the standard library read once for all, where paths stay as the run began, should the sweep be moved."""
+        """With the standard library read once for all, where paths stay as the run began, should
+        the sweep be moved."""
         data = config["data"]
-        if data["source"] == "python_stdlib" and not (data["directory"] or data["files"] or files.in_bucket(self.root)):
+        if data["source"] == "python_stdlib" and not (
+            data["directory"] or data["files"] or files.in_bucket(self.root)
+        ):
             data["directory"] = str(self.root / "data")
         if DATA_READY in run.facts():
             own = run.config()
@@ -115,7 +123,13 @@ class Plan:
         return config
 
 
-def read(config: Mapping, root: pathlib.PurePath, *, typed: Mapping[str, Any] = (), losses: str | None = None) -> Plan:
+def read(
+    config: Mapping,
+    root: pathlib.PurePath,
+    *,
+    typed: Mapping[str, Any] = (),
+    losses: str | None = None,
+) -> Plan:
     """The plan of a config with `sweep`, checked before anything is trained.
 
     Args:
@@ -152,9 +166,15 @@ def _refuse_overridden(sweep, typed):
         part, _, name = key.partition(".")
         group = f"{part}s"
         if group in ("students", "teachers"):
-            own = [f"config.sweep.{group}.{level}.{name}" for level, has in sweep[group].items() if name in has]
+            own = [
+                f"config.sweep.{group}.{level}.{name}"
+                for level, has in sweep[group].items()
+                if name in has
+            ]
             if own:
-                raise ValueError(f"--config.{key}: some {group} have their own; give {', '.join(own)}")
+                raise ValueError(
+                    f"--config.{key}: some {group} have their own; give {', '.join(own)}"
+                )
 
 
 def _cut(known, wanted):
@@ -164,18 +184,26 @@ def _cut(known, wanted):
         raise ValueError(f"--losses: {error}") from None
     wrong = [name for name in names if name not in known]
     if wrong or not names:
-        raise ValueError(f"--losses: {', '.join(wrong) or 'nothing'} is none of the config's, {', '.join(known)}")
+        raise ValueError(
+            f"--losses: {', '.join(wrong) or 'nothing'} is none of the config's, {', '.join(known)}"
+        )
     return ",".join(name for name in known if name in names)
 
 
 def _check(plan):
-    names, evaluation, optimizer = plan.losses, plan.config["evaluation"], plan.config["student"]["optimizer"]
+    names, evaluation, optimizer = (
+        plan.losses,
+        plan.config["evaluation"],
+        plan.config["student"]["optimizer"],
+    )
     if names[0] != REFERENCE or "ce" in names or len(names) < 2:
         raise ValueError(
             f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and lack ce, which has "
             f"its gradient; got {', '.join(names)}"
         )
-    if TEMPERATURE not in evaluation["temperatures"] or "corpus" not in run_config.contexts(evaluation["contexts"]):
+    if TEMPERATURE not in evaluation["temperatures"] or "corpus" not in run_config.contexts(
+        evaluation["contexts"]
+    ):
         raise ValueError(
             f"losses are ranked by acceptance on held-out documents at temperature {TEMPERATURE:g}: "
             f"`config.evaluation.temperatures` must have {TEMPERATURE:g} and `config.evaluation.contexts` corpus"

@@ -1,4 +1,5 @@
-"""Which rank a loss can have: by the mean over cells of its measure, and all that makes that uncertain."""
+"""Which rank a loss can have: by the mean over cells of its measure, and all that makes that
+uncertain."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,18 +14,25 @@ DRAWS = 20_000
 
 
 def rows(cells: Mapping[str, Measured], key: Key) -> list[dict]:
-    """A row a loss, the best first: its mean difference to the reference, corrected over losses, and its ranks.
+    """A row a loss, the best first: its mean difference to the reference, corrected over losses,
+    and its ranks.
 
-    The cells are those of the grid and no sample of others: their mean is taken as it is. What they share, test
-    documents and seeds, with these the order of the data, stays paired: it does not average out over cells. A loss that
+    The cells are those of the grid and no sample of others: their mean is taken as it is. What they
+      share, test
+    documents and seeds, with these the order of the data, stays paired: it does not average out
+      over cells. A loss that
     lost a student in a cell has no row; without the reference's there are no differences.
 
     Args:
       cells: name to what was measured.
       key: of the measure.
     """
-    having = [measured for measured in cells.values() if any(key == known for _, known in measured.sums)]
-    every = dict.fromkeys(loss for measured in having for loss in measured.losses if loss != UNTRAINED)
+    having = [
+        measured for measured in cells.values() if any(key == known for _, known in measured.sums)
+    ]
+    every = dict.fromkeys(
+        loss for measured in having for loss in measured.losses if loss != UNTRAINED
+    )
     losses = [loss for loss in every if all(_whole(measured, loss) for measured in having)]
     if not losses:
         return []
@@ -55,18 +63,22 @@ def rows(cells: Mapping[str, Measured], key: Key) -> list[dict]:
 def rank_intervals(
     values: np.ndarray, influence: np.ndarray, *, level: float = 0.95, draws: int = DRAWS
 ) -> tuple[list[int], list[int]]:
-    """Which ranks [L] each of L losses can have, from 1 for the highest: least and greatest, each loss by itself.
+    """Which ranks [L] each of L losses can have, from 1 for the highest: least and greatest, each
+    loss by itself.
 
-    A loss ranks behind those that lie above it by more than chance, and before those that lie below it so: of its
-    differences to all others, each in units of its own median size, the largest stays within one bound at `level`.
-    Percentiles of ranks that are drawn around the means would count the noise twice, and miss the best of losses that
-    lie close.
+    A loss ranks behind those that lie above it by more than chance, and before those that lie below
+      it so: of its
+    differences to all others, each in units of its own median size, the largest stays within one
+    bound at `level`. Percentiles of ranks that are drawn around the means would count the noise
+    twice, and miss the best of losses that lie close.
 
-    The noise of all losses' means is drawn at once. Documents move them together, as they were seen to. Seeds are too
-    few to tell which losses they move together: what they do to all alike moves none past another, and the rest is
-    noise of each loss's own. Both are Student's t. A lone document or seed does not vary.
+    The noise of all losses' means is drawn at once. Documents move them together, as they were seen
+    to. Seeds are too few to tell which losses they move together: what they do to all alike moves
+    none past another, and the rest is noise of each loss's own. Both are Student's t. A lone
+    document or seed does not vary.
 
-    Source: Mogstad, Romano, Shaikh and Wilhelm 2024, Inference for Ranks, Review of Economic Studies.
+    Source: Mogstad, Romano, Shaikh and Wilhelm 2024, Inference for Ranks, Review of Economic
+      Studies.
 
     Args:
       values: [L, S], of each seed.
@@ -85,14 +97,16 @@ def rank_intervals(
 
 
 def _reach(sizes, level):
-    """[L], which all of one loss's differences to the others, of `sizes` [draws, L], stay within together."""
+    """[L], which all of one loss's differences to the others, of `sizes` [draws, L], stay within
+    together."""
     units = np.median(sizes, axis=0)
     scaled = np.divide(sizes, units, out=np.zeros_like(sizes), where=units > 0)
     return np.quantile(scaled.max(axis=1), level) * units
 
 
 def _of_documents(draw, draws, influence):
-    """Noise [draws, L] of losses' means, which documents move by `influence` [L, K]: a joint Student's t."""
+    """Noise [draws, L] of losses' means, which documents move by `influence` [L, K]: a joint
+    Student's t."""
     losses, count = influence.shape
     if count == 1:
         return np.zeros((draws, losses))
@@ -101,7 +115,8 @@ def _of_documents(draw, draws, influence):
 
 
 def _of_seeds(draw, draws, values):
-    """Noise [draws, L] of losses' means over seeds, of [L, S]: what no seed does to all losses alike."""
+    """Noise [draws, L] of losses' means over seeds, of [L, S]: what no seed does to all losses
+    alike."""
     losses, count = values.shape
     if count == 1 or losses == 1:
         return np.zeros((draws, losses))
@@ -111,7 +126,8 @@ def _of_seeds(draw, draws, values):
 
 
 def mean(parts: Iterable[Sums]) -> tuple[np.ndarray, np.ndarray]:
-    """Means over cells of each seed's ratio [S] and of the documents' influence [S, K], of one loss's sums by cell."""
+    """Means over cells of each seed's ratio [S] and of the documents' influence [S, K], of one
+    loss's sums by cell."""
     ratios = [statistics.ratios(sums.numerator, sums.denominator) for sums in parts]
     return tuple(np.mean(part, axis=0) for part in zip(*ratios, strict=True))
 
@@ -123,6 +139,12 @@ def _whole(measured, loss):
 
 def _compared(found, loss):
     if loss == REFERENCE or REFERENCE not in found:
-        return {"estimate": None, "by_seed": (), "verdict": "reference" if loss == REFERENCE else ""}
-    values, influence = (ours - theirs for ours, theirs in zip(found[loss], found[REFERENCE], strict=True))
+        return {
+            "estimate": None,
+            "by_seed": (),
+            "verdict": "reference" if loss == REFERENCE else "",
+        }
+    values, influence = (
+        ours - theirs for ours, theirs in zip(found[loss], found[REFERENCE], strict=True)
+    )
     return {"estimate": statistics.estimate(values, influence), "by_seed": values}

@@ -12,8 +12,11 @@ from jaxdiv.training.workdir import DATA_READY, Workdir
 _SHARED = (DATA_READY, corpus.TOKENIZER)  # facts
 
 
-def begin(plan: Plan, run: Workdir, config: Mapping, **watched: Any) -> tuple[dict[str, Any], Corpus, Model]:
-    """The run's config as it will have it, its data, and its teacher, which is trained or taken over here.
+def begin(
+    plan: Plan, run: Workdir, config: Mapping, **watched: Any
+) -> tuple[dict[str, Any], Corpus, Model]:
+    """The run's config as it will have it, its data, and its teacher, which is trained or taken
+    over here.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`.
 
@@ -28,7 +31,8 @@ def begin(plan: Plan, run: Workdir, config: Mapping, **watched: Any) -> tuple[di
 
 
 def _refuse_other_data(run, first):
-    """Files may have changed since the sweep began, and a teacher that is taken over brings its tokenizer."""
+    """Files may have changed since the sweep began, and a teacher that is taken over brings its
+    tokenizer."""
     here, there = run.facts(), first.facts()
     for fact in _SHARED:
         if here[fact] != there[fact]:

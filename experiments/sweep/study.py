@@ -1,4 +1,5 @@
-"""A sweep in its work folder: teachers, learning rates, then a cell after the other, each a run as distill makes it."""
+"""A sweep in its work folder: teachers, learning rates, then a cell after the other, each a run as
+distill makes it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,8 @@ _MAY_CHANGE = (*run_config.DECIDE_NO_RESULT, "config.sweep.extra")
 
 
 def check(plan: Plan) -> None:
-    """Raises ValueError if the folder holds a run, or a sweep of another config; more cells may come.
+    """Raises ValueError if the folder holds a run, or a sweep of another config; more cells may
+    come.
 
     A folder in which no data was ever made ready, as after a mistyped path, takes any config.
     """
@@ -28,11 +30,17 @@ def check(plan: Plan) -> None:
         raise ValueError(
             f"{plan.root} is the folder of a run; give the sweep one of its own: --workdir={plan.root}-sweep"
         )
-    if path.exists() and any(DATA_READY in Workdir(found.parent).facts() for found in plan.root.glob("*/*/facts.json")):
+    if path.exists() and any(
+        DATA_READY in Workdir(found.parent).facts() for found in plan.root.glob("*/*/facts.json")
+    ):
         changes = run_config.differences(files.read_json(path), plan.whole())
-        refused = {key: pair for key, pair in changes.items() if not run_config.within(key, _MAY_CHANGE)}
+        refused = {
+            key: pair for key, pair in changes.items() if not run_config.within(key, _MAY_CHANGE)
+        }
         if refused:
-            listed = "; ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items())
+            listed = "; ".join(
+                f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items()
+            )
             raise ValueError(
                 f"{plan.root} holds a sweep of another config: {listed}; give this one a folder of its own: "
                 f"--workdir={plan.root}-2"
@@ -48,7 +56,8 @@ def claim(plan: Plan) -> None:
 
 
 def is_done(plan: Plan, cell: Cell) -> bool:
-    """Whether a cell was measured; it is left alone then. Without `sums.FILE` it is measured anew."""
+    """Whether a cell was measured; it is left alone then. Without `sums.FILE` it is measured
+    anew."""
     return (plan.cell_run(cell).root / sums.FILE).exists()
 
 
@@ -63,14 +72,19 @@ def run(plan: Plan, cells: Sequence[Cell], **watched: Any) -> None:
     left = [cell for cell in cells if not processes.from_first(is_done(plan, cell))]
     for name in plan.teachers(left) if left else ():
         teachers.prepare(plan, name, **watched)
-    rates = {name: tuning.rates(plan, name, **watched) for name in dict.fromkeys(map(plan.tuned_as, left))}
+    rates = {
+        name: tuning.rates(plan, name, **watched)
+        for name in dict.fromkeys(map(plan.tuned_as, left))
+    }
     decoded = grid.decoded(plan.sweep, plan.cells)
     going = pace.Pace([pace.seconds(plan, cell, decoded=cell in decoded) for cell in left])
     for cell in left:
         begun = plan.cell_run(cell).students.exists()  # of which only the rest is timed
         with going.part(whole=not begun), progress.place(cell=cell.name):
             _tell(plan, cell, cells, going.left())
-            _run_cell(plan, cell, rates[plan.tuned_as(cell)], decoded=cell in decoded, watched=watched)
+            _run_cell(
+                plan, cell, rates[plan.tuned_as(cell)], decoded=cell in decoded, watched=watched
+            )
         jax.clear_caches()  # of no use to the next one
 
 

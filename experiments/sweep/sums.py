@@ -1,4 +1,5 @@
-"""What a sweep keeps of a cell's measurement: sums over each document of the measures that it compares."""
+"""What a sweep keeps of a cell's measurement: sums over each document of the measures that it
+compares."""
 
 import dataclasses
 import json
@@ -17,9 +18,12 @@ _SIDES = ("numerator", "denominator", "tokens")
 
 
 def compared(key: Key) -> bool:
-    """Whether a sweep compares losses by a measure: acceptance on held-out documents, tokens a call on own text."""
+    """Whether a sweep compares losses by a measure: acceptance on held-out documents, tokens a call
+    on own text."""
     if key.context in GENERATED:
-        return key.measure in ("decoded_tau", "speed_up") or (key.measure == "tau" and key.gamma in GAMMAS)
+        return key.measure in ("decoded_tau", "speed_up") or (
+            key.measure == "tau" and key.gamma in GAMMAS
+        )
     return True
 
 
@@ -27,7 +31,11 @@ def write(path: pathlib.PurePath, measured: Measured) -> None:
     """Writes what is compared of `measured`."""
     kept = {pair: sums for pair, sums in measured.sums.items() if compared(pair[1])}
     index = [[loss, dataclasses.asdict(key)] for loss, key in kept]
-    arrays = {f"{i} {side}": getattr(sums, side) for i, sums in enumerate(kept.values()) for side in _SIDES}
+    arrays = {
+        f"{i} {side}": getattr(sums, side)
+        for i, sums in enumerate(kept.values())
+        for side in _SIDES
+    }
     with files.replacing(path) as temporary:
         np.savez_compressed(temporary, index=json.dumps([measured.losses, index]), **arrays)
 
@@ -41,6 +49,10 @@ def read(path: pathlib.PurePath) -> Measured:
                 (loss, Key(**key)): Sums(*(found[f"{i} {side}"] for side in _SIDES))
                 for i, (loss, key) in enumerate(index)
             }
-    except Exception as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
-        raise ValueError(f"{path} is not what was written: {error}; delete it, and the sweep measures again") from None
+    except (
+        Exception
+    ) as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
+        raise ValueError(
+            f"{path} is not what was written: {error}; delete it, and the sweep measures again"
+        ) from None
     return Measured(losses, sums)

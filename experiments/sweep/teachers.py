@@ -20,7 +20,8 @@ ENTROPY = "teacher, entropy in nats a token on the documents measured"
 
 
 def prepare(plan: Plan, name: str, **watched: Any) -> None:
-    """Trains the teacher `name`, or goes on with it; its folder's facts have its quality and entropy then.
+    """Trains the teacher `name`, or goes on with it; its folder's facts have its quality and
+    entropy then.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`.
     """
@@ -31,19 +32,26 @@ def prepare(plan: Plan, name: str, **watched: Any) -> None:
             run.add_facts({ENTROPY: round(entropy(config, data, guide, sharding.make(config)), 4)})
             processes.meet(f"teacher {name}")
     facts = run.facts()
-    progress.say(f"teacher {name}: entropy {facts[ENTROPY]} nats a token, {facts[teacher.QUALITY]} nats a byte")
+    progress.say(
+        f"teacher {name}: entropy {facts[ENTROPY]} nats a token, {facts[teacher.QUALITY]} nats a byte"
+    )
 
 
 def entropy(config: Mapping, corpus: Corpus, guide: Model, mesh: Mesh) -> float:
-    """Of what the teacher says of the next token at temperature 1, nats: the mean over `evaluation.documents`."""
+    """Of what the teacher says of the next token at temperature 1, nats: the mean over
+    `evaluation.documents`."""
     context = contexts.make("corpus", config, corpus, guide, mesh)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def total(params, batch):
         logits = guide.with_params(params)(batch["inputs"]).logits
-        return sharding.everywhere(jnp.sum(jaxdiv.cross_entropy(logits, logits) * batch["weights"]), mesh)
+        return sharding.everywhere(
+            jnp.sum(jaxdiv.cross_entropy(logits, logits) * batch["weights"]), mesh
+        )
 
     rows = sharding.Rows(mesh, evaluation.rows_at_once(config, context.inputs.shape[1], mesh))
     blocks = pipeline.blocks([getattr(context, part) for part in run_corpus.BATCH], rows.count)
-    summed = sum(float(total(guide.params, rows.spread(run_corpus.batch(block)))) for block in blocks)
+    summed = sum(
+        float(total(guide.params, rows.spread(run_corpus.batch(block)))) for block in blocks
+    )
     return summed / float(context.weights.sum())

@@ -1,4 +1,5 @@
-"""Each loss's learning rate for each kind of student: the same few short runs for all, read from their curves."""
+"""Each loss's learning rate for each kind of student: the same few short runs for all, read from
+their curves."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +17,11 @@ LOST = -1.0  # less than any acceptance
 
 
 def rates(plan: Plan, student: str, **watched: Any) -> dict[str, float]:
-    """Loss to the rate of `config.sweep.rates` by which the student's acceptance ends highest on the validation batch.
+    """Loss to the rate of `config.sweep.rates` by which the student's acceptance ends highest on
+    the validation batch.
 
-    Runs that are finished are read. `watched` is what `loop.run_stage` takes of `profile` and `also`.
+    Runs that are finished are read. `watched` is what `loop.run_stage` takes of `profile` and
+    `also`.
     """
     reached = {}
     for rate in plan.sweep["rates"]:
@@ -28,12 +31,15 @@ def rates(plan: Plan, student: str, **watched: Any) -> dict[str, float]:
     made = best(reached, plan.losses)
     ends = [loss for loss, rate in made.items() if rate in (min(reached), max(reached))]
     told = ", ".join(f"{loss} {rate:g}" for loss, rate in made.items())
-    progress.say(f"learning rates of {student}: {told}; at an end of those tried: {', '.join(ends) or 'none'}")
+    progress.say(
+        f"learning rates of {student}: {told}; at an end of those tried: {', '.join(ends) or 'none'}"
+    )
     return made
 
 
 def best(reached: Reached, losses: list[str]) -> dict[str, float]:
-    """Loss to the rate at which it reached most, the smaller of equals; the smallest one where all students were lost.
+    """Loss to the rate at which it reached most, the smaller of equals; the smallest one where all
+    students were lost.
 
     Args:
       reached: rate to loss to acceptance, of all losses.
@@ -62,12 +68,15 @@ def read(run: Workdir, losses: list[str]) -> dict[str, float]:
     found = files.read_json(run.root / FILE)
     tuned = [loss.text for loss in run_config.losses(run.config())]
     if absent := [loss for loss in losses if loss not in tuned]:
-        raise ValueError(f"{run.root} was tuned without {', '.join(absent)}; delete it to have it tuned again")
+        raise ValueError(
+            f"{run.root} was tuned without {', '.join(absent)}; delete it to have it tuned again"
+        )
     return {loss: found.get(loss, LOST) for loss in losses}
 
 
 def at_end(run: Workdir, config: Mapping) -> dict[str, float]:
-    """Loss to what its curve says of acceptance after the last step; without a loss whose student is lost."""
+    """Loss to what its curve says of acceptance after the last step; without a loss whose student
+    is lost."""
     curves = metrics.read_curves(run.curves, "student", students.seeds(config))
     last = curves[curves["metric"].eq("acceptance") & curves["step"].eq(config["student"]["steps"])]
     return {loss: float(value) for loss, value in last.groupby("loss")["value"].mean().items()}

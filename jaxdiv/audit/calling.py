@@ -12,7 +12,9 @@ import numpy as np
 from jaxdiv.audit.inputs import Batch, random_batch, repeated
 from jaxdiv.audit.probe import CallError, Foreign, Probe, first_line
 
-_LABELS = re.compile(r"^(labels?|label_ids|target_ids|token_ids|tokens|targets?|y|y_true|ids|hard_labels?|gold)$")
+_LABELS = re.compile(
+    r"^(labels?|label_ids|target_ids|token_ids|tokens|targets?|y|y_true|ids|hard_labels?|gold)$"
+)
 _MASK = re.compile(r"mask|valid|pad|weights?$|keep|ignore", re.IGNORECASE)
 _TEMPERATURE = re.compile(r"^(t|tau|temp|temperature)$", re.IGNORECASE)
 _TEACHER = re.compile(r"teacher|target|reference", re.IGNORECASE)
@@ -34,7 +36,11 @@ def open_probe(function: Callable, axes: str | None = None) -> Probe:
     function = function.function if isinstance(function, Foreign) else function
     if framework == "torch" and "torch" not in sys.modules:
         import torch  # noqa: F401
-    frameworks = (framework,) if framework else ("jax", "numpy", *(("torch",) if "torch" in sys.modules else ()))
+    frameworks = (
+        (framework,)
+        if framework
+        else ("jax", "numpy", *(("torch",) if "torch" in sys.modules else ()))
+    )
     errors = []
     for probe in _ways(function, frameworks, axes):
         try:
@@ -59,7 +65,15 @@ def _ways(function, frameworks, axes):
                     masks = [("float32", False), ("bool", False), ("float32", True)]
                     for mask_type, column in masks if "mask" in keywords.values() else masks[:1]:
                         yield Probe(
-                            function, framework, LEADS[shape], classes, first, second, keywords, mask_type, column
+                            function,
+                            framework,
+                            LEADS[shape],
+                            classes,
+                            first,
+                            second,
+                            keywords,
+                            mask_type,
+                            column,
                         )
 
 
@@ -70,7 +84,11 @@ def _conventions(function):
     except (TypeError, ValueError):
         return [("student", "teacher", {})]
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    named = [p for p in parameters if p not in plain[:2] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [
+        p
+        for p in parameters
+        if p not in plain[:2] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     if len(plain) >= 2:
         return _positional(plain[0].name, plain[1].name, _keywords(named))
     if any(p.kind == p.VAR_POSITIONAL for p in parameters):
@@ -105,7 +123,9 @@ def _by_name(parameters, alone):
         name = _first_called(_STUDENT, left) or _first_called(_LOGITS, left)
         if name is None:
             names = ", ".join(p.name for p in left)
-            raise CallError(f"its parameters are keyword-only ({names}) and none is called student_logits or logits")
+            raise CallError(
+                f"its parameters are keyword-only ({names}) and none is called student_logits or logits"
+            )
         student = {name: "student"}
         left = [p for p in left if p.name != name]
     given = [p for p in left if p.default is p.empty or p.default is None]
@@ -113,7 +133,11 @@ def _by_name(parameters, alone):
     keywords = student | _keywords([p for p in left if p.name != teacher])
     if teacher is None:
         return [keywords]
-    roles = _target_roles(teacher) if _LABELS.match(teacher) and "labels" not in keywords.values() else ["teacher"]
+    roles = (
+        _target_roles(teacher)
+        if _LABELS.match(teacher) and "labels" not in keywords.values()
+        else ["teacher"]
+    )
     return [keywords | {teacher: role} for role in roles]
 
 
@@ -129,7 +153,11 @@ def _keywords(parameters):
         name, required = parameter.name, parameter.default is parameter.empty
         if _LABELS.match(name) and "labels" not in found.values():
             found[name] = "labels"
-        elif _MASK.search(name) and "mask" not in found.values() and (required or parameter.default is None):
+        elif (
+            _MASK.search(name)
+            and "mask" not in found.values()
+            and (required or parameter.default is None)
+        ):
             found[name] = "mask"
         elif required and _TEMPERATURE.match(name):
             found[name] = 2.0
@@ -163,15 +191,22 @@ def _settle(probe):
 
 def _keeps(probe):
     """Whether the loss sees the student under a mask of ones; False if under zeros alone."""
-    one, other = (Batch(*(part[0] for part in random_batch(probe.lead, probe.classes, seed=seed))) for seed in (0, 1))
+    one, other = (
+        Batch(*(part[0] for part in random_batch(probe.lead, probe.classes, seed=seed)))
+        for seed in (0, 1)
+    )
 
     def sees(mask):
         full = np.full_like(one.mask, mask)
         try:
-            first, second = (probe.value(one._replace(student=side.student, mask=full)) for side in (one, other))
+            first, second = (
+                probe.value(one._replace(student=side.student, mask=full)) for side in (one, other)
+            )
         except CallError:
             return False
-        return bool(np.all(np.isfinite(first)) and np.any(np.abs(first - second) > 1e-5 * np.abs(first)))
+        return bool(
+            np.all(np.isfinite(first)) and np.any(np.abs(first - second) > 1e-5 * np.abs(first))
+        )
 
     return sees(1.0) or not sees(0.0)
 

@@ -1,4 +1,5 @@
-"""Large and small: rare classes, logits of ±30 to ±10,000, classes of -inf, equal sides, half precision."""
+"""Large and small: rare classes, logits of ±30 to ±10,000, classes of -inf, equal sides, half
+precision."""
 
 import numpy as np
 
@@ -29,7 +30,9 @@ def cases(classes: int) -> dict[str, Rows]:
         return draw.normal(size=(_EACH, classes))
 
     def rare():
-        return draw.permuted(np.tile(np.resize(_RARE, classes), (_EACH, 1)), axis=-1) + 0.3 * noise()
+        return (
+            draw.permuted(np.tile(np.resize(_RARE, classes), (_EACH, 1)), axis=-1) + 0.3 * noise()
+        )
 
     def wide(size):
         return size * np.sign(noise())
@@ -60,15 +63,28 @@ def examine(probe: Probe, reduction: Reduction, fit: Fit | None, added: bool) ->
     whole = Rows(*(np.concatenate(parts) for parts in zip(*named.values(), strict=True)))
     try:
         got = row_values(probe, whole, reduction)
-        slopes = row_gradients(probe, whole, reduction)[0] if probe.differentiable else np.zeros_like(whole.student)
+        slopes = (
+            row_gradients(probe, whole, reduction)[0]
+            if probe.differentiable
+            else np.zeros_like(whole.student)
+        )
     except CallError as error:
-        return [finding("does_not_run", ("logits at the edges", "a value", str(error)), error=str(error))]
+        return [
+            finding(
+                "does_not_run", ("logits at the edges", "a value", str(error)), error=str(error)
+            )
+        ]
     known = fit is not None and fit.clean
     expected = expected_values(fit, whole) if known else np.full(len(got), np.nan)
     at = {name: slice(i * _EACH, (i + 1) * _EACH) for i, name in enumerate(named)}
     seen = {name: (got[place], expected[place], slopes[place]) for name, place in at.items()}
     compare = known and not added
-    found = [*_large(seen, compare), *_slopes(seen), *_absent(seen, known, compare), *_equal(seen, known)]
+    found = [
+        *_large(seen, compare),
+        *_slopes(seen),
+        *_absent(seen, known, compare),
+        *_equal(seen, known),
+    ]
     if known and np.any(slopes != 0) and not any(one.severity == MISTAKE for one in found):
         found += _rare_slopes(fit, named, seen)
     return _once(found) + list(_half(probe, reduction, named["30"], known, expected[at["30"]]))
@@ -92,7 +108,9 @@ def _worst(got, expected, where):
 
 def _broken(got, expected, known):
     """Not finite though the right value is; NaN always."""
-    return np.isnan(got) | (np.isinf(got) & (np.isfinite(expected) & (np.abs(expected) < 1e30) if known else True))
+    return np.isnan(got) | (
+        np.isinf(got) & (np.isfinite(expected) & (np.abs(expected) < 1e30) if known else True)
+    )
 
 
 def _large(seen, compare):
@@ -101,20 +119,28 @@ def _large(seen, compare):
         got, expected, _ = seen[name]
         label = "logits of ±30" if name == "30" else "probabilities of 1e-4 to 1e-12"
         if compare and np.any(_wrong(got, expected)):
-            yield finding("clamped_log", (label, *_worst(got, expected, _wrong(got, expected))), how="")
+            yield finding(
+                "clamped_log", (label, *_worst(got, expected, _wrong(got, expected))), how=""
+            )
     for name in ("rare", "rare student", "rare teacher", "30", "100", "10000"):
         got, expected, _ = seen[name]
         broken = _broken(got, expected, known)
         size = _logits(name)
         if np.any(broken):
-            code = "large_logits" if size > 1e3 or (size > 30 and not np.any(np.isnan(got))) else "nan_at_large_logits"
+            code = (
+                "large_logits"
+                if size > 1e3 or (size > 30 and not np.any(np.isnan(got)))
+                else "nan_at_large_logits"
+            )
             i = int(np.flatnonzero(broken)[0])
             right = f"{expected[i]:.6g}" if known else "a finite value"
             yield finding(code, (f"logits of ±{size:g}", right, float(got[i])), size=size)
             break
     got, expected, _ = seen["100"]
     if compare and np.any(_wrong(got, expected)):
-        yield finding("extreme_clamp", ("logits of ±100", *_worst(got, expected, _wrong(got, expected))))
+        yield finding(
+            "extreme_clamp", ("logits of ±100", *_worst(got, expected, _wrong(got, expected)))
+        )
 
 
 def _logits(name):
@@ -128,7 +154,9 @@ def _slopes(seen):
         lost = np.isfinite(got) & ~np.all(np.isfinite(slopes), -1) & (np.abs(got) < 1e30)
         if np.any(lost):
             where = f"at logits of ±{_logits(name):g}"
-            yield finding("nan_gradient", (where, "a finite gradient", "NaN or infinity"), where=where)
+            yield finding(
+                "nan_gradient", (where, "a finite gradient", "NaN or infinity"), where=where
+            )
             return
 
 
@@ -158,11 +186,15 @@ def _absent(seen, known, compare):
             yield finding("nan_at_minus_inf", (told, right, "NaN"), where=where)
         elif known and np.any(_wrong(got, expected)) and compare:
             yield finding(
-                "wrong_at_minus_inf", (told, *_worst(got, expected, _wrong(got, expected))), where=f" {where}"
+                "wrong_at_minus_inf",
+                (told, *_worst(got, expected, _wrong(got, expected))),
+                where=f" {where}",
             )
         elif np.any(np.isfinite(got) & np.any(np.isnan(slopes), -1)):
             yield finding(
-                "nan_gradient", (told, "a gradient without NaN", "NaN"), where=f"where a class is -inf {where}"
+                "nan_gradient",
+                (told, "a gradient without NaN", "NaN"),
+                where=f"where a class is -inf {where}",
             )
 
 
@@ -172,7 +204,11 @@ def _equal(seen, known):
     if not np.all(np.isfinite(got)):
         yield finding("nan_at_equality", (told, "a finite value", float(got[~np.isfinite(got)][0])))
     elif not np.all(np.isfinite(slopes)):
-        yield finding("nan_gradient", (told, "a gradient of 0", "NaN or infinity"), where="where both sides are equal")
+        yield finding(
+            "nan_gradient",
+            (told, "a gradient of 0", "NaN or infinity"),
+            where="where both sides are equal",
+        )
 
 
 def _half(probe, reduction, rows, known, expected):
@@ -180,7 +216,10 @@ def _half(probe, reduction, rows, known, expected):
     one = rows.take(slice(0, 2))
     try:
         single = row_values(probe, one, reduction)
-        half = collapsed(probe.values(tiled(one, probe.lead), np.float16), reduction.by_class) / reduction.unit
+        half = (
+            collapsed(probe.values(tiled(one, probe.lead), np.float16), reduction.by_class)
+            / reduction.unit
+        )
     except CallError:
         return
     lost = np.isfinite(single) & (np.abs(single) < 3e3) & ~np.isfinite(half)
@@ -188,11 +227,14 @@ def _half(probe, reduction, rows, known, expected):
         lost &= np.abs(expected[:2]) < 3e3
     if np.any(lost):
         i = int(np.flatnonzero(lost)[0])
-        yield finding("float16_overflow", ("float16 logits of ±30", float(single[i]), float(half[i])))
+        yield finding(
+            "float16_overflow", ("float16 logits of ±30", float(single[i]), float(half[i]))
+        )
 
 
 def stationary(probe: Probe, reduction: Reduction) -> list[Finding]:
-    """For a loss that is not identified: a student equal to the teacher must be no worse than one near it."""
+    """For a loss that is not identified: a student equal to the teacher must be no worse than one
+    near it."""
     rows = random_rows(probe.classes, teachers=8, students=6, seed=21)
     draw = np.random.default_rng(22)
     near = rows.teacher + 0.1 * draw.normal(size=rows.teacher.shape)
@@ -202,5 +244,7 @@ def stationary(probe: Probe, reduction: Reduction) -> list[Finding]:
     if np.all(np.isfinite(worse)) and np.any(worse > 1e-4 * (np.max(np.abs(moved)) + 1e-6)):
         i = int(np.argmax(worse))
         told = "a student equal to the teacher, and one near it"
-        return [finding("not_least_at_equality", (told, f"at most {moved[i]:.6g}", float(equal[i])))]
+        return [
+            finding("not_least_at_equality", (told, f"at most {moved[i]:.6g}", float(equal[i])))
+        ]
     return []

@@ -1,7 +1,8 @@
 """Least squares of observed values on columns of losses, up to a function of the teacher alone.
 
-Rows come in groups of one teacher. Within a group everything that depends on the teacher alone, such as an entropy
-that was dropped or a constant, is the same, so that centred values see the student's part only.
+Rows come in groups of one teacher. Within a group everything that depends on the teacher alone,
+such as an entropy that was dropped or a constant, is the same, so that centred values see the
+student's part only.
 """
 
 import functools
@@ -51,7 +52,11 @@ def singles(columns: np.ndarray, observed: Observed, count: int = 12) -> list[Be
         residuals = np.sqrt(((y - weights[:, None] * x) ** 2).sum(-1) / (y @ y))
     residuals = np.where((power > 1e-18) & np.isfinite(residuals), residuals, np.inf)
     order = np.argsort(residuals, kind="stable")[:count]
-    return [Best((int(i),), (float(weights[i]),), float(residuals[i])) for i in order if residuals[i] < np.inf]
+    return [
+        Best((int(i),), (float(weights[i]),), float(residuals[i]))
+        for i in order
+        if residuals[i] < np.inf
+    ]
 
 
 def sums(columns: np.ndarray, observed: Observed, size: int, count: int = 12) -> list[Best]:
@@ -89,7 +94,8 @@ def _subsets(n, size):
 
 
 def _solve(gram, target, index):
-    """Weights [m, size] and squared residuals [m] of unit columns and a unit target; inf where they are collinear."""
+    """Weights [m, size] and squared residuals [m] of unit columns and a unit target; inf where they
+    are collinear."""
     right = target[index]
     if index.shape[1] == 2:
         return _solve_pairs(gram[index[:, 0], index[:, 1]], right)
@@ -161,12 +167,16 @@ def refine(
     damping = 1e-3
     for _ in range(steps if len(inner) else 0):
         jacobian = np.stack(
-            [(residual_at(inner + step)[0] - residual) / 1e-5 for step in 1e-5 * np.eye(len(inner))], -1
+            [
+                (residual_at(inner + step)[0] - residual) / 1e-5
+                for step in 1e-5 * np.eye(len(inner))
+            ],
+            -1,
         )
         square = jacobian.T @ jacobian
-        move = -np.linalg.lstsq(square + damping * np.diag(np.diag(square) + 1e-12), jacobian.T @ residual, rcond=None)[
-            0
-        ]
+        move = -np.linalg.lstsq(
+            square + damping * np.diag(np.diag(square) + 1e-12), jacobian.T @ residual, rcond=None
+        )[0]
         trial = residual_at(inner + np.clip(move, -1, 1))
         if np.linalg.norm(trial[0]) < np.linalg.norm(residual):
             gain = 1 - np.linalg.norm(trial[0]) / np.linalg.norm(residual)

@@ -1,7 +1,9 @@
-"""Losses as authors write them, from probabilities and log-probabilities that may be wrong, in float64 NumPy.
+"""Losses as authors write them, from probabilities and log-probabilities that may be wrong, in
+float64 NumPy.
 
-The registry's own functions take logits and normalize them, so that they can't show what a missing log or softmax
-does. A registry entry without a form here is still identified, through its own function.
+The registry's own functions take logits and normalize them, so that they can't show what a missing
+log or softmax does. A registry entry without a form here is still identified, through its own
+function.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +14,8 @@ import numpy as np
 
 
 class Roles(NamedTuple):
-    """What a formula is made of: teacher p, student q, their logarithms and heated logits [..., V]; labels [...]."""
+    """What a formula is made of: teacher p, student q, their logarithms and heated logits [..., V];
+    labels [...]."""
 
     p: np.ndarray
     q: np.ndarray
@@ -49,7 +52,9 @@ def _kl(a, log_a, log_b):
 
 def _pick(values, index):
     return np.take_along_axis(
-        values, np.broadcast_to(np.minimum(index, values.shape[-1] - 1), values.shape[:-1])[..., None], -1
+        values,
+        np.broadcast_to(np.minimum(index, values.shape[-1] - 1), values.shape[:-1])[..., None],
+        -1,
     )[..., 0]
 
 
@@ -164,14 +169,17 @@ FORMS: Mapping[str, Form] = MappingProxyType(
     }
 )
 
-PARTS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = MappingProxyType({"lk_hybrid": _lk_hybrid_parts})
+PARTS: Mapping[str, Callable[..., tuple[np.ndarray, ...]]] = MappingProxyType(
+    {"lk_hybrid": _lk_hybrid_parts}
+)
 
 
 class Other(NamedTuple):
-    """A form that is not on the menu: what it is, the code of its finding, and the menu's loss that was meant.
+    """A form that is not on the menu: what it is, the code of its finding, and the menu's loss that
+    was meant.
 
-    One that is `established`, a loss by its own right, is never taken for a mistake in another. What is not `heated`
-    takes the logits themselves, where a temperature is no more than a factor.
+    One that is `established`, a loss by its own right, is never taken for a mistake in another.
+    What is not `heated` takes the logits themselves, where a temperature is no more than a factor.
     """
 
     form: Form
@@ -199,21 +207,65 @@ def _of_logits(form, text):
 
 
 OTHERS: tuple[Other, ...] = (
-    Other(lambda r: -(r.q * r.log_p).sum(-1), "-Σ q·log p", "student_entropy_dropped", "reverse_kl"),
-    Other(lambda r: np.abs(r.p * (r.log_p - r.log_q)).sum(-1), "Σ p·|log p/q|", "absolute_terms", "forward_kl"),
-    Other(lambda r: np.abs(r.q * (r.log_p - r.log_q)).sum(-1), "Σ q·|log q/p|", "absolute_terms", "reverse_kl"),
-    Other(lambda r: ((r.p - r.q) ** 2).sum(-1), "Σ (q-p)², the Brier score", "not_on_menu", None, established=True),
-    _of_logits(lambda r: ((r.student - r.teacher) ** 2).sum(-1), "the squared difference of logits"),
-    _of_logits(lambda r: np.abs(r.student - r.teacher).sum(-1), "the absolute difference of logits"),
+    Other(
+        lambda r: -(r.q * r.log_p).sum(-1), "-Σ q·log p", "student_entropy_dropped", "reverse_kl"
+    ),
+    Other(
+        lambda r: np.abs(r.p * (r.log_p - r.log_q)).sum(-1),
+        "Σ p·|log p/q|",
+        "absolute_terms",
+        "forward_kl",
+    ),
+    Other(
+        lambda r: np.abs(r.q * (r.log_p - r.log_q)).sum(-1),
+        "Σ q·|log q/p|",
+        "absolute_terms",
+        "reverse_kl",
+    ),
+    Other(
+        lambda r: ((r.p - r.q) ** 2).sum(-1),
+        "Σ (q-p)², the Brier score",
+        "not_on_menu",
+        None,
+        established=True,
+    ),
+    _of_logits(
+        lambda r: ((r.student - r.teacher) ** 2).sum(-1), "the squared difference of logits"
+    ),
+    _of_logits(
+        lambda r: np.abs(r.student - r.teacher).sum(-1), "the absolute difference of logits"
+    ),
     _of_logits(lambda r: 1 - _cosine(r.student, r.teacher), "1 less the cosine of the logits"),
     _of_logits(lambda r: -(r.student * r.teacher).sum(-1), "the product of the logits"),
     Other(lambda r: np.abs(r.log_p - r.log_q).sum(-1), "Σ |log q - log p|", "not_on_menu", None),
     Other(lambda r: ((r.log_p - r.log_q) ** 2).sum(-1), "Σ (log q - log p)²", "not_on_menu", None),
-    Other(lambda r: (r.p * (r.log_p - r.log_q) ** 2).sum(-1), "Σ p·(log q - log p)²", "not_on_menu", None),
-    Other(lambda r: (r.q * (r.log_p - r.log_q) ** 2).sum(-1), "Σ q·(log q - log p)²", "not_on_menu", None),
+    Other(
+        lambda r: (r.p * (r.log_p - r.log_q) ** 2).sum(-1),
+        "Σ p·(log q - log p)²",
+        "not_on_menu",
+        None,
+    ),
+    Other(
+        lambda r: (r.q * (r.log_p - r.log_q) ** 2).sum(-1),
+        "Σ q·(log q - log p)²",
+        "not_on_menu",
+        None,
+    ),
     Other(lambda r: -(r.p * r.q).sum(-1), "-Σ p·q", "not_on_menu", None),
     Other(lambda r: -np.log((r.p * r.q).sum(-1)), "-log Σ p·q", "not_on_menu", None),
     Other(lambda r: -_entropy(r.log_q), "the student's negative entropy", "not_on_menu", None),
-    Other(lambda r, beta: _from_mixture(r, beta)[0], "KL(M‖p)", "jsd_direction", "jensen_shannon", _GRID),
-    Other(lambda r, beta: _from_mixture(r, beta)[1], "KL(M‖q)", "jsd_direction", "jensen_shannon", _GRID),
+    Other(
+        lambda r, beta: _from_mixture(r, beta)[0],
+        "KL(M‖p)",
+        "jsd_direction",
+        "jensen_shannon",
+        _GRID,
+    ),
+    Other(
+        lambda r, beta: _from_mixture(r, beta)[1],
+        "KL(M‖q)",
+        "jsd_direction",
+        "jensen_shannon",
+        _GRID,
+    ),
 )

@@ -1,4 +1,5 @@
-"""What reaches the student and the teacher: against the menu's own gradient, and against the value's slope."""
+"""What reaches the student and the teacher: against the menu's own gradient, and against the
+value's slope."""
 
 import functools
 
@@ -19,12 +20,21 @@ _ROWS = 40  # of one call of the menu's own loss
 _NODES = 12  # of Gauss's rule: more digits than float32
 
 
-def examine(probe: Probe, rows: Rows, reduction: Reduction, fit: Fit | None, by_row: bool) -> list[Finding]:
-    """Who gets a gradient and, where `by_row`, each row's loss being its own, whether it is the right one."""
+def examine(
+    probe: Probe, rows: Rows, reduction: Reduction, fit: Fit | None, by_row: bool
+) -> list[Finding]:
+    """Who gets a gradient and, where `by_row`, each row's loss being its own, whether it is the
+    right one."""
     if not probe.differentiable:
-        return [finding("gradient_unseen", ("any", "gradients by student and teacher", "none to be had"))]
+        return [
+            finding(
+                "gradient_unseen", ("any", "gradients by student and teacher", "none to be had")
+            )
+        ]
     told = "the gradient's largest entry"
-    size_s, size_t = (float(np.nanmax(np.abs(side), initial=0)) for side in probe.gradients(_batches(probe)))
+    size_s, size_t = (
+        float(np.nanmax(np.abs(side), initial=0)) for side in probe.gradients(_batches(probe))
+    )
     if size_s <= 1e-6 * size_t or size_s < 1e-9:
         if size_t > 1e-9:
             got = f"0, and by the teacher {size_t:.4g}"
@@ -34,7 +44,9 @@ def examine(probe: Probe, rows: Rows, reduction: Reduction, fit: Fit | None, by_
     if probe.takes_teacher and size_t > 1e-5 * size_s:
         found.append(finding("teacher_not_detached", (f"{told}, by the teacher", "0", size_t)))
     if by_row:
-        found += _against_value(probe, rows, reduction, fit, row_gradients(probe, rows, reduction)[0])
+        found += _against_value(
+            probe, rows, reduction, fit, row_gradients(probe, rows, reduction)[0]
+        )
     return found
 
 
@@ -46,19 +58,24 @@ def row_gradients(probe: Probe, rows: Rows, reduction: Reduction) -> tuple[np.nd
     """Of each row's value by student and by teacher, [K, V]."""
     inputs = tiled(rows, probe.lead)
     sides = probe.gradients(inputs)
-    outputs = np.prod([s for i, s in enumerate(reduction.shape) if i != reduction.by_class], dtype=float)
+    outputs = np.prod(
+        [s for i, s in enumerate(reduction.shape) if i != reduction.by_class], dtype=float
+    )
     axes = tuple(range(1, 1 + len(probe.lead)))
     return tuple(side.sum(axes) / (outputs * reduction.unit) for side in sides)
 
 
 def integrated(probe: Probe, rows: Rows, reduction: Reduction) -> np.ndarray | None:
-    """Each row's value [K] less that of its teacher's first student, from gradients along the way between the two."""
+    """Each row's value [K] less that of its teacher's first student, from gradients along the way
+    between the two."""
     if not probe.differentiable:
         return None
     first = rows.student[np.searchsorted(rows.groups, rows.groups)]
     away = rows.student - first
     nodes, shares = np.polynomial.legendre.leggauss(_NODES)
-    stops = [rows._replace(student=(first + (1 + node) / 2 * away).astype(np.float32)) for node in nodes]
+    stops = [
+        rows._replace(student=(first + (1 + node) / 2 * away).astype(np.float32)) for node in nodes
+    ]
     whole = Rows(*(np.concatenate(parts) for parts in zip(*stops, strict=True)))
     slopes = row_gradients(probe, whole, reduction)[0].reshape(_NODES, *away.shape)
     return np.einsum("n,nkv,kv->k", shares / 2, slopes, away)
@@ -87,10 +104,16 @@ def _expected(fit, rows):
 
 @functools.lru_cache(maxsize=16)
 def _menu_function(parts, temperature):
-    losses = [(get(exact_text(candidate)), weight / temperature**candidate.power) for candidate, weight in parts]
+    losses = [
+        (get(exact_text(candidate)), weight / temperature**candidate.power)
+        for candidate, weight in parts
+    ]
 
     def summed(student, teacher, labels):
-        values = sum(weight * loss(student, teacher, labels=labels, temperature=temperature) for loss, weight in losses)
+        values = sum(
+            weight * loss(student, teacher, labels=labels, temperature=temperature)
+            for loss, weight in losses
+        )
         return jnp.sum(values), values
 
     return jax.jit(jax.value_and_grad(summed, has_aux=True))
@@ -106,7 +129,8 @@ def _exact(value):
 
 
 def _against_value(probe, rows, reduction, fit, student):
-    """The gradient against the menu's, and, where it is another, against differences of the value."""
+    """The gradient against the menu's, and, where it is another, against differences of the
+    value."""
     if fit is not None and fit.clean:
         expected = expected_gradient(fit, rows)
         error = _distance(student, expected)
@@ -125,12 +149,15 @@ def _distance(got, expected):
 
 
 def _is_slope(probe, rows, reduction, student):
-    """Whether the gradient agrees with central differences along a random direction in most rows (kinks aside)."""
+    """Whether the gradient agrees with central differences along a random direction in most rows
+    (kinks aside)."""
     draw = np.random.default_rng(17)
     away = draw.normal(size=rows.student.shape)
     away /= np.linalg.norm(away, axis=-1, keepdims=True)
     ahead, behind = (
-        row_values(probe, rows._replace(student=(rows.student + step * away).astype(np.float32)), reduction)
+        row_values(
+            probe, rows._replace(student=(rows.student + step * away).astype(np.float32)), reduction
+        )
         for step in (_STEP, -_STEP)
     )
     slope, told = (ahead - behind) / (2 * _STEP), (student * away).sum(-1)

@@ -51,13 +51,23 @@ class Fit:
 
     @property
     def clean(self) -> bool:
-        """Whether it is the menu's loss with nothing read wrongly, so that it can be foretold anywhere."""
+        """Whether it is the menu's loss with nothing read wrongly, so that it can be foretold
+        anywhere."""
         right = all(candidate.right_powers and not candidate.warm for candidate, _ in self.parts)
-        sides = all(reading.clean for reading in self.readings) and self.temperatures[0] == self.temperatures[1]
-        return right and sides and self.fed == ("logits", "logits") and not (self.others or self.outer or self.loose)
+        sides = (
+            all(reading.clean for reading in self.readings)
+            and self.temperatures[0] == self.temperatures[1]
+        )
+        return (
+            right
+            and sides
+            and self.fed == ("logits", "logits")
+            and not (self.others or self.outer or self.loose)
+        )
 
     def predict(self, rows: Rows) -> np.ndarray | None:
-        """[K], up to what was added; of rows before they are fed. None if a function stands around it."""
+        """[K], up to what was added; of rows before they are fed. None if a function stands around
+        it."""
         if self.outer:
             return None
         student, teacher = rows.student.astype(np.float64), rows.teacher.astype(np.float64)
@@ -66,9 +76,13 @@ class Fit:
         total = np.zeros(len(rows.labels))
         with np.errstate(all="ignore"):
             for candidate, weight in self.parts:
-                total = total + weight * candidate.column(cold if candidate.cold else warm, self.temperatures[1])
+                total = total + weight * candidate.column(
+                    cold if candidate.cold else warm, self.temperatures[1]
+                )
             for other, weight, value in self.others:
-                total = total + weight * (other.form(warm) if value is None else other.form(warm, value))
+                total = total + weight * (
+                    other.form(warm) if value is None else other.form(warm, value)
+                )
         return total
 
 
@@ -102,7 +116,8 @@ def _by_stages(stages, observed, rows):
 
 
 def fits(fit: Fit, observed: Observed) -> bool:
-    """Whether it explains the values as far as float32 tells, by parts that don't cancel and are not at a limit."""
+    """Whether it explains the values as far as float32 tells, by parts that don't cancel and are
+    not at a limit."""
     light = max(map(abs, fit.weights)) < HEAVY * _size(observed)
     return fit.residual < allowed(fit.weights, observed) and light and _inside(fit)
 
@@ -127,11 +142,18 @@ def _inside(fit):
 def _tables(rows):
     teachers = len(np.unique(rows.groups))
     for temperature in menu.TEMPERATURES:
-        yield temperature, *menu.table(rows.student.shape[-1], temperature, teachers, len(rows.labels) // teachers)
+        yield (
+            temperature,
+            *menu.table(
+                rows.student.shape[-1], temperature, teachers, len(rows.labels) // teachers
+            ),
+        )
 
 
 def _fit(best: Best, candidates, temperature) -> Fit:
-    parts = tuple((candidates[i], weight) for i, weight in zip(best.index, best.weights, strict=True))
+    parts = tuple(
+        (candidates[i], weight) for i, weight in zip(best.index, best.weights, strict=True)
+    )
     if all(candidate.cold for candidate, _ in parts):
         temperature = 1.0
     return Fit(parts, (temperature, temperature), best.residual)
@@ -166,20 +188,29 @@ def _of_sum(observed, rows, size):
     for temperature, candidates, columns in _tables(rows):
         kept = range(len(candidates))
         if size > 2:
-            kept = [i for i, candidate in enumerate(candidates) if candidate.complexity == len(candidate.parameters)]
+            kept = [
+                i
+                for i, candidate in enumerate(candidates)
+                if candidate.complexity == len(candidate.parameters)
+            ]
         chosen = [candidates[i] for i in kept]
-        found += [_fit(best, chosen, temperature) for best in sums(columns[list(kept)], observed, size)]
+        found += [
+            _fit(best, chosen, temperature) for best in sums(columns[list(kept)], observed, size)
+        ]
     found.sort(key=lambda fit: fit.residual)
     if found and fits(found[0], observed):
         return found[:60]
     distinct = {}
     for fit in found:
-        distinct.setdefault(tuple((candidate.name, candidate.powers) for candidate, _ in fit.parts), fit)
+        distinct.setdefault(
+            tuple((candidate.name, candidate.powers) for candidate, _ in fit.parts), fit
+        )
     return [refined(fit, observed, rows) for fit in list(distinct.values())[:12]]
 
 
 def refined(fit: Fit, observed: Observed, rows: Rows) -> Fit:
-    """The fit with temperature and parameters adjusted, then rounded as far as the residual allows."""
+    """The fit with temperature and parameters adjusted, then rounded as far as the residual
+    allows."""
     candidates = [candidate for candidate, _ in fit.parts]
     bounds, start = [(0.0, math.inf)], [fit.temperature]
     for candidate in candidates:
@@ -203,13 +234,16 @@ def refined(fit: Fit, observed: Observed, rows: Rows) -> Fit:
         return np.stack([menu.values(candidate, rows, point[0]) for candidate in placed(point)])
 
     found = refine(model, start, bounds, observed)
-    point, weights, residual = rounding(model, found.parameters, observed, found.residual, found.weights)
+    point, weights, residual = rounding(
+        model, found.parameters, observed, found.residual, found.weights
+    )
     parts = tuple(zip(placed(point), weights, strict=True))
     return Fit(parts, (point[0], point[0]), residual)
 
 
 def rounding(model: Callable, point, observed: Observed, residual: float, weights):
-    """Parameters rounded one after the other while the fit stays as good; (point, weights, residual)."""
+    """Parameters rounded one after the other while the fit stays as good; (point, weights,
+    residual)."""
     limit = allowed(weights, observed)
     if residual > limit:
         return tuple(point), tuple(weights), residual
@@ -226,7 +260,8 @@ def rounding(model: Callable, point, observed: Observed, residual: float, weight
 
 
 def plainest(good: list[Fit], observed: Observed, rows: Rows) -> Fit:
-    """Of fits that are equally good: nothing added, a weight that is explained, few mistakes and parameters."""
+    """Of fits that are equally good: nothing added, a weight that is explained, few mistakes and
+    parameters."""
     least = min(fit.residual for fit in good)
     close = [fit for fit in good if fit.residual < max(4 * least, TOLERANCE / 10)]
     return min(close, key=lambda fit: doubts(fit, observed, rows))
@@ -234,7 +269,9 @@ def plainest(good: list[Fit], observed: Observed, rows: Rows) -> Fit:
 
 def doubts(fit: Fit, observed: Observed, rows: Rows) -> tuple:
     """What speaks against a fit, the weightiest first."""
-    sides = [reading.roles for reading in fit.readings if not reading.clean] + [fed != "logits" for fed in fit.fed]
+    sides = [reading.roles for reading in fit.readings if not reading.clean] + [
+        fed != "logits" for fed in fit.fed
+    ]
     return (
         not is_nothing(offset(fit, observed, rows), observed),
         not _explained(fit, rows.student.shape[-1]),
@@ -248,7 +285,8 @@ def doubts(fit: Fit, observed: Observed, rows: Rows) -> tuple:
 
 
 def _explained(fit, classes):
-    """Whether its weights sum to 1, with the factor of T or without, or to the 1/V of a mean over classes."""
+    """Whether its weights sum to 1, with the factor of T or without, or to the 1/V of a mean over
+    classes."""
     warm = max(fit.temperatures, key=lambda t: abs(math.log(t)))
     weight = sum(w / warm**c.power for c, w in fit.parts if c.entry.target)
     weight += sum(w / warm**2 for _, w, _ in fit.others)

@@ -8,7 +8,8 @@ SEED = 0
 
 
 class Rows(NamedTuple):
-    """K rows: student and teacher [K, V], labels [K], and the group [K] of rows that share a teacher."""
+    """K rows: student and teacher [K, V], labels [K], and the group [K] of rows that share a
+    teacher."""
 
     student: np.ndarray
     teacher: np.ndarray
@@ -28,7 +29,9 @@ class Batch(NamedTuple):
     mask: np.ndarray
 
 
-def random_rows(classes: int, teachers: int = 8, students: int = 5, scale: float = 1.5, seed: int = SEED) -> Rows:
+def random_rows(
+    classes: int, teachers: int = 8, students: int = 5, scale: float = 1.5, seed: int = SEED
+) -> Rows:
     """Each of `teachers` distributions with `students` students; logits are float32 of O(1)."""
     draw = np.random.default_rng(seed)
     count = teachers * students
@@ -36,7 +39,9 @@ def random_rows(classes: int, teachers: int = 8, students: int = 5, scale: float
     teacher = draw.normal(size=(teachers, classes))[groups] * scale
     student = draw.normal(size=(count, classes)) * scale + 0.3 * teacher
     labels = draw.integers(classes, size=count)
-    return Rows(student.astype(np.float32), teacher.astype(np.float32), labels.astype(np.int32), groups)
+    return Rows(
+        student.astype(np.float32), teacher.astype(np.float32), labels.astype(np.int32), groups
+    )
 
 
 def random_batch(lead: tuple[int, ...], classes: int, seed: int = SEED) -> Batch:
@@ -54,7 +59,8 @@ def batch(student, teacher, labels, mask=None) -> Batch:
 
 
 def tiled(rows: Rows, lead: tuple[int, ...]) -> Batch:
-    """Inputs [K, *lead, V], each of one row everywhere: neither shifts nor other rows can be seen in them."""
+    """Inputs [K, *lead, V], each of one row everywhere: neither shifts nor other rows can be seen
+    in them."""
 
     def spread(part):
         expanded = part.reshape(part.shape[:1] + (1,) * len(lead) + part.shape[1:])

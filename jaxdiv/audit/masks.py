@@ -11,7 +11,9 @@ from jaxdiv.audit.result import Finding, finding
 from jaxdiv.audit.structure import Structure
 
 
-def examine(probe: Probe, reduction: Reduction, seen: Structure) -> tuple[str | None, list[Finding]]:
+def examine(
+    probe: Probe, reduction: Reduction, seen: Structure
+) -> tuple[str | None, list[Finding]]:
     """The reduction under a mask (None: as it was), and findings; `seen`: of positions."""
     mask = ragged(probe.lead)
     try:
@@ -23,22 +25,33 @@ def examine(probe: Probe, reduction: Reduction, seen: Structure) -> tuple[str | 
     if weighed is None:
         return None, []
     weights, added = weighed
-    rows_left = len([size for i, size in enumerate(shape) if i != reduction.by_class and size != 1]) == len(probe.lead)
+    rows_left = len(
+        [size for i, size in enumerate(shape) if i != reduction.by_class and size != 1]
+    ) == len(probe.lead)
     name, findings = _interpret(weights, mask, rows_left, reduction, seen)
     if not probe.mask_keeps and not probe.mask_drops:
-        told = ("a mask of ones, and one of zeros", "each position's loss, and none", "none, and each position's loss")
+        told = (
+            "a mask of ones, and one of zeros",
+            "each position's loss, and none",
+            "none, and each position's loss",
+        )
         findings = [finding("mask_inverted", told), *findings]
     if added and not findings:
-        told = ("random batches under one ragged mask", "weighted rows alone", "a constant more, of masked positions")
+        told = (
+            "random batches under one ragged mask",
+            "weighted rows alone",
+            "a constant more, of masked positions",
+        )
         findings = [finding("mask_leak", told)]
     return name, findings + list(_edges(probe, shown, reduction))
 
 
 def _weights(probe, mask, reduction, ahead):
-    """The weight, [*lead], of each position's loss in the output under a mask, and whether more is added.
+    """The weight, [*lead], of each position's loss in the output under a mask, and whether more is
+    added.
 
-    The output is linear in the rows' losses: they are known from batches in which a row stands everywhere, and batches
-    of different rows tell the weights. None if not finite.
+    The output is linear in the rows' losses: they are known from batches in which a row stands
+    everywhere, and batches of different rows tell the weights. None if not finite.
     """
     n = int(np.prod(probe.lead))
     count = 3 * n
@@ -58,7 +71,9 @@ def _weights(probe, mask, reduction, ahead):
     got = got.reshape(count, -1).sum(-1)
     if not (np.all(np.isfinite(got)) and np.all(np.isfinite(alone))):
         return None
-    *weights, added = np.linalg.lstsq(np.concatenate([alone, np.ones((count, 1))], -1), got, rcond=None)[0]
+    *weights, added = np.linalg.lstsq(
+        np.concatenate([alone, np.ones((count, 1))], -1), got, rcond=None
+    )[0]
     weights = np.array(weights)
     weights[np.abs(weights) < 2e-3 * np.abs(weights).max()] = 0
     return weights.reshape(probe.lead), abs(added) > 5e-3 * np.abs(got).mean()
@@ -93,7 +108,8 @@ def _interpret(weights, mask, rows_left, reduction, seen):
 
 
 def _right_supports(mask, seen):
-    """(positions that may count, code of a note): where the last is dropped, a mask of tokens is read one ahead."""
+    """(positions that may count, code of a note): where the last is dropped, a mask of tokens is
+    read one ahead."""
     yield mask, None
     if seen.dropped == 1:
         last = np.arange(mask.shape[-1]) < mask.shape[-1] - 1
@@ -105,7 +121,9 @@ def _is_shifted(support, mask, by):
     """Whether positions count where the mask of the one before or after is 1, the end aside."""
     moved = np.roll(mask, by, -1)
     inner = slice(1, None) if by > 0 else slice(None, -1)
-    return np.array_equal(support[..., inner], moved[..., inner]) and not np.array_equal(moved, mask)
+    return np.array_equal(support[..., inner], moved[..., inner]) and not np.array_equal(
+        moved, mask
+    )
 
 
 def _drawn(mask):
@@ -124,8 +142,15 @@ def _denominator(weights, mask):
             if np.allclose(shares, whole, rtol=5e-3):
                 return name, []
         return "not known", [finding("mask_unclear", told)]
-    ways = {"token mean": 1 / mask.sum(), "sum": 1.0, "mask_count": 1 / mask.size, "batchmean": 1 / sequences}
-    name = next((name for name, weight in ways.items() if math.isclose(kept[0], weight, rel_tol=5e-3)), None)
+    ways = {
+        "token mean": 1 / mask.sum(),
+        "sum": 1.0,
+        "mask_count": 1 / mask.size,
+        "batchmean": 1 / sequences,
+    }
+    name = next(
+        (name for name, weight in ways.items() if math.isclose(kept[0], weight, rel_tol=5e-3)), None
+    )
     if name == "mask_count":
         return "token mean", [finding("mask_count", told)]
     return (name, []) if name else ("not known", [finding("mask_unclear", told)])
@@ -140,8 +165,15 @@ def _edges(probe, shown, reduction):
     )
     try:
         values = probe.values(broken)
-        if not np.all(np.isfinite(values)) and np.all(np.isfinite(probe.values(shown))) and values.ndim == 1:
-            yield finding("mask_nan", ("NaN logits at masked positions", "a finite value", float(values.ravel()[0])))
+        if (
+            not np.all(np.isfinite(values))
+            and np.all(np.isfinite(probe.values(shown)))
+            and values.ndim == 1
+        ):
+            yield finding(
+                "mask_nan",
+                ("NaN logits at masked positions", "a finite value", float(values.ravel()[0])),
+            )
         empty = probe.values(shown._replace(mask=np.zeros_like(shown.mask)))
         if not np.all(np.isfinite(empty)):
             got = float(empty.ravel()[0])

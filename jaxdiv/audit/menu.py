@@ -1,4 +1,5 @@
-"""The registry's losses as candidates: each with parameters from a grid, evaluated at any temperature."""
+"""The registry's losses as candidates: each with parameters from a grid, evaluated at any
+temperature."""
 
 import functools
 import itertools
@@ -52,7 +53,11 @@ class Candidate:
     def text(self) -> str:
         """As `jaxdiv.get` takes it, by the shortest name."""
         name = min((self.name, *self.entry.aliases), key=len)
-        told = [f"{key}={value:.4g}" for key, value in self.parameters if value != self.entry.parameters[key].default]
+        told = [
+            f"{key}={value:.4g}"
+            for key, value in self.parameters
+            if value != self.entry.parameters[key].default
+        ]
         return f"{name}({', '.join(told)})" if told else name
 
     @property
@@ -70,7 +75,9 @@ class Candidate:
         parameters = dict(self.parameters)
         if self.powers and self.name in PARTS:
             parts = PARTS[self.name](roles, **parameters)
-            return sum(part * temperature**power for part, power in zip(parts, self.powers, strict=True))
+            return sum(
+                part * temperature**power for part, power in zip(parts, self.powers, strict=True)
+            )
         if self.name in FORMS:
             return FORMS[self.name](roles, **parameters)
         return _by_registry(self, roles, temperature)
@@ -81,11 +88,14 @@ def _by_registry(candidate, roles, temperature):
     entry, parameters = candidate.entry, dict(candidate.parameters)
     others = {"logits": (roles.teacher,), "labels": (roles.labels,)}.get(entry.target, ())
     arguments = [
-        np.asarray(side, np.float32 if side.dtype.kind == "f" else np.int32) for side in (roles.student, *others)
+        np.asarray(side, np.float32 if side.dtype.kind == "f" else np.int32)
+        for side in (roles.student, *others)
     ]
     if candidate.powers:
         parts = entry.parts[0](*arguments, **parameters)
-        values = sum(part * temperature**power for part, power in zip(parts, candidate.powers, strict=True))
+        values = sum(
+            part * temperature**power for part, power in zip(parts, candidate.powers, strict=True)
+        )
     else:
         values = entry.function(*arguments, **parameters)
     return np.asarray(values, np.float64)
@@ -93,14 +103,18 @@ def _by_registry(candidate, roles, temperature):
 
 def heated_roles(rows: Rows, temperature: float) -> Roles:
     return clean_roles(
-        rows.student.astype(np.float64) / temperature, rows.teacher.astype(np.float64) / temperature, rows.labels
+        rows.student.astype(np.float64) / temperature,
+        rows.teacher.astype(np.float64) / temperature,
+        rows.labels,
     )
 
 
 def values(candidate: Candidate, rows: Rows, temperature: float) -> np.ndarray:
     """[K] in float64, the factor of T as in `Candidate.column`."""
     with np.errstate(all="ignore"):
-        return candidate.column(heated_roles(rows, 1.0 if candidate.cold else temperature), temperature)
+        return candidate.column(
+            heated_roles(rows, 1.0 if candidate.cold else temperature), temperature
+        )
 
 
 def grid(parameter, classes: int) -> tuple[float, ...]:
@@ -111,7 +125,9 @@ def grid(parameter, classes: int) -> tuple[float, ...]:
         found = [parameter.low + step for step in (0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)]
     else:
         found = np.linspace(parameter.low, parameter.high, 11).round(6).tolist()
-    found = [float(value) for value in found if parameter.allows(value) and value != parameter.default]
+    found = [
+        float(value) for value in found if parameter.allows(value) and value != parameter.default
+    ]
     return (parameter.default, *found)
 
 
@@ -122,12 +138,15 @@ def candidates(classes: int, dense: bool = True) -> tuple[Candidate, ...]:
         grids = [grid(parameter, classes) for parameter in entry.parameters.values()]
         grids = grids if dense else [points[:: max(1, len(points) // 3)] for points in grids]
         for point in itertools.product(*grids):
-            found.append(Candidate(name, tuple(zip(entry.parameters, map(float, point), strict=True))))
+            found.append(
+                Candidate(name, tuple(zip(entry.parameters, map(float, point), strict=True)))
+            )
     return tuple(found)
 
 
 def with_powers(candidate: Candidate, temperature: float) -> tuple[Candidate, ...]:
-    """A loss in parts with the right factors, and with those that are often taken for them; of labels, at 1 and T."""
+    """A loss in parts with the right factors, and with those that are often taken for them; of
+    labels, at 1 and T."""
     if temperature == 1:
         return (candidate,)
     if candidate.entry.target == "labels":
@@ -140,7 +159,9 @@ def with_powers(candidate: Candidate, temperature: float) -> tuple[Candidate, ..
 
 
 @functools.cache
-def table(classes: int, temperature: float, teachers: int = 8, students: int = 5) -> tuple[tuple, np.ndarray]:
+def table(
+    classes: int, temperature: float, teachers: int = 8, students: int = 5
+) -> tuple[tuple, np.ndarray]:
     """Candidates of one temperature and their values [n, K] on the designed rows."""
     rows = random_rows(classes, teachers, students)
     roles = {False: heated_roles(rows, temperature), True: heated_roles(rows, 1.0)}

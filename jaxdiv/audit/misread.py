@@ -23,10 +23,13 @@ def columns_of(candidates, rows, pair, temperatures):
 
 
 def _hot_columns(candidates, rows, pair, warm_t, warm_s):
-    """[W, n, K] of candidates under one pair of readings, at W temperatures of teacher and student."""
+    """[W, n, K] of candidates under one pair of readings, at W temperatures of teacher and
+    student."""
     student, teacher = rows.student.astype(np.float64), rows.teacher.astype(np.float64)
     shape = (len(warm_t), len(rows.labels))
-    warm = roles_of(student, teacher, rows.labels, pair, (warm_t[:, None, None], warm_s[:, None, None]))
+    warm = roles_of(
+        student, teacher, rows.labels, pair, (warm_t[:, None, None], warm_s[:, None, None])
+    )
     warm = warm.spread(shape)
     cold = None
     if any(candidate.cold for candidate in candidates):
@@ -44,7 +47,9 @@ def formed(candidates):
 
 
 def made(best, candidates, temperatures, pair=(CLEAN, CLEAN)):
-    parts = tuple((candidates[i], weight) for i, weight in zip(best.index, best.weights, strict=True))
+    parts = tuple(
+        (candidates[i], weight) for i, weight in zip(best.index, best.weights, strict=True)
+    )
     return Fit(parts, temperatures, best.residual, readings=pair)
 
 
@@ -79,14 +84,17 @@ def readjusted(fit, observed, rows, apart=False):
         return columns_of(candidates, rows, pair, warm)
 
     found = refine(model, start, bounds, observed)
-    point, weights, residual = rounding(model, found.parameters, observed, found.residual, found.weights)
+    point, weights, residual = rounding(
+        model, found.parameters, observed, found.residual, found.weights
+    )
     candidates, pair, warm = placed(point)
     parts = tuple(zip(candidates, weights, strict=True))
     return replace(fit, parts=parts, readings=pair, temperatures=warm, residual=residual)
 
 
 def plain_pairs() -> Iterator[tuple]:
-    """(teacher, student) readings of a softmax, logarithm or temperature that is missing or doubled."""
+    """(teacher, student) readings of a softmax, logarithm or temperature that is missing or
+    doubled."""
     for one in readings.base_readings():
         yield (CLEAN, one)
         yield (one, CLEAN)
@@ -96,7 +104,8 @@ def plain_pairs() -> Iterator[tuple]:
 
 
 def shaped_pairs(classes: int, top: tuple[int, ...]) -> Iterator[tuple]:
-    """(teacher, student) readings with wrong distributions: truncated, padded, clamped, rolled, smoothed."""
+    """(teacher, student) readings with wrong distributions: truncated, padded, clamped, rolled,
+    smoothed."""
     kept = tuple(k for k in KEPT if k < classes)
     for one in (*shapes.joint_readings(top, kept), *shapes.one_sided_padding(classes)):
         yield (CLEAN, one)
@@ -121,7 +130,11 @@ def by_sums_of_readings(observed, rows, top):
     classes = rows.student.shape[-1]
     candidates = formed(menu.candidates(classes, dense=False))
     common = readings.common_readings()
-    pairs = [(one, one) for one in common] + [(CLEAN, one) for one in common] + [(one, CLEAN) for one in common]
+    pairs = (
+        [(one, one) for one in common]
+        + [(CLEAN, one) for one in common]
+        + [(one, CLEAN) for one in common]
+    )
     pairs += shapes.both_readings(classes, top, ())
     yield from _of_readings(pairs, candidates, (1.0, 2.0, 4.0), 2, observed, rows)
 
@@ -135,19 +148,31 @@ def _of_readings(pairs, candidates, temperatures, size, observed, rows):
         if size == 1:
             for best in singles(columns.reshape(-1, columns.shape[-1]), observed, 12):
                 temperature, i = divmod(best.index[0], len(candidates))
-                found.append(made(best._replace(index=(i,)), candidates, (temperatures[temperature],) * 2, pair))
+                found.append(
+                    made(
+                        best._replace(index=(i,)),
+                        candidates,
+                        (temperatures[temperature],) * 2,
+                        pair,
+                    )
+                )
         else:
             for temperature, at in zip(temperatures, columns, strict=True):
-                found += [made(best, candidates, (temperature,) * 2, pair) for best in sums(at, observed, size, 2)]
+                found += [
+                    made(best, candidates, (temperature,) * 2, pair)
+                    for best in sums(at, observed, size, 2)
+                ]
     found.sort(key=lambda fit: fit.residual)
     yield from found
     yield from (readjusted(fit, observed, rows) for fit in _varied(found))
 
 
 def _varied(found):
-    """The best fits of each loss: readings that don't matter for a loss give the same residual, and count once."""
+    """The best fits of each loss: readings that don't matter for a loss give the same residual, and
+    count once."""
     distinct = {
-        (tuple(candidate.name for candidate, _ in fit.parts), f"{fit.residual:.7g}"): fit for fit in reversed(found)
+        (tuple(candidate.name for candidate, _ in fit.parts), f"{fit.residual:.7g}"): fit
+        for fit in reversed(found)
     }
     of_loss = collections.Counter()
     for (names, _), fit in reversed(distinct.items()):
@@ -168,10 +193,16 @@ def explain_wide(observed: Observed, rows: Rows, fit: Fit, top: tuple[int, ...])
     found = []
     for pair in pairs if candidates else ():
         columns = columns_of(candidates, rows, pair, fit.temperatures)
-        bests = singles(columns, observed, 1) if len(candidates) == 1 else sums(columns, observed, len(candidates), 1)
+        bests = (
+            singles(columns, observed, 1)
+            if len(candidates) == 1
+            else sums(columns, observed, len(candidates), 1)
+        )
         found += [made(best, candidates, fit.temperatures, pair) for best in bests]
     truncated = [
-        c for c in menu.candidates(classes) if "top_k" in c.name and names & {"cross_entropy", c.name, "forward_kl"}
+        c
+        for c in menu.candidates(classes)
+        if "top_k" in c.name and names & {"cross_entropy", c.name, "forward_kl"}
     ]
     if truncated:
         columns = columns_of(truncated, rows, (CLEAN, CLEAN), fit.temperatures)

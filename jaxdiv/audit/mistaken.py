@@ -1,4 +1,5 @@
-"""Losses of the menu under a mistake: arguments of the wrong kind, a side read wrongly, a changed formula."""
+"""Losses of the menu under a mistake: arguments of the wrong kind, a side read wrongly, a changed
+formula."""
 
 import math
 from collections.abc import Callable
@@ -29,8 +30,11 @@ FEEDS = {
 }
 
 
-def explain(observe: Callable[[Rows], Observed], rows: Rows, top: Callable[[], tuple[int, ...]]) -> Fit | None:
-    """The plainest mistake that explains the values: arguments of the wrong kind, or a side read wrongly.
+def explain(
+    observe: Callable[[Rows], Observed], rows: Rows, top: Callable[[], tuple[int, ...]]
+) -> Fit | None:
+    """The plainest mistake that explains the values: arguments of the wrong kind, or a side read
+    wrongly.
 
     Args:
       observe: from rows to their values.
@@ -48,7 +52,8 @@ def explain(observe: Callable[[Rows], Observed], rows: Rows, top: Callable[[], t
 
 
 def _as_written(fit):
-    """Whether it has no factor and no temperature: half the absolute difference is TV of what should be softmaxes."""
+    """Whether it has no factor and no temperature: half the absolute difference is TV of what
+    should be softmaxes."""
     return fit.temperatures == (1.0, 1.0) and math.isclose(sum(fit.weights), 1, rel_tol=1e-3)
 
 
@@ -58,13 +63,16 @@ def _of_other_form(observed, rows, others):
 
 
 def sides_apart(observe: Callable[[Rows], Observed], rows: Rows) -> bool:
-    """Whether student and teacher, labels with it, never meet: the value is a function of each, added."""
+    """Whether student and teacher, labels with it, never meet: the value is a function of each,
+    added."""
     few = rows.take(slice(None, None, 5))
     value = {}
     for by_student in (0, 1):
         for by_teacher in (0, 1):
             moved = few._replace(student=np.roll(few.student, by_student, 0))
-            moved = moved._replace(teacher=np.roll(few.teacher, by_teacher, 0), labels=np.roll(few.labels, by_teacher))
+            moved = moved._replace(
+                teacher=np.roll(few.teacher, by_teacher, 0), labels=np.roll(few.labels, by_teacher)
+            )
             value[by_student, by_teacher] = observe(moved).values
     meeting = value[0, 0] - value[0, 1] - value[1, 0] + value[1, 1]
     return bool(np.max(np.abs(meeting)) < 1e-5 * np.max(np.abs(value[0, 0])))
@@ -78,11 +86,14 @@ def _explain_sides(observe, observed, rows, top):
     read = explain_reading(observed, rows, top())
     if read is None or fed is None:
         return read or fed or _fed(observe, rows, identify_one)
-    return min((read, observed), (fed, observe(given(rows, fed.fed))), key=lambda pair: doubts(*pair, rows))[0]
+    return min(
+        (read, observed), (fed, observe(given(rows, fed.fed))), key=lambda pair: doubts(*pair, rows)
+    )[0]
 
 
 def explain_fed(observe: Callable[[Rows], Observed], rows: Rows) -> Fit | None:
-    """Arguments of the wrong kind: a loss that is right once probabilities or log-probabilities are handed to it."""
+    """Arguments of the wrong kind: a loss that is right once probabilities or log-probabilities are
+    handed to it."""
     return _fed(observe, rows, identify_single) or _fed(observe, rows, identify_one)
 
 
@@ -104,7 +115,8 @@ def _fed(observe, rows, identified):
 
 
 def explain_reading(observed: Observed, rows: Rows, top: tuple[int, ...]) -> Fit | None:
-    """A loss, or a sum of two, in which a side is read wrongly or the sides have different temperatures."""
+    """A loss, or a sum of two, in which a side is read wrongly or the sides have different
+    temperatures."""
     good = []
     for stage in (
         _by_temperatures,
@@ -121,20 +133,26 @@ def explain_reading(observed: Observed, rows: Rows, top: tuple[int, ...]) -> Fit
 
 
 def explain_student(observed: Observed, rows: Rows) -> Fit | None:
-    """As `explain_reading`, for a softmax or logarithm alone: of values that lack the teacher's part."""
+    """As `explain_reading`, for a softmax or logarithm alone: of values that lack the teacher's
+    part."""
     good = [fit for fit in by_plain_readings(observed, rows, ()) if fits(fit, observed)]
     return plainest(good, observed, rows) if good else None
 
 
 def _by_temperatures(observed, rows, top):
     """Different temperatures on the two sides."""
-    candidates = [c for c in formed(menu.candidates(rows.student.shape[-1], dense=False)) if not c.cold]
+    candidates = [
+        c for c in formed(menu.candidates(rows.student.shape[-1], dense=False)) if not c.cold
+    ]
     found = []
     for warm_t in (1.0, 2.0, 4.0, 0.5, 3.0, 8.0):
         for warm_s in (1.0, 2.0, 4.0, 0.5, 3.0, 8.0):
             if warm_t != warm_s:
                 columns = columns_of(candidates, rows, (CLEAN, CLEAN), (warm_t, warm_s))
-                found += [made(best, candidates, (warm_t, warm_s)) for best in singles(columns, observed, 3)]
+                found += [
+                    made(best, candidates, (warm_t, warm_s))
+                    for best in singles(columns, observed, 3)
+                ]
     found.sort(key=lambda fit: fit.residual)
     distinct = {}
     for fit in found:
@@ -155,7 +173,12 @@ def _by_other_form(observed, rows, top, others=OTHERS):
                 if not np.all(np.isfinite(column)):
                     continue
                 for best in singles(column[None], observed, 1):
-                    yield Fit((), (temperature,) * 2, best.residual, others=((other, best.weights[0], value),))
+                    yield Fit(
+                        (),
+                        (temperature,) * 2,
+                        best.residual,
+                        others=((other, best.weights[0], value),),
+                    )
 
 
 OUTER = {
@@ -186,19 +209,28 @@ def identify_only(observed: Observed, rows: Rows, limit: float | None = None) ->
     found = []
     for temperature in menu.TEMPERATURES:
         teachers = len(np.unique(rows.groups))
-        candidates, columns = menu.table(rows.student.shape[-1], temperature, teachers, len(rows.labels) // teachers)
+        candidates, columns = menu.table(
+            rows.student.shape[-1], temperature, teachers, len(rows.labels) // teachers
+        )
         found += [
             Fit(((candidates[b.index[0]], b.weights[0]),), (temperature,) * 2, b.residual)
             for b in singles(columns, observed)
         ]
-    return [fit for fit in found if (fits(fit, observed) if limit is None else fit.residual < limit)]
+    return [
+        fit for fit in found if (fits(fit, observed) if limit is None else fit.residual < limit)
+    ]
 
 
 def explain_loosely(observed: Observed, rows: Rows) -> Fit | None:
-    """A single loss to two digits, for values that go in steps as after a cast to half precision."""
+    """A single loss to two digits, for values that go in steps as after a cast to half
+    precision."""
     close = sorted(identify_only(observed, rows, limit=2e-2), key=lambda fit: fit.residual)
     plain = [fit for fit in close if fit.residual < 3 * close[0].residual]
-    return replace(min(plain, key=lambda fit: _roughness(fit, observed, rows)), loose=True) if plain else None
+    return (
+        replace(min(plain, key=lambda fit: _roughness(fit, observed, rows)), loose=True)
+        if plain
+        else None
+    )
 
 
 def _roughness(fit, observed, rows):

@@ -1,4 +1,5 @@
-"""Parts of Jensen-Shannon divergences: the wrong way round, or with weights that are not their mixture's."""
+"""Parts of Jensen-Shannon divergences: the wrong way round, or with weights that are not their
+mixture's."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,9 @@ def explain(observed: Observed, rows: Rows, top: tuple[int, ...]) -> Iterator[Fi
             return _mixture_columns(rows, *point)[1][list(index)]
 
         refined = refine(model, (temperature, beta), ((0.0, math.inf), (0.0, 1.0)), observed)
-        point, weights, residual = rounding(model, refined.parameters, observed, refined.residual, refined.weights)
+        point, weights, residual = rounding(
+            model, refined.parameters, observed, refined.residual, refined.weights
+        )
         yield _mixture_fit(best.index, weights, residual, rows, *point)
 
 
@@ -63,14 +66,20 @@ def _mixture_fit(index, weights, residual, rows, temperature, beta):
 
 
 def weight_findings(parts: Mapping[Candidate, float]) -> Iterator[Finding]:
-    """KL(p‖M) and KL(q‖M) of one M = βp + (1-β)q have the weights β and 1-β in a Jensen-Shannon divergence."""
+    """KL(p‖M) and KL(q‖M) of one M = βp + (1-β)q have the weights β and 1-β in a Jensen-Shannon
+    divergence."""
     halves = [_halves(candidate, weight) for candidate, weight in parts.items()]
     if len(halves) < 2 or None in halves:
         return
     beta = halves[0][0]
     by_p, by_q = (sum(half[side] for half in halves) for side in (1, 2))
     same = all(math.isclose(half[0], beta, abs_tol=2e-3) for half in halves)
-    if same and by_p > 0 and by_q > 0 and not math.isclose(by_p / (by_p + by_q), beta, abs_tol=2e-3):
+    if (
+        same
+        and by_p > 0
+        and by_q > 0
+        and not math.isclose(by_p / (by_p + by_q), beta, abs_tol=2e-3)
+    ):
         expected = f"{beta:.3g} and {1 - beta:.3g}"
         got = f"{by_p / (by_p + by_q):.3g} and {by_q / (by_p + by_q):.3g}"
         told = (f"M = {beta:.3g}·p + {1 - beta:.3g}·q", expected, got)
@@ -83,6 +92,14 @@ def _halves(candidate, weight):
     return {
         "skew_kl": lambda: (values["alpha"], weight, 0.0),
         "skew_reverse_kl": lambda: (1 - values["alpha"], 0.0, weight),
-        "jensen_shannon": lambda: (values["beta"], weight * values["beta"], weight * (1 - values["beta"])),
-        "reverse_jensen_shannon": lambda: (1 - values["beta"], weight * (1 - values["beta"]), weight * values["beta"]),
+        "jensen_shannon": lambda: (
+            values["beta"],
+            weight * values["beta"],
+            weight * (1 - values["beta"]),
+        ),
+        "reverse_jensen_shannon": lambda: (
+            1 - values["beta"],
+            weight * (1 - values["beta"]),
+            weight * values["beta"],
+        ),
     }.get(candidate.name, lambda: None)()

@@ -1,4 +1,5 @@
-"""From a fit to words: the mistakes it contains, what was added, and whether it is what its author means."""
+"""From a fit to words: the mistakes it contains, what was added, and whether it is what its author
+means."""
 
 import re
 
@@ -20,16 +21,29 @@ _VAGUE = {"alpha"}  # aliases that stand in names for other things
 
 def of_fit(fit: Fit, scaled: Scaled) -> list[Finding]:
     """The mistakes that explain the values."""
-    told = ("ordinary rows", f"{scaled.text or 'a loss of the menu'}", f"this mistake in it, to {fit.residual:.1e}")
+    told = (
+        "ordinary rows",
+        f"{scaled.text or 'a loss of the menu'}",
+        f"this mistake in it, to {fit.residual:.1e}",
+    )
     found = list(_of_readings(fit, told))
     for side, fed in zip(("student", "teacher"), fit.fed, strict=True):
         if fed != "logits":
             evidence = (f"{fed} of the {side} handed over", "no loss of the menu", f"{scaled.text}")
             found.append(finding(_FED[fed], evidence, side=side))
     if fit.temperatures[0] != fit.temperatures[1]:
-        found.append(finding("temperature_one_side", told, student=fit.temperatures[1], teacher=fit.temperatures[0]))
+        found.append(
+            finding(
+                "temperature_one_side",
+                told,
+                student=fit.temperatures[1],
+                teacher=fit.temperatures[0],
+            )
+        )
     for other, _, value in fit.others:
-        form = other.text if value is None else f"{other.text} with M = {value:g}·p + {1 - value:g}·q"
+        form = (
+            other.text if value is None else f"{other.text} with M = {value:g}·p + {1 - value:g}·q"
+        )
         found.append(finding(other.code, ("ordinary rows", "a loss of the menu", form), form=form))
     if fit.outer:
         found.append(finding("outer_function", told, outer=fit.outer, found=scaled.text))
@@ -37,7 +51,11 @@ def of_fit(fit: Fit, scaled: Scaled) -> list[Finding]:
         found.append(finding("temperature_on_labels", told, temperature=fit.temperature))
     names = [candidate.name for candidate, _ in fit.parts]
     if fit.clean and names == ["cross_entropy"]:
-        found.append(finding("entropy_dropped", ("equal sides", "0 of kl", "the teacher's entropy"), found="kl"))
+        found.append(
+            finding(
+                "entropy_dropped", ("equal sides", "0 of kl", "the teacher's entropy"), found="kl"
+            )
+        )
     return found
 
 
@@ -62,7 +80,8 @@ def _of_reading(reading, side, told, temperature):
 
 
 def is_odd(fit: Fit, observed: Observed, rows: Rows) -> bool:
-    """Whether a mistake may explain it better: a part of next to no weight, or a function of the teacher is added.
+    """Whether a mistake may explain it better: a part of next to no weight, or a function of the
+    teacher is added.
 
     A constant and a multiple of the teacher's entropy are not odd.
     """
@@ -82,11 +101,16 @@ def _added(fit, extra, observed, rows):
     log = log_softmax(rows.teacher / fit.temperature)
     entropy = -(np.exp(log) * log).sum(-1)
     line = np.polyval(np.polyfit(entropy, by_teacher, 1), entropy)
-    return "entropy_dropped" if np.abs(line - by_teacher).max() < 1e-3 * np.ptp(by_teacher) else "teacher_term"
+    return (
+        "entropy_dropped"
+        if np.abs(line - by_teacher).max() < 1e-3 * np.ptp(by_teacher)
+        else "teacher_term"
+    )
 
 
 def of_offset(fit: Fit, extra: np.ndarray, observed: Observed, rows: Rows) -> list[Finding]:
-    """What was added to a loss: a constant, the teacher's entropy, or another function of the teacher."""
+    """What was added to a loss: a constant, the teacher's entropy, or another function of the
+    teacher."""
     found = " + ".join(candidate.text for candidate, _ in fit.parts)
     code = _added(fit, extra, observed, rows)
     by_teacher = float((extra - centre(extra, observed.groups))[0])
@@ -102,7 +126,11 @@ def examine(probe: Probe, text: str | None, meant, fit: Fit | None) -> list[Find
     if text is None or said is None or len(fit.parts) != 1:
         return []
     named = fit.parts[0][0].name
-    if said == named or _same(get(text), get(said)) or (said, named) == ("forward_kl", "cross_entropy"):
+    if (
+        said == named
+        or _same(get(text), get(said))
+        or (said, named) == ("forward_kl", "cross_entropy")
+    ):
         return []
     told = (f"a function called {probe.name}", said, text)
     return [finding("name_disagrees", told, name=probe.name, found=text)]
@@ -132,9 +160,15 @@ def _same(loss, other, swapped=False):
 
 
 def said_by(name: str) -> str | None:
-    """The loss of the menu that a function's name plainly says, by the longest name or alias in it."""
+    """The loss of the menu that a function's name plainly says, by the longest name or alias in
+    it."""
     words = f"_{re.sub(r'(?<=[a-z])(?=[A-Z])', '_', name).lower()}_"
-    known = {alias: full for full, entry in ENTRIES.items() for alias in (full, *entry.aliases) if alias not in _VAGUE}
+    known = {
+        alias: full
+        for full, entry in ENTRIES.items()
+        for alias in (full, *entry.aliases)
+        if alias not in _VAGUE
+    }
     inside = [alias for alias in known if f"_{alias}_" in words]
     if not inside:
         return None

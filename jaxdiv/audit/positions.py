@@ -12,14 +12,16 @@ from jaxdiv.audit.result import Finding, finding
 
 
 class Shift(NamedTuple):
-    """The student's position i meets i + `by` (0: none), and `dropped` positions a sequence meet none."""
+    """The student's position i meets i + `by` (0: none), and `dropped` positions a sequence meet
+    none."""
 
     by: int = 0
     dropped: int = 0
 
 
 def shift(matrix: np.ndarray, lead: tuple[int, ...]) -> Shift:
-    """Where row i meets row i + k of the last axis of `lead` and no other, of which rows meet, [N, N]."""
+    """Where row i meets row i + k of the last axis of `lead` and no other, of which rows meet, [N,
+    N]."""
     if np.any(np.diag(matrix)) or not np.any(matrix):
         return Shift()
     length = lead[-1]
@@ -33,20 +35,24 @@ def shift(matrix: np.ndarray, lead: tuple[int, ...]) -> Shift:
 
 
 def shift_findings(shifts: Mapping[str, Shift]) -> Iterator[Finding]:
-    """A causal loss that shifts labels itself meets the next one, and drops the last position: no mistake."""
+    """A causal loss that shifts labels itself meets the next one, and drops the last position: no
+    mistake."""
     for side, (by, dropped) in shifts.items():
         how = "cut" if dropped else "rolled"
         told = ("one row changed at a time", "position i meets i", f"i meets i{by:+d} ({how})")
         if side == "labels" and (by, dropped) == (1, 1):
             yield finding("shifts_labels", told)
         else:
-            yield finding("labels_shifted" if side == "labels" else "positions_shifted", told, shift=by)
+            yield finding(
+                "labels_shifted" if side == "labels" else "positions_shifted", told, shift=by
+            )
 
 
 def weights(probe: Probe) -> tuple[list[Finding], int]:
     """Findings on the weight of each position, and how many a sequence have none.
 
-    One row stands everywhere; what changes when another takes its place at one position is that position's weight.
+    One row stands everywhere; what changes when another takes its place at one position is that
+    position's weight.
     """
     rows = random_rows(probe.classes, teachers=2, students=1, seed=11)
     base = tiled(rows, probe.lead)
@@ -77,9 +83,13 @@ def _weight_findings(moved, present, dropped):
         by_sequence = ", ".join(f"{share:.3g}" for share in moved.sum(1) / moved.sum(1).max())
         yield finding("batch_order", (told, "equal weights of sequences", by_sequence))
     if dropped:
-        yield finding("positions_dropped", (told, "a change at each", f"none at {dropped}"), count=dropped)
+        yield finding(
+            "positions_dropped", (told, "a change at each", f"none at {dropped}"), count=dropped
+        )
     along = moved.reshape(-1, moved.shape[-1])[0]
     kept = along[present.reshape(-1, moved.shape[-1])[0]]
     if len(kept) and np.ptp(kept) > 2e-3:
         told_weights = ", ".join(f"{share:.3g}" for share in along)
-        yield finding("position_weights", (told, "equal weights", told_weights), weights=told_weights)
+        yield finding(
+            "position_weights", (told, "equal weights", told_weights), weights=told_weights
+        )

@@ -20,7 +20,11 @@ def deterministic(probe: Probe) -> list[Finding]:
     first, *others = (probe.value(one, eager=True) for _ in range(3))
     for again in others:
         if not np.array_equal(first, again, equal_nan=True):
-            told = "one batch, called thrice", f"{np.ravel(first)[0]:.6g}", f"{np.ravel(again)[0]:.6g}"
+            told = (
+                "one batch, called thrice",
+                f"{np.ravel(first)[0]:.6g}",
+                f"{np.ravel(again)[0]:.6g}",
+            )
             return [finding("not_deterministic", told)]
     return []
 
@@ -38,20 +42,27 @@ def steps(probe: Probe) -> list[Finding]:
         "a change of the value",
         f"none in {max(shares.values()):.0%} of trials",
     )
-    return [finding("low_precision", told, digits=f"a small move of a logit of the {which} changes nothing")]
+    return [
+        finding(
+            "low_precision", told, digits=f"a small move of a logit of the {which} changes nothing"
+        )
+    ]
 
 
 def _unmoved(probe, side):
-    """The share of rows whose largest logit can make a small move without any change, where a large one tells.
+    """The share of rows whose largest logit can make a small move without any change, where a large
+    one tells.
 
-    A loss that sees the largest class alone is moved by neither; one with a small weight on that side is moved by
-    less than float32 shows.
+    A loss that sees the largest class alone is moved by neither; one with a small weight on that
+    side is moved by less than float32 shows.
     """
     rows = random_rows(probe.classes, teachers=40, students=1, seed=81)
 
     def moved(by):
         logits = getattr(rows, side).copy()
-        np.put_along_axis(logits, logits.argmax(-1)[:, None], logits.max(-1)[:, None] * np.float32(1 + by), -1)
+        np.put_along_axis(
+            logits, logits.argmax(-1)[:, None], logits.max(-1)[:, None] * np.float32(1 + by), -1
+        )
         return flat(probe.values(tiled(rows._replace(**{side: logits}), probe.lead)))
 
     base, near, far = moved(0), moved(SMALL), moved(LARGE)

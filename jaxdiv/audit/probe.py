@@ -49,8 +49,10 @@ class Probe:
 
     Attributes:
       lead: the axes before V that it takes: (B, L), (N,) or ().
-      first, second: what its first two parameters take: `student`, `teacher` or `labels`; None if passed by name.
-      keywords: what is passed by name: parameter -> `student`, `teacher`, `labels`, `mask`, or a number.
+      first, second: what its first two parameters take: `student`, `teacher` or `labels`; None if
+        passed by name.
+      keywords: what is passed by name: parameter -> `student`, `teacher`, `labels`, `mask`, or a
+        number.
       mask_keeps: whether a mask's 1 means that a position counts.
       notes: how it had to be called, as (code, details).
     """
@@ -96,7 +98,10 @@ class Probe:
         """The function on arrays of its framework."""
         given = {"student": student, "teacher": teacher, "labels": labels, "mask": mask}
         positional = [given[role] for role in (self.first, self.second) if role]
-        named = {key: given[role] if isinstance(role, str) else role for key, role in self.keywords.items()}
+        named = {
+            key: given[role] if isinstance(role, str) else role
+            for key, role in self.keywords.items()
+        }
         output = self.function(*positional, **named)
         if isinstance(output, (tuple, list)):
             self.tuple_output = True
@@ -108,12 +113,17 @@ class Probe:
 
     def values(self, inputs: Batch, dtype=np.float32) -> np.ndarray:
         """[M, *out] in float64; NaN where it fails is not made: it raises CallError."""
-        if self.compiled is not None and dtype == np.float32 and _shape(inputs) == (*self.lead, self.classes):
+        if (
+            self.compiled is not None
+            and dtype == np.float32
+            and _shape(inputs) == (*self.lead, self.classes)
+        ):
             return self._compiled(inputs)[0]
         return np.stack([self.value(one, dtype) for one in _each(inputs)])
 
     def gradients(self, inputs: Batch) -> tuple[np.ndarray, np.ndarray] | None:
-        """Of the output's sum by student and teacher, each [M, *lead, V]; None if they can't be seen."""
+        """Of the output's sum by student and teacher, each [M, *lead, V]; None if they can't be
+        seen."""
         if not self.differentiable:
             return None
         if self.compiled is not None and _shape(inputs) == (*self.lead, self.classes):
@@ -176,7 +186,12 @@ def _lenient():
 def _converted(probe, one, dtype):
     mask = one.mask if probe.mask_keeps else 1 - one.mask
     mask = mask[..., None] if probe.mask_column else mask
-    parts = [one.student.astype(dtype), one.teacher.astype(dtype), one.labels, mask.astype(probe.mask_type)]
+    parts = [
+        one.student.astype(dtype),
+        one.teacher.astype(dtype),
+        one.labels,
+        mask.astype(probe.mask_type),
+    ]
     if probe.framework == "jax":
         return [jnp.asarray(part) for part in parts]
     if probe.framework == "torch":
@@ -202,7 +217,9 @@ def _as_numpy(output):
         output = (output.double() if output.is_floating_point() else output).cpu().numpy()
     output = np.asarray(output)
     if output.dtype == object:
-        raise TypeError(f"the loss gave {type(output.item() if output.ndim == 0 else output).__name__}, not numbers")
+        raise TypeError(
+            f"the loss gave {type(output.item() if output.ndim == 0 else output).__name__}, not numbers"
+        )
     return output.astype(np.float64)
 
 
@@ -212,7 +229,9 @@ def _gradient(probe, one):
             arrays = _converted(probe, one, np.float32)
             if probe.framework == "torch":
                 return _torch_gradient(probe, arrays)
-            sides = jax.grad(lambda s, t: jnp.sum(probe.call(s, t, *arrays[2:])), argnums=(0, 1))(*arrays[:2])
+            sides = jax.grad(lambda s, t: jnp.sum(probe.call(s, t, *arrays[2:])), argnums=(0, 1))(
+                *arrays[:2]
+            )
             return [np.asarray(side, np.float64) for side in sides]
         except Exception as error:
             raise CallError(first_line(error)) from error

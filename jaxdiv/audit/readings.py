@@ -139,7 +139,11 @@ def base_readings() -> list[Reading]:
     for prob in _PROBS:
         for log in _LOGS:
             if (prob, log) not in named and (prob, log) != ("clean", "clean"):
-                found.append(Reading(_code_of(prob, log), _PROBS[prob], _LOGS[log], roles=_deviating(prob, log)))
+                found.append(
+                    Reading(
+                        _code_of(prob, log), _PROBS[prob], _LOGS[log], roles=_deviating(prob, log)
+                    )
+                )
     return found
 
 
@@ -178,7 +182,9 @@ def common_readings() -> list[Reading]:
     ]
 
 
-def roles_of(student, teacher, labels, readings: tuple[Reading, Reading], temperatures: tuple[float, float]) -> Roles:
+def roles_of(
+    student, teacher, labels, readings: tuple[Reading, Reading], temperatures: tuple[float, float]
+) -> Roles:
     """Roles of logits [..., V] under (teacher's, student's) readings and temperatures."""
     by_teacher, by_student = readings
     warm_t, warm_s = temperatures

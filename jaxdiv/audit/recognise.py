@@ -16,7 +16,8 @@ from jaxdiv.audit.structure import Structure
 
 @dataclass(frozen=True)
 class Subject:
-    """A loss under examination: how it is called, ordinary rows, and what was seen of its positions and reduction."""
+    """A loss under examination: how it is called, ordinary rows, and what was seen of its positions
+    and reduction."""
 
     probe: Probe
     rows: Rows
@@ -66,8 +67,16 @@ def _identified(subject):
     if np.max(np.abs(observed.centred)) < 1e-6 * (np.max(np.abs(observed.values)) + 1e-6):
         return None, []
     fit = _plain_or_mistaken(subject, observed)
-    told = "student's and teacher's logits changed, alone and together", "other than the sum of both", "the sum of both"
-    apart = fit is None and subject.probe.takes_teacher and mistaken.sides_apart(subject.observe, subject.rows)
+    told = (
+        "student's and teacher's logits changed, alone and together",
+        "other than the sum of both",
+        "the sum of both",
+    )
+    apart = (
+        fit is None
+        and subject.probe.takes_teacher
+        and mistaken.sides_apart(subject.observe, subject.rows)
+    )
     return fit, [finding("sides_apart", told)] if apart else []
 
 
@@ -77,14 +86,17 @@ def _plain_or_mistaken(subject, observed):
     if fit is not None and not naming.is_odd(fit, observed, rows):
         return fit
     # Sizes of a top-k truncation are worth trying only if not every class of both sides matters.
-    explained = mistaken.explain(subject.observe, rows, lambda: vocabulary.counting(subject.observe, rows))
+    explained = mistaken.explain(
+        subject.observe, rows, lambda: vocabulary.counting(subject.observe, rows)
+    )
     if fit is None or (explained is not None and not naming.is_odd(explained, observed, rows)):
         fit = explained
     return fit or mistaken.explain_outer(observed, rows)
 
 
 def _not_finite(subject, observed):
-    """Values that are NaN may come from a term of the teacher alone: gradients still tell the student's part."""
+    """Values that are NaN may come from a term of the teacher alone: gradients still tell the
+    student's part."""
     rows = subject.rows
     fit = mistaken.explain_fed(subject.observe, rows)
     if fit is not None:
@@ -100,7 +112,9 @@ def _not_finite(subject, observed):
 def _along(subject):
     """The loss with classes along an axis of positions, over which the softmax runs."""
     rows = subject.rows
-    values = structure.observe_along(subject.probe, subject.seen.axis, rows.student, rows.teacher, rows.labels)
+    values = structure.observe_along(
+        subject.probe, subject.seen.axis, rows.student, rows.teacher, rows.labels
+    )
     if values is None or not np.all(np.isfinite(values)):
         return None
     observed = Observed(values, rows.groups)
@@ -108,7 +122,8 @@ def _along(subject):
 
 
 def _softened(fit, found):
-    """A weight λ of the menu that is taken over the batch, as its paper may have it, is no mistake."""
+    """A weight λ of the menu that is taken over the batch, as its paper may have it, is no
+    mistake."""
     if not any("λ" in candidate.entry.formula for candidate, _ in fit.parts):
         return found
     told = ("two rows changed, alone and together", "the changes add up", "they don't")

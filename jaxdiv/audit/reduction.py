@@ -20,7 +20,8 @@ class Reduction:
 
     Attributes:
       name: `none`, `sum`, `token mean`, `sequence mean` or in words; None if not known.
-      unit: the output's mean over its axes is this times a row's loss, whatever the number of classes.
+      unit: the output's mean over its axes is this times a row's loss, whatever the number of
+        classes.
       by_size: the factor that the number of classes brings, 1/V for a mean over them.
       by_class: which axis of the output, if any, runs over classes.
     """
@@ -54,28 +55,43 @@ def class_axis(probe: Probe, shape: tuple[int, ...]) -> int | None:
 
 
 def examine(probe: Probe, rows: Rows, seen) -> Reduction:
-    """The reduction, from one row repeated to batches of different shapes; `seen`: the structure."""
+    """The reduction, from one row repeated to batches of different shapes; `seen`: the
+    structure."""
     one = _finite_row(probe, rows.take(slice(0, 1)))
     shape = probe.values(tiled(one, probe.lead)).shape[1:]
     by_class = class_axis(probe, shape)
     rest = tuple(size for i, size in enumerate(shape) if i != by_class and size != 1)
     found = []
     if by_class is not None:
-        found.append(finding("elementwise", ("a batch", "one value a row", f"an output of shape {shape}")))
+        found.append(
+            finding("elementwise", ("a batch", "one value a row", f"an output of shape {shape}"))
+        )
     if not probe.lead:
         return Reduction("none", 1.0, by_class, shape, tuple(found))
     grown = _growth(probe, one, by_class, seen.dropped) if seen.axis is None else None
     if grown is None or grown.powers is None:
         if grown is not None and not seen.findings:
-            told = ("one row repeated to a larger batch", "growth as a sum's or a mean's", "another")
+            told = (
+                "one row repeated to a larger batch",
+                "growth as a sum's or a mean's",
+                "another",
+            )
             found.append(finding("reduction_unusual", told, batch="?", length="?"))
         return Reduction(_by_shape(rest, probe.lead), 1.0, by_class, shape, tuple(found))
     name, code = _named(rest, grown.powers, probe.lead)
     if grown.counted:
-        told = ("one row repeated to a larger batch", "a mean over the positions that count", f"{grown.unit:.4g} of it")
+        told = (
+            "one row repeated to a larger batch",
+            "a mean over the positions that count",
+            f"{grown.unit:.4g} of it",
+        )
         found.append(finding("dropped_count", told, count=seen.dropped))
     elif code and not any(told.code == "batch_order" for told in seen.findings):
-        told = "one row repeated to larger batches", "growth as a sum's or a mean's", _in_words(grown.powers)
+        told = (
+            "one row repeated to larger batches",
+            "growth as a sum's or a mean's",
+            _in_words(grown.powers),
+        )
         found.append(finding(code, told, **({} if code == "batchmean" else _powers(grown.powers))))
     return Reduction(name, grown.unit, by_class, shape, tuple(found))
 
@@ -84,13 +100,16 @@ def _finite_row(probe, one):
     """A row of which the loss is finite: of probabilities, where logits will not do."""
     if np.all(np.isfinite(probe.values(tiled(one, probe.lead)))):
         return one
-    student, teacher = (np.exp(side) / np.exp(side).sum(-1, keepdims=True) for side in (one.student, one.teacher))
+    student, teacher = (
+        np.exp(side) / np.exp(side).sum(-1, keepdims=True) for side in (one.student, one.teacher)
+    )
     return one._replace(student=student, teacher=teacher)
 
 
 class _Growth(NamedTuple):
-    """Powers with which the value grows along each axis of `lead` (None: no small whole numbers), the value of a loss
-    of 1 everywhere, and whether positions without loss are counted in the mean."""
+    """Powers with which the value grows along each axis of `lead` (None: no small whole numbers),
+    the value of a loss of 1 everywhere, and whether positions without loss are counted in the
+    mean."""
 
     powers: tuple[int, ...] | None
     unit: float = 1.0
@@ -100,22 +119,35 @@ class _Growth(NamedTuple):
 def _growth(probe, one, by_class, dropped):
     """How the value grows with the batch; None if it can't be told.
 
-    The first axis grows by 3 and the last by 2 at once: products of small powers of the two are all different.
+    The first axis grows by 3 and the last by 2 at once: products of small powers of the two are all
+      different.
     """
-    grown = tuple(size * factor for size, factor in zip(probe.lead, _FACTORS[-len(probe.lead) :], strict=True))
+    grown = tuple(
+        size * factor for size, factor in zip(probe.lead, _FACTORS[-len(probe.lead) :], strict=True)
+    )
     try:
-        start, end = (float(_repeated(probe, one, by_class, lead)[0]) for lead in (probe.lead, grown))
+        start, end = (
+            float(_repeated(probe, one, by_class, lead)[0]) for lead in (probe.lead, grown)
+        )
     except CallError:
         return None
     if start == 0 or not math.isfinite(end / start):
         return None
     ways = _hypotheses(len(grown), dropped)
-    way = next((way for way in ways if math.isclose(way.growth(probe.lead, grown), end / start, rel_tol=2e-3)), None)
+    way = next(
+        (
+            way
+            for way in ways
+            if math.isclose(way.growth(probe.lead, grown), end / start, rel_tol=2e-3)
+        ),
+        None,
+    )
     return _Growth(None) if way is None else _Growth(way.powers, way.unit(probe.lead), way.counted)
 
 
 class _Way(NamedTuple):
-    """A hypothesis on the growth: by the sizes to `powers`, `dropped` positions aside, or counted in a mean."""
+    """A hypothesis on the growth: by the sizes to `powers`, `dropped` positions aside, or counted
+    in a mean."""
 
     powers: tuple[int, ...]
     dropped: int
@@ -123,7 +155,9 @@ class _Way(NamedTuple):
 
     def unit(self, lead):
         kept = (*lead[:-1], lead[-1] - self.dropped)
-        return kept[-1] / lead[-1] if self.counted else float(math.prod(map(pow, kept, self.powers)))
+        return (
+            kept[-1] / lead[-1] if self.counted else float(math.prod(map(pow, kept, self.powers)))
+        )
 
     def growth(self, lead, grown):
         return self.unit(grown) / self.unit(lead)
@@ -158,7 +192,11 @@ def _named(rest, grown, lead):
                 (1, 0): "sum over sequences, one value a position",
             }
         return (names[grown], None) if grown in names else ("unusual", "reduction_unusual")
-    names = {(1, 1): ("sum", None), (0, 0): ("token mean", None), (0, 1): ("batchmean", "batchmean")}
+    names = {
+        (1, 1): ("sum", None),
+        (0, 0): ("token mean", None),
+        (0, 1): ("batchmean", "batchmean"),
+    }
     return names.get(grown, ("unusual", "reduction_unusual"))
 
 
@@ -167,4 +205,7 @@ def _powers(grown):
 
 
 def _in_words(grown):
-    return " · ".join(f"{axis}^{power}" for axis, power in zip("BL" if len(grown) > 1 else "N", grown, strict=True))
+    return " · ".join(
+        f"{axis}^{power}"
+        for axis, power in zip("BL" if len(grown) > 1 else "N", grown, strict=True)
+    )

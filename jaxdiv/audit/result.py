@@ -35,7 +35,9 @@ def finding(code: str, evidence: tuple[str, object, object], **details) -> Findi
     """The finding of a code, with (input, expected, got) as its evidence."""
     known = CODES[code]
     shown = Evidence(*(piece if isinstance(piece, str) else number(piece) for piece in evidence))
-    return Finding(code=code, severity=known.severity, message=known.message.format(**details), evidence=shown)
+    return Finding(
+        code=code, severity=known.severity, message=known.message.format(**details), evidence=shown
+    )
 
 
 def number(value) -> str:
@@ -49,9 +51,12 @@ class Audit:
 
     Attributes:
       name: of the audited function.
-      divergence: text that `jaxdiv.get` takes, or None. Where a mistake is found, the loss that was meant.
-      scale: the loss is this times the reduced `divergence` with its factor of T; None if not identified.
-      temperature: T of student and teacher (the teacher's, where they differ); None if not identified.
+      divergence: text that `jaxdiv.get` takes, or None. Where a mistake is found, the loss that was
+        meant.
+      scale: the loss is this times the reduced `divergence` with its factor of T; None if not
+        identified.
+      temperature: T of student and teacher (the teacher's, where they differ); None if not
+        identified.
       reduction: `none`, `sum`, `token mean`, `sequence mean`, or in words.
       findings: mistakes first.
       called: how the function was called.
@@ -84,7 +89,9 @@ class Audit:
 
     def _verdict(self):
         count = len(self.mistakes)
-        return "no mistake found" if not count else f"{count} mistake{'s' if count > 1 else ''} found"
+        return (
+            "no mistake found" if not count else f"{count} mistake{'s' if count > 1 else ''} found"
+        )
 
     def _facts(self):
         yield "divergence", self.divergence or "not identified"

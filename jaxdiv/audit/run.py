@@ -4,7 +4,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxdiv.audit import edges, gradients, masks, naming, recognise, reduction, scales, structure, vocabulary
+from jaxdiv.audit import (
+    edges,
+    gradients,
+    masks,
+    naming,
+    recognise,
+    reduction,
+    scales,
+    structure,
+    vocabulary,
+)
 from jaxdiv.audit.calling import open_probe
 from jaxdiv.audit.codes import MISTAKE
 from jaxdiv.audit.identify import is_nothing
@@ -19,10 +29,11 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
     """What a loss is, and what is wrong with it.
 
     Args:
-      loss_fn: a function of student and teacher logits, in JAX or NumPy; wrap PyTorch by `torch_loss`. It may take
-        `labels` and a `mask`, by those or similar names, or labels in the teacher's place.
-      expected: what its author means it to be, as `jaxdiv.get` takes it; without it, a divergence of the menu is
-        right whichever it is.
+      loss_fn: a function of student and teacher logits, in JAX or NumPy; wrap PyTorch by
+        `torch_loss`. It may take `labels` and a `mask`, by those or similar names, or labels in the
+        teacher's place.
+      expected: what its author means it to be, as `jaxdiv.get` takes it; without it, a divergence
+        of the menu is right whichever it is.
       axes: `BLV`, `NV` or `V` if it is only ever called so; without it [B, L, V] comes first.
 
     Returns:
@@ -47,12 +58,15 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
 
 def _unrunnable(loss_fn, error):
     name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-    found = finding("does_not_run", ("random logits of every shape", "a value", str(error)), error=str(error))
+    found = finding(
+        "does_not_run", ("random logits of every shape", "a value", str(error)), error=str(error)
+    )
     return Audit(name, None, None, None, None, (found,))
 
 
 def _examined(probe, meant):
-    """Each stage tells its findings; which loss it is comes first, as what is right depends on it."""
+    """Each stage tells its findings; which loss it is comes first, as what is right depends on
+    it."""
     rows = random_rows(probe.classes)
     seen = structure.examine(probe)
     subject = Subject(probe, rows, seen, reduction.examine(probe, rows, seen))
@@ -71,7 +85,9 @@ def _examined(probe, meant):
         *(finding(code, _HOW, **details) for code, details in _how_called(probe)),
     ]
     if fit is None and not any(found.severity == MISTAKE for found in known.findings):
-        findings.append(finding("unidentified", ("ordinary rows", "a loss of the menu", "none that fits")))
+        findings.append(
+            finding("unidentified", ("ordinary rows", "a loss of the menu", "none that fits"))
+        )
     return Audit(
         name=probe.name,
         divergence=scaled.text,
@@ -115,11 +131,15 @@ def _behaviour(known: Recognised) -> list[Finding]:
     if (fit is None or fit.others) and subject.by_row:
         found += vocabulary.axioms(subject.observe, rows) if fit is None else []
         found += edges.stationary(probe, reduced) if probe.takes_teacher else []
-    found += gradients.examine(probe, rows, reduced, fit, by_row=seen.axis is None and not seen.coarse)
+    found += gradients.examine(
+        probe, rows, reduced, fit, by_row=seen.axis is None and not seen.coarse
+    )
     if seen.axis is None:
         told = edges.examine(probe, reduced, fit, added)
         # Rare classes' gradients tell of a clamp only where the others' are right.
-        detached = any(one.code in ("wrong_gradient", "no_gradient") for one in (*known.findings, *found))
+        detached = any(
+            one.code in ("wrong_gradient", "no_gradient") for one in (*known.findings, *found)
+        )
         found += [one for one in told if not (detached and one.code == "clamped_log")]
     return found
 

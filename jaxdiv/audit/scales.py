@@ -40,7 +40,8 @@ class Scaled:
 
 
 def explain(fit: Fit, unit: float) -> Scaled:
-    """Divides the weights by `unit`, the reduction's, and by the factor of T that each part should have."""
+    """Divides the weights by `unit`, the reduction's, and by the factor of T that each part should
+    have."""
     sign = -1 if sum(fit.weights) < 0 else 1
     temperature = max(fit.temperatures, key=lambda t: abs(math.log(t)))
     if fit.others:
@@ -48,12 +49,21 @@ def explain(fit: Fit, unit: float) -> Scaled:
     else:
         weights = {candidate: sign * weight / unit for candidate, weight in fit.parts}
         if fit.loose:
-            weights = {c: _plain(w / temperature**c.power, _LOOSE) * temperature**c.power for c, w in weights.items()}
+            weights = {
+                c: _plain(w / temperature**c.power, _LOOSE) * temperature**c.power
+                for c, w in weights.items()
+            }
         scaled = _of_weights(weights, temperature)
         scaled = Scaled(scaled.text, sign * scaled.scale, scaled.findings)
-        if len(set(fit.temperatures)) > 1:  # told already; the factor of two temperatures has no right value
+        if (
+            len(set(fit.temperatures)) > 1
+        ):  # told already; the factor of two temperatures has no right value
             scaled = Scaled(scaled.text, scaled.scale)
-    flipped = (finding("sign_flipped", ("ordinary rows", "a positive factor", "a negative one")),) if sign < 0 else ()
+    flipped = (
+        (finding("sign_flipped", ("ordinary rows", "a positive factor", "a negative one")),)
+        if sign < 0
+        else ()
+    )
     return Scaled(scaled.text, scaled.scale, (*flipped, *scaled.findings))
 
 
@@ -136,8 +146,8 @@ def _factor_finding(temperature, power, right, weight):
 
 
 class _Way(NamedTuple):
-    """Where T stands in a sum: its powers on the parts at T (None: each part's own) and on those at 1, and the finding
-    if it is so."""
+    """Where T stands in a sum: its powers on the parts at T (None: each part's own) and on those at
+    1, and the finding if it is so."""
 
     warm: int | None
     cold: int = 0
@@ -183,20 +193,28 @@ def _sum(weights, temperature):
 def _is_plain(way, cooled, losses):
     """Whether the weights of losses have the sum 1, or are all 1 where that says where T stands."""
     each = [cooled[candidate] for candidate in losses]
-    telling = way in (_RIGHT, _WAYS[-1]) or (way.warm == 0 and any(candidate.cold for candidate in losses))
+    telling = way in (_RIGHT, _WAYS[-1]) or (
+        way.warm == 0 and any(candidate.cold for candidate in losses)
+    )
     return _is(sum(each), 1) or (telling and all(_is(weight, 1) for weight in each))
 
 
 def _way_findings(way, weights, warm, temperature):
     right = max(candidate.power for candidate in warm)
     if way is None:
-        total = sum(weight for c, weight in _RIGHT.cooled(weights, temperature).items() if c.entry.target)
+        total = sum(
+            weight for c, weight in _RIGHT.cooled(weights, temperature).items() if c.entry.target
+        )
         told = ("ordinary rows", "weights with the sum 1", f"{total:.4g}")
         return [finding("temperature_factor_unclear", told, temperature=temperature, scale=total)]
     if way.code == "temperature_factor":
         return [_factor_finding(temperature, way.warm, right, sum(weights[c] for c in warm))]
     if way.code == "labels_factor":
         labels = next(weight for c, weight in weights.items() if c.cold and c.entry.target)
-        told = ("weight of the cross-entropy with labels", f"{labels / temperature**2:.4g}", float(labels))
+        told = (
+            "weight of the cross-entropy with labels",
+            f"{labels / temperature**2:.4g}",
+            float(labels),
+        )
         return [finding("labels_factor", told)]
     return []

@@ -5,7 +5,15 @@ import itertools
 import numpy as np
 
 from jaxdiv.audit.forms import log_softmax
-from jaxdiv.audit.readings import Reading, Take, clean_log, double_after_log, exp_of, of_log, softmax
+from jaxdiv.audit.readings import (
+    Reading,
+    Take,
+    clean_log,
+    double_after_log,
+    exp_of,
+    of_log,
+    softmax,
+)
 
 
 def _epsilon(size: float, clip: bool, again: bool) -> Take:
@@ -97,19 +105,28 @@ def _smoothed_reading(share):
 
 
 def _clamped_reading(size, clip, again, log_alone):
-    """A clamp at `size`, `again` normalized or not, of probability and logarithm or of the logarithm alone."""
+    """A clamp at `size`, `again` normalized or not, of probability and logarithm or of the
+    logarithm alone."""
     how = f" at {size:.3g}" if clip else f" by adding {size:.3g}"
     prob, log = of_log(_epsilon(size, clip, again))
     prob = exp_of(clean_log) if log_alone else prob
     return Reading(
-        "clamped_log", prob, log, (("how", how),), size, lambda other: _clamped_reading(other, clip, again, log_alone)
+        "clamped_log",
+        prob,
+        log,
+        (("how", how),),
+        size,
+        lambda other: _clamped_reading(other, clip, again, log_alone),
     )
 
 
 def _truncated(top, kept):
     found = []
     for by_other in (False, True):
-        found += [Reading("top_k", *make(k, by_other), _top_details(k, how)) for how, k, make in _top_ways(top, kept)]
+        found += [
+            Reading("top_k", *make(k, by_other), _top_details(k, how))
+            for how, k, make in _top_ways(top, kept)
+        ]
     return found
 
 
@@ -123,15 +140,26 @@ def _top_ways(top, kept):
         yield "renormalized to 1", k, lambda k, by_other: of_log(_top_log(k, by_other, -200.0))
         yield "the rest set to 0", k, lambda k, by_other: of_log(_top_log(k, by_other, 0.0))
     for k in kept:
-        yield "not renormalized", k, lambda k, by_other: (_top_kept(k, by_other, exp_of(clean_log)), clean_log)
+        yield (
+            "not renormalized",
+            k,
+            lambda k, by_other: (_top_kept(k, by_other, exp_of(clean_log)), clean_log),
+        )
 
 
-def both_readings(classes: int, top: tuple[int, ...], kept: tuple[int, ...]) -> list[tuple[Reading, Reading]]:
+def both_readings(
+    classes: int, top: tuple[int, ...], kept: tuple[int, ...]
+) -> list[tuple[Reading, Reading]]:
     """(teacher, student) pairs in which the two sides share one mistake of shape."""
     found = []
     for how, k, make in _top_ways(top, kept):
         for by_others in ((False, False), (False, True), (True, False)):
-            found.append(tuple(Reading("top_k", *make(k, by_other), _top_details(k, how)) for by_other in by_others))
+            found.append(
+                tuple(
+                    Reading("top_k", *make(k, by_other), _top_details(k, how))
+                    for by_other in by_others
+                )
+            )
     for count in _pad_counts(classes):
         for take in (_padded_log(count), _padded_all(count)):
             one = Reading("padded_vocabulary", *of_log(take), (("count", count),))
@@ -144,9 +172,12 @@ def both_readings(classes: int, top: tuple[int, ...], kept: tuple[int, ...]) -> 
 
 def one_sided_padding(classes: int) -> list[Reading]:
     return [
-        Reading("padded_vocabulary", *of_log(_padded_log(count)), (("count", count),)) for count in _pad_counts(classes)
+        Reading("padded_vocabulary", *of_log(_padded_log(count)), (("count", count),))
+        for count in _pad_counts(classes)
     ]
 
 
 def _pad_counts(classes):
-    return sorted(set(range(1, 25)) | {-classes % multiple for multiple in (32, 64, 128, 256, 512)} - {0})
+    return sorted(
+        set(range(1, 25)) | {-classes % multiple for multiple in (32, 64, 128, 256, 512)} - {0}
+    )

@@ -1,4 +1,5 @@
-"""Which rows of a batch a loss brings together: shifts, softmaxes over other axes, dependence on the batch."""
+"""Which rows of a batch a loss brings together: shifts, softmaxes over other axes, dependence on
+the batch."""
 
 from dataclasses import dataclass
 
@@ -45,18 +46,25 @@ def examine(probe: Probe) -> Structure:
     if not any(np.any(matrix & ~np.eye(len(matrix), dtype=bool)) for matrix in pairs.values()):
         weights, dropped = positions.weights(probe)
         return Structure((*findings, *weights), dropped=dropped)
-    shifts = {name: positions.shift(matrix, probe.lead) for name, matrix in pairs.items() if name != "student"}
+    shifts = {
+        name: positions.shift(matrix, probe.lead)
+        for name, matrix in pairs.items()
+        if name != "student"
+    }
     shifts = {name: found for name, found in shifts.items() if found.by}
     if shifts and not np.any(pairs["student"]):
         dropped = max(found.dropped for found in shifts.values())
         ahead = shifts["labels"].by if "labels" in shifts else 0
-        return Structure((*findings, *positions.shift_findings(shifts)), dropped=dropped, ahead=ahead)
+        return Structure(
+            (*findings, *positions.shift_findings(shifts)), dropped=dropped, ahead=ahead
+        )
     found, axis = _axis_finding(probe, invariances(probe), pairs)
     return Structure((*findings, found), axis=axis, interacting=axis is None)
 
 
 def invariances(probe: Probe) -> dict[str, set]:
-    """Of each side, the axes along which adding a constant changes nothing: -1 the classes, others of `lead`."""
+    """Of each side, the axes along which adding a constant changes nothing: -1 the classes, others
+    of `lead`."""
     base = random_batch(probe.lead, probe.classes, seed=5)
     draw = np.random.default_rng(3)
     axes = (-1, *range(len(probe.lead)), None)
@@ -80,12 +88,16 @@ def invariances(probe: Probe) -> dict[str, set]:
 
 
 def _pairs(probe):
-    """Which rows of one side interact with which of another, [N, N] each; None if values are not finite.
+    """Which rows of one side interact with which of another, [N, N] each; None if values are not
+    finite.
 
-    Two rows interact if changing both is not the sum of changing each: the second difference of the loss.
+    Two rows interact if changing both is not the sum of changing each: the second difference of the
+      loss.
     """
     base, other = (random_batch(probe.lead, probe.classes, seed=seed) for seed in (1, 2))
-    other = other._replace(labels=(base.labels + 1 + other.labels % (probe.classes - 1)) % probe.classes)
+    other = other._replace(
+        labels=(base.labels + 1 + other.labels % (probe.classes - 1)) % probe.classes
+    )
     n = int(np.prod(probe.lead))
     sides = {"student": "student", **({"teacher": "teacher"} if probe.takes_teacher else {})}
     if probe.takes_labels:
@@ -116,12 +128,17 @@ def _pairs(probe):
 
 
 def _axis_finding(probe, sides, pairs):
-    """A softmax over the wrong axis, if adding constants along it changes nothing; else which rows interact."""
+    """A softmax over the wrong axis, if adding constants along it changes nothing; else which rows
+    interact."""
     names = AXES[len(probe.lead)]
     for side, axes in sides.items():
         for axis in range(len(probe.lead)):
             if axis in axes and -1 not in axes:
-                told = f"a constant added along the {names[axis]} of the {side}", "another value", "the same value"
+                told = (
+                    f"a constant added along the {names[axis]} of the {side}",
+                    "another value",
+                    "the same value",
+                )
                 return finding("softmax_axis", told, axis=names[axis]), axis
         if axes == {None}:
             told = f"a constant added to one row of the {side}", "the same value", "another value"
@@ -132,12 +149,17 @@ def _axis_finding(probe, sides, pairs):
     moved = np.any(first != second, axis=0)
     told = "two rows changed, alone and together", "the changes add up", "they don't"
     if len(probe.lead) > 1 and moved.sum() == 1:
-        return finding("rows_interact", told, axis=f"different {names[int(np.argmax(moved))]}"), None
+        return finding(
+            "rows_interact", told, axis=f"different {names[int(np.argmax(moved))]}"
+        ), None
     return finding("batch_dependence", told), None
 
 
-def observe_along(probe: Probe, axis: int, student: np.ndarray, teacher: np.ndarray, labels) -> np.ndarray | None:
-    """Values [K] where a row [K, W] of classes stands along `axis` of `lead`, the rest alike; None if refused."""
+def observe_along(
+    probe: Probe, axis: int, student: np.ndarray, teacher: np.ndarray, labels
+) -> np.ndarray | None:
+    """Values [K] where a row [K, W] of classes stands along `axis` of `lead`, the rest alike; None
+    if refused."""
     lead = list(probe.lead)
     lead[axis] = student.shape[-1]
 

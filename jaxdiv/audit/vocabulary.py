@@ -1,4 +1,5 @@
-"""Classes: their number, order and padding; a truncation to the largest; two vocabularies of different size."""
+"""Classes: their number, order and padding; a truncation to the largest; two vocabularies of
+different size."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,15 +17,20 @@ from jaxdiv.audit.result import Finding, finding
 SIZES = (131,)
 
 
-def compare_sizes(probe: Probe, reduced: Reduction, fit: Fit) -> tuple[list[Finding], Reduction, Fit]:
-    """A clean fit at other sizes of the vocabulary: findings, the reduction with its classes, the fit mended."""
+def compare_sizes(
+    probe: Probe, reduced: Reduction, fit: Fit
+) -> tuple[list[Finding], Reduction, Fit]:
+    """A clean fit at other sizes of the vocabulary: findings, the reduction with its classes, the
+    fit mended."""
     ratios = {}
     for classes in SIZES:
         if classes <= probe.classes:
             continue
         rows = random_rows(classes, teachers=2, students=3, seed=31)
         try:
-            observed = Observed(row_values(probe, mistaken.given(rows, fit.fed), reduced), rows.groups)
+            observed = Observed(
+                row_values(probe, mistaken.given(rows, fit.fed), reduced), rows.groups
+            )
         except CallError:
             continue
         if not np.all(np.isfinite(observed.values)):
@@ -45,13 +51,25 @@ def _mean_over_classes(ratios, reduced, classes, fit):
         return [], reduced, fit
     if all(abs(ratio * size / classes - 1) < 2e-3 for size, ratio in ratios.items()):
         size, ratio = next(iter(ratios.items()))
-        told = (f"rows of {classes} and {size} classes", "the same factor", f"a factor {ratio:.4g} = {classes}/{size}")
+        told = (
+            f"rows of {classes} and {size} classes",
+            "the same factor",
+            f"a factor {ratio:.4g} = {classes}/{size}",
+        )
         names = {"token mean": "mean over V and tokens", "none": "mean over V"}
-        reduced = replace(reduced, by_size=1 / classes, name=names.get(reduced.name, f"{reduced.name}, over V"))
-        usual = any(other.established for other, _, _ in fit.others)  # squares are as often a mean over V
+        reduced = replace(
+            reduced, by_size=1 / classes, name=names.get(reduced.name, f"{reduced.name}, over V")
+        )
+        usual = any(
+            other.established for other, _, _ in fit.others
+        )  # squares are as often a mean over V
         return [] if usual else [finding("mean_over_vocabulary", told)], reduced, fit
     told = ", ".join(f"{ratio:.4g} at V = {size}" for size, ratio in ratios.items())
-    return [finding("vocabulary_scale", ("other vocabulary sizes", "the same factor", told))], reduced, fit
+    return (
+        [finding("vocabulary_scale", ("other vocabulary sizes", "the same factor", told))],
+        reduced,
+        fit,
+    )
 
 
 def _explained_wide(probe, reduced, fit, classes):
@@ -71,7 +89,8 @@ def _explained_wide(probe, reduced, fit, classes):
 
 
 def counting(observe: Callable[[Rows], Observed], rows: Rows) -> tuple[int, ...]:
-    """How many classes a row's value depends on, by student and by teacher, where it isn't all of them."""
+    """How many classes a row's value depends on, by student and by teacher, where it isn't all of
+    them."""
     base = observe(rows).values
     classes = rows.student.shape[-1]
     found = set()
@@ -96,22 +115,41 @@ def axioms(observe: Callable[[Rows], Observed], rows: Rows) -> list[Finding]:
         return np.max(np.abs(observe(rows._replace(**parts)).values - base)) > 1e-3 * size
 
     sides = {side: getattr(rows, side) for side in ("student", "teacher")}
-    shifted = [side for side, logits in sides.items() if differs(**{side: logits + np.float32(1.7)})]
+    shifted = [
+        side for side, logits in sides.items() if differs(**{side: logits + np.float32(1.7)})
+    ]
     found = [
-        finding("shift_variant", (f"1.7 added to each logit of the {side}", "the same value", "another"), side=side)
+        finding(
+            "shift_variant",
+            (f"1.7 added to each logit of the {side}", "the same value", "another"),
+            side=side,
+        )
         for side in shifted
     ]
     away = draw.normal(size=rows.student.shape).astype(np.float32)
     if len(shifted) == 2 and not differs(**{side: logits + away for side, logits in sides.items()}):
         told = ("one random array added to both sides", "another value", "the same")
-        found = [finding("not_on_menu", told, form="a function of the logits' difference, without a softmax")]
+        found = [
+            finding(
+                "not_on_menu", told, form="a function of the logits' difference, without a softmax"
+            )
+        ]
     order = draw.permutation(rows.student.shape[-1])
     labels = np.argsort(order)[rows.labels].astype(np.int32)
     permuted = {side: logits[:, order] for side, logits in sides.items()}
     if differs(**permuted, labels=labels):
-        found.append(finding("class_order", ("classes renumbered on both sides", "the same value", "another")))
+        found.append(
+            finding(
+                "class_order", ("classes renumbered on both sides", "the same value", "another")
+            )
+        )
     elif not differs(student=permuted["student"]):
-        found.append(finding("classes_unmatched", ("classes of the student renumbered", "another value", "the same")))
+        found.append(
+            finding(
+                "classes_unmatched",
+                ("classes of the student renumbered", "another value", "the same"),
+            )
+        )
     return found
 
 
@@ -123,13 +161,19 @@ def examine(probe: Probe, fit: Fit | None) -> list[Finding]:
     more = random_batch(probe.lead, 3, seed=52)
     for side in ("student", "teacher"):
         other = "teacher" if side == "student" else "student"
-        wider = one._replace(**{side: np.concatenate([getattr(one, side), getattr(more, side)], -1)})
+        wider = one._replace(
+            **{side: np.concatenate([getattr(one, side), getattr(more, side)], -1)}
+        )
         zeros = np.zeros_like(getattr(more, other))
         try:
             got, cut = (probe.value(_first(batch)) for batch in (wider, one))
             idle = probe.value(_first(one._replace(teacher=one.student)))
             padded, absent = (
-                probe.value(_first(wider._replace(**{other: np.concatenate([getattr(one, other), fill], -1)})))
+                probe.value(
+                    _first(
+                        wider._replace(**{other: np.concatenate([getattr(one, other), fill], -1)})
+                    )
+                )
                 for fill in (zeros, zeros - 1e9)
             )
         except CallError:
@@ -138,7 +182,11 @@ def examine(probe: Probe, fit: Fit | None) -> list[Finding]:
             return []  # the teacher plays no part
         same = got.shape == padded.shape and np.allclose(got, padded, rtol=1e-4)
         if same and not any(np.allclose(got, right, rtol=1e-3) for right in (cut, absent)):
-            told = (f"3 classes more of the {side}", f"{np.mean(cut):.6g} (cut), or refused", float(np.mean(got)))
+            told = (
+                f"3 classes more of the {side}",
+                f"{np.mean(cut):.6g} (cut), or refused",
+                float(np.mean(got)),
+            )
             return [finding("padded_vocabulary", told, count=3, side=other)]
     return []
 

@@ -26,12 +26,14 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """A corpus. Each split is in the order of a hash, so that its first K documents are a fair sample.
+    """A corpus. Each split is in the order of a hash, so that its first K documents are a fair
+    sample.
 
     Attributes:
       train, validation, test: the documents' texts.
       counts: `documents`, UTF-8 `bytes`, `unreadable` and `empty` records, over all splits.
-      left_out: how many records were unreadable or empty, with names, for people; empty if none were.
+      left_out: how many records were unreadable or empty, with names, for people; empty if none
+        were.
       fingerprint: 16 hexadecimal digits over every document's split, name and text.
     """
 
@@ -45,8 +47,14 @@ class Documents:
     @classmethod
     def of(cls, splits: Mapping[str, Iterable[Text]], readings: Iterable[Reading]) -> "Documents":
         """Gathers `splits` (each of train, validation and test) with what `readings` left out."""
-        unreadable, empty = ([name for r in readings for name in getattr(r, kind)] for kind in ("unreadable", "empty"))
-        ordered = {split: sorted(splits[split], key=lambda item: (fraction(item.name), item)) for split in SPLITS}
+        unreadable, empty = (
+            [name for r in readings for name in getattr(r, kind)]
+            for kind in ("unreadable", "empty")
+        )
+        ordered = {
+            split: sorted(splits[split], key=lambda item: (fraction(item.name), item))
+            for split in SPLITS
+        }
         texts = {split: tuple(item.text for item in ordered[split]) for split in SPLITS}
         counts = {
             "documents": sum(map(len, texts.values())),
@@ -54,8 +62,16 @@ class Documents:
             "unreadable": len(unreadable),
             "empty": len(empty),
         }
-        left_out = [_named(len(unreadable), "no UTF-8 text", unreadable), _named(len(empty), "empty", empty)]
-        return cls(**texts, counts=counts, left_out="; ".join(filter(None, left_out)), fingerprint=fingerprint(ordered))
+        left_out = [
+            _named(len(unreadable), "no UTF-8 text", unreadable),
+            _named(len(empty), "empty", empty),
+        ]
+        return cls(
+            **texts,
+            counts=counts,
+            left_out="; ".join(filter(None, left_out)),
+            fingerprint=fingerprint(ordered),
+        )
 
 
 def _named(count, kind, names):
@@ -64,7 +80,8 @@ def _named(count, kind, names):
 
 
 def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> Reading:
-    """Decodes (name, file or bytes) as UTF-8; what is no text (NUL is in none), or is empty, is left out by name.
+    """Decodes (name, file or bytes) as UTF-8; what is no text (NUL is in none), or is empty, is
+    left out by name.
 
     Raises ValueError for more than MOST_BYTES in one.
     """
@@ -94,11 +111,14 @@ def _content(name, content):
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def split_by_hash(texts: Sequence[Text], held_out: Sequence[str] = ("validation", "test")) -> dict[str, list[Text]]:
-    """Keeps a tenth of `texts`, chosen by a hash of the name alone, for each split in `held_out`; rest: train.
+def split_by_hash(
+    texts: Sequence[Text], held_out: Sequence[str] = ("validation", "test")
+) -> dict[str, list[Text]]:
+    """Keeps a tenth of `texts`, chosen by a hash of the name alone, for each split in `held_out`;
+    rest: train.
 
-    A split that a small corpus leaves empty gets one document of the largest split. Raises ValueError for
-    fewer documents than splits.
+    A split that a small corpus leaves empty gets one document of the largest split. Raises
+    ValueError for fewer documents than splits.
     """
     if len(texts) <= len(held_out):
         raise ValueError(

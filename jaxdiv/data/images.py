@@ -46,21 +46,32 @@ class Images:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Images":
-        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
+        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything
+        else."""
         try:
-            with files.path_of(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with (
+                files.path_of(path).open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
                 pixels, labels = arrays["pixels"], arrays["labels"]
                 wanted = (np.uint8, 4, np.int32, (len(pixels),))
-        except Exception as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
-            raise ValueError(f"can't read images from {path}: {type(error).__name__}: {error}") from None
+        except (
+            Exception
+        ) as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
+            raise ValueError(
+                f"can't read images from {path}: {type(error).__name__}: {error}"
+            ) from None
         if (pixels.dtype, pixels.ndim, labels.dtype, labels.shape) != wanted:
-            raise ValueError(f"can't read images from {path}: it holds no images with their classes")
+            raise ValueError(
+                f"can't read images from {path}: it holds no images with their classes"
+            )
         return cls(pixels, labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """A data set: its images by split, each in the order of a hash, and how many classes there are."""
+    """A data set: its images by split, each in the order of a hash, and how many classes there
+    are."""
 
     splits: Mapping[str, Images]
     classes: int
@@ -73,10 +84,11 @@ class Pictures:
 
 
 def open_images(*, source: str, feature: str, label: str, directory: str) -> Pictures:
-    """A TFDS data set of images, prepared in `directory` as array_record; `digits` is prepared if it is not there.
+    """A TFDS data set of images, prepared in `directory` as array_record; `digits` is prepared if
+    it is not there.
 
-    Its own train, validation and test are kept; a validation or test that it lacks is cut from train, a tenth each, by
-    a hash of the image. Nothing is ever downloaded.
+    Its own train, validation and test are kept; a validation or test that it lacks is cut from
+    train, a tenth each, by a hash of the image. Nothing is ever downloaded.
 
     Args:
       source: `digits`, or the name of a data set.
@@ -85,8 +97,8 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Pic
       directory: a TFDS data folder. Empty: TFDS's own.
 
     Raises:
-      ValueError: the name, a feature or the format is not there, images are not of one size in bytes, or one has no
-        class.
+      ValueError: the name, a feature or the format is not there, images are not of one size in
+        bytes, or one has no class.
     """
     if source == DIGITS:
         digits.prepare(directory)
@@ -94,24 +106,35 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Pic
     classes = _classes(builder.info, source, feature, label)
     with sources.naming_faults(source, builder):
         found = builder.as_data_source(file_format="array_record")
-        splits = {split: _read(found[split], feature, label) for split in corpus.SPLITS if split in found}
+        splits = {
+            split: _read(found[split], feature, label) for split in corpus.SPLITS if split in found
+        }
     for split, part in splits.items():
         _check_labels(part.labels, classes, f"TFDS data set `{source}`, split `{split}`")
     if "train" not in splits:
-        raise ValueError(f"TFDS data set `{source}` has no split `train`; it has {', '.join(builder.info.splits)}")
+        raise ValueError(
+            f"TFDS data set `{source}` has no split `train`; it has {', '.join(builder.info.splits)}"
+        )
     return Pictures(_with_missing(splits), classes)
 
 
-def batches(images: Images, *, batch_size: int, seed: int, rows: slice | None = None) -> grain.DatasetIterator:
-    """Endless training batches, as `Images.batch` has them; arguments, order and state as of `pipeline.batches`.
+def batches(
+    images: Images, *, batch_size: int, seed: int, rows: slice | None = None
+) -> grain.DatasetIterator:
+    """Endless training batches, as `Images.batch` has them; arguments, order and state as of
+    `pipeline.batches`.
 
     Raises ValueError for fewer images than rows.
     """
     count = len(images.labels)
     if count < batch_size:
-        raise ValueError(f"a batch of {batch_size} needs as many images, got {count}; use a smaller batch_size")
+        raise ValueError(
+            f"a batch of {batch_size} needs as many images, got {count}; use a smaller batch_size"
+        )
     mine = rows or slice(None)
-    return orders.endless(count, batch_size, seed, lambda numbers: images.take(numbers[mine]).batch())
+    return orders.endless(
+        count, batch_size, seed, lambda numbers: images.take(numbers[mine]).batch()
+    )
 
 
 def _classes(info, source, feature, label):
@@ -120,7 +143,9 @@ def _classes(info, source, feature, label):
     labels = [name for name, value in found.items() if isinstance(value, tfds.features.ClassLabel)]
     for name, known, kind in ((feature, pictures, "images"), (label, labels, "classes")):
         if name not in known:
-            raise ValueError(f"TFDS data set `{source}` has no {kind} `{name}`; it has {', '.join(known) or 'none'}")
+            raise ValueError(
+                f"TFDS data set `{source}` has no {kind} `{name}`; it has {', '.join(known) or 'none'}"
+            )
     shape, dtype = found[feature].shape, found[feature].np_dtype
     if not all(shape) or dtype != np.uint8:
         raise ValueError(
@@ -131,7 +156,9 @@ def _classes(info, source, feature, label):
 
 
 def _check_labels(labels, classes, name):
-    outside = np.flatnonzero((labels < 0) | (labels >= classes))  # TFDS has -1 for an image whose class is not told
+    outside = np.flatnonzero(
+        (labels < 0) | (labels >= classes)
+    )  # TFDS has -1 for an image whose class is not told
     if outside.size:
         raise ValueError(
             f"{name}: {outside.size} images have no class in 0..{classes - 1}, the first {labels[outside[0]]}"
@@ -150,12 +177,22 @@ def _ordered(images):
 
 def _places(images):
     """A number in [0, 1) an image, by a hash of it."""
-    return np.array([corpus.fraction(hashlib.sha256(image.tobytes()).hexdigest()) for image in images.pixels])
+    return np.array(
+        [corpus.fraction(hashlib.sha256(image.tobytes()).hexdigest()) for image in images.pixels]
+    )
 
 
 def _with_missing(splits):
     train, places = splits["train"], _places(splits["train"])
     ends = {"validation": (0.8, 0.9), "test": (0.9, 1.0)}
-    cut = {name: (places >= low) & (places < high) for name, (low, high) in ends.items() if name not in splits}
+    cut = {
+        name: (places >= low) & (places < high)
+        for name, (low, high) in ends.items()
+        if name not in splits
+    }
     kept = ~np.any(list(cut.values()), axis=0) if cut else np.ones(len(places), bool)
-    return {**splits, "train": train.take(kept), **{name: train.take(which) for name, which in cut.items()}}
+    return {
+        **splits,
+        "train": train.take(kept),
+        **{name: train.take(which) for name, which in cut.items()},
+    }

@@ -12,18 +12,19 @@ _GENERATION, _MODEL = "generation_config.json", "config.json"
 
 
 def read(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
-    """The folder's tokenizer with as many tokens as the model has: the model's further rows become unused tokens.
+    """The folder's tokenizer with as many tokens as the model has: the model's further rows become
+    unused tokens.
 
-    A document is ended by the `eos_token` of tokenizer_config.json, or else the (first) `eos_token_id` of
-    generation_config.json or config.json, whichever is found first.
+    A document is ended by the `eos_token` of tokenizer_config.json, or else the (first)
+    `eos_token_id` of generation_config.json or config.json, whichever is found first.
 
     Args:
       folder: with tokenizer.json.
       vocab_size: V of the model.
 
     Raises:
-      ValueError: tokenizer.json can't be read or used, has more tokens than the model or leaves ids out, or no file
-        says which token ends a document.
+      ValueError: tokenizer.json can't be read or used, has more tokens than the model or leaves ids
+        out, or no file says which token ends a document.
     """
     folder = pathlib.Path(folder)
     path = folder / FILE
@@ -32,12 +33,16 @@ def read(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
     bpe = read_bpe(path)
     size = bpe.get_vocab_size()
     if size > vocab_size:
-        raise ValueError(f"{path} has {size} tokens, more than the `vocab_size` {vocab_size} of {folder / _MODEL}")
+        raise ValueError(
+            f"{path} has {size} tokens, more than the `vocab_size` {vocab_size} of {folder / _MODEL}"
+        )
     missing = next((i for i in range(size) if bpe.id_to_token(i) is None), None)
     if missing is not None:
         raise ValueError(f"{path} has {size} tokens, but none with the id {missing}")
     end_of_text = _end_of_text(folder, bpe)
-    bpe.add_special_tokens([tokenizers.AddedToken(f"<|unused {i}|>", special=True) for i in range(size, vocab_size)])
+    bpe.add_special_tokens(
+        [tokenizers.AddedToken(f"<|unused {i}|>", special=True) for i in range(size, vocab_size)]
+    )
     try:
         return Tokenizer(bpe, end_of_text)
     except ValueError as error:

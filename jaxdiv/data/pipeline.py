@@ -53,16 +53,29 @@ class Tokens:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokens":
-        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
+        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything
+        else."""
         try:
-            with files.path_of(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with (
+                files.path_of(path).open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
                 ids, offsets = arrays["ids"], arrays["offsets"]
-        except Exception as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
-            raise ValueError(f"can't read tokens from {path}: {type(error).__name__}: {error}") from None
+        except (
+            Exception
+        ) as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
+            raise ValueError(
+                f"can't read tokens from {path}: {type(error).__name__}: {error}"
+            ) from None
         if (ids.dtype, ids.ndim, offsets.dtype, offsets.ndim) != (np.int32, 1, np.int64, 1) or not (
-            len(offsets) and offsets[0] == 0 and offsets[-1] == len(ids) and (np.diff(offsets) > 0).all()
+            len(offsets)
+            and offsets[0] == 0
+            and offsets[-1] == len(ids)
+            and (np.diff(offsets) > 0).all()
         ):
-            raise ValueError(f"can't read tokens from {path}: it holds no documents one after the other")
+            raise ValueError(
+                f"can't read tokens from {path}: it holds no documents one after the other"
+            )
         return cls(ids=ids, offsets=offsets)
 
 
@@ -71,8 +84,8 @@ class Windows:
     """Documents cut in windows, for teacher-forced evaluation.
 
     Attributes:
-      inputs, labels: [W, L] tokens; the label is the next token of the same document. Of images inputs are
-        [W, X, Y, C], and L is 1.
+      inputs, labels: [W, L] tokens; the label is the next token of the same document. Of images
+        inputs are [W, X, Y, C], and L is 1.
       weights: [W, L] 1 where there is a label, 0 in padding.
       document: [W] number of the document in its `Tokens`, ascending.
     """
@@ -96,10 +109,11 @@ def batches(
     seed: int,
     rows: slice | None = None,
 ) -> grain.DatasetIterator:
-    """Endless training batches; batch i depends on `seed` and i alone, and each epoch has its own order.
+    """Endless training batches; batch i depends on `seed` and i alone, and each epoch has its own
+    order.
 
-    The documents are one stream, cut in windows of L+1 tokens at stride L, so that every token but the
-    first (and a rest shorter than a window) is a label once an epoch.
+    The documents are one stream, cut in windows of L+1 tokens at stride L, so that every token but
+    the first (and a rest shorter than a window) is a label once an epoch.
 
     Args:
       tokens: the training documents.
@@ -109,9 +123,10 @@ def batches(
       rows: which of them to make, where each process needs its own alone; None for all.
 
     Returns:
-      Iterator of {"inputs": [b, L] int32, "labels": [b, L] int32, "weights": [b, L] float32} with the b rows
-      asked for; a weight is 0 where the input ends a document, else 1. `get_state` and `set_state` save and
-      restore the position alone, whatever `rows`: compare seed, sizes and data yourself.
+      Iterator of {"inputs": [b, L] int32, "labels": [b, L] int32, "weights": [b, L] float32} with
+      the b rows asked for; a weight is 0 where the input ends a document, else 1. `get_state` and
+      `set_state` save and restore the position alone, whatever `rows`: compare seed, sizes and data
+      yourself.
 
     Raises:
       ValueError: fewer windows than rows, or sizes below 1.
@@ -124,7 +139,9 @@ def batches(
             f"{len(tokens.ids)}; use a smaller batch_size or sequence_length, or more text"
         )
     mine = rows or slice(None)
-    return orders.endless(windows, batch_size, seed, lambda numbers: _rows(tokens, numbers[mine], sequence_length))
+    return orders.endless(
+        windows, batch_size, seed, lambda numbers: _rows(tokens, numbers[mine], sequence_length)
+    )
 
 
 def evaluation_windows(
@@ -137,8 +154,8 @@ def evaluation_windows(
 ) -> Windows:
     """The first `max_tokens` of each of the first `max_documents` documents, cut in padded windows.
 
-    Within a document every token but the first is a label once; none is predicted across two documents.
-    Padding is `end_of_text`. Raises ValueError for sizes below 1.
+    Within a document every token but the first is a label once; none is predicted across two
+    documents. Padding is `end_of_text`. Raises ValueError for sizes below 1.
     """
     _check_sizes(sequence_length=sequence_length, max_tokens=max_tokens - 1)
     parts, document = [], []
@@ -152,20 +169,29 @@ def evaluation_windows(
     for row, part in enumerate(parts):
         padded[row, : len(part)] = part
         weights[row, : len(part) - 1] = 1.0
-    return Windows(inputs=padded[:, :-1], labels=padded[:, 1:], weights=weights, document=np.array(document, np.int32))
+    return Windows(
+        inputs=padded[:, :-1],
+        labels=padded[:, 1:],
+        weights=weights,
+        document=np.array(document, np.int32),
+    )
 
 
 def blocks(arrays: Sequence[np.ndarray], rows: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Cuts arrays along their first axis, all alike, into blocks of `rows`; the last is filled up with zeros."""
+    """Cuts arrays along their first axis, all alike, into blocks of `rows`; the last is filled up
+    with zeros."""
     for start in range(0, len(arrays[0]), rows):
         cut = [array[start : start + rows] for array in arrays]
-        yield tuple(np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in cut)
+        yield tuple(
+            np.pad(part, [(0, rows - len(part))] + [(0, 0)] * (part.ndim - 1)) for part in cut
+        )
 
 
 def prompts(
     tokens: Tokens, *, length: int, max_documents: int | None = None
 ) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
-    """Openings to generate from: the first `length` tokens of each document that has more than that.
+    """Openings to generate from: the first `length` tokens of each document that has more than
+    that.
 
     Args:
       tokens: the documents.
@@ -181,7 +207,9 @@ def prompts(
     _check_sizes(length=length)
     document = np.flatnonzero(np.diff(tokens.offsets) > length)[:max_documents].astype(np.int32)
     if not len(document):
-        raise ValueError(f"no document has more than {length} tokens; the longest has {tokens.longest}")
+        raise ValueError(
+            f"no document has more than {length} tokens; the longest has {tokens.longest}"
+        )
     return tokens.ids[tokens.offsets[document, None] + np.arange(length)], document
 
 
@@ -195,10 +223,13 @@ def _tokenize(texts: Sequence[str], bpe: tokenizer.Tokenizer) -> Tokens:
 
 
 def _together(texts):
-    """Cuts `texts` into groups, so that tokenizers' own, bulky encodings never are of much more than a document."""
+    """Cuts `texts` into groups, so that tokenizers' own, bulky encodings never are of much more
+    than a document."""
     start, size = 0, 0
     for end, text in enumerate(texts):
-        if end > start and (size + len(text) > corpus.MOST_BYTES or end - start == _ENCODE_TOGETHER):
+        if end > start and (
+            size + len(text) > corpus.MOST_BYTES or end - start == _ENCODE_TOGETHER
+        ):
             yield texts[start:end]
             start, size = end, 0
         size += len(text)
@@ -210,7 +241,11 @@ def _rows(tokens, numbers, length):
     window = tokens.ids[positions]
     inputs = np.ascontiguousarray(window[:, :-1])
     labels = np.ascontiguousarray(window[:, 1:])
-    return {"inputs": inputs, "labels": labels, "weights": (inputs != tokens.end_of_text).astype(np.float32)}
+    return {
+        "inputs": inputs,
+        "labels": labels,
+        "weights": (inputs != tokens.end_of_text).astype(np.float32),
+    }
 
 
 def _documents(tokens, most):

@@ -11,14 +11,19 @@ import tensorflow_datasets as tfds
 
 from jaxdiv.data import corpus
 
-EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+EXCLUDED = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+)
 
 
 class PythonStdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """One record {path, text} a file, written as array_record; `splits` are the texts of each split."""
+    """One record {path, text} a file, written as array_record; `splits` are the texts of each
+    split."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded; TFDS's own look-up wants importlib_resources, undeclared
+    url_infos = (
+        None  # nothing is downloaded; TFDS's own look-up wants importlib_resources, undeclared
+    )
 
     def __init__(self, *, splits: Mapping[str, Sequence[corpus.Text]], data_dir: str | None):
         self._splits = splits
@@ -51,7 +56,8 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> corpus.Documents:
-    """Prepares the data set in `directory` (empty: TFDS's own) unless it stands there, and reads it.
+    """Prepares the data set in `directory` (empty: TFDS's own) unless it stands there, and reads
+    it.
 
     Args:
       directory: a TFDS data folder.
@@ -69,13 +75,17 @@ def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> corpus.D
         builder = PythonStdlib(splits=splits, data_dir=directory or None)
         _prepare(builder)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of array_record's
-        raise ValueError(f"can't prepare python_stdlib in {directory or 'the TFDS folder'}: {error}") from None
+        raise ValueError(
+            f"can't prepare python_stdlib in {directory or 'the TFDS folder'}: {error}"
+        ) from None
     try:
         prepared = _records(builder)
     except Exception:  # array_record and TFDS have many names for a file that is none of theirs
         prepared = None
     if prepared is None or corpus.fingerprint(prepared) != corpus.fingerprint(splits):
-        raise ValueError(f"the copy of python_stdlib in {builder.data_dir} is damaged; delete that folder")
+        raise ValueError(
+            f"the copy of python_stdlib in {builder.data_dir} is damaged; delete that folder"
+        )
     return corpus.Documents.of(prepared, [reading])
 
 
@@ -93,6 +103,9 @@ def _sources(root):
 def _records(builder):
     sources = builder.as_data_source()
     return {
-        split: [corpus.Text(record["path"].decode(), record["text"].decode()) for record in sources[split]]
+        split: [
+            corpus.Text(record["path"].decode(), record["text"].decode())
+            for record in sources[split]
+        ]
         for split in corpus.SPLITS
     }

@@ -1,4 +1,5 @@
-"""Opens a corpus by name: Python's standard library, a prepared TFDS data set, or a user's own files."""
+"""Opens a corpus by name: Python's standard library, a prepared TFDS data set, or a user's own
+files."""
 
 import contextlib
 import difflib
@@ -20,12 +21,12 @@ def open_documents(*, source: str, feature: str, files: str, directory: str) -> 
     """The corpus that `files` names, or else `source`. Nothing is ever downloaded.
 
     Args:
-      source: `python_stdlib`, prepared in `directory` if it is not there yet, or the name of a TFDS data
-        set prepared there as array_record. Its own train, validation and test are kept; a validation or
-        test that it lacks is cut from train, a tenth each, by a hash of the text.
+      source: `python_stdlib`, prepared in `directory` if it is not there yet, or the name of a TFDS
+        data set prepared there as array_record. Its own train, validation and test are kept; a
+        validation or test that it lacks is cut from train, a tenth each, by a hash of the text.
       feature: the text feature of a TFDS data set.
-      files: a glob of UTF-8 text files, `**` for any depth; cut 80/10/10 by a hash of the path relative to
-        the glob's fixed part. Empty: use `source`.
+      files: a glob of UTF-8 text files, `**` for any depth; cut 80/10/10 by a hash of the path
+        relative to the glob's fixed part. Empty: use `source`.
       directory: a TFDS data folder. Empty: TFDS's own.
 
     Raises:
@@ -43,11 +44,15 @@ def _open_files(pattern):
     paths = [pathlib.Path(path) for path in sorted(set(glob.glob(pattern, recursive=True)))]
     paths = [path for path in paths if not path.is_dir()]
     if not paths:
-        raise ValueError(f"`files` matches no file, got {pattern!r}; a pattern looks like 'texts/**/*.txt'")
+        raise ValueError(
+            f"`files` matches no file, got {pattern!r}; a pattern looks like 'texts/**/*.txt'"
+        )
     parent = _fixed_parent(pattern)
     reading = corpus.read((path.relative_to(parent).as_posix(), path) for path in paths)
     if not reading.texts:
-        raise ValueError(f"`files` must match UTF-8 text, got {pattern!r}, whose {len(paths)} files hold none")
+        raise ValueError(
+            f"`files` must match UTF-8 text, got {pattern!r}, whose {len(paths)} files hold none"
+        )
     splits = corpus.split_by_hash(reading.texts)
     return corpus.Documents.of(splits, [reading])
 
@@ -65,19 +70,26 @@ def _open_tfds(name, feature, directory):
     readings = {}
     with naming_faults(name, builder):
         found = builder.as_data_source(file_format="array_record")
-        texts = {split: [record[feature] for record in found[split]] for split in corpus.SPLITS if split in found}
+        texts = {
+            split: [record[feature] for record in found[split]]
+            for split in corpus.SPLITS
+            if split in found
+        }
     for split, records in texts.items():
         readings[split] = corpus.read((hashlib.sha256(text).hexdigest(), text) for text in records)
     splits = {split: reading.texts for split, reading in readings.items()}
     missing = [split for split in corpus.SPLITS if not splits.get(split)]
     if "train" in missing:
-        raise ValueError(f"TFDS data set `{name}` has no text in a split `train`; it has {_list(builder.info.splits)}")
+        raise ValueError(
+            f"TFDS data set `{name}` has no text in a split `train`; it has {_list(builder.info.splits)}"
+        )
     splits |= corpus.split_by_hash(splits["train"], missing)
     return corpus.Documents.of(splits, list(readings.values()))
 
 
 def find(name: str, directory: str, own: str) -> read_only_builder.ReadOnlyBuilder:
-    """The builder of a data set on disk, from its files alone, so that TensorFlow is never imported.
+    """The builder of a data set on disk, from its files alone, so that TensorFlow is never
+    imported.
 
     Args:
       name: of the data set.
@@ -105,8 +117,12 @@ def naming_faults(name: str, builder: read_only_builder.ReadOnlyBuilder) -> Iter
     """Whatever the block raises as it reads the data set is a ValueError that names it."""
     try:
         yield
-    except Exception as error:  # array_record and TFDS have many names for a file that is none of theirs
-        raise ValueError(f"TFDS data set `{name}` in {builder.data_dir} can't be read: {error}") from None
+    except (
+        Exception
+    ) as error:  # array_record and TFDS have many names for a file that is none of theirs
+        raise ValueError(
+            f"TFDS data set `{name}` in {builder.data_dir} can't be read: {error}"
+        ) from None
 
 
 def _not_found(name, directory, own):
@@ -127,7 +143,9 @@ def _not_found(name, directory, own):
 def _check_feature(info, name, feature):
     texts = [key for key, value in info.features.items() if isinstance(value, tfds.features.Text)]
     if feature not in texts:
-        raise ValueError(f"TFDS data set `{name}` has no text feature `{feature}`; it has {_list(texts)}")
+        raise ValueError(
+            f"TFDS data set `{name}` has no text feature `{feature}`; it has {_list(texts)}"
+        )
 
 
 def _list(names):

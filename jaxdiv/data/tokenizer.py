@@ -1,4 +1,5 @@
-"""A byte-level BPE tokenizer, or another model's: every text has an encoding, and decodes to itself."""
+"""A byte-level BPE tokenizer, or another model's: every text has an encoding, and decodes to
+itself."""
 
 import hashlib
 import json
@@ -13,14 +14,18 @@ from jaxtyping import Int32
 from jaxdiv import files
 
 END_OF_TEXT = "<|endoftext|>"
-_PIECE, _WORD = 2**14, 2**10  # characters that are learned from at once, and that a word has at most
+_PIECE, _WORD = (
+    2**14,
+    2**10,
+)  # characters that are learned from at once, and that a word has at most
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?=[ \t\n])")
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end of text
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
 class Tokenizer:
-    """Wraps a BPE on bytes, or one that falls back on them. Special tokens inside a document are ordinary text.
+    """Wraps a BPE on bytes, or one that falls back on them. Special tokens inside a document are
+    ordinary text.
 
     Attributes:
       vocab_size: number of tokens V.
@@ -47,7 +52,8 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learns merges until there are `vocab_size` tokens; fewer where a small corpus has no more pairs.
+        """Learns merges until there are `vocab_size` tokens; fewer where a small corpus has no more
+        pairs.
 
         Raises ValueError for `vocab_size` below 257: the 256 bytes and the end of text.
         """
@@ -69,7 +75,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything else."""
+        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything
+        else."""
         bpe, settings = read_bpe(path), files.path_of(path).with_name(SETTINGS)
         written = files.read_json(settings) if settings.exists() else {"eos_token": END_OF_TEXT}
         try:
@@ -78,7 +85,8 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the JSON of `tokenizers` to `path`, and beside it which token ends a document, atomically."""
+        """Writes the JSON of `tokenizers` to `path`, and beside it which token ends a document,
+        atomically."""
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._ends_with}
         files.write_json(files.path_of(path).with_name(SETTINGS), settings)
         files.write_text(path, self._bpe.to_str())
@@ -89,7 +97,10 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, encoded side by side."""
-        return [encoding.ids for encoding in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; ends of text vanish, bytes that are no UTF-8 become U+FFFD."""
@@ -97,9 +108,11 @@ class Tokenizer:
 
 
 def _pieces(texts):
-    """Cuts long texts before white space, where tokens never reach across, and endless words anywhere.
+    """Cuts long texts before white space, where tokens never reach across, and endless words
+    anywhere.
 
-    The time that merges take grows with the square of a word's length, and memory with the longest piece.
+    The time that merges take grows with the square of a word's length, and memory with the longest
+    piece.
     """
     for text in texts:
         start = 0
@@ -111,7 +124,8 @@ def _pieces(texts):
 
 
 def read_bpe(path: str | os.PathLike) -> tokenizers.Tokenizer:
-    """A tokenizer.json of the library `tokenizers`. Raises ValueError, naming the file, if it is none."""
+    """A tokenizer.json of the library `tokenizers`. Raises ValueError, naming the file, if it is
+    none."""
     try:
         return tokenizers.Tokenizer.from_str(files.path_of(path).read_bytes().decode())
     except Exception as error:  # tokenizers raises bare Exceptions
@@ -121,7 +135,9 @@ def read_bpe(path: str | os.PathLike) -> tokenizers.Tokenizer:
 def _byte_lengths(bpe, written):
     on_bytes = "ByteLevel" in json.dumps([written["pre_tokenizer"], written["decoder"]])
     if not on_bytes and not written["model"].get("byte_fallback"):
-        raise ValueError("it must be a byte-level BPE, or one that falls back on bytes, so that it encodes every text")
+        raise ValueError(
+            "it must be a byte-level BPE, or one that falls back on bytes, so that it encodes every text"
+        )
     size = _written_bytes if on_bytes else _fallen_back_bytes
     added = bpe.get_added_tokens_decoder()
     lengths = np.zeros(bpe.get_vocab_size(), np.int32)

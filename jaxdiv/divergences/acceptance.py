@@ -15,9 +15,11 @@ _LEAST = -60.0  # log acceptance below which probabilities may underflow
 
 @in_blocks
 def negative_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
-    """-Σ min(p, q), a row, [...] in [-1, 0]: total variation less 1, with all digits where little is accepted.
+    """-Σ min(p, q), a row, [...] in [-1, 0]: total variation less 1, with all digits where little
+    is accepted.
 
-    Arguments and errors as in `forward_kl`. Source: Leviathan et al., arXiv 2211.17192, corollary 3.6.
+    Arguments and errors as in `forward_kl`. Source: Leviathan et al., arXiv 2211.17192, corollary
+    3.6.
     """
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     return _negative_acceptance(student, teacher)
@@ -42,10 +44,13 @@ def _negative_acceptance_jvp(primals, tangents):
 
 
 @in_blocks
-def negative_log_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
+def negative_log_acceptance(
+    student_logits, teacher_logits, *, axis: int = -1, where=None
+) -> jax.Array:
     """-log Σ min(p, q), nats a row; its gradient is that of total variation over the acceptance.
 
-    Arguments and errors as in `forward_kl`. Finite as long as one class has both probabilities, however small.
+    Arguments and errors as in `forward_kl`. Finite as long as one class has both probabilities,
+    however small.
 
     Returns:
       [...] in [0, inf]; inf where no class is common, with a gradient of 0.
@@ -64,14 +69,17 @@ def _negative_log_acceptance(student, teacher):
 
 def _value(rows, common):
     variation = total(terms.TOTAL_VARIATION.value(rows))
-    # One form alone fails: the first is infinite where little is common, the second loses all digits near equality.
+    # One form alone fails: the first is infinite where little is common, the second loses all
+    # digits near equality.
     close = -jnp.log1p(-jnp.minimum(variation, 0.5))
     return jnp.where(variation < 0.5, close, -common)[..., 0]
 
 
 def _common(student, teacher):
     """log Σ min(p, q), [..., 1]."""
-    return jax.nn.logsumexp(jnp.minimum(log_probabilities(student), log_probabilities(teacher)), axis=-1, keepdims=True)
+    return jax.nn.logsumexp(
+        jnp.minimum(log_probabilities(student), log_probabilities(teacher)), axis=-1, keepdims=True
+    )
 
 
 @_negative_log_acceptance.defjvp
@@ -91,9 +99,12 @@ def _gradient(student, teacher):
 
 
 def _share(student, rows, common):
-    """min(p, q)/Σmin(p, q) where q < p, the classes whose acceptance follows the student; half of it where q = p."""
+    """min(p, q)/Σmin(p, q) where q < p, the classes whose acceptance follows the student; half of
+    it where q = p."""
     common = jnp.maximum(common, jnp.finfo(student.dtype).min)
-    return (0.5 - 0.5 * jnp.sign(rows.r)) * jnp.exp(jnp.minimum(log_probabilities(student) - common, 0))
+    return (0.5 - 0.5 * jnp.sign(rows.r)) * jnp.exp(
+        jnp.minimum(log_probabilities(student) - common, 0)
+    )
 
 
 @_gradient.defjvp
@@ -107,8 +118,11 @@ def _gradient_jvp(primals, tangents):
 
 
 @in_blocks
-def lk_hybrid(student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None) -> jax.Array:
-    """λ·KL(teacher ‖ student) + (1-λ)·TV with λ = exp(-rate·acceptance), the acceptance taken as a constant.
+def lk_hybrid(
+    student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None
+) -> jax.Array:
+    """λ·KL(teacher ‖ student) + (1-λ)·TV with λ = exp(-rate·acceptance), the acceptance taken as a
+    constant.
 
     λ is each row's own. Other arguments and errors as in `forward_kl`.
 
@@ -123,15 +137,22 @@ def lk_hybrid(student_logits, teacher_logits, *, rate: float = RATE, axis: int =
 
     Source: LK losses, arXiv 2602.23881, L_LK^λ with η = 3.
     """
-    kl, variation = lk_hybrid_parts(student_logits, teacher_logits, rate=rate, axis=axis, where=where)
+    kl, variation = lk_hybrid_parts(
+        student_logits, teacher_logits, rate=rate, axis=axis, where=where
+    )
     return kl + variation
 
 
-def lk_hybrid_parts(student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None):
-    """The two parts of `lk_hybrid`, λ·KL and (1-λ)·TV: a distillation temperature scales each by its own factor."""
+def lk_hybrid_parts(
+    student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None
+):
+    """The two parts of `lk_hybrid`, λ·KL and (1-λ)·TV: a distillation temperature scales each by
+    its own factor."""
     if not 0 <= rate < float("inf"):
         raise ValueError(f"`rate` must be in [0, inf), got {rate}.")
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     variation = divergence(terms.TOTAL_VARIATION, student, teacher)
     weight = jnp.exp(-rate * (1 - jax.lax.stop_gradient(variation)))
-    return weighted(weight, divergence(terms.FORWARD_KL, student, teacher)), weighted(1 - weight, variation)
+    return weighted(weight, divergence(terms.FORWARD_KL, student, teacher)), weighted(
+        1 - weight, variation
+    )

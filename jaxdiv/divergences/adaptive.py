@@ -1,4 +1,5 @@
-"""Adaptive KL: forward KL where the student misses the teacher's head, reverse KL where it misses the tail."""
+"""Adaptive KL: forward KL where the student misses the teacher's head, reverse KL where it misses
+the tail."""
 
 import functools
 
@@ -15,12 +16,14 @@ HEAD = 0.5
 
 
 @in_blocks
-def adaptive_kl(student_logits, teacher_logits, *, head: float = HEAD, axis: int = -1, where=None) -> jax.Array:
+def adaptive_kl(
+    student_logits, teacher_logits, *, head: float = HEAD, axis: int = -1, where=None
+) -> jax.Array:
     """λ·KL(teacher ‖ student) + (1-λ)·KL(student ‖ teacher), nats a row, [...] in [0, inf].
 
-    λ is the head's share of Σ|p-q|, taken as a constant. The head is the teacher's most probable class and those after
-    it while their probabilities, in falling order, sum to no more than `head`; equal ones go together. Arguments
-    otherwise as in `forward_kl`.
+    λ is the head's share of Σ|p-q|, taken as a constant. The head is the teacher's most probable
+    class and those after it while their probabilities, in falling order, sum to no more than
+    `head`; equal ones go together. Arguments otherwise as in `forward_kl`.
 
     Args:
       head: in (0, 1).
@@ -34,7 +37,9 @@ def adaptive_kl(student_logits, teacher_logits, *, head: float = HEAD, axis: int
         raise ValueError(f"`head` must be in (0, 1), got {head}.")
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     weight = _head_share(jax.lax.stop_gradient(student), teacher, head)
-    forward, reverse = (divergence(term, student, teacher) for term in (terms.FORWARD_KL, terms.REVERSE_KL))
+    forward, reverse = (
+        divergence(term, student, teacher) for term in (terms.FORWARD_KL, terms.REVERSE_KL)
+    )
     return weighted(weight, forward) + weighted(1 - weight, reverse)
 
 
@@ -47,9 +52,11 @@ def _head_share(student, teacher, head):
 
 
 def _least_inside(p, head):
-    """The smallest x >= 0 such that Σ p over p >= x is no more than `head`, at most the largest p, [..., 1].
+    """The smallest x >= 0 such that Σ p over p >= x is no more than `head`, at most the largest p,
+    [..., 1].
 
-    Bisects the bits of x, which are in the order of floats >= 0: exact, and cheaper than to sort a vocabulary.
+    Bisects the bits of x, which are in the order of floats >= 0: exact, and cheaper than to sort a
+    vocabulary.
     """
     bits = jnp.uint32 if p.dtype == jnp.float32 else jnp.uint64
     as_bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=bits)

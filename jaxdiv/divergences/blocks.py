@@ -1,6 +1,8 @@
-"""Rows a block at a time, so that what a loss makes on its way stays in a CPU's cache and never takes [N, V] memory.
+"""Rows a block at a time, so that what a loss makes on its way stays in a CPU's cache and never
+takes [N, V] memory.
 
-On a CPU that memory is what costs: XLA writes what two reductions share to fresh pages. Other backends get all rows
+On a CPU that memory is what costs: XLA writes what two reductions share to fresh pages. Other
+  backends get all rows
 at once.
 """
 
@@ -17,7 +19,8 @@ BLOCK = 2**19  # logits of a block
 
 
 def in_blocks(loss: Callable) -> Callable:
-    """Decorates a loss of (logits, teacher or labels, *, axis, where, ...), whose derivative is by the logits alone."""
+    """Decorates a loss of (logits, teacher or labels, *, axis, where, ...), whose derivative is by
+    the logits alone."""
     signature = inspect.signature(loss)
 
     @functools.wraps(loss)
@@ -44,7 +47,8 @@ class _With:
 
 @dataclass(frozen=True)
 class _Static:
-    """What is compiled: `function` with the classes last; where `masked`, the last array says which of them exist."""
+    """What is compiled: `function` with the classes last; where `masked`, the last array says which
+    of them exist."""
 
     function: Callable
     size: int
@@ -62,11 +66,15 @@ class _Static:
         return values, pull(jnp.ones_like(values))[0]
 
 
-def by_rows(function: Callable, student: jax.Array, *given: jax.Array, axis: int = -1, where=None) -> jax.Array:
-    """function(student, *given, axis=axis, where=where), one value a row, for rows that don't see each other.
+def by_rows(
+    function: Callable, student: jax.Array, *given: jax.Array, axis: int = -1, where=None
+) -> jax.Array:
+    """function(student, *given, axis=axis, where=where), one value a row, for rows that don't see
+    each other.
 
     Args:
-      function: hashable, so that one compilation serves all calls; what is not, sees all rows at once.
+      function: hashable, so that one compilation serves all calls; what is not, sees all rows at
+        once.
       student: logits, which alone the derivative is taken by.
       given: what begins with the same rows.
       axis: the classes, of logits.
@@ -86,7 +94,9 @@ def by_rows(function: Callable, student: jax.Array, *given: jax.Array, axis: int
 
 def _spreads(shape, to):
     """Whether an array of this shape broadcasts to the other."""
-    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
+    return len(shape) <= len(to) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 def _is_hashable(function):
@@ -97,7 +107,8 @@ def _is_hashable(function):
 
 
 def _explicitly_sharded(*arrays):
-    """Whether a mesh with explicit axes says where rows lie: blocks would cut across its devices."""
+    """Whether a mesh with explicit axes says where rows lie: blocks would cut across its
+    devices."""
     return any(name is not None for x in arrays for name in jax.typeof(x).sharding.spec)
 
 
@@ -109,7 +120,8 @@ def _value(static, student, given):
 @_value.defjvp
 def _value_jvp(static, primals, tangents):
     value, slope = _value_and_slope(static, *primals)
-    # Not `along`: the slope has no NaN left, and to look for them once more takes a pass over all logits.
+    # Not `along`: the slope has no NaN left, and to look for them once more takes a pass over all
+    # logits.
     return value, jnp.sum(slope.astype(value.dtype) * tangents[0].astype(value.dtype), axis=-1)
 
 
@@ -127,7 +139,9 @@ def _value_and_slope_jvp(static, primals, tangents):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _on_this_platform(static, *arrays):
-    return jax.lax.platform_dependent(*arrays, cpu=functools.partial(_in_turn, static), default=static)
+    return jax.lax.platform_dependent(
+        *arrays, cpu=functools.partial(_in_turn, static), default=static
+    )
 
 
 def _in_turn(static, *arrays):
@@ -141,19 +155,29 @@ def _in_turn(static, *arrays):
 
     def body(state):
         number, made = state
-        begin = jnp.minimum(number * static.size, rows - static.size)  # the last block goes over some rows once more
+        begin = jnp.minimum(
+            number * static.size, rows - static.size
+        )  # the last block goes over some rows once more
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=begin, axis=0)
-        return number + 1, jax.tree.map(lambda whole, piece: put(whole, _plain(piece)), made, block(begin))
+        return number + 1, jax.tree.map(
+            lambda whole, piece: put(whole, _plain(piece)), made, block(begin)
+        )
 
-    # A loop over a known number of blocks would be a scan, out of which JAX hoists constants as whole arrays.
+    # A loop over a known number of blocks would be a scan, out of which JAX hoists constants as
+    # whole arrays.
     outputs = jax.eval_shape(block, jnp.int32(0))
     empty = jax.tree.map(lambda x: _plain(jnp.zeros((rows, *x.shape[1:]), x.dtype)), outputs)
-    made = jax.lax.while_loop(lambda state: state[0] * static.size < rows, body, (jnp.int32(0), empty))[1]
-    return jax.tree.map(lambda x, like: _typed(x, like.dtype).reshape(*shape, *x.shape[1:]), made, outputs)
+    made = jax.lax.while_loop(
+        lambda state: state[0] * static.size < rows, body, (jnp.int32(0), empty)
+    )[1]
+    return jax.tree.map(
+        lambda x, like: _typed(x, like.dtype).reshape(*shape, *x.shape[1:]), made, outputs
+    )
 
 
 def _plain(x):
-    """The bits of a half-precision float: XLA on CPU slices those only after it has cast the whole array to float32."""
+    """The bits of a half-precision float: XLA on CPU slices those only after it has cast the whole
+    array to float32."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if _is_half(x.dtype) else x
 
 

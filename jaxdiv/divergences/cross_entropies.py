@@ -14,29 +14,37 @@ CLASSES = 10
 
 
 @in_blocks
-def cross_entropy(student_logits, teacher_logits, *, smoothing: float = 0.0, axis: int = -1, where=None) -> jax.Array:
+def cross_entropy(
+    student_logits, teacher_logits, *, smoothing: float = 0.0, axis: int = -1, where=None
+) -> jax.Array:
     """-Σ p·log q, nats a row, its own plain formula; arguments and errors as in `forward_kl`.
 
     Its gradient, q - p, is that of forward KL: the two differ by the teacher's entropy.
 
     Args:
-      smoothing: ε in [0, 1): the share of p that is spread equally on the classes that the student has.
+      smoothing: ε in [0, 1): the share of p that is spread equally on the classes that the student
+        has.
 
     Returns:
       [...] in [0, inf]; inf where the student lacks a class that the teacher has.
 
-    Source: Hinton et al., arXiv 1503.02531, section 2; Kangaroo, arXiv 2404.18911. Smoothing: arXiv 1512.00567.
+    Source: Hinton et al., arXiv 1503.02531, section 2; Kangaroo, arXiv 2404.18911. Smoothing: arXiv
+      1512.00567.
     """
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     return smoothed(_soft(student, teacher), student, smoothing)
 
 
 @in_blocks
-def cross_entropy_top_k(student_logits, teacher_logits, *, k: int = CLASSES, axis: int = -1, where=None) -> jax.Array:
-    """-Σ p·log q over the teacher's k most probable classes, nats a row; equal ones at the end count together.
+def cross_entropy_top_k(
+    student_logits, teacher_logits, *, k: int = CLASSES, axis: int = -1, where=None
+) -> jax.Array:
+    """-Σ p·log q over the teacher's k most probable classes, nats a row; equal ones at the end
+    count together.
 
-    What is left out is not renormalized, so that it adds to another loss (`ce + ce_top_k(k=10)`); alone it is lowest
-    where the student puts nothing outside the k classes, not where q = p. Other arguments as in `forward_kl`.
+    What is left out is not renormalized, so that it adds to another loss (`ce + ce_top_k(k=10)`);
+    alone it is lowest where the student puts nothing outside the k classes, not where q = p. Other
+    arguments as in `forward_kl`.
 
     Args:
       k: how many, 1 to V.
@@ -60,9 +68,10 @@ def cross_entropy_top_k(student_logits, teacher_logits, *, k: int = CLASSES, axi
 
 
 def _log_sum(exp):
-    """log Σexp, [..., 1], of numbers whose largest is 1, with all digits where that one is nearly alone."""
-    # XLA may fuse what makes the logits once with the maximum and once with the exponential, rounded in two ways, so
-    # that the largest is not 1 to the last digit.
+    """log Σexp, [..., 1], of numbers whose largest is 1, with all digits where that one is nearly
+    alone."""
+    # XLA may fuse what makes the logits once with the maximum and once with the exponential,
+    # rounded in two ways, so that the largest is not 1 to the last digit.
     high = exp >= 0.5
     return jnp.log1p(jnp.maximum(total(exp - high) + (total(high.astype(exp.dtype)) - 1), 0))
 
@@ -92,7 +101,9 @@ def cross_entropy_gradient(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _soft_top_k(k, student, teacher):
-    return jnp.sum(jnp.where(_largest(teacher, k), cross_entropy_terms(student, teacher), 0), axis=-1)
+    return jnp.sum(
+        jnp.where(_largest(teacher, k), cross_entropy_terms(student, teacher), 0), axis=-1
+    )
 
 
 @_soft_top_k.defjvp

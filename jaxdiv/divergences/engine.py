@@ -1,4 +1,5 @@
-"""From a term to a divergence: value, gradient and Hessian product by the student's logits, all in closed form."""
+"""From a term to a divergence: value, gradient and Hessian product by the student's logits, all in
+closed form."""
 
 import functools
 
@@ -33,7 +34,8 @@ def gradient(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _centered(slope, q):
-    """Less the multiple of q that makes it 0 by the likeliest class, where slope - q·Σ would leave few digits."""
+    """Less the multiple of q that makes it 0 by the likeliest class, where slope - q·Σ would leave
+    few digits."""
     likeliest = q == jnp.max(q, axis=-1, keepdims=True)
     mass = jnp.maximum(total(jnp.where(likeliest, q, 0)), jnp.finfo(q.dtype).tiny)
     return slope - q * (total(jnp.where(likeliest, slope, 0)) / mass)
@@ -49,6 +51,7 @@ def _gradient_jvp(term, primals, tangents):
 
 
 def _held(values):
-    """Cut where a product with a tangent might overflow, and so turn to NaN where it meets a probability of 0."""
+    """Cut where a product with a tangent might overflow, and so turn to NaN where it meets a
+    probability of 0."""
     largest = float(jnp.finfo(values.dtype).max) ** 0.75 / values.shape[-1]
     return jnp.clip(values, -largest, largest)

@@ -19,7 +19,9 @@ class Parameter:
     whole: bool = False
 
     def allows(self, value: float) -> bool:
-        at_end = (self.low_included and value == self.low) or (self.high_included and value == self.high)
+        at_end = (self.low_included and value == self.low) or (
+            self.high_included and value == self.high
+        )
         return (self.low < value < self.high or at_end) and (not self.whole or value == int(value))
 
     @property
@@ -35,18 +37,21 @@ class Entry:
     Attributes:
       function: as in `jaxdiv`.
       aliases: shorter names.
-      temperature_power: T to this power keeps the gradient's size under a distillation temperature; 0: stays at T = 1.
+      temperature_power: T to this power keeps the gradient's size under a distillation temperature;
+        0: stays at T = 1.
       formula: with p the teacher, q the student.
       range: of the value.
       symmetric: whether student and teacher can change places.
       source: the paper, with its equation or section where there is one.
-      target: what the function takes beside the student's logits: `logits`, `labels` or nothing (``).
+      target: what the function takes beside the student's logits: `logits`, `labels` or nothing
+        (``).
       coarsens: whether classes can be summed to fewer before it, as a top-k target has them.
       parameters: by name.
-      parts: where parts of a loss scale differently, a function that gives them, and each one's power.
+      parts: where parts of a loss scale differently, a function that gives them, and each one's
+        power.
       term: of an f-divergence, from its parameters.
-      mirror: from its parameters, the loss (weight, name, parameters) that it is with student and teacher exchanged;
-        None where there is none on the menu.
+      mirror: from its parameters, the loss (weight, name, parameters) that it is with student and
+        teacher exchanged; None where there is none on the menu.
     """
 
     function: Callable

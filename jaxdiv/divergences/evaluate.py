@@ -31,14 +31,23 @@ def evaluate(entry: Entry, parameters: dict[str, float], given: Given) -> jax.Ar
       ValueError: if the loss can't be had from what the teacher gives.
     """
     if entry.target == "":
-        return entry.function(given.student_logits, axis=given.axis, where=given.where, **parameters)
+        return entry.function(
+            given.student_logits, axis=given.axis, where=given.where, **parameters
+        )
     if entry.target == "labels":
-        return entry.function(given.student_logits, given.labels, axis=given.axis, where=given.where, **parameters)
+        return entry.function(
+            given.student_logits, given.labels, axis=given.axis, where=given.where, **parameters
+        )
     if isinstance(given.teacher, targets.Samples):
-        return _mean_over_samples(entry, parameters, given) * given.temperature**entry.temperature_power
+        return (
+            _mean_over_samples(entry, parameters, given)
+            * given.temperature**entry.temperature_power
+        )
     if isinstance(given.teacher, targets.Labels | targets.TopK):
         return _of_rows(entry, parameters, given.temperature, *_coarse(entry, parameters, given))
-    student, teacher = (_heated(logits, given.temperature) for logits in (given.student_logits, given.teacher))
+    student, teacher = (
+        _heated(logits, given.temperature) for logits in (given.student_logits, given.teacher)
+    )
     return _of_rows(entry, parameters, given.temperature, student, teacher, given.axis, given.where)
 
 
@@ -65,18 +74,26 @@ def _student_rows(given):
 def _coarse(entry, parameters, given):
     if isinstance(given.teacher, targets.TopK):
         if not entry.coarsens:
-            raise ValueError(f"`{_name(entry)}` looks at single classes, which a top-k target's tail hides.")
+            raise ValueError(
+                f"`{_name(entry)}` looks at single classes, which a top-k target's tail hides."
+            )
         if parameters.get("smoothing"):
-            raise ValueError(f"`{_name(entry)}` with smoothing spreads over all classes, which a top-k target sums up.")
+            raise ValueError(
+                f"`{_name(entry)}` with smoothing spreads over all classes, which a top-k target sums up."
+            )
     student = _student_rows(given)
-    return targets.coarse(student, targets.as_top_k(given.teacher, given.temperature, student.shape[:-1]))
+    return targets.coarse(
+        student, targets.as_top_k(given.teacher, given.temperature, student.shape[:-1])
+    )
 
 
 def _mean_over_samples(entry, parameters, given):
     samples, student = given.teacher, _student_rows(given)
     targets.check(samples.classes, samples.temperature, given.temperature)
     if samples.classes.shape[:-1] != student.shape[:-1]:
-        raise ValueError(f"samples must have rows {student.shape[:-1]}, got classes {samples.classes.shape}.")
+        raise ValueError(
+            f"samples must have rows {student.shape[:-1]}, got classes {samples.classes.shape}."
+        )
     log_q = targets.at(student, samples.classes) - log_normalizer(student)
     return jnp.mean(_of_sample(entry, parameters, log_q, samples.log_probabilities), axis=-1)
 
@@ -86,7 +103,9 @@ def _of_sample(entry, parameters, log_q, log_p):
     if name == "cross_entropy" and not parameters.get("smoothing"):
         return -log_q
     if entry.term is None:
-        raise ValueError(f"`{name}` is no mean over the teacher's samples, so that theirs is biased; give its logits.")
+        raise ValueError(
+            f"`{name}` is no mean over the teacher's samples, so that theirs is biased; give its logits."
+        )
     if log_p is None:
         raise ValueError(
             f"`{name}` needs the samples' `log_probabilities`; without them only cross_entropy is unbiased."

@@ -1,4 +1,5 @@
-"""Cross-entropies of the student with one class a row: the teacher's most probable, or a label of the data."""
+"""Cross-entropies of the student with one class a row: the teacher's most probable, or a label of
+the data."""
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,16 @@ def cross_entropy_argmax(
 
 
 @in_blocks
-def cross_entropy_data(student_logits, labels, *, smoothing: float = 0.0, axis: int = -1, where=None) -> jax.Array:
+def cross_entropy_data(
+    student_logits, labels, *, smoothing: float = 0.0, axis: int = -1, where=None
+) -> jax.Array:
     """-log q of the label, nats a row.
 
     Args:
       student_logits: [..., V], any float type; computed in float32 at least.
       labels: [...] integers in [0, V); a label outside gives NaN.
-      smoothing: ε in [0, 1): the share of the label that is spread equally on the classes that exist.
+      smoothing: ε in [0, 1): the share of the label that is spread equally on the classes that
+        exist.
       axis: the classes.
       where: classes that exist, broadcast to the logits.
 
@@ -40,15 +44,20 @@ def cross_entropy_data(student_logits, labels, *, smoothing: float = 0.0, axis: 
     Raises:
       ValueError: if the labels are no integers or do not fit the rows.
 
-    Source: maximum likelihood of the next token. Smoothing: Szegedy et al., arXiv 1512.00567, section 7.
+    Source: maximum likelihood of the next token. Smoothing: Szegedy et al., arXiv 1512.00567,
+      section 7.
     """
     student_logits, labels = jnp.asarray(student_logits), jnp.asarray(labels)
     dtype = jnp.promote_types(student_logits.dtype, jnp.float32)
     student = classes_last(student_logits, dtype=dtype, axis=axis, where=where)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"`labels` must be integers, got {labels.dtype}; for soft targets use cross_entropy.")
+        raise ValueError(
+            f"`labels` must be integers, got {labels.dtype}; for soft targets use cross_entropy."
+        )
     if labels.shape != student.shape[:-1]:
-        raise ValueError(f"`labels` must have the rows' shape {student.shape[:-1]}, got {labels.shape}.")
+        raise ValueError(
+            f"`labels` must have the rows' shape {student.shape[:-1]}, got {labels.shape}."
+        )
     return smoothed(_hard(student, labels), student, smoothing)
 
 
@@ -68,7 +77,9 @@ def _hard(student, labels):
     ahead = total(jnp.where(chosen, student, 0)) - top(student)
     rest = total(jnp.where(chosen, 0, exp))
     # log1p keeps the digits of a label that is nearly certain.
-    value = jnp.where(ahead == 0, jnp.log1p(rest), jnp.log(jnp.maximum(rest + jnp.exp(ahead), 1)) - ahead)
+    value = jnp.where(
+        ahead == 0, jnp.log1p(rest), jnp.log(jnp.maximum(rest + jnp.exp(ahead), 1)) - ahead
+    )
     known = (labels >= 0) & (labels < student.shape[-1])
     return jnp.where(known, value[..., 0], jnp.nan)
 

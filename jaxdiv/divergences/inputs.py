@@ -1,4 +1,5 @@
-"""What the caller hands over, brought to one form: classes last, float32 at least, absent classes -inf."""
+"""What the caller hands over, brought to one form: classes last, float32 at least, absent classes
+-inf."""
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,13 @@ def prepare(student_logits, teacher_logits, *, axis: int, where) -> tuple[jax.Ar
             f"student and teacher must have the same classes, got {student_logits.shape[axis]} and "
             f"{teacher_logits.shape[axis]} on axis {axis}; cut both to the common vocabulary, as `vocab_size` does."
         )
-    dtype = jnp.promote_types(jnp.promote_types(student_logits.dtype, teacher_logits.dtype), jnp.float32)
+    dtype = jnp.promote_types(
+        jnp.promote_types(student_logits.dtype, teacher_logits.dtype), jnp.float32
+    )
     student = classes_last(student_logits, dtype=dtype, axis=axis, where=where)
-    teacher = classes_last(jax.lax.stop_gradient(teacher_logits), dtype=dtype, axis=axis, where=where)
+    teacher = classes_last(
+        jax.lax.stop_gradient(teacher_logits), dtype=dtype, axis=axis, where=where
+    )
     shape = jnp.broadcast_shapes(student.shape, teacher.shape)
     return _spread(student, shape), _spread(teacher, shape)
 
@@ -35,7 +40,9 @@ def cut(logits, vocab_size: int | None, axis: int) -> jax.Array:
     if vocab_size is None:
         return logits
     if logits.ndim == 0 or not 1 <= vocab_size <= logits.shape[axis]:
-        raise ValueError(f"`vocab_size` {vocab_size} must be from 1 to the classes of logits {logits.shape}.")
+        raise ValueError(
+            f"`vocab_size` {vocab_size} must be from 1 to the classes of logits {logits.shape}."
+        )
     return jax.lax.slice_in_dim(logits, 0, vocab_size, axis=axis)
 
 
@@ -47,7 +54,9 @@ def classes_last(logits, *, dtype, axis: int, where) -> jax.Array:
         try:
             shape = jnp.broadcast_shapes(logits.shape, where.shape)
         except ValueError:
-            raise ValueError(f"`where` must broadcast to the logits {logits.shape}, got {where.shape}.") from None
+            raise ValueError(
+                f"`where` must broadcast to the logits {logits.shape}, got {where.shape}."
+            ) from None
         logits = jnp.where(_spread(where, shape), _spread(logits, shape), -jnp.inf)
     return jnp.moveaxis(logits, axis, -1)
 

@@ -16,9 +16,12 @@ from jaxdiv.divergences.registry import ENTRIES, canonical
 _NUMBER = r"\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
 LONGEST = 10_000  # characters of a loss or a list of them
 _PART = re.compile(
-    rf"(?:(?P<weight>[+-]?(?:{_NUMBER}))\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<inside>[^()]*)\))?", re.ASCII
+    rf"(?:(?P<weight>[+-]?(?:{_NUMBER}))\s*\*\s*)?(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<inside>[^()]*)\))?",
+    re.ASCII,
 )
-_PARAMETER = re.compile(rf"(?P<key>[A-Za-z_]\w*)\s*=\s*(?P<value>[+-]?(?:{_NUMBER}|inf|nan))", re.ASCII)
+_PARAMETER = re.compile(
+    rf"(?P<key>[A-Za-z_]\w*)\s*=\s*(?P<value>[+-]?(?:{_NUMBER}|inf|nan))", re.ASCII
+)
 # Beyond these float32 may hold a weight or a temperature, but not what it makes of a loss.
 WEIGHTS = (1e-30, 1e30)
 TEMPERATURES = (1e-6, 1e6)
@@ -73,13 +76,15 @@ class Loss:
 
         Args:
           student_logits: [..., V].
-          teacher: a constant: logits or log-probabilities [..., V], or a `Labels`, `TopK` or `Samples` of `targets`;
-            None where no part looks at it.
+          teacher: a constant: logits or log-probabilities [..., V], or a `Labels`, `TopK` or
+            `Samples` of `targets`; None where no part looks at it.
           labels: [...] integers, for losses on data labels; a teacher of `Labels` is its own.
-          temperature: T in [1e-6, 1e6], a constant, divides both sides' logits; the factor T² (T where the gradient
-            would grow otherwise) keeps the gradient's size. Losses on data labels (`ce_data`) stay at T = 1; a teacher
-            of `Labels` is heated as any other. A traced T is held in that range, and NaN below 0.
-          vocab_size: only the first so many classes exist, on both sides; needed where their padded sizes differ.
+          temperature: T in [1e-6, 1e6], a constant, divides both sides' logits; the factor T² (T
+            where the gradient would grow otherwise) keeps the gradient's size. Losses on data
+            labels (`ce_data`) stay at T = 1; a teacher of `Labels` is heated as any other. A traced
+            T is held in that range, and NaN below 0.
+          vocab_size: only the first so many classes exist, on both sides; needed where their padded
+            sizes differ.
           axis: the classes, of logits.
           where: classes that exist, broadcast to the logits.
 
@@ -87,8 +92,9 @@ class Loss:
           [...], float32 at least.
 
         Raises:
-          ValueError: if teacher or labels are missing, the temperature is out of its range or a derivative by it is
-            asked for, a vocabulary is smaller than `vocab_size`, or the loss can't be had from what the teacher gives.
+          ValueError: if teacher or labels are missing, the temperature is out of its range or a
+            derivative by it is asked for, a vocabulary is smaller than `vocab_size`, or the loss
+            can't be had from what the teacher gives.
         """
         if isinstance(teacher, targets.Labels) and labels is None:
             labels = teacher.classes
@@ -99,15 +105,23 @@ class Loss:
             if any(part.entry.target == "logits" for part in self.parts):
                 raise ValueError(f"`{self.text}` needs the teacher's logits, got None.")
             teacher = student_logits  # of the right shape, and not looked at
-        student_logits, labels = inputs.cut(student_logits, vocab_size, axis), () if labels is None else (labels,)
+        student_logits, labels = (
+            inputs.cut(student_logits, vocab_size, axis),
+            () if labels is None else (labels,),
+        )
         if isinstance(teacher, targets.Labels | targets.TopK | targets.Samples):
-            return _Rows(self.parts, temperature)(student_logits, teacher, *labels, axis=axis, where=where)
+            return _Rows(self.parts, temperature)(
+                student_logits, teacher, *labels, axis=axis, where=where
+            )
         teacher, labels = inputs.cut(teacher, vocab_size, axis), labels if self.needs_labels else ()
-        return by_rows(_Rows(self.parts, temperature), student_logits, teacher, *labels, axis=axis, where=where)
+        return by_rows(
+            _Rows(self.parts, temperature), student_logits, teacher, *labels, axis=axis, where=where
+        )
 
 
 def mirror(loss: Loss) -> Loss:
-    """The loss L' with L'(teacher, student) = L(student, teacher), whose gradient is L's by the teacher's logits.
+    """The loss L' with L'(teacher, student) = L(student, teacher), whose gradient is L's by the
+    teacher's logits.
 
     Raises:
       ValueError: if a part has none on the menu.
@@ -118,7 +132,9 @@ def mirror(loss: Loss) -> Loss:
 def _mirrored(part):
     made = part.entry.mirror(**part.all_parameters)
     if made is None:
-        raise ValueError(f"`{part.name}` has no mirror on the menu, so that no gradient by its teacher can be had.")
+        raise ValueError(
+            f"`{part.name}` has no mirror on the menu, so that no gradient by its teacher can be had."
+        )
     weight, name, parameters = made
     return Part(part.weight * weight, name, tuple(sorted(parameters.items())))
 
@@ -140,7 +156,9 @@ def _constant(temperature):
 
 @_constant.defjvp
 def _constant_jvp(primals, tangents):
-    raise ValueError("`temperature` is a constant, by which no loss has a derivative; put jax.lax.stop_gradient on it.")
+    raise ValueError(
+        "`temperature` is a constant, by which no loss has a derivative; put jax.lax.stop_gradient on it."
+    )
 
 
 @dataclass(frozen=True)
@@ -152,14 +170,17 @@ class _Rows:
 
     def __call__(self, student_logits, teacher, labels=None, *, axis, where):
         given = Given(student_logits, teacher, labels, self.temperature, axis, where)
-        return sum(part.weight * evaluate(part.entry, part.all_parameters, given) for part in self.parts)
+        return sum(
+            part.weight * evaluate(part.entry, part.all_parameters, given) for part in self.parts
+        )
 
 
 def get(text: str) -> Loss:
     """The loss that `text` names, such as `kl`, `jsd(beta=0.3)` or `0.7*kl + 0.3*tv`.
 
     Raises:
-      ValueError: if the text is no such sum, a name or parameter is unknown, or a number is out of its range.
+      ValueError: if the text is no such sum, a name or parameter is unknown, or a number is out of
+        its range.
     """
     if not isinstance(text, str):
         raise ValueError(f"a loss must be text, such as `kl`, got {text!r}.")
@@ -175,7 +196,9 @@ def _parts(text):
     while True:
         match = _PART.match(text, at)
         if not match:
-            raise ValueError(f"can't read `{text}` at `{text[at:]}`; write a sum such as 0.7*kl + 0.3*jsd(beta=0.3).")
+            raise ValueError(
+                f"can't read `{text}` at `{text[at:]}`; write a sum such as 0.7*kl + 0.3*jsd(beta=0.3)."
+            )
         yield _part(match, text)
         plus = re.compile(r"\s*\+\s*").match(text, match.end())
         if not plus:
@@ -191,21 +214,31 @@ def _part(match, text):
     weight = float(match["weight"] or 1)
     low, high = WEIGHTS
     if not low <= weight <= high:
-        raise ValueError(f"a weight must be in [{low:g}, {high:g}], got {match['weight']} in `{text}`.")
+        raise ValueError(
+            f"a weight must be in [{low:g}, {high:g}], got {match['weight']} in `{text}`."
+        )
     name = canonical(match["name"])
-    return Part(weight=weight, name=name, parameters=_parameters(match["inside"], match["name"], ENTRIES[name]))
+    return Part(
+        weight=weight,
+        name=name,
+        parameters=_parameters(match["inside"], match["name"], ENTRIES[name]),
+    )
 
 
 def _parameters(inside, name, entry):
     if inside is None:
         return ()
     if not inside.strip():
-        raise ValueError(f"nothing stands in the parentheses of `{name}({inside})`; write `{name}`.")
+        raise ValueError(
+            f"nothing stands in the parentheses of `{name}({inside})`; write `{name}`."
+        )
     given = {}
     for piece in inside.split(","):
         match = _PARAMETER.fullmatch(piece.strip())
         if not match:
-            raise ValueError(f"can't read `{piece.strip()}` in `{name}({inside})`; write {name}(parameter=number).")
+            raise ValueError(
+                f"can't read `{piece.strip()}` in `{name}({inside})`; write {name}(parameter=number)."
+            )
         key, value = match["key"], float(match["value"])
         if key not in entry.parameters:
             known = ", ".join(entry.parameters) or "none"
@@ -213,13 +246,16 @@ def _parameters(inside, name, entry):
         if key in given:
             raise ValueError(f"`{key}` stands twice in `{name}({inside})`.")
         if not entry.parameters[key].allows(value):
-            raise ValueError(f"`{key}` of `{name}` must be in {entry.parameters[key].interval}, got {match['value']}.")
+            raise ValueError(
+                f"`{key}` of `{name}` must be in {entry.parameters[key].interval}, got {match['value']}."
+            )
         given[key] = int(value) if entry.parameters[key].whole else value
     return tuple(sorted(given.items()))
 
 
 def split(text: str) -> tuple[str, ...]:
-    """A list of losses by commas outside parentheses, stripped: `ce,jsd(beta=0.3)` -> ("ce", "jsd(beta=0.3)").
+    """A list of losses by commas outside parentheses, stripped: `ce,jsd(beta=0.3)` -> ("ce",
+    "jsd(beta=0.3)").
 
     Raises:
       ValueError: if a loss is empty or stands twice.
@@ -239,9 +275,14 @@ def split(text: str) -> tuple[str, ...]:
 def _check_length(text):
     """Before anything that takes the square of it, or repeats it in an error."""
     if len(text) > LONGEST:
-        raise ValueError(f"losses have at most {LONGEST:,} characters, got {len(text):,}: `{text[:20]}...`.")
+        raise ValueError(
+            f"losses have at most {LONGEST:,} characters, got {len(text):,}: `{text[:20]}...`."
+        )
 
 
 def _canonical(loss):
-    """Equal for losses that are the same: aliases, defaults and the order of a sum make no other."""
-    return sorted((part.name, part.weight, sorted(part.all_parameters.items())) for part in loss.parts)
+    """Equal for losses that are the same: aliases, defaults and the order of a sum make no
+    other."""
+    return sorted(
+        (part.name, part.weight, sorted(part.all_parameters.items())) for part in loss.parts
+    )

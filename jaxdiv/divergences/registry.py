@@ -1,4 +1,5 @@
-"""Every loss by name: its function, aliases, parameters, temperature factor, formula, range and source."""
+"""Every loss by name: its function, aliases, parameters, temperature factor, formula, range and
+source."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -76,7 +77,9 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, ∞]",
             source="HASS, arXiv 2408.15766, section 3.1",
             coarsens=False,
-            parameters=_one("k", default=cross_entropies.CLASSES, low=1, high=1e9, low_included=True, whole=True),
+            parameters=_one(
+                "k", default=cross_entropies.CLASSES, low=1, high=1e9, low_included=True, whole=True
+            ),
         ),
         "z_loss": Entry(
             regularizers.z_loss,
@@ -182,7 +185,9 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[0, 1/(α(1-α))], [0, ∞] for α outside (0, 1)",
             symmetric="at α = ½",
             source="Amari (1985), section 3.5",
-            parameters=_one("alpha", default=0.5, low=_LOW, high=_HIGH, low_included=True, high_included=True),
+            parameters=_one(
+                "alpha", default=0.5, low=_LOW, high=_HIGH, low_included=True, high_included=True
+            ),
             term=terms.alpha_divergence,
             mirror=lambda alpha: (1.0, "alpha_divergence", {"alpha": 1 - alpha}),
         ),
@@ -276,7 +281,9 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             formula="λ·KL(p‖q) + (1-λ)·TV, λ = exp(-rate·acceptance)",
             range="[0, ∞]",
             source="LK losses, arXiv 2602.23881",
-            parameters=_one("rate", default=acceptance.RATE, low=0.0, high=_INFINITY, low_included=True),
+            parameters=_one(
+                "rate", default=acceptance.RATE, low=0.0, high=_INFINITY, low_included=True
+            ),
             parts=(acceptance.lk_hybrid_parts, (2, 1)),
         ),
     }
@@ -304,4 +311,7 @@ def canonical(name: str) -> str:
 
 
 def _known():
-    return (f"{name} ({', '.join(ENTRIES[name].aliases)})" if ENTRIES[name].aliases else name for name in names())
+    return (
+        f"{name} ({', '.join(ENTRIES[name].aliases)})" if ENTRIES[name].aliases else name
+        for name in names()
+    )

@@ -8,9 +8,11 @@ from jaxdiv.divergences.rows import along, log_normalizer, log_probabilities, so
 
 
 def z_loss(student_logits, *, axis: int = -1, where=None) -> jax.Array:
-    """(log Σ exp z)² of the student's logits z, a row: it keeps their normalizer, which no divergence sees, near 1.
+    """(log Σ exp z)² of the student's logits z, a row: it keeps their normalizer, which no
+    divergence sees, near 1.
 
-    Asked for in a sum such as `ce + 1e-4*z_loss`; under a distillation temperature it stays at T = 1.
+    Asked for in a sum such as `ce + 1e-4*z_loss`; under a distillation temperature it stays at T =
+    1.
 
     Args:
       student_logits: [..., V], any float type; computed in float32 at least.
@@ -36,7 +38,9 @@ def _squared_normalizer(student):
 @_squared_normalizer.defjvp
 def _squared_normalizer_jvp(primals, tangents):
     (student,) = primals
-    return _squared_normalizer(student), along(2 * log_normalizer(student) * softmax(student), tangents[0])
+    return _squared_normalizer(student), along(
+        2 * log_normalizer(student) * softmax(student), tangents[0]
+    )
 
 
 def smoothed(loss: jax.Array, student: jax.Array, smoothing: float) -> jax.Array:
@@ -58,7 +62,9 @@ def smoothed(loss: jax.Array, student: jax.Array, smoothing: float) -> jax.Array
 @jax.custom_jvp
 def _uniform(student):
     present = ~jnp.isneginf(student)
-    return -jnp.sum(jnp.where(present, _share(present, student) * log_probabilities(student), 0), axis=-1)
+    return -jnp.sum(
+        jnp.where(present, _share(present, student) * log_probabilities(student), 0), axis=-1
+    )
 
 
 def _share(present, student):

@@ -1,4 +1,5 @@
-"""Rényi's divergences, logarithms of the affinity Σ p^α·q^(1-α), in log space where it is far from 1."""
+"""Rényi's divergences, logarithms of the affinity Σ p^α·q^(1-α), in log space where it is far from
+1."""
 
 import functools
 
@@ -15,11 +16,14 @@ LARGEST = 5.0
 
 
 @in_blocks
-def renyi(student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None) -> jax.Array:
+def renyi(
+    student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None
+) -> jax.Array:
     """log(Σ p^α·q^(1-α))/(α-1), nats a row, [...] in [0, inf]; other arguments as in `forward_kl`.
 
-    Forward KL at α = 1. Symmetric at α = ½. For α < 1 finite as long as one class is common, for α > 1 as long as the
-    student has every class of the teacher; the gradient, q less the normalized p^α·q^(1-α), is finite everywhere.
+    Forward KL at α = 1. Symmetric at α = ½. For α < 1 finite as long as one class is common, for α
+    > 1 as long as the student has every class of the teacher; the gradient, q less the normalized
+    p^α·q^(1-α), is finite everywhere.
 
     Args:
       alpha: in (0, 5].
@@ -49,7 +53,9 @@ def bhattacharyya(student_logits, teacher_logits, *, axis: int = -1, where=None)
 def _renyi(alpha, student, teacher):
     rows = compare(student, teacher)
     change = -alpha * (1 - alpha) * total(terms.alpha_divergence(alpha).value(rows))
-    log_affinity = _close_or_far(change, jnp.log1p(jnp.clip(change, -0.5, 0.5)), _log_affinity(rows, alpha))
+    log_affinity = _close_or_far(
+        change, jnp.log1p(jnp.clip(change, -0.5, 0.5)), _log_affinity(rows, alpha)
+    )
     return log_affinity[..., 0] / (alpha - 1)
 
 

@@ -1,4 +1,5 @@
-"""Two rows of logits as the numbers that every divergence is made of, each to nearly full relative precision."""
+"""Two rows of logits as the numbers that every divergence is made of, each to nearly full relative
+precision."""
 
 import functools
 import math
@@ -28,8 +29,9 @@ class Rows(NamedTuple):
 def compare(student: jax.Array, teacher: jax.Array) -> Rows:
     """Probabilities and log ratio of float logits [..., V]; -inf is a class that does not exist.
 
-    The log ratio is never the difference of two rounded log-probabilities: it is the difference of the logits less
-    a rounded normalizer, and what Σp·expm1(r) then lacks to 0 is taken off once more.
+    The log ratio is never the difference of two rounded log-probabilities: it is the difference of
+    the logits less a rounded normalizer, and what Σp·expm1(r) then lacks to 0 is taken off once
+    more.
     """
     top_s, top_t = top(student), top(teacher)
     below_s, below_t = student - top_s, teacher - top_t
@@ -43,12 +45,17 @@ def compare(student: jax.Array, teacher: jax.Array) -> Rows:
 
     p, q = exp_t / sum_t, exp_s / sum_s
     lacking = total(_excess(p, q, gap))
-    r = gap - jnp.log1p(jnp.clip(lacking, -0.5, 0.5))  # rounding alone, but for a row without classes
-    return Rows(p=p, q=q, r=r, excess=_excess(p, q, r), log_p=below_t - log_sum_t, log_q=below_s - log_sum_s)
+    r = gap - jnp.log1p(
+        jnp.clip(lacking, -0.5, 0.5)
+    )  # rounding alone, but for a row without classes
+    return Rows(
+        p=p, q=q, r=r, excess=_excess(p, q, r), log_p=below_t - log_sum_t, log_q=below_s - log_sum_s
+    )
 
 
 def _difference(a, b):
-    """a - b as it rounds and what the rounding lost (Knuth's two-sum); (0, 0) for -inf on both sides."""
+    """a - b as it rounds and what the rounding lost (Knuth's two-sum); (0, 0) for -inf on both
+    sides."""
     gap = a - b
     back = gap - a
     lost = (a - (gap - back)) - (b + back)
@@ -99,13 +106,15 @@ def expm1_series() -> tuple[float, ...]:
 
 
 def weighted(weight: jax.Array, value: jax.Array) -> jax.Array:
-    """weight·value, the weight a constant; 0 where it is 0, as an infinite value may stand beside it."""
+    """weight·value, the weight a constant; 0 where it is 0, as an infinite value may stand beside
+    it."""
     without = (weight == 0) | jnp.isnan(weight)
     return jnp.where(without, weight, weight * jnp.where(without, 0, value))
 
 
 def along(slope: jax.Array, tangent: jax.Array) -> jax.Array:
-    """Σ slope·tangent over the classes, [...]; a slope of NaN counts 0, as a row of NaN may have no weight."""
+    """Σ slope·tangent over the classes, [...]; a slope of NaN counts 0, as a row of NaN may have no
+    weight."""
     return jnp.sum(jnp.where(jnp.isnan(slope), 0, slope) * tangent, axis=-1)
 
 

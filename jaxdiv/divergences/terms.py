@@ -21,7 +21,8 @@ Elementwise = Callable[[Rows], jax.Array]
 class Term(NamedTuple):
     """φ, dφ/db and d²φ/db², each from Rows to [..., V].
 
-    `pointwise` is dφ/db where `slope` looks at the whole row; `balanced` says that a row's slopes sum to 0 as they are.
+    `pointwise` is dφ/db where `slope` looks at the whole row; `balanced` says that a row's slopes
+    sum to 0 as they are.
     """
 
     value: Elementwise
@@ -40,7 +41,8 @@ def _bounded(r):
 
 
 def _kl(p, q, r):
-    """p(eʳ-1-r); away from 0 through the larger of p and q, so that nothing overflows and one rounding counts."""
+    """p(eʳ-1-r); away from 0 through the larger of p and q, so that nothing overflows and one
+    rounding counts."""
     small = jnp.exp(-jnp.abs(r))
     above = q * (1 - small * (1 + jnp.minimum(r, HUGE)))
     below = jnp.maximum(p, _tiny(r)) * (small - 1 - r)
@@ -56,7 +58,8 @@ def _total_variation(rows):
 
 
 def _balanced_sign(rows):
-    """½q·sign(r) less the multiple of q that makes it sum to 0: a class of probability near 1 keeps its digits."""
+    """½q·sign(r) less the multiple of q that makes it sum to 0: a class of probability near 1 keeps
+    its digits."""
     up = jnp.where(rows.r > 0, rows.q, jnp.where(rows.r < 0, 0, 0.5 * rows.q))
     down = rows.q - up
     return up * total(down) - down * total(up)
@@ -87,7 +90,10 @@ TOTAL_VARIATION = Term(
     pointwise=lambda rows: 0.5 * rows.q * jnp.sign(rows.r),
     balanced=True,
 )
-_MOST, _FAR = 80.0, 1e4  # an exponent that does not overflow; a log ratio beyond which a probability is 0
+_MOST, _FAR = (
+    80.0,
+    1e4,
+)  # an exponent that does not overflow; a log ratio beyond which a probability is 0
 
 
 @functools.lru_cache
@@ -95,9 +101,12 @@ def alpha_divergence(alpha: float) -> Term:
     """p[(1-α)(eʳ-1) - (e^((1-α)r)-1)]/(α(1-α)) for any α; at 0 and 1 the KLs."""
     if min(abs(alpha), abs(1 - alpha)) < 1e-12:
         return FORWARD_KL if alpha > 0.5 else REVERSE_KL
-    series = tuple(0.0 if k < 2 else _geometric(1 - alpha, k - 1) / math.factorial(k) for k in range(40))
+    series = tuple(
+        0.0 if k < 2 else _geometric(1 - alpha, k - 1) / math.factorial(k) for k in range(40)
+    )
 
-    # One term in two forms, with p and q changed, each exact where the other divides by a number near 0.
+    # One term in two forms, with p and q changed, each exact where the other divides by a number
+    # near 0.
     forward = alpha >= 0.5
     scale = 1 - alpha if forward else alpha
 
@@ -108,7 +117,9 @@ def alpha_divergence(alpha: float) -> Term:
         # e^(-scale·size) may overflow, or larger underflow, where their product does not.
         log_larger = jnp.where(positive, rows.log_q, rows.log_p)
         huge = jnp.exp(log_larger - scale * size) / -scale
-        down = larger * (small - 1) + jnp.where(-scale * size > _MOST, huge, -larger * _scaled_expm1(-size, scale))
+        down = larger * (small - 1) + jnp.where(
+            -scale * size > _MOST, huge, -larger * _scaled_expm1(-size, scale)
+        )
         far = jnp.where(positive == forward, up, down) / (1 - scale)
         return near_or_far(rows.r, rows.p * polynomial(series, rows.r), far)
 
@@ -147,7 +158,9 @@ def _scaled_expm1(r, scale):
 
 def _times(factor, term):
     parts = {name: part for name, part in term._asdict().items() if callable(part)}
-    return term._replace(**{name: lambda rows, part=part: factor * part(rows) for name, part in parts.items()})
+    return term._replace(
+        **{name: lambda rows, part=part: factor * part(rows) for name, part in parts.items()}
+    )
 
 
 SQUARED_HELLINGER = _times(0.25, alpha_divergence(0.5))
@@ -171,7 +184,9 @@ def skew_kl(alpha: float) -> Term:
     def curvature(rows):
         return slope(rows) + jnp.square(share(rows)) * rows.p
 
-    return Term(value=lambda rows: divergence(rows.p, rows.q, rows.r)[0], slope=slope, curvature=curvature)
+    return Term(
+        value=lambda rows: divergence(rows.p, rows.q, rows.r)[0], slope=slope, curvature=curvature
+    )
 
 
 @functools.lru_cache
@@ -196,11 +211,14 @@ def skew_reverse_kl(alpha: float) -> Term:
     def curvature(rows):
         return slope(rows) + rows.q * jnp.square(own(rows)[0])
 
-    return Term(value=lambda rows: divergence(rows.q, rows.p, -rows.r)[0], slope=slope, curvature=curvature)
+    return Term(
+        value=lambda rows: divergence(rows.q, rows.p, -rows.r)[0], slope=slope, curvature=curvature
+    )
 
 
 def _skew(alpha):
-    """Of (p, q, r): p·g(x) with x = (1-α)(eʳ-1) and g(x) = x - log(1+x), and log(α + (1-α)eʳ) = log(1+x)."""
+    """Of (p, q, r): p·g(x) with x = (1-α)(eʳ-1) and g(x) = x - log(1+x), and log(α + (1-α)eʳ) =
+    log(1+x)."""
     log_series, value_series = _log_mixture_series(alpha), _skew_series(alpha)
 
     def of(p, q, r):
@@ -211,7 +229,9 @@ def _skew(alpha):
         far = jnp.where(r > 0, above, below)
         if alpha > _SKEWED:
             change = _far_change(alpha, r)
-            far = near_or_far(change, jnp.where(r > 0, q * small, p) * polynomial(_LESS_LOG1P, change), far)
+            far = near_or_far(
+                change, jnp.where(r > 0, q * small, p) * polynomial(_LESS_LOG1P, change), far
+            )
         value = near_or_far(r, p * polynomial(value_series, r), far)
         return value, near_or_far(r, polynomial(log_series, r), log)
 
@@ -223,8 +243,11 @@ _LESS_LOG1P = (0.0, 0.0, *((-1) ** k / k for k in range(2, 64)))  # x - log(1+x)
 
 
 def _skew_series(alpha):
-    """Power series in r of g(x): its derivative is x times the logistic function of `_logistic_series`."""
-    product = (1 - alpha) * np.convolve(expm1_series(), _logistic_series(alpha))[: len(expm1_series())]
+    """Power series in r of g(x): its derivative is x times the logistic function of
+    `_logistic_series`."""
+    product = (1 - alpha) * np.convolve(expm1_series(), _logistic_series(alpha))[
+        : len(expm1_series())
+    ]
     return (0.0, *(product[:-1] / np.arange(1, len(product))).tolist())
 
 
@@ -243,12 +266,16 @@ def jensen_shannon(beta: float) -> Term:
         return near_or_far(r, p * polynomial(value_series, r), -jnp.where(r > 0, above, below))
 
     def slope(rows):
-        by_q = near_or_far(rows.r, polynomial(by_q_series, -rows.r), _far_log_mixture(1 - beta, -rows.r))
+        by_q = near_or_far(
+            rows.r, polynomial(by_q_series, -rows.r), _far_log_mixture(1 - beta, -rows.r)
+        )
         return -(1 - beta) * rows.q * by_q
 
     def curvature(rows):
         mixture = beta * rows.p + (1 - beta) * rows.q
-        return slope(rows) + (1 - beta) * rows.q * beta * rows.p / jnp.maximum(mixture, _tiny(rows.r))
+        return slope(rows) + (1 - beta) * rows.q * beta * rows.p / jnp.maximum(
+            mixture, _tiny(rows.r)
+        )
 
     return Term(value=value, slope=slope, curvature=curvature)
 
@@ -273,7 +300,9 @@ def _far_change(weight, r):
 def _far_log_mixture(weight, r):
     """log(w + (1-w)eʳ) where |r| >= NEAR."""
     change = _far_change(weight, r)
-    return jnp.where(change < -0.5, jnp.log(weight + (1 - weight) * jnp.exp(-jnp.abs(r))), jnp.log1p(change))
+    return jnp.where(
+        change < -0.5, jnp.log(weight + (1 - weight) * jnp.exp(-jnp.abs(r))), jnp.log1p(change)
+    )
 
 
 def _log_mixture_series(weight):
@@ -284,7 +313,8 @@ def _log_mixture_series(weight):
 
 @functools.lru_cache
 def _logistic_series(weight, count=40):
-    """Power series in r of (1-w)eʳ/(w + (1-w)eʳ), the logistic function: it solves s' = s(1 - s)."""
+    """Power series in r of (1-w)eʳ/(w + (1-w)eʳ), the logistic function: it solves s' = s(1 -
+    s)."""
     logistic = np.zeros(count)
     logistic[0] = 1 - weight
     for k in range(count - 1):

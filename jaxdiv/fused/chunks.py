@@ -16,8 +16,9 @@ def size(tokens: int, classes: int, width: int, memory: int | None = None) -> in
       tokens: N.
       classes: V.
       width: D of the student's hidden states.
-      memory: bytes; None for half of what the head's own float32 gradient takes, but 64 MiB at least: a chunk reads
-        and writes that gradient once, so that chunks must grow with it to keep the arithmetic ahead of the memory.
+      memory: bytes; None for half of what the head's own float32 gradient takes, but 64 MiB at
+        least: a chunk reads and writes that gradient once, so that chunks must grow with it to keep
+          the arithmetic ahead of the memory.
     """
     memory = max(LEAST_MEMORY, 2 * width * classes) if memory is None else memory
     most = max(8, memory // (4 * LOGITS * classes) // 8 * 8)
@@ -28,7 +29,8 @@ def size(tokens: int, classes: int, width: int, memory: int | None = None) -> in
 
 
 def begin(number: jax.Array, chunk: int, tokens: int) -> tuple[jax.Array, jax.Array]:
-    """A chunk's first token, and which of its tokens [chunk] no earlier one had: the last chunk may go back."""
+    """A chunk's first token, and which of its tokens [chunk] no earlier one had: the last chunk may
+    go back."""
     first = jnp.minimum(number * chunk, tokens - chunk)
     return first, first + jnp.arange(chunk) >= number * chunk
 
@@ -40,4 +42,6 @@ def cut(tree, first, chunk: int):
 
 def put(whole, pieces, first):
     """Trees of arrays [N, ...] with a chunk's pieces in their place."""
-    return jax.tree.map(lambda x, piece: jax.lax.dynamic_update_slice_in_dim(x, piece, first, axis=0), whole, pieces)
+    return jax.tree.map(
+        lambda x, piece: jax.lax.dynamic_update_slice_in_dim(x, piece, first, axis=0), whole, pieces
+    )

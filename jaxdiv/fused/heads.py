@@ -9,7 +9,11 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["matrix", "bias"], meta_fields=["scale", "soft_cap"])
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["matrix", "bias"],
+    meta_fields=["scale", "soft_cap"],
+)
 @dataclasses.dataclass(frozen=True)
 class Head:
     """logits = cap(scale · (hidden @ matrix + bias)), with cap(z) = soft_cap · tanh(z / soft_cap).
@@ -34,7 +38,9 @@ class Head:
             if name == "soft_cap" and value is None:
                 continue
             if not isinstance(value, numbers.Real) or isinstance(value, bool):
-                raise ValueError(f"`{name}` of a head must be a plain number, got {type(value).__name__}.")
+                raise ValueError(
+                    f"`{name}` of a head must be a plain number, got {type(value).__name__}."
+                )
             if not 0 < value < math.inf:
                 raise ValueError(f"`{name}` of a head must be finite and above 0, got {value}.")
 

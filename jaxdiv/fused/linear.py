@@ -37,34 +37,40 @@ def linear_divergence(
 ):
     """weight · divergence of every token, from what comes before the logits.
 
-    In the default mode the gradient is made in the same pass, for which it must know each token's weight: give it as
-    `weights`, and only sum, scale or average what comes back. Where values are weighted token by token afterwards, the
-    gradient by a hidden state is still right, and that by a trained head is NaN. A head that no gradient is asked for
-    (`jax.lax.stop_gradient`, or not an argument of `jax.grad`) costs none.
+    In the default mode the gradient is made in the same pass, for which it must know each token's
+    weight: give it as `weights`, and only sum, scale or average what comes back. Where values are
+      weighted token by token afterwards, the
+    gradient by a hidden state is still right, and that by a trained head is NaN. A head that no
+    gradient is asked for (`jax.lax.stop_gradient`, or not an argument of `jax.grad`) costs none.
 
     Args:
-      loss: text as `jaxdiv.get` reads it, a `Loss`, or a function of (student's logits [C, V], the teacher's [C, V] or
-        what stands in its place, and `labels=` where they are given) to [C]; write `rkl`, not jaxdiv.reverse_kl,
-        beside labels.
+      loss: text as `jaxdiv.get` reads it, a `Loss`, or a function of (student's logits [C, V], the
+        teacher's [C, V] or what stands in its place, and `labels=` where they are given) to [C];
+        write `rkl`, not jaxdiv.reverse_kl, beside labels.
       student_hidden: [..., D].
       student_head: [D, V], or a `Head` with bias, scale or soft cap.
-      teacher_hidden: [..., D'], a constant unless `teacher_gradient`; with `teacher_head` None, dense logits [..., V],
-        `Labels`, `TopK` or `Samples` of `targets`; None for a loss that has no teacher.
+      teacher_hidden: [..., D'], a constant unless `teacher_gradient`; with `teacher_head` None,
+        dense logits [..., V], `Labels`, `TopK` or `Samples` of `targets`; None for a loss that has
+        no teacher.
       teacher_head: [D', V] or a `Head`, likewise.
       labels: [...] integers, for losses on data labels.
-      weights: [...], of each token; None for 1. A token of weight 0 may have anything in it, and its value has no
-        derivative by that weight.
+      weights: [...], of each token; None for 1. A token of weight 0 may have anything in it, and
+        its value has no derivative by that weight.
       metrics: losses that are only measured, on the same logits.
-      temperature, vocab_size: as `Loss` has them, the temperature a number; a function does what it does.
-      teacher_gradient: whether the teacher is trained too, by a loss that is another one's mirror (`kl` is that of
-        `rkl`, `tv` its own; `ce`, `lk_hybrid`, `akl`, `renyi` from alpha 1 on and losses of one class have none). Both
-        sides' logits are then made twice, and second derivatives take the other side as a constant.
-      mode: `one_pass`, or `remat`, which computes each chunk of logits twice but is differentiable as often as the
-        loss, forwards and backwards, and under any weighting.
+      temperature, vocab_size: as `Loss` has them, the temperature a number; a function does what it
+        does.
+      teacher_gradient: whether the teacher is trained too, by a loss that is another one's mirror
+        (`kl` is that of `rkl`, `tv` its own; `ce`, `lk_hybrid`, `akl`, `renyi` from alpha 1 on and
+        losses of one class have none). Both sides' logits are then made twice, and second
+        derivatives take the other side as a constant.
+      mode: `one_pass`, or `remat`, which computes each chunk of logits twice but is differentiable
+        as often as the loss, forwards and backwards, and under any weighting.
       chunk: tokens a chunk; None for as many as `memory` allows.
-      memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64 MiB at least.
-      tokens_over: the axis or axes of the mesh in `jax.set_mesh` over which the first axis of the tokens is spread:
-        each device then goes through its own. All axes of the mesh must be of type `Auto`; heads may be spread by their
+      memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64
+        MiB at least.
+      tokens_over: the axis or axes of the mesh in `jax.set_mesh` over which the first axis of the
+        tokens is spread: each device then goes through its own. All axes of the mesh must be of
+          type `Auto`; heads may be spread by their
         classes over others.
 
     Returns:
@@ -82,13 +88,17 @@ def linear_divergence(
     values = made[0]
     if teacher_gradient:
         shared["weights"] = jax.lax.stop_gradient(weights)  # whose gradient the values above have
-        values = _also(values, linear_divergence(_mirror(loss, teacher_head), *teacher, *student, **shared))
+        values = _also(
+            values, linear_divergence(_mirror(loss, teacher_head), *teacher, *student, **shared)
+        )
     return (values, measured[0]) if metrics else values
 
 
 def _mirror(loss, teacher_head):
     if not isinstance(loss, str | Loss) or teacher_head is None:
-        raise ValueError("`teacher_gradient` needs a loss by name, and a teacher's hidden states with their head.")
+        raise ValueError(
+            "`teacher_gradient` needs a loss by name, and a teacher's hidden states with their head."
+        )
     return divergences.mirror(divergences.get(loss) if isinstance(loss, str) else loss)
 
 
@@ -120,13 +130,16 @@ def linear_divergences(
     memory: int | None = None,
     tokens_over: str | Sequence[str] | None = None,
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[jax.Array, ...], ...]]:
-    """`linear_divergence` of several students, each under its own loss, on one pass of the teacher's head.
+    """`linear_divergence` of several students, each under its own loss, on one pass of the
+    teacher's head.
 
-    Students of one loss may also be stacked and mapped: under `jax.vmap` over students alone the teacher's logits are
+    Students of one loss may also be stacked and mapped: under `jax.vmap` over students alone the
+      teacher's logits are
     still computed once.
 
     Args:
-      losses, student_hiddens, student_heads: one each a student; the others are shared and as in `linear_divergence`.
+      losses, student_hiddens, student_heads: one each a student; the others are shared and as in
+        `linear_divergence`.
 
     Returns:
       (values [...] a student, metrics [...] a student and metric).
@@ -147,7 +160,13 @@ def linear_divergences(
         for hidden, head in zip(student_hiddens, student_heads, strict=True)
     )
     labels = None if labels is None else _flat("labels", labels, rows, trailing=0)
-    axes = tuple(tokens_over) if isinstance(tokens_over, list | tuple) else (tokens_over,) if tokens_over else ()
+    axes = (
+        tuple(tokens_over)
+        if isinstance(tokens_over, list | tuple)
+        else (tokens_over,)
+        if tokens_over
+        else ()
+    )
     given = values.Given(_teacher(teacher_hidden, teacher_head, rows), labels)
     plan = values.Plan(
         tuple(_objective(loss, options) for loss in losses),
@@ -161,13 +180,17 @@ def linear_divergences(
         axes,
     )
     run = values.one_pass if mode == "one_pass" else values.rematerialized
-    return jax.tree.map(lambda x: x.reshape(rows), run(plan, students, given, _weights(weights, rows).reshape(-1)))
+    return jax.tree.map(
+        lambda x: x.reshape(rows), run(plan, students, given, _weights(weights, rows).reshape(-1))
+    )
 
 
 def _chunk(chunk, memory, students, tokens):
     classes, width = (max(one.head.matrix.shape[axis] for one in students) for axis in (1, 0))
     if min(tokens, classes, width) < 1:
-        raise ValueError(f"there must be tokens, widths and classes, got {tokens}, {width} and {classes}.")
+        raise ValueError(
+            f"there must be tokens, widths and classes, got {tokens}, {width} and {classes}."
+        )
     return min(chunk, tokens) if chunk else chunks.size(tokens, classes, width, memory)
 
 
@@ -186,7 +209,9 @@ def _number(name, value):
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"`{name}` must be a number that is known at trace time, got {value!r}.") from None
+        raise ValueError(
+            f"`{name}` must be a number that is known at trace time, got {value!r}."
+        ) from None
 
 
 def _array(name, value):
@@ -247,7 +272,9 @@ class _Function:
         named = {} if labels is None else {"labels": labels}
         made = self.function(logits, teacher, **named)
         if jnp.shape(made) != logits.shape[:1]:
-            raise ValueError(f"a loss must give one value a row, {logits.shape[:1]}, got {jnp.shape(made)}.")
+            raise ValueError(
+                f"a loss must give one value a row, {logits.shape[:1]}, got {jnp.shape(made)}."
+            )
         return made
 
 
@@ -257,7 +284,9 @@ def _objective(loss, options):
     if not callable(loss):
         raise ValueError(f"a loss must be text, such as `kl`, or a function, got {loss!r}.")
     if options != _Options(1.0, None):
-        raise ValueError("`temperature` and `vocab_size` are for losses by name; a function has its own.")
+        raise ValueError(
+            "`temperature` and `vocab_size` are for losses by name; a function has its own."
+        )
     return _Function(loss)
 
 
@@ -266,7 +295,9 @@ def _flat(name, array, rows, trailing=1):
     array = _array(name, array)
     if array.shape[: len(rows)] != rows or trailing not in (None, array.ndim - len(rows)):
         wanted = (*rows, *("D" * (trailing or 0)))
-        raise ValueError(f"`{name}` must be {_told(wanted)}, as the first student's tokens are, got {array.shape}.")
+        raise ValueError(
+            f"`{name}` must be {_told(wanted)}, as the first student's tokens are, got {array.shape}."
+        )
     return array.reshape(-1, *array.shape[len(rows) :])
 
 
@@ -280,7 +311,9 @@ def _head(name, head, hidden):
     head = dataclasses.replace(head, matrix=_array(name, head.matrix), bias=bias)
     shape, width = head.matrix.shape, jnp.shape(hidden)[-1]
     if len(shape) != 2 or shape[0] != width:
-        raise ValueError(f"`{name}` must be [{width}, V], as its hidden states are [..., {width}], got {shape}.")
+        raise ValueError(
+            f"`{name}` must be [{width}, V], as its hidden states are [..., {width}], got {shape}."
+        )
     if bias is not None and bias.shape != shape[1:]:
         raise ValueError(f"the bias of `{name}` must be [{shape[1]}], got {bias.shape}.")
     return head
@@ -302,7 +335,9 @@ def _teacher(hidden, head, rows):
     if head is not None:
         if hidden is None:
             raise ValueError("`teacher_head` needs `teacher_hidden`.")
-        teacher = values.Teacher(_flat("teacher_hidden", hidden, rows), _head("teacher_head", head, hidden))
+        teacher = values.Teacher(
+            _flat("teacher_hidden", hidden, rows), _head("teacher_head", head, hidden)
+        )
         return jax.lax.stop_gradient(teacher)
     if isinstance(hidden, targets.Labels | targets.TopK | targets.Samples):
         flat = jax.tree.map(lambda x: _flat("teacher_hidden", x, rows, trailing=None), hidden)

@@ -1,4 +1,5 @@
-"""The loop over chunks of tokens: values of every student's loss and, in the same pass, their gradients."""
+"""The loop over chunks of tokens: values of every student's loss and, in the same pass, their
+gradients."""
 
 import dataclasses
 import functools
@@ -24,7 +25,8 @@ class Student(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """Hidden states [N, D] with their head; without one `hidden` is what a loss takes, such as logits [N, V]."""
+    """Hidden states [N, D] with their head; without one `hidden` is what a loss takes, such as
+    logits [N, V]."""
 
     hidden: Any
     head: Head | None
@@ -73,7 +75,8 @@ class Chunk(NamedTuple):
 
 
 class Made(NamedTuple):
-    """Of a student's tokens: the loss and metrics, [C] each, and the gradient by hidden [C, D] or None."""
+    """Of a student's tokens: the loss and metrics, [C] each, and the gradient by hidden [C, D] or
+    None."""
 
     values: jax.Array
     metrics: tuple[jax.Array, ...]
@@ -89,11 +92,14 @@ class Wanted(NamedTuple):
 
 
 def rematerialized(plan: Plan, students: tuple[Student, ...], given: Given, weights: jax.Array):
-    """Values w·D [N] of each student, and its metrics, by a loop that JAX differentiates as any other.
+    """Values w·D [N] of each student, and its metrics, by a loop that JAX differentiates as any
+    other.
 
     Derivatives compute each chunk once more, so that memory stays that of a chunk.
     """
-    made = _on_each_device(plan, lambda *local: (_again(plan, *local), ()))(students, given, weights)[0]
+    made = _on_each_device(plan, lambda *local: (_again(plan, *local), ()))(
+        students, given, weights
+    )[0]
     return _results(made, weights)
 
 
@@ -103,7 +109,9 @@ def _again(plan, students, given, weights):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def pieces(number):
         chunk = _chunk(plan, given, weights, number)
-        return chunk.first, tuple(_measure(plan, i, one, Wanted(), chunk)[0] for i, one in enumerate(students))
+        return chunk.first, tuple(
+            _measure(plan, i, one, Wanted(), chunk)[0] for i, one in enumerate(students)
+        )
 
     def body(made, number):
         first, new = pieces(number)
@@ -117,8 +125,9 @@ def _again(plan, students, given, weights):
 def one_pass(plan: Plan, students: tuple[Student, ...], given: Given, weights: jax.Array):
     """As `rematerialized`, but the gradient is made with the values and costs no second pass.
 
-    It is that of Σ w·D: values may be summed and scaled, not weighted token by token. A cotangent that differs between
-    a student's tokens is exact for its hidden states, and makes its head's gradient NaN rather than wrong.
+    It is that of Σ w·D: values may be summed and scaled, not weighted token by token. A cotangent
+    that differs between a student's tokens is exact for its hidden states, and makes its head's
+    gradient NaN rather than wrong.
     """
     made, _ = _run(plan, students, given, weights, tuple(Wanted() for _ in students))
     return _results(made, weights)
@@ -132,7 +141,11 @@ def _results(made, weights):
 
 def _forward(plan, students, given, weights):
     wanted = tuple(
-        Wanted(s.hidden.perturbed, s.head.matrix.perturbed, s.head.bias is not None and s.head.bias.perturbed)
+        Wanted(
+            s.hidden.perturbed,
+            s.head.matrix.perturbed,
+            s.head.bias is not None and s.head.bias.perturbed,
+        )
         for s in students
     )
     students, given, weights = jax.tree.map(lambda primal: primal.value, (students, given, weights))
@@ -144,7 +157,9 @@ def _backward(plan, residuals, cotangents):
     students, weights, made, sums = residuals
     cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_symbolic_zero)
     gradients = []
-    for student, one, (matrix, bias), cotangent in zip(students, made, sums, cotangents[0], strict=True):
+    for student, one, (matrix, bias), cotangent in zip(
+        students, made, sums, cotangents[0], strict=True
+    ):
         uniform = _uniform(cotangent, weights)
         hidden = _scaled(one.by_hidden, _counted(weights, cotangent)[:, None], student.hidden)
         head = dataclasses.replace(
@@ -153,7 +168,9 @@ def _backward(plan, residuals, cotangents):
             bias=_scaled(bias, uniform, student.head.bias),
         )
         gradients.append(Student(hidden, head))
-    by_weights = sum(c * _counted(weights, one.values) for c, one in zip(cotangents[0], made, strict=True))
+    by_weights = sum(
+        c * _counted(weights, one.values) for c, one in zip(cotangents[0], made, strict=True)
+    )
     return tuple(gradients), None, by_weights.astype(weights.dtype)
 
 
@@ -163,7 +180,9 @@ def _is_symbolic_zero(cotangent):
 
 def _instantiated(cotangent):
     """Zeros, as an array, where nothing was asked of an output."""
-    return jnp.zeros(cotangent.shape, cotangent.dtype) if _is_symbolic_zero(cotangent) else cotangent
+    return (
+        jnp.zeros(cotangent.shape, cotangent.dtype) if _is_symbolic_zero(cotangent) else cotangent
+    )
 
 
 def _scaled(gradient, factor, like):
@@ -182,14 +201,19 @@ one_pass.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _run(plan, students, given, weights, wanted):
-    """Of each student what is `Made` of all tokens, and the gradients (matrix, bias) of its head, in float32."""
-    return _on_each_device(plan, lambda *local: _once(plan, *local, wanted))(students, given, weights)
+    """Of each student what is `Made` of all tokens, and the gradients (matrix, bias) of its head,
+    in float32."""
+    return _on_each_device(plan, lambda *local: _once(plan, *local, wanted))(
+        students, given, weights
+    )
 
 
 def _on_each_device(plan, run):
-    """run(students, given, weights) -> (what each token has, sums over tokens), of tokens that devices share.
+    """run(students, given, weights) -> (what each token has, sums over tokens), of tokens that
+    devices share.
 
-    Heads go in and sums come out with an axis for the devices: XLA can't add up over some axes of a mesh while it
+    Heads go in and sums come out with an axis for the devices: XLA can't add up over some axes of a
+      mesh while it
     shares out others by itself.
     """
     if not plan.axes:
@@ -201,12 +225,16 @@ def _on_each_device(plan, run):
         made, sums = run(students, given, weights)
         return made, jax.tree.map(lambda x: x[None], sums)
 
-    mapped = jax.shard_map(local, in_specs=tokens, out_specs=tokens, axis_names=set(plan.axes), check_vma=False)
+    mapped = jax.shard_map(
+        local, in_specs=tokens, out_specs=tokens, axis_names=set(plan.axes), check_vma=False
+    )
 
     def spread(students, given, weights):
         sizes = jax.sharding.get_abstract_mesh().shape
         devices = math.prod(sizes[axis] for axis in plan.axes)
-        students, given = _heads(lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), students, given)
+        students, given = _heads(
+            lambda x: jnp.broadcast_to(x[None], (devices, *x.shape)), students, given
+        )
         made, sums = jax.jit(mapped)(students, given, weights)
         return made, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
@@ -225,7 +253,10 @@ def _once(plan, students, given, weights, wanted):
 
     def pieces(number):
         chunk = _chunk(plan, given, weights, number)
-        each = (_measure(plan, i, *both, chunk) for i, both in enumerate(zip(students, wanted, strict=True)))
+        each = (
+            _measure(plan, i, *both, chunk)
+            for i, both in enumerate(zip(students, wanted, strict=True))
+        )
         made, sums = zip(*each, strict=True)
         return chunk.first, made, sums
 
@@ -266,18 +297,21 @@ def _peak(weights):
 
 
 def _counted(weights, rows):
-    """Rows [C] or [C, *], 0 at tokens without weight: what is there may be no number, which a product would spread."""
+    """Rows [C] or [C, *], 0 at tokens without weight: what is there may be no number, which a
+    product would spread."""
     return jnp.where((weights == 0).reshape(-1, *(1,) * (rows.ndim - 1)), 0, rows)
 
 
 def _measure(plan, i, student, wanted, chunk):
-    """What is `Made` of a student's chunk, and what its new tokens add to the gradients (matrix, bias)."""
+    """What is `Made` of a student's chunk, and what its new tokens add to the gradients (matrix,
+    bias)."""
     head, weights = student.head, chunk.weights[:, None]
     hidden = _counted(chunk.weights, chunks.cut(student.hidden, chunk.first, plan.chunk))
     product = head.product(hidden)
 
     def value(product):
-        # A loss of somebody's own may have no slope where both sides are alike, as they are without weight.
+        # A loss of somebody's own may have no slope where both sides are alike, as they are without
+        # weight.
         logits = _counted(chunk.weights, head.logits(product, head.bias))
         return plan.objectives[i](logits, chunk.teacher, chunk.labels)
 
@@ -288,8 +322,8 @@ def _measure(plan, i, student, wanted, chunk):
     values, pull = jax.vjp(value, product)
     (slope,) = pull(jnp.ones_like(values))
     operand = jnp.promote_types(hidden.dtype, head.matrix.dtype)
-    # Weights scale what is [C, D], not the slope, which is [C, V]; and relative to the largest, as half precision would
-    # lose those of a mean over many tokens.
+    # Weights scale what is [C, D], not the slope, which is [C, V]; and relative to the largest, as
+    # half precision would lose those of a mean over many tokens.
     new = jnp.where(chunk.new[:, None], weights / chunk.peak, 0)
     by_hidden = by_matrix = by_bias = None
     if wanted.hidden:

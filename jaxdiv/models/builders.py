@@ -17,8 +17,8 @@ CLASSIFIER = "classifier"
 def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | Classifier:
     """The model of `config`, whose kind is `classifier` or, which it need not say, `decoder`.
 
-    A decoder reads depth, width, heads, kv_heads, mlp_width, padded_vocabulary and the numerics rope_base, norm_epsilon
-    and dtype; a classifier channels, depth, width, norm_epsilon and dtype.
+    A decoder reads depth, width, heads, kv_heads, mlp_width, padded_vocabulary and the numerics
+    rope_base, norm_epsilon and dtype; a classifier channels, depth, width, norm_epsilon and dtype.
     """
     make = _classifier if config.get("kind") == CLASSIFIER else _decoder
     return make(config, config, vocab_size, rngs)
@@ -27,13 +27,15 @@ def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | 
 def build_student(
     config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs
 ) -> Student | ClassifierStudent:
-    """The student of `config` for a teacher of `teacher_config`, whose padded_vocabulary and numerics it takes.
+    """The student of `config` for a teacher of `teacher_config`, whose padded_vocabulary and
+    numerics it takes.
 
-    `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer), `decoder` (depth, width, heads, kv_heads,
-    mlp_width) or, of a teacher that is one, `classifier` (depth, width).
+    `config.kind` is `kangaroo` (reads heads, kv_heads, exit_layer), `decoder` (depth, width, heads,
+    kv_heads, mlp_width) or, of a teacher that is one, `classifier` (depth, width).
 
     Raises:
-      ValueError: unknown kind, an exit layer beyond the teacher's depth, or heads that don't fit the width.
+      ValueError: unknown kind, an exit layer beyond the teacher's depth, or heads that don't fit
+        the width.
     """
     kind = config["kind"]
     if kind not in _KINDS:
@@ -44,7 +46,9 @@ def build_student(
 def _kangaroo(config, teacher_config, vocab_size, rngs):
     exit_layer, depth = config["exit_layer"], teacher_config["depth"]
     if not 1 <= exit_layer <= depth:
-        raise ValueError(f"`exit_layer` must be in 1..{depth}, the teacher's depth, got {exit_layer}")
+        raise ValueError(
+            f"`exit_layer` must be in 1..{depth}, the teacher's depth, got {exit_layer}"
+        )
     return KangarooAdapter(
         width=teacher_config["width"],
         heads=config["heads"],

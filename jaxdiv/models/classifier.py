@@ -1,4 +1,5 @@
-"""A small convolutional network, teacher and student of image classes: an image is a row of one prediction."""
+"""A small convolutional network, teacher and student of image classes: an image is a row of one
+prediction."""
 
 import itertools
 from typing import Any
@@ -17,7 +18,8 @@ Pictures = Float[Array | np.ndarray, "B H W C"]
 
 
 class Classifier(nnx.Module):
-    """Stages of convolution, RMSNorm, ReLU and a halving of both sides; each has twice the channels of the one before.
+    """Stages of convolution, RMSNorm, ReLU and a halving of both sides; each has twice the channels
+    of the one before.
 
     Args:
       vocab_size: V, classes.
@@ -45,8 +47,12 @@ class Classifier(nnx.Module):
                 for inputs, outputs in itertools.pairwise(widths)
             ]
         )
-        self.norms = nnx.List([rms_norm(outputs, norm_epsilon, self.dtype, rngs) for outputs in widths[1:]])
-        self.head = nnx.Param(jax.random.normal(rngs.params(), (widths[-1], vocab_size)) * widths[-1] ** -0.5)
+        self.norms = nnx.List(
+            [rms_norm(outputs, norm_epsilon, self.dtype, rngs) for outputs in widths[1:]]
+        )
+        self.head = nnx.Param(
+            jax.random.normal(rngs.params(), (widths[-1], vocab_size)) * widths[-1] ** -0.5
+        )
 
     def __call__(self, images: Pictures, *, exit_layer: None = None) -> TeacherOutput:
         """As `Decoder`'s, but that no hidden state is handed out."""
@@ -82,7 +88,9 @@ class ClassifierStudent(nnx.Module):
     def head(self, teacher: TeacherOutput) -> Float[Array, "D V"]:
         return self.classifier.head[...]
 
-    def logits(self, features: Float[Array, "B 1 D"], teacher: TeacherOutput) -> Float[Array, "B 1 V"]:
+    def logits(
+        self, features: Float[Array, "B 1 D"], teacher: TeacherOutput
+    ) -> Float[Array, "B 1 V"]:
         return project(features, self.head(teacher), self.classifier.vocab_size)
 
     def __call__(self, images: Pictures, teacher: TeacherOutput) -> Float[Array, "B 1 V"]:

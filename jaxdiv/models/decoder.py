@@ -31,7 +31,9 @@ _GEMM_OUTPUTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["features", "hidden", "head"], meta_fields=["vocab_size"]
+    jax.tree_util.register_dataclass,
+    data_fields=["features", "hidden", "head"],
+    meta_fields=["vocab_size"],
 )
 @dataclasses.dataclass(frozen=True)
 class TeacherOutput:
@@ -39,7 +41,8 @@ class TeacherOutput:
 
     Attributes:
       features: [B, L, D], normed, what the head multiplies; None if no pass was made.
-      hidden: [B, L, D] after the exit layer, before any further norm; None if no exit layer was asked for.
+      hidden: [B, L, D] after the exit layer, before any further norm; None if no exit layer was
+        asked for.
       head: [D, P], the output matrix.
       vocab_size: V <= P, the tokens that there are.
     """
@@ -56,15 +59,17 @@ class TeacherOutput:
 
 
 class Decoder(nnx.Module):
-    """RMSNorm, rotary positions, grouped-query attention and SwiGLU, without biases, the head untied (Llama).
+    """RMSNorm, rotary positions, grouped-query attention and SwiGLU, without biases, the head
+    untied (Llama).
 
-    Parameters are float32 and the layers' are stacked on a first axis; activations are of type `dtype`, while
-    norms, softmax and logits are computed in float32. With `padded_vocabulary` the embedding and the head have rows
-    and columns for so many tokens, P, of which only the first V exist: no logits are made of the others.
+    Parameters are float32 and the layers' are stacked on a first axis; activations are of type
+    `dtype`, while norms, softmax and logits are computed in float32. With `padded_vocabulary` the
+    embedding and the head have rows and columns for so many tokens, P, of which only the first V
+      exist: no logits are made of the others.
 
     Raises:
-      ValueError: `heads` does not divide `width` into even parts, `kv_heads` does not divide `heads`, or
-        `padded_vocabulary` is neither 0 nor `vocab_size` at least.
+      ValueError: `heads` does not divide `width` into even parts, `kv_heads` does not divide
+        `heads`, or `padded_vocabulary` is neither 0 nor `vocab_size` at least.
     """
 
     def __init__(
@@ -110,9 +115,12 @@ class Decoder(nnx.Module):
         self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
     def __call__(self, tokens: Tokens, *, exit_layer: int | None = None) -> TeacherOutput:
-        """Features of every position and, with `exit_layer` in 1..depth, the hidden state after so many layers."""
+        """Features of every position and, with `exit_layer` in 1..depth, the hidden state after so
+        many layers."""
         if exit_layer is not None and not 1 <= exit_layer <= self.depth:
-            raise ValueError(f"`exit_layer` must be in 1..{self.depth}, the decoder's depth, got {exit_layer}")
+            raise ValueError(
+                f"`exit_layer` must be in 1..{self.depth}, the decoder's depth, got {exit_layer}"
+            )
         hidden = self.embed(tokens)
         exit_hidden = None
         if exit_layer is not None:
@@ -121,7 +129,9 @@ class Decoder(nnx.Module):
         hidden, _ = self.run_layers(hidden, exit_layer or 0, self.depth)
         return self.output(features=self.norm(hidden), hidden=exit_hidden)
 
-    def output(self, features: Activations | None = None, hidden: Activations | None = None) -> TeacherOutput:
+    def output(
+        self, features: Activations | None = None, hidden: Activations | None = None
+    ) -> TeacherOutput:
         """With the head; without features and hidden state all that a student needs to draft."""
         return TeacherOutput(features, hidden, self.head[...], self.vocab_size)
 
@@ -147,15 +157,18 @@ class Decoder(nnx.Module):
           start, stop: 0 <= start <= stop <= depth, static.
           positions: [B, L] or [1, L], each token's position in its sequence; None for 0..L-1.
           cache: of `init_cache`, long enough for all of the slots.
-          slots: [B, L], consecutive, where in the cache the tokens are written; None for their positions.
-          visible: [B, L, T] or [1, L, T], the slots that each token sees; None for those up to its position, so
-            that going back is only giving earlier positions.
+          slots: [B, L], consecutive, where in the cache the tokens are written; None for their
+            positions.
+          visible: [B, L, T] or [1, L, T], the slots that each token sees; None for those up to its
+            position, so that going back is only giving earlier positions.
 
         Returns:
           (hidden [B, L, D], the cache with the entries of these layers renewed, or None).
         """
         if not 0 <= start <= stop <= self.depth:
-            raise ValueError(f"`start` and `stop` must be in order in 0..{self.depth}, got {start} and {stop}")
+            raise ValueError(
+                f"`start` and `stop` must be in order in 0..{self.depth}, got {start} and {stop}"
+            )
         if positions is None:
             positions = jnp.arange(hidden.shape[1])[None]
         rotary = {"head_width": self.head_width, "rope_base": self.rope_base}
@@ -175,7 +188,8 @@ class Decoder(nnx.Module):
             return hidden
         graphdef, params = nnx.split(self.layers)
 
-        # Only the GEMMs' outputs are kept for the gradient: everything between them is cheaper to make again.
+        # Only the GEMMs' outputs are kept for the gradient: everything between them is cheaper to
+        # make again.
         @functools.partial(jax.checkpoint, policy=_GEMM_OUTPUTS, prevent_cse=False)
         def body(hidden, layer):
             layer = nnx.merge(graphdef, meshes.gathered(layer, self.dtype))
@@ -192,8 +206,8 @@ class Decoder(nnx.Module):
     def unrolled(self) -> "Decoder":
         """The same decoder with each layer's parameters as arrays of their own.
 
-        A loop that decodes token by token reads them in place, where it would copy each layer's slice out of
-        the stacked ones at every token.
+        A loop that decodes token by token reads them in place, where it would copy each layer's
+        slice out of the stacked ones at every token.
         """
         copy = nnx.merge(*nnx.split(self))
         copy.layers = nnx.List([self._layer(i) for i in range(self.depth)])
@@ -201,14 +215,24 @@ class Decoder(nnx.Module):
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` sequences of at most `length` tokens."""
-        return tuple(empty_cache(batch, self.kv_heads, length, self.head_width, self.dtype) for _ in range(self.depth))
+        return tuple(
+            empty_cache(batch, self.kv_heads, length, self.head_width, self.dtype)
+            for _ in range(self.depth)
+        )
 
     def logits(self, hidden: Activations) -> Float[Array, "B L V"]:
         """Final norm and head, float32."""
         return project(self.norm(hidden), self.head[...], self.vocab_size)
 
 
-def project(features: Activations, head: Float[Array, "D P"], vocab_size: int) -> Float[Array, "B L V"]:
-    """Logits, in float32 at least, of features that are normed already; the head in their type, without its padding."""
+def project(
+    features: Activations, head: Float[Array, "D P"], vocab_size: int
+) -> Float[Array, "B L V"]:
+    """Logits, in float32 at least, of features that are normed already; the head in their type,
+    without its padding."""
     head = jax.lax.slice_in_dim(head, 0, vocab_size, axis=1)
-    return multiply(features, head.astype(features.dtype), preferred_element_type=at_least_float32(features.dtype))
+    return multiply(
+        features,
+        head.astype(features.dtype),
+        preferred_element_type=at_least_float32(features.dtype),
+    )

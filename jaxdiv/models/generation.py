@@ -1,4 +1,5 @@
-"""Plain generation with a cache: the teacher's own text, and what speculative decoding is compared with."""
+"""Plain generation with a cache: the teacher's own text, and what speculative decoding is compared
+with."""
 
 import functools
 from collections.abc import Callable
@@ -36,14 +37,19 @@ def generate(
       [B, P + length] int32, the prompts included.
 
     Raises:
-      ValueError: an empty prompt, `length` below 1, or a temperature that is negative or not finite.
+      ValueError: an empty prompt, `length` below 1, or a temperature that is negative or not
+        finite.
     """
     if prompts.shape[1] < 1 or length < 1:
-        raise ValueError(f"prompts and `length` must be at least 1 token, got {prompts.shape[1]} and {length}")
+        raise ValueError(
+            f"prompts and `length` must be at least 1 token, got {prompts.shape[1]} and {length}"
+        )
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"`temperature` must be finite and at least 0, got {temperature}")
     graphdef, params = nnx.split(decoder)
-    return _generate(graphdef, params, jnp.asarray(prompts, jnp.int32), float(temperature), key, length=length)
+    return _generate(
+        graphdef, params, jnp.asarray(prompts, jnp.int32), float(temperature), key, length=length
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="length")
@@ -51,7 +57,9 @@ def _generate(graphdef, params, prompts, temperature, key, *, length):
     decoder = nnx.merge(graphdef, params).unrolled()
 
     def read(tokens, positions, cache):
-        hidden, cache = decoder.run_layers(decoder.embed(tokens), 0, decoder.depth, positions=positions, cache=cache)
+        hidden, cache = decoder.run_layers(
+            decoder.embed(tokens), 0, decoder.depth, positions=positions, cache=cache
+        )
         return decoder.logits(hidden[:, -1:])[:, 0], cache
 
     cache = decoder.init_cache(prompts.shape[0], prompts.shape[1] + length - 1)
@@ -67,13 +75,16 @@ def draft_text(
     temperature: float,
     key: Array,
 ) -> Int[Array, "B total"]:
-    """As `generate`, but the student writes, on the target's first layers if it reads them; to be traced in a jit."""
+    """As `generate`, but the student writes, on the target's first layers if it reads them; to be
+    traced in a jit."""
     student, target = student.unrolled(), target.unrolled()
     exit_layer = student.exit_layer or 0
     output = target.output()
 
     def read(tokens, positions, caches):
-        hidden, below = target.run_layers(target.embed(tokens), 0, exit_layer, positions=positions, cache=caches[0])
+        hidden, below = target.run_layers(
+            target.embed(tokens), 0, exit_layer, positions=positions, cache=caches[0]
+        )
         features, own = student.extend(tokens, hidden, caches[1], positions=positions)
         return student.logits(features[:, -1:], output)[:, 0], (below, own)
 
@@ -83,11 +94,19 @@ def draft_text(
 
 
 def write(
-    read: Callable, cache: Any, prompts: Int[Array, "B P"], *, length: int, temperature: float | Array, key: Array
+    read: Callable,
+    cache: Any,
+    prompts: Int[Array, "B P"],
+    *,
+    length: int,
+    temperature: float | Array,
+    key: Array,
 ):
-    """Continues prompts by what `read` makes of them: (tokens [B, L], positions, cache) -> (logits [B, V], cache).
+    """Continues prompts by what `read` makes of them: (tokens [B, L], positions, cache) -> (logits
+    [B, V], cache).
 
-    The logits are those after the last of the tokens; the other arguments and the result are as of `generate`.
+    The logits are those after the last of the tokens; the other arguments and the result are as of
+    `generate`.
     """
     batch, start = prompts.shape
     keys = jax.random.split(key, batch)

@@ -14,7 +14,8 @@ Activations = Float[Array, "B L D"]
 class LayerCache(NamedTuple):
     """One layer's keys and values, sequence by sequence and head by head.
 
-    Batch and heads are one axis, as in the products that read it: apart, XLA copies the cache at every write.
+    Batch and heads are one axis, as in the products that read it: apart, XLA copies the cache at
+      every write.
     """
 
     keys: Float[Array, "B*G T H"]
@@ -43,11 +44,12 @@ def layout(
     Args:
       positions: [b, L], the position of each token in its own sequence.
       head_width: even.
-      rope_base: base of the geometric series of wavelengths (RoFormer, arXiv 2104.09864, section 3.2.2).
-      slots: [b, L], consecutive, where the tokens' keys stand in a cache, which has them all; None for their
-        positions.
-      visible: [b, L, T], what each token sees, of a cache or of the pass; None for itself and those before it in
-        the pass.
+      rope_base: base of the geometric series of wavelengths (RoFormer, arXiv 2104.09864, section
+        3.2.2).
+      slots: [b, L], consecutive, where the tokens' keys stand in a cache, which has them all; None
+        for their positions.
+      visible: [b, L, T], what each token sees, of a cache or of the pass; None for itself and those
+        before it in the pass.
     """
     positions = jnp.asarray(positions)
     frequencies = rope_base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
@@ -71,7 +73,8 @@ def cached_layout(
     visible: Bool[Array, "b L T"] | None = None,
     **rotary,
 ) -> Layout:
-    """`layout` for tokens that see the slots of `cache`: without `visible`, each those up to its position."""
+    """`layout` for tokens that see the slots of `cache`: without `visible`, each those up to its
+    position."""
     if visible is None:
         visible = jnp.arange(cache.keys.shape[1])[None, None, :] <= positions[:, :, None]
     return layout(positions, slots=slots, visible=visible, **rotary)
@@ -97,12 +100,15 @@ def attend(
     values: Float[Array, "BG T H"],
     visible: Bool[Array, "b 1 1 L T"],
 ) -> Float[Array, "B N L H"]:
-    """Scaled dot-product attention; query head n reads key head n // (N/G). The softmax is in float32 at least."""
+    """Scaled dot-product attention; query head n reads key head n // (N/G). The softmax is in
+    float32 at least."""
     B, N, L, H = query.shape
     BG, T, _ = keys.shape
     G = BG // B
     grouped = (query * H**-0.5).reshape(BG, N // G * L, H)
-    scores = jnp.einsum("gmh,gth->gmt", grouped, keys, preferred_element_type=at_least_float32(keys.dtype))
+    scores = jnp.einsum(
+        "gmh,gth->gmt", grouped, keys, preferred_element_type=at_least_float32(keys.dtype)
+    )
     scores = jnp.where(visible, scores.reshape(B, G, N // G, L, T), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     weights = weights.astype(values.dtype).reshape(BG, N // G * L, T)
@@ -132,15 +138,22 @@ def multiply(
     """Their product; options as of `jax.lax.dot_general`."""
     D = x.shape[-1]
     if x.size != D or D < 2 or D % 2:
-        return jnp.einsum("...d,de->...e", x, matrix, preferred_element_type=preferred_element_type, **options)
+        return jnp.einsum(
+            "...d,de->...e", x, matrix, preferred_element_type=preferred_element_type, **options
+        )
     # For a lone row XLA on a CPU reads a matrix with one core, but a batch of two with two.
     parts = x.reshape(2, D // 2), matrix.reshape(2, D // 2, -1)
-    halves = jnp.einsum("hd,hde->he", *parts, preferred_element_type=at_least_float32(x.dtype), **options)
-    return (halves[0] + halves[1]).astype(preferred_element_type or x.dtype).reshape(*x.shape[:-1], -1)
+    halves = jnp.einsum(
+        "hd,hde->he", *parts, preferred_element_type=at_least_float32(x.dtype), **options
+    )
+    return (
+        (halves[0] + halves[1]).astype(preferred_element_type or x.dtype).reshape(*x.shape[:-1], -1)
+    )
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (arXiv 2305.13245) with rotary positions; one GEMM makes q, k and v."""
+    """Grouped-query attention (arXiv 2305.13245) with rotary positions; one GEMM makes q, k and
+    v."""
 
     def __init__(self, *, width: int, heads: int, kv_heads: int, dtype, rngs: nnx.Rngs):
         check_heads(width, heads, kv_heads)
@@ -170,14 +183,19 @@ _FEW_ROWS = 8
 def _write(cache, keys, values, slots):
     """Puts the tokens' keys and values [B, G, L, H] in their slots [B, L], consecutive ones.
 
-    On a CPU slices of a few rows are written in place, where a scatter takes another layout and two copies.
+    On a CPU slices of a few rows are written in place, where a scatter takes another layout and two
+    copies.
     """
     B, G, _, H = keys.shape
 
     def put(held, new):
         if B > _FEW_ROWS:
             apart = held.reshape(B, G, -1, H)
-            return apart.at[jnp.arange(B)[:, None], :, slots].set(new.swapaxes(1, 2)).reshape(held.shape)
+            return (
+                apart.at[jnp.arange(B)[:, None], :, slots]
+                .set(new.swapaxes(1, 2))
+                .reshape(held.shape)
+            )
         for row in range(B):
             held = jax.lax.dynamic_update_slice(held, new[row], (row * G, slots[row, 0], 0))
         return held
@@ -209,10 +227,20 @@ class Block(nnx.Module):
     """One pre-norm layer of the decoder."""
 
     def __init__(
-        self, *, width: int, heads: int, kv_heads: int, mlp_width: int, norm_epsilon: float, dtype, rngs: nnx.Rngs
+        self,
+        *,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        mlp_width: int,
+        norm_epsilon: float,
+        dtype,
+        rngs: nnx.Rngs,
     ):
         self.attention_norm = rms_norm(width, norm_epsilon, dtype, rngs)
-        self.attention = Attention(width=width, heads=heads, kv_heads=kv_heads, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            width=width, heads=heads, kv_heads=kv_heads, dtype=dtype, rngs=rngs
+        )
         self.mlp_norm = rms_norm(width, norm_epsilon, dtype, rngs)
         self.mlp = SwiGLU(width=width, mlp_width=mlp_width, dtype=dtype, rngs=rngs)
 

@@ -39,10 +39,12 @@ _WITHOUT = {
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The arguments of the `Decoder` that a Llama folder's config.json describes, all but dtype and rngs.
+    """The arguments of the `Decoder` that a Llama folder's config.json describes, all but dtype and
+    rngs.
 
     Raises:
-      ValueError: it is missing, no Llama's, or the model has what the decoder lacks; the key is named.
+      ValueError: it is missing, no Llama's, or the model has what the decoder lacks; the key is
+        named.
     """
     path = pathlib.Path(folder) / CONFIG
     config = _json(path)
@@ -50,11 +52,15 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path}: `model_type` must be llama, is {config.get('model_type')!r}")
     for key, without in _WITHOUT.items():
         if config.get(key) not in (None, without):
-            raise ValueError(f"{path}: `{key}` must be {without!r}, all that the decoder has, is {config[key]!r}")
+            raise ValueError(
+                f"{path}: `{key}` must be {without!r}, all that the decoder has, is {config[key]!r}"
+            )
     config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
     for key in _SIZES.values():
         if not isinstance(config.get(key), int) or config[key] < 1:
-            raise ValueError(f"{path}: `{key}` must be a whole number of at least 1, is {config.get(key)!r}")
+            raise ValueError(
+                f"{path}: `{key}` must be a whole number of at least 1, is {config.get(key)!r}"
+            )
     made = {ours: config[theirs] for ours, theirs in _SIZES.items()}
     try:
         check_heads(made["width"], made["heads"], made["kv_heads"])
@@ -65,11 +71,17 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path}: `head_dim` must be hidden_size / num_attention_heads = {made['width'] // made['heads']}, "
             f"is {config['head_dim']!r}"
         )
-    numbers = {"rope_theta": _rope_theta(path, config), "rms_norm_eps": config.get("rms_norm_eps", 1e-6)}
+    numbers = {
+        "rope_theta": _rope_theta(path, config),
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
+    }
     for key, value in numbers.items():
         if not isinstance(value, int | float) or not value > 0:
             raise ValueError(f"{path}: `{key}` must be a number above 0, is {value!r}")
-    return made | {"rope_base": float(numbers["rope_theta"]), "norm_epsilon": float(numbers["rms_norm_eps"])}
+    return made | {
+        "rope_base": float(numbers["rope_theta"]),
+        "norm_epsilon": float(numbers["rms_norm_eps"]),
+    }
 
 
 def _json(path):
@@ -86,7 +98,9 @@ def _rope_theta(path, config):
         rope = config.get(key) or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"{path}: `{key}` must be of type default, all that the decoder has, is {kind!r}")
+            raise ValueError(
+                f"{path}: `{key}` must be of type default, all that the decoder has, is {kind!r}"
+            )
         config = config | {k: v for k, v in rope.items() if k == "rope_theta"}
     return config.get("rope_theta", 10000.0)
 
@@ -97,7 +111,8 @@ def weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
 
 
 def check(folder: str | os.PathLike) -> None:
-    """Raises ValueError unless the folder holds a Llama that `read` can take; reads headers alone."""
+    """Raises ValueError unless the folder holds a Llama that `read` can take; reads headers
+    alone."""
     _opened(folder)
 
 
@@ -109,20 +124,23 @@ def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
       dtype: of activations.
 
     Raises:
-      ValueError: as `read_config` and `Tensors`, or a tensor is missing, surplus, of a wrong shape or not finite; it
-        is named.
+      ValueError: as `read_config` and `Tensors`, or a tensor is missing, surplus, of a wrong shape
+        or not finite; it is named.
     """
     graphdef, params = read_apart(folder, dtype=dtype)
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
 
 
 def read_apart(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """As `read`, taken apart; the parameters are NumPy's, as one accelerator may not have the memory for them."""
+    """As `read`, taken apart; the parameters are NumPy's, as one accelerator may not have the
+    memory for them."""
     arguments, tied, tensors = _opened(folder)
     parameters = llama_tensors.parameters(arguments, tensors, tied=tied)
     for path, value in jax.tree_util.tree_leaves_with_path(parameters):
         if not np.isfinite(value).all():
-            raise ValueError(f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not finite")
+            raise ValueError(
+                f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not finite"
+            )
     empty = nnx.eval_shape(lambda: Decoder(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(empty)
     nnx.replace_by_pure_dict(params, parameters)
@@ -133,7 +151,9 @@ def _opened(folder):
     arguments = read_config(folder)
     tied = bool(_json(pathlib.Path(folder) / CONFIG).get("tie_word_embeddings", False))
     tensors = Tensors(folder, ignore=_FREQUENCIES)
-    if arguments["depth"] > len(tensors.shapes):  # before every tensor that a damaged number asks for is named
+    if arguments["depth"] > len(
+        tensors.shapes
+    ):  # before every tensor that a damaged number asks for is named
         raise ValueError(
             f"{pathlib.Path(folder) / CONFIG}: `{_SIZES['depth']}` is {arguments['depth']}, more than the "
             f"{len(tensors.shapes)} tensors that lie beside it"
@@ -161,7 +181,11 @@ def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[
         "head_dim": decoder.head_width,
         "rope_theta": arguments["rope_base"],
         "rms_norm_eps": arguments["norm_epsilon"],
-        **{key: without for key, without in _WITHOUT.items() if key in ("hidden_act", "attention_bias", "mlp_bias")},
+        **{
+            key: without
+            for key, without in _WITHOUT.items()
+            if key in ("hidden_act", "attention_bias", "mlp_bias")
+        },
         "tie_word_embeddings": False,
         "max_position_embeddings": longest,
         "bos_token_id": None,
@@ -171,7 +195,8 @@ def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[
 
 
 def adapter_config(adapter: KangarooAdapter, teacher: Decoder) -> dict[str, Any]:
-    """config.json of a Kangaroo adapter: its own sizes, and what it needs of the model it drafts for."""
+    """config.json of a Kangaroo adapter: its own sizes, and what it needs of the model it drafts
+    for."""
     attention = adapter.attention
     return {
         "architectures": ["KangarooAdapter"],

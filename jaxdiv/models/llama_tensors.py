@@ -1,7 +1,7 @@
 """Which of a Llama's tensors a decoder's or an adapter's parameters are.
 
-Llama's matrices are [outputs, inputs], ours [inputs, outputs]; our qkv and gate_up are several of its side by side, and
-our layers are stacked on the first axis.
+Llama's matrices are [outputs, inputs], ours [inputs, outputs]; our qkv and gate_up are several of
+its side by side, and our layers are stacked on the first axis.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_he
 
 
 class _Part(NamedTuple):
-    """One parameter of ours: the path below its layer, Llama's tensors with their outputs, and the inputs, if any."""
+    """One parameter of ours: the path below its layer, Llama's tensors with their outputs, and the
+    inputs, if any."""
 
     path: tuple[str, ...]
     outputs: dict[str, int]
@@ -47,7 +48,9 @@ def shapes(arguments: Mapping) -> dict[str, tuple[int, ...]]:
     for i in range(arguments["depth"]):
         for part in _block(arguments):
             for name, outputs in part.outputs.items():
-                made[f"model.layers.{i}.{name}.weight"] = (outputs,) + (() if part.inputs is None else (part.inputs,))
+                made[f"model.layers.{i}.{name}.weight"] = (outputs,) + (
+                    () if part.inputs is None else (part.inputs,)
+                )
     return made
 
 
@@ -59,7 +62,12 @@ def parameters(arguments: Mapping, tensors: Tensors, *, tied: bool) -> dict[str,
     for part in _block(arguments):
         stacked = [_ours(part, tensors, f"model.layers.{i}.") for i in range(arguments["depth"])]
         _put(layers, part.path, np.stack(stacked))
-    return {"embedding": embedding, "layers": layers, "norm": {"scale": tensors[NORM]}, "head": head.T}
+    return {
+        "embedding": embedding,
+        "layers": layers,
+        "norm": {"scale": tensors[NORM]},
+        "head": head.T,
+    }
 
 
 def _ours(part, tensors, prefix):
@@ -76,7 +84,9 @@ def decoder_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
     """Llama's tensors of a decoder, whose head is untied; without what pads its vocabulary."""
     params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
     rows = {EMBEDDING: params["embedding"], HEAD: np.asarray(params["head"]).T}
-    made = {name: x[: decoder.vocab_size] for name, x in rows.items()} | {NORM: params["norm"]["scale"]}
+    made = {name: x[: decoder.vocab_size] for name, x in rows.items()} | {
+        NORM: params["norm"]["scale"]
+    }
     for part in _block(sizes(decoder)):
         for i, layer in enumerate(_at(params["layers"], part.path)):
             made |= _theirs(part, layer, f"model.layers.{i}.")
@@ -84,7 +94,8 @@ def decoder_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
 
 
 def adapter_tensors(adapter: KangarooAdapter) -> dict[str, np.ndarray]:
-    """Tensors of a Kangaroo adapter by the names of its authors' code, as if it were a Llama's first layer."""
+    """Tensors of a Kangaroo adapter by the names of its authors' code, as if it were a Llama's
+    first layer."""
     params, width = nnx.to_pure_dict(nnx.state(adapter, nnx.Param)), adapter.norm.num_features
     made = {"norm.weight": np.asarray(params["norm"]["scale"])}
     for part in _attention(width, adapter.attention.heads, adapter.attention.kv_heads):
@@ -109,7 +120,11 @@ def _block(arguments):
     return [
         *_attention(width, arguments["heads"], arguments["kv_heads"]),
         _Part(("mlp_norm", "scale"), {"post_attention_layernorm": width}, None),
-        _Part(("mlp", "gate_up", "kernel"), {"mlp.gate_proj": mlp_width, "mlp.up_proj": mlp_width}, width),
+        _Part(
+            ("mlp", "gate_up", "kernel"),
+            {"mlp.gate_proj": mlp_width, "mlp.up_proj": mlp_width},
+            width,
+        ),
         _Part(("mlp", "down", "kernel"), {"mlp.down_proj": width}, mlp_width),
     ]
 

@@ -1,4 +1,5 @@
-"""What the axes of a mesh mean to models and losses, which see the one of `jax.sharding.use_abstract_mesh`.
+"""What the axes of a mesh mean to models and losses, which see the one of
+`jax.sharding.use_abstract_mesh`.
 
 Without a mesh, or on one whose axes of rows have one device, nothing here does anything.
 """
@@ -10,7 +11,10 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 AXES = ("student", "data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # what the rows of a batch are spread over; parameters lie spread over the last
+ROWS = (
+    "data",
+    "fsdp",
+)  # what the rows of a batch are spread over; parameters lie spread over the last
 
 
 def rows() -> tuple[str, ...]:
@@ -25,12 +29,18 @@ def by_rows(x: jax.Array) -> jax.Array:
 
 
 def looked_up(embedding: jax.Array, dtype: Any) -> jax.Array:
-    """An embedding [V, D] whose rows are to be taken: each device has the whole width of its tokens."""
-    return jax.lax.with_sharding_constraint(embedding.astype(dtype), P("tensor")) if rows() else embedding
+    """An embedding [V, D] whose rows are to be taken: each device has the whole width of its
+    tokens."""
+    return (
+        jax.lax.with_sharding_constraint(embedding.astype(dtype), P("tensor"))
+        if rows()
+        else embedding
+    )
 
 
 def gathered(layer: Any, dtype: Any) -> Any:
-    """A layer's parameters, whole on every device for as long as it runs; its matrices travel in the type it uses."""
+    """A layer's parameters, whole on every device for as long as it runs; its matrices travel in
+    the type it uses."""
     if not rows():
         return layer
     cast = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, layer)

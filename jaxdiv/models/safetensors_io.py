@@ -16,7 +16,8 @@ _TYPES = ("F32", "F16", "BF16")
 
 
 class Tensors:
-    """What the safetensors of a folder hold; only their headers are read until a tensor is asked for.
+    """What the safetensors of a folder hold; only their headers are read until a tensor is asked
+    for.
 
     Args:
       folder: where they lie.
@@ -27,8 +28,8 @@ class Tensors:
       shapes: each tensor's, by name.
 
     Raises:
-      ValueError: there are none, one is damaged or missing, or a tensor stands twice or is of another type than
-        float32, float16 or bfloat16.
+      ValueError: there are none, one is damaged or missing, or a tensor stands twice or is of
+        another type than float32, float16 or bfloat16.
     """
 
     def __init__(self, folder: str | os.PathLike, *, ignore: str):
@@ -40,7 +41,9 @@ class Tensors:
                 if name.endswith(ignore):
                     continue
                 if name in self._in:
-                    raise ValueError(f"tensor {name} stands twice, in {self._in[name]} and in {path}")
+                    raise ValueError(
+                        f"tensor {name} stands twice, in {self._in[name]} and in {path}"
+                    )
                 self._in[name], self.shapes[name] = path, shape
 
     def __getitem__(self, name: str) -> Float32[np.ndarray, "..."]:
@@ -48,18 +51,23 @@ class Tensors:
             return file.get_tensor(name).astype(np.float32)
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises ValueError for the first tensor that is missing, surplus or of another shape than `expected`."""
+        """Raises ValueError for the first tensor that is missing, surplus or of another shape than
+        `expected`."""
         where = self.files[0].parent
         for name, shape in expected.items():
             if name not in self.shapes:
-                raise ValueError(f"{where} lacks the tensor {name} {list(shape)} that its config.json asks for")
+                raise ValueError(
+                    f"{where} lacks the tensor {name} {list(shape)} that its config.json asks for"
+                )
             if self.shapes[name] != tuple(shape):
                 raise ValueError(
                     f"{self._in[name]}: {name} is {list(self.shapes[name])}, not {list(shape)} as config.json has it"
                 )
         for name in self.shapes:
             if name not in expected:
-                raise ValueError(f"{self._in[name]} holds {name}, which the model of config.json has no place for")
+                raise ValueError(
+                    f"{self._in[name]} holds {name}, which the model of config.json has no place for"
+                )
 
 
 def save(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -76,12 +84,16 @@ def _files(folder):
         index = files.read_json(folder / INDEX)
         names = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(names, dict) or not all(_plain(name) for name in names.values()):
-            raise ValueError(f"{folder / INDEX} must map tensors to files of its folder in `weight_map`")
+            raise ValueError(
+                f"{folder / INDEX} must map tensors to files of its folder in `weight_map`"
+            )
         found = [folder / name for name in sorted(set(names.values()))]
     else:
         found = sorted(folder.glob("*.safetensors"))
     if not found:
-        raise ValueError(f"{folder} holds no *.safetensors; other formats can carry code and are not read")
+        raise ValueError(
+            f"{folder} holds no *.safetensors; other formats can carry code and are not read"
+        )
     return found
 
 
@@ -95,7 +107,9 @@ def _headers(path) -> Iterator[tuple[str, tuple[int, ...]]]:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 if part.get_dtype() not in _TYPES:
-                    raise ValueError(f"{path}: {name} is {part.get_dtype()}; known: {', '.join(_TYPES)}")
+                    raise ValueError(
+                        f"{path}: {name} is {part.get_dtype()}; known: {', '.join(_TYPES)}"
+                    )
                 yield name, tuple(part.get_shape())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"can't read {path}: {error}") from None

@@ -1,9 +1,10 @@
-"""The draft models. Each maps (tokens, the teacher's output) to logits over the teacher's vocabulary.
+"""The draft models. Each maps (tokens, the teacher's output) to logits over the teacher's
+vocabulary.
 
-A student has `features(tokens, teacher)` [B, L, D], `head(teacher)` [D, P], whose first V columns are tokens,
-`logits(features, teacher)`, which multiplies the two, and `__call__`, which does it all; `exit_layer` says which hidden
-state of the teacher it reads, None for none. `extend` makes the features of the next tokens of a text whose beginning a
-cache holds.
+A student has `features(tokens, teacher)` [B, L, D], `head(teacher)` [D, P], whose first V columns
+are tokens, `logits(features, teacher)`, which multiplies the two, and `__call__`, which does it
+all; `exit_layer` says which hidden state of the teacher it reads, None for none. `extend` makes the
+features of the next tokens of a text whose beginning a cache holds.
 """
 
 from typing import Any
@@ -14,13 +15,22 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, Tokens, project
-from jaxdiv.models.layers import Activations, Attention, cached_layout, empty_cache, layout, rms_norm
+from jaxdiv.models.layers import (
+    Activations,
+    Attention,
+    cached_layout,
+    empty_cache,
+    layout,
+    rms_norm,
+)
 
 
 class KangarooAdapter(nnx.Module):
-    """Norm, attention, residual and norm on the teacher's early hidden state, then the teacher's own head.
+    """Norm, attention, residual and norm on the teacher's early hidden state, then the teacher's
+    own head.
 
-    Kangaroo (arXiv 2404.18911, section 3.2). Teacher and head are constants: no gradient reaches them.
+    Kangaroo (arXiv 2404.18911, section 3.2). Teacher and head are constants: no gradient reaches
+    them.
     """
 
     def __init__(
@@ -37,7 +47,9 @@ class KangarooAdapter(nnx.Module):
     ):
         self.exit_layer, self.rope_base, self.dtype = exit_layer, rope_base, jnp.dtype(dtype)
         self.attention_norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
-        self.attention = Attention(width=width, heads=heads, kv_heads=kv_heads, dtype=self.dtype, rngs=rngs)
+        self.attention = Attention(
+            width=width, heads=heads, kv_heads=kv_heads, dtype=self.dtype, rngs=rngs
+        )
         self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
 
     def features(self, tokens: Tokens, teacher: TeacherOutput) -> Activations:
@@ -56,9 +68,16 @@ class KangarooAdapter(nnx.Module):
         return (empty_cache(batch, attention.kv_heads, length, attention.head_width, self.dtype),)
 
     def extend(
-        self, tokens: Tokens, hidden: Float[Array, "B L W"], cache: Cache, *, positions: Int[Array, "B L"], **places
+        self,
+        tokens: Tokens,
+        hidden: Float[Array, "B L W"],
+        cache: Cache,
+        *,
+        positions: Int[Array, "B L"],
+        **places,
     ) -> tuple[Activations, Cache]:
-        """Features [B, L, D] of more tokens, and the cache with them; arguments as `Decoder.run_layers`.
+        """Features [B, L, D] of more tokens, and the cache with them; arguments as
+        `Decoder.run_layers`.
 
         Args:
           tokens: not read.
@@ -110,7 +129,13 @@ class DecoderStudent(nnx.Module):
         return self.decoder.init_cache(batch, length)
 
     def extend(
-        self, tokens: Tokens, hidden: Float[Array, "B L W"], cache: Cache, *, positions: Int[Array, "B L"], **places
+        self,
+        tokens: Tokens,
+        hidden: Float[Array, "B L W"],
+        cache: Cache,
+        *,
+        positions: Int[Array, "B L"],
+        **places,
     ) -> tuple[Activations, Cache]:
         """As `KangarooAdapter.extend`, but reads `tokens` and not `hidden`."""
         decoder = self.decoder

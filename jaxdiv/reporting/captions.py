@@ -1,4 +1,5 @@
-"""What the pictures of a run show: a sentence for all, and its numbers for those who can't see them. Plain text."""
+"""What the pictures of a run show: a sentence for all, and its numbers for those who can't see
+them. Plain text."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +8,11 @@ import pandas as pd
 
 from jaxdiv.reporting import results, style, table
 
-_TRAINING = {"acceptance": "acceptance on held-out data", "gradient_norm": "norm of the gradient", "loss": "loss"}
+_TRAINING = {
+    "acceptance": "acceptance on held-out data",
+    "gradient_norm": "norm of the gradient",
+    "loss": "loss",
+}
 
 
 def caption(name: str, frame: pd.DataFrame) -> str:
@@ -66,7 +71,10 @@ def _training(_, curves):
 def _reached(curves):
     rows = curves[curves["metric"].eq("acceptance")]
     last = rows[rows["step"].eq(rows["step"].max())].groupby("loss", sort=False)["value"].mean()
-    told = [f"{loss} {table.percent(value)}%" for loss, value in last.sort_values(ascending=False).items()]
+    told = [
+        f"{loss} {table.percent(value)}%"
+        for loss, value in last.sort_values(ascending=False).items()
+    ]
     return f"Acceptance at the last measurement: {_join(told)}." if told else ""
 
 
@@ -76,7 +84,10 @@ def _ends(frame, rows, axis, across="temperature"):
     told = []
     for loss in ranked["loss"][ranked["loss"].isin(style.named(ranked, style.LIGHT))]:
         line = rows[rows["loss"].eq(loss)].sort_values(across)
-        ends = [f"{table.percent(value)}% at {axis}{at:g}" for at, value in line[[across, "value"]].to_numpy()[[0, -1]]]
+        ends = [
+            f"{table.percent(value)}% at {axis}{at:g}"
+            for at, value in line[[across, "value"]].to_numpy()[[0, -1]]
+        ]
         told.append(f"{loss} from {' to '.join(ends)}")
     return f"{'; '.join(told)}."
 

@@ -1,4 +1,5 @@
-"""README.md of an exported model: what it is, what was measured of it, and where each number comes from."""
+"""README.md of an exported model: what it is, what was measured of it, and where each number comes
+from."""
 
 import json
 from collections.abc import Mapping
@@ -39,9 +40,13 @@ def student(
     """
     mine = results.select(frame, seed=str(seed), loss=loss)
     if not mine["measure"].isin(_MEASURES).any():
-        raise ValueError(f"the results hold no acceptance of loss {loss!r} and seed {seed}; measure again")
+        raise ValueError(
+            f"the results hold no acceptance of loss {loss!r} and seed {seed}; measure again"
+        )
     parts = [
-        _HEADER.format(library=library, more="- draft-model\n", title=f"Draft model trained with {loss}"),
+        _HEADER.format(
+            library=library, more="- draft-model\n", title=f"Draft model trained with {loss}"
+        ),
         f"{kind}.\nTrained by jaxdiv under the loss `{loss}`, seed {seed}, for the teacher of the run below.\n",
         f"## Use\n\n{use}",
         "## Measured acceptance\n",
@@ -62,7 +67,9 @@ def teacher(*, use: str, config: Mapping, facts: Mapping[str, str]) -> str:
 
 def _measured(rows):
     gamma = results.nearest(rows[rows["measure"].isin(_CALLS)]["gamma"], table.GAMMA)
-    kept = rows[rows["measure"].isin(_MEASURES) | (rows["measure"].isin(_CALLS) & rows["gamma"].eq(gamma))]
+    kept = rows[
+        rows["measure"].isin(_MEASURES) | (rows["measure"].isin(_CALLS) & rows["gamma"].eq(gamma))
+    ]
     heads, lines = ("context", "measure", "temperature", "γ", "value", "95% interval", "tokens"), []
     for row in kept.itertuples():
         drafts = "" if pd.isna(row.gamma) else f"{row.gamma:g}"

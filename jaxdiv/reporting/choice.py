@@ -1,4 +1,5 @@
-"""The study of which loss to train with: choose.csv, ranks.csv, claims.csv, their tables and pictures."""
+"""The study of which loss to train with: choose.csv, ranks.csv, claims.csv, their tables and
+pictures."""
 
 import dataclasses
 import math
@@ -24,7 +25,11 @@ RANK_COLUMNS = (
     "difference_low", "difference_high", "p_value", "verdict",
 )  # fmt: skip
 FILES = FILE, RANKS, CLAIMS = "choose.csv", "ranks.csv", "claims.csv"
-HEADLINE = ("acceptance", table.TEMPERATURE, math.nan)  # the measure that ranks losses, its temperature and gamma
+HEADLINE = (
+    "acceptance",
+    table.TEMPERATURE,
+    math.nan,
+)  # the measure that ranks losses, its temperature and gamma
 _KEY = ["measure", "temperature", "gamma"]
 # What tables have a column of beside it, and how that is called.
 _OTHERS = {
@@ -75,17 +80,26 @@ class Choice:
         return _at(self.ranks, *HEADLINE)
 
 
-def make(rows: Iterable[Mapping], ranks: Iterable[Mapping], claimed: Iterable[Mapping] = (), **others: Any) -> Choice:
-    """Of rows that are mappings, where what one leaves out is blank; `others` are `Choice`'s other attributes."""
+def make(
+    rows: Iterable[Mapping],
+    ranks: Iterable[Mapping],
+    claimed: Iterable[Mapping] = (),
+    **others: Any,
+) -> Choice:
+    """Of rows that are mappings, where what one leaves out is blank; `others` are `Choice`'s other
+    attributes."""
     frame = pd.DataFrame(list(rows)).reindex(columns=list(COLUMNS))
     ranked = pd.DataFrame(list(ranks)).reindex(columns=list(RANK_COLUMNS))
-    number = dict.fromkeys(("temperature", "gamma", "difference", "difference_low", "difference_high"), "float64")
+    number = dict.fromkeys(
+        ("temperature", "gamma", "difference", "difference_low", "difference_high"), "float64"
+    )
     claimed = pd.DataFrame(list(claimed), columns=list(claims.COLUMNS))
     return Choice(frame.astype(number), ranked.astype(number), claimed, **others)
 
 
 def write(folder: str | os.PathLike, found: Choice) -> None:
-    """Writes choose.csv, ranks.csv, claims.csv and, of what there is, the pictures, light and dark, into `folder`."""
+    """Writes choose.csv, ranks.csv, claims.csv and, of what there is, the pictures, light and dark,
+    into `folder`."""
     folder = files.path_of(folder)
     for name, frame in ((FILE, found.frame), (RANKS, found.ranks), (CLAIMS, found.claims)):
         files.write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
@@ -100,20 +114,28 @@ def _drawn(found, theme):
     """(name, picture) of each that has something to show."""
     headline, ranked = _at(found.frame, *HEADLINE), found.ranked()
     if headline["difference"].notna().any():
-        yield "differences", choice_pictures.differences(headline, ranked, found.reference, found.base, theme)
+        yield (
+            "differences",
+            choice_pictures.differences(headline, ranked, found.reference, found.base, theme),
+        )
     if len(ranked):
         yield "ranks", choice_pictures.ranks(ranked, found.reference, found.sources, theme)
 
 
 def finding(found: Choice) -> str:
-    """Which losses can be the best, and which are shown to differ from the reference, in two sentences."""
+    """Which losses can be the best, and which are shown to differ from the reference, in two
+    sentences."""
     ranked, few = found.ranked(), found.seeds < results.ENOUGH_SEEDS
     if ranked.empty:
         return "No loss is ranked: each lost students."
     first = ranked[ranked["rank_low"].eq(1)]
     names = ", ".join(first["loss"])
     one = len(first) == 1 and first["rank_high"].iloc[0] == 1
-    best = f"{names} is first" if one else f"{'no' if few else 'No'} loss is shown to be the best; {names} can be first"
+    best = (
+        f"{names} is first"
+        if one
+        else f"{'no' if few else 'No'} loss is shown to be the best; {names} can be first"
+    )
     return f"{'Among these students ' * few}{best}. {_against(ranked, found.reference, few)}"
 
 
@@ -151,17 +173,32 @@ def notes(found: Choice) -> str:
 def _at_ends(found):
     """(loss, rate) by student; students with the same ones are told together."""
     ends, told = {f"{end:g}" for end in (min(found.rates), max(found.rates))}, {}
-    for student, own in found.frame.drop_duplicates(["student", "loss"]).groupby("student", sort=False):
-        rates = [(loss, f"{rate:g}") for loss, rate in zip(own["loss"], own["learning_rate"], strict=True)]
-        told.setdefault(", ".join(f"{loss} {rate}" for loss, rate in rates if rate in ends), []).append(student)
-    return "; ".join(f"{words} ({', '.join(students)})" for words, students in told.items() if words) or "none"
+    for student, own in found.frame.drop_duplicates(["student", "loss"]).groupby(
+        "student", sort=False
+    ):
+        rates = [
+            (loss, f"{rate:g}")
+            for loss, rate in zip(own["loss"], own["learning_rate"], strict=True)
+        ]
+        told.setdefault(
+            ", ".join(f"{loss} {rate}" for loss, rate in rates if rate in ends), []
+        ).append(student)
+    return (
+        "; ".join(f"{words} ({', '.join(students)})" for words, students in told.items() if words)
+        or "none"
+    )
 
 
 def rich_tables(found: Choice) -> list[Table]:
     """Ranks, differences by cell, and what others report, for a terminal."""
-    tables = [_rich(_of_ranks(found), "Which loss?"), _rich(_of_cells(found), "Differences by cell, points")]
+    tables = [
+        _rich(_of_ranks(found), "Which loss?"),
+        _rich(_of_cells(found), "Differences by cell, points"),
+    ]
     if len(found.claims):
-        tables.append(_rich([claims.HEADING, *claims.rows(found.claims)], "What others report", claims.NOTE))
+        tables.append(
+            _rich([claims.HEADING, *claims.rows(found.claims)], "What others report", claims.NOTE)
+        )
     return tables
 
 
@@ -185,7 +222,10 @@ def _of_ranks(found):
             table.percent(row.value),
             table.points(row.difference, row.difference_low, row.difference_high),
             row.verdict,
-            *(_short(other.loc[row.loss]) if row.loss in other.index else _DASH for other in others.values()),
+            *(
+                _short(other.loc[row.loss]) if row.loss in other.index else _DASH
+                for other in others.values()
+            ),
         ]
 
 
@@ -194,7 +234,9 @@ def _others(ranks):
     made = {}
     for (measure, temperature, gamma), rows in ranks.groupby(_KEY, sort=False, dropna=False):
         if measure in _OTHERS and (measure, temperature) != HEADLINE[:2]:
-            made[_OTHERS[measure].format(temperature=temperature, gamma=gamma)] = rows.set_index("loss")
+            made[_OTHERS[measure].format(temperature=temperature, gamma=gamma)] = rows.set_index(
+                "loss"
+            )
     return made
 
 
@@ -204,7 +246,13 @@ def _of_cells(found):
     yield ["loss", *cells]
     for loss in dict.fromkeys([*found.ranked()["loss"], *headline.index.get_level_values(0)]):
         if loss not in (found.reference, results.UNTRAINED):
-            yield [loss, *(_short(headline.loc[loss, c]) if (loss, c) in headline.index else _DASH for c in cells)]
+            yield [
+                loss,
+                *(
+                    _short(headline.loc[loss, c]) if (loss, c) in headline.index else _DASH
+                    for c in cells
+                ),
+            ]
 
 
 def _span(low, high):
@@ -225,7 +273,9 @@ def _at(frame, measure, temperature, gamma):
 
 def _rich(rows, title, caption=None):
     heads, *rows = rows
-    made = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    made = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     made.title_justify = made.caption_justify = "left"
     for i, name in enumerate(heads):
         made.add_column(Text(name), justify="right" if i else "left", overflow="fold", min_width=7)
@@ -236,4 +286,6 @@ def _rich(rows, title, caption=None):
 
 def _markdown(rows):
     heads, *rows = rows
-    return table.in_markdown(heads, ([table.code(loss), *others] for loss, *others in rows), range(1, len(heads)))
+    return table.in_markdown(
+        heads, ([table.code(loss), *others] for loss, *others in rows), range(1, len(heads))
+    )

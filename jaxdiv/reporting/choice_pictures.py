@@ -12,15 +12,25 @@ from matplotlib.ticker import MaxNLocator
 from jaxdiv.reporting import style, table
 from jaxdiv.reporting.style import Theme
 
-FACTORS = ("student", "teacher", "training_context", "temperature_of_training")  # columns of choose.csv
+FACTORS = (
+    "student",
+    "teacher",
+    "training_context",
+    "temperature_of_training",
+)  # columns of choose.csv
 _TITLES = dict(zip(FACTORS, ("student", "teacher", "training context", "training T"), strict=True))
 _NEAR, _FAR = 0.25, 5.0  # points: where the color scale bends, and where it ends
 
 
 def differences(
-    rows: pd.DataFrame, ranked: pd.DataFrame, reference: str, base: Mapping[str, object], theme: Theme
+    rows: pd.DataFrame,
+    ranked: pd.DataFrame,
+    reference: str,
+    base: Mapping[str, object],
+    theme: Theme,
 ) -> Figure:
-    """Differences to `reference` as a map, losses by cells: a panel a factor, one for cells that change several.
+    """Differences to `reference` as a map, losses by cells: a panel a factor, one for cells that
+    change several.
 
     Args:
       rows: choose.csv of one measure.
@@ -30,7 +40,11 @@ def differences(
       theme: colors.
     """
     compared = rows[rows["difference"].notna()]
-    losses = [loss for loss in dict.fromkeys([*ranked["loss"], *compared["loss"]]) if loss in set(compared["loss"])]
+    losses = [
+        loss
+        for loss in dict.fromkeys([*ranked["loss"], *compared["loss"]])
+        if loss in set(compared["loss"])
+    ]
     panels = _panels(compared, base)
     made = style.figure(
         2.6 + 0.27 * len(losses),
@@ -70,8 +84,15 @@ def _level(level):
 
 
 def _map(axes, known, losses, cells, theme):
-    values = np.array([[100 * _get(known, loss, cell, "difference", math.nan) for cell in cells] for loss in losses])
-    colors = LinearSegmentedColormap.from_list("difference", [theme.worse, theme.paper, theme.better])
+    values = np.array(
+        [
+            [100 * _get(known, loss, cell, "difference", math.nan) for cell in cells]
+            for loss in losses
+        ]
+    )
+    colors = LinearSegmentedColormap.from_list(
+        "difference", [theme.worse, theme.paper, theme.better]
+    )
     shade = np.sign(values) * np.log1p(np.abs(values) / _NEAR) / math.log1p(_FAR / _NEAR)
     axes.imshow(shade, cmap=colors, vmin=-1, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
@@ -116,12 +137,23 @@ def ranks(ranked: pd.DataFrame, reference: str, sources: str, theme: Theme) -> F
         color = theme.ink if row.verdict == "reference" else theme.muted
         if row.verdict == "real":
             color = theme.better if row.difference > 0 else theme.worse
-        axes.plot([row.rank_low, row.rank_high], [place, place], color=color, linewidth=3, solid_capstyle="round")
+        axes.plot(
+            [row.rank_low, row.rank_high],
+            [place, place],
+            color=color,
+            linewidth=3,
+            solid_capstyle="round",
+        )
         axes.plot(row.rank, place, "o", color=color, markersize=7)
         _numbers(margin, place, row, reference, theme)
     axes.set(ylim=(len(ranked) - 0.4, -0.6), xlim=(0.5, len(ranked) + 0.5), xlabel="rank")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_yticks(range(len(ranked)), [style.short(loss) for loss in ranked["loss"]], fontsize=10, color=theme.ink)
+    axes.set_yticks(
+        range(len(ranked)),
+        [style.short(loss) for loss in ranked["loss"]],
+        fontsize=10,
+        color=theme.ink,
+    )
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
     return made
@@ -136,8 +168,17 @@ def _numbers(margin, place, row, reference, theme):
     at = {"transform": margin.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
     if place == 0:
         margin.set_axis_off()
-        margin.text(0.6, -0.85, f"against {style.short(reference)}", **at, ha="right", color=theme.muted)
+        margin.text(
+            0.6, -0.85, f"against {style.short(reference)}", **at, ha="right", color=theme.muted
+        )
     if row.verdict != "reference":
         words = table.points(row.difference, row.difference_low, row.difference_high)
-        margin.text(0.6, place, words, **at, ha="right", fontweight="bold" if row.verdict == "real" else "normal")
+        margin.text(
+            0.6,
+            place,
+            words,
+            **at,
+            ha="right",
+            fontweight="bold" if row.verdict == "real" else "normal",
+        )
     margin.text(0.66, place, row.verdict.replace(" only", "\nonly"), **at, color=theme.muted)

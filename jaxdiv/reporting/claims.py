@@ -1,4 +1,5 @@
-"""What others report beside what a study of losses shows: the columns of claims.csv, and its table."""
+"""What others report beside what a study of losses shows: the columns of claims.csv, and its
+table."""
 
 from collections.abc import Iterator
 
@@ -24,7 +25,9 @@ def rows(frame: pd.DataFrame) -> Iterator[list[str]]:
             _claim(row),
             row.source,
             row.reported,
-            f"τ γ={row.gamma:g} T={row.temperature:g}" if row.measure == "tau" else f"accepted T={row.temperature:g}",
+            f"τ γ={row.gamma:g} T={row.temperature:g}"
+            if row.measure == "tau"
+            else f"accepted T={row.temperature:g}",
             f"{row.cells:g}",
             f"{table.points(row.change)} [{table.points(row.change_low)}, {table.points(row.change_high)}]",
             row.verdict,

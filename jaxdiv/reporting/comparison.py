@@ -1,4 +1,5 @@
-"""Pictures that compare losses: differences to the reference, acceptance over temperature and by position."""
+"""Pictures that compare losses: differences to the reference, acceptance over temperature and by
+position."""
 
 import math
 
@@ -17,12 +18,16 @@ _PANEL_TITLES = {"generated": "Own text at temperature 1", "generated_greedy": "
 
 
 def differences(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:
-    """Dots with intervals, one row a loss, and their numbers where there is room; None without a difference to draw."""
+    """Dots with intervals, one row a loss, and their numbers where there is room; None without a
+    difference to draw."""
     context = results.contexts(frame)[0]
     rows, reference = table.summary(frame, context=context), results.reference(frame)
     if rows["difference"].notna().sum() == 0 or reference is None:
         return None
-    question, bars = f"accepted than {style.short(reference)}?", "Bars: 95% intervals (Holm); small dots: seeds."
+    question, bars = (
+        f"accepted than {style.short(reference)}?",
+        "Bars: 95% intervals (Holm); small dots: seeds.",
+    )
     made = style.figure(
         1.7 + 0.36 * len(rows),
         title=f"More {question}" if narrow else f"Which loss gets more drafts {question}",
@@ -41,19 +46,26 @@ def differences(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> F
 
 
 def over_temperature(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:
-    """All losses above, each loss's difference to the reference below; None with fewer than two temperatures."""
+    """All losses above, each loss's difference to the reference below; None with fewer than two
+    temperatures."""
     context = results.contexts(frame)[0]
     accepted = results.select(frame, measure="acceptance", context=context)
     temperatures = sorted(accepted["temperature"].unique())
     if len(temperatures) < 2:
         return None
     ranked = table.summary(frame, context=context)
-    compared = [row.loss for row in ranked.itertuples() if not math.isnan(row.difference) and row.verdict != "floor"]
+    compared = [
+        row.loss
+        for row in ranked.itertuples()
+        if not math.isnan(row.difference) and row.verdict != "floor"
+    ]
     columns = min(2 if narrow else PANELS_A_ROW, len(compared)) or 1
     rows = math.ceil(len(compared) / columns)
     made = style.figure(
         4.2 + 1.9 * rows,
-        title="Acceptance over temperature" if narrow else "Acceptance over the sampling temperature",
+        title="Acceptance over temperature"
+        if narrow
+        else "Acceptance over the sampling temperature",
         subtitle=f"{'' if narrow else f'Sampled drafts, {table.describe(context)}. '}Bands and bars: 95% intervals.",
         theme=theme,
         width=style.NARROW if narrow else style.WIDTH,
@@ -98,7 +110,10 @@ def _dots(axes, rows, reference, theme, **length):
     for place, row in enumerate(rows.itertuples()):
         _difference(axes, place, row, reach, theme)
     axes.axvline(0, color=theme.ink, linewidth=1, zorder=0.9)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"percentage points more than {style.short(reference, **length)}")
+    axes.set(
+        ylim=(len(rows) - 0.4, -0.6),
+        xlabel=f"percentage points more than {style.short(reference, **length)}",
+    )
     names = [style.short(name, **length) for name in rows["loss"]]
     axes.set_yticks(range(len(rows)), names, fontsize=10.5, color=theme.ink)
     axes.grid(True, axis="x")
@@ -113,7 +128,9 @@ def _size(row):
 def _reach(sizes):
     """The largest of `sizes` that is not far beyond the rest."""
     sizes = sorted(size for size in sizes if math.isfinite(size) and size > 10 * results.ROUNDING)
-    return max((size for size in sizes if size <= _FAR * sizes[(len(sizes) - 1) // 2]), default=math.inf)
+    return max(
+        (size for size in sizes if size <= _FAR * sizes[(len(sizes) - 1) // 2]), default=math.inf
+    )
 
 
 def _off_the_scale(axes, place, row, color, theme):
@@ -138,10 +155,26 @@ def _difference(axes, place, row, reach, theme):
         _off_the_scale(axes, place, row, color, theme)
         return
     filled = color if row.verdict == "real" else theme.paper
-    low, high, middle = (100 * value for value in (row.difference_low, row.difference_high, row.difference))
+    low, high, middle = (
+        100 * value for value in (row.difference_low, row.difference_high, row.difference)
+    )
     axes.plot([low, high], [place, place], color=color, linewidth=3, solid_capstyle="round")
-    axes.plot(100 * np.array(row.by_seed), np.full(len(row.by_seed), place + 0.3), ".", color=color, markersize=4.5)
-    axes.plot(middle, place, "o", markersize=9, markerfacecolor=filled, markeredgecolor=color, markeredgewidth=2)
+    axes.plot(
+        100 * np.array(row.by_seed),
+        np.full(len(row.by_seed), place + 0.3),
+        ".",
+        color=color,
+        markersize=4.5,
+    )
+    axes.plot(
+        middle,
+        place,
+        "o",
+        markersize=9,
+        markerfacecolor=filled,
+        markeredgecolor=color,
+        markeredgewidth=2,
+    )
 
 
 def _numbers(margin, place, row, theme):
@@ -149,7 +182,11 @@ def _numbers(margin, place, row, theme):
     at = {"transform": margin.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
     if place == 0:
         margin.set_axis_off()
-        for x, head, side in ((0.17, "accepted", "right"), (0.62, "difference", "right"), (0.68, "verdict", "left")):
+        for x, head, side in (
+            (0.17, "accepted", "right"),
+            (0.62, "difference", "right"),
+            (0.68, "verdict", "left"),
+        ):
             margin.text(x, -0.85, head, **at, ha=side, color=theme.muted)
     margin.text(0.17, place, f"{table.percent(row.acceptance)}%", **at, ha="right")
     if row.verdict not in ("reference", "floor"):
@@ -173,32 +210,53 @@ def _lines(axes: Axes, rows, across, ranked, theme, place=lambda x: x):
             continue
         dashed = "--" if loss == results.UNTRAINED else "-"
         axes.plot(x, y, dashed, color=color, linewidth=2, marker="o", markersize=4)
-        axes.fill_between(x, 100 * line["low"], 100 * line["high"], color=color, alpha=0.14, linewidth=0)
+        axes.fill_between(
+            x, 100 * line["low"], 100 * line["high"], color=color, alpha=0.14, linewidth=0
+        )
         ends.append((x[-1], y[-1], loss, color))
     style.label_ends(axes, ends)
 
 
 def _panels(made, grid, frame, compared, context, temperatures, theme):
-    """Those of like size share a scale; one far beyond the rest has its own, with colored numbers."""
+    """Those of like size share a scale; one far beyond the rest has its own, with colored
+    numbers."""
     lines = {
-        loss: results.select(frame, measure="difference", loss=loss, context=context).sort_values("temperature")
+        loss: results.select(frame, measure="difference", loss=loss, context=context).sort_values(
+            "temperature"
+        )
         for loss in compared
     }
     sizes = {loss: line[["low", "high"]].abs().to_numpy().max() for loss, line in lines.items()}
     reach, shared, labelled, place = _reach(sizes.values()), None, set(), _steps(temperatures)
     for i, (loss, line) in enumerate(lines.items()):
         own = sizes[loss] > reach
-        axes = made.add_subplot(grid[1 + i // grid.ncols, i % grid.ncols], sharey=None if own else shared)
+        axes = made.add_subplot(
+            grid[1 + i // grid.ncols, i % grid.ncols], sharey=None if own else shared
+        )
         shared = shared if own else axes
         x, y = place(line["temperature"].to_numpy()), 100 * line["value"].to_numpy()
         axes.axhline(0, color=theme.ink, linewidth=0.8)
         for above, color in ((True, theme.better), (False, theme.worse)):
-            axes.fill_between(x, 0, y, where=(y > 0) == above, interpolate=True, color=color, alpha=0.22, linewidth=0)
+            axes.fill_between(
+                x,
+                0,
+                y,
+                where=(y > 0) == above,
+                interpolate=True,
+                color=color,
+                alpha=0.22,
+                linewidth=0,
+            )
         axes.errorbar(
-            x, y, 100 * np.array([line["value"] - line["low"], line["high"] - line["value"]]), color=theme.ink
+            x,
+            y,
+            100 * np.array([line["value"] - line["low"], line["high"] - line["value"]]),
+            color=theme.ink,
         )
         axes.set_title(style.short(loss, longest=style.PANEL_NAME), fontsize=9.5)
-        _temperature_axis(axes, temperatures, every=2 if made.get_figwidth() / grid.ncols < _WIDE_PANEL else 1)
+        _temperature_axis(
+            axes, temperatures, every=2 if made.get_figwidth() / grid.ncols < _WIDE_PANEL else 1
+        )
         row = i // grid.ncols
         axes.tick_params(labelleft=own or row not in labelled)
         labelled |= set() if own else {row}
@@ -215,5 +273,8 @@ def _steps(temperatures):
 
 
 def _temperature_axis(axes, temperatures, every=1):
-    labels = [f"{t:g}" if i % every == 0 or t == temperatures[-1] else "" for i, t in enumerate(temperatures)]
+    labels = [
+        f"{t:g}" if i % every == 0 or t == temperatures[-1] else ""
+        for i, t in enumerate(temperatures)
+    ]
     axes.set_xticks(range(len(temperatures)), labels)

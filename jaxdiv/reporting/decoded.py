@@ -16,7 +16,8 @@ HEADERS = ("loss", "T", "accepted, %", "τ", "decoded", "decoded by seed", "spee
 
 
 def rows(frame: pd.DataFrame) -> list[list[str]]:
-    """A row of cells, as `HEADERS`, for each loss and temperature that was decoded; none where nothing was."""
+    """A row of cells, as `HEADERS`, for each loss and temperature that was decoded; none where
+    nothing was."""
     made = []
     for row in results.select(frame, measure="decoded_tau").itertuples():
         at = {"loss": row.loss, "context": row.context, "temperature": row.temperature}
@@ -26,7 +27,11 @@ def rows(frame: pd.DataFrame) -> list[list[str]]:
             [
                 row.loss,
                 f"{row.temperature:g}",
-                _shown(results.select(frame, measure="acceptance" if row.temperature else "greedy_match", **at)),
+                _shown(
+                    results.select(
+                        frame, measure="acceptance" if row.temperature else "greedy_match", **at
+                    )
+                ),
                 _shown(results.select(frame, measure="tau", **with_gamma)),
                 table.form("decoded_tau")(row.value, row.low, row.high),
                 " ".join(table.tokens(value) for value in by_seed),
@@ -39,7 +44,11 @@ def rows(frame: pd.DataFrame) -> list[list[str]]:
 def title(frame: pd.DataFrame) -> str:
     """What the table shows; '' where nothing was decoded."""
     gammas = results.select(frame, measure="decoded_tau")["gamma"].unique()
-    return f"Tokens a target call by decoding, γ = {', '.join(f'{g:g}' for g in gammas)}" if len(gammas) else ""
+    return (
+        f"Tokens a target call by decoding, γ = {', '.join(f'{g:g}' for g in gammas)}"
+        if len(gammas)
+        else ""
+    )
 
 
 def rich_table(frame: pd.DataFrame) -> Table | None:
@@ -47,7 +56,9 @@ def rich_table(frame: pd.DataFrame) -> Table | None:
     cells = rows(frame)
     if not cells:
         return None
-    made = Table(title=title(frame), caption=NOTE, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    made = Table(
+        title=title(frame), caption=NOTE, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     made.caption_justify = made.title_justify = "left"
     for name in HEADERS:
         made.add_column(name, justify="left" if name == "loss" else "right")

@@ -1,4 +1,5 @@
-"""What a run found, in a headline and a few sentences that claim no more than the verdicts of its table. All HTML."""
+"""What a run found, in a headline and a few sentences that claim no more than the verdicts of its
+table. All HTML."""
 
 import dataclasses
 import math
@@ -39,28 +40,46 @@ def of(frame: pd.DataFrame) -> Finding:
     if reference is None:
         return _uncompared(trained.iloc[0], where)
     above = trained[trained.apply(table.side, axis=1).gt(0)]
-    found = _none(trained, reference, where) if above.empty else _winner(above.iloc[0], trained, reference, where)
+    found = (
+        _none(trained, reference, where)
+        if above.empty
+        else _winner(above.iloc[0], trained, reference, where)
+    )
     return dataclasses.replace(found, others=_others(trained, reference))
 
 
 def _alone(row, where):
     headline = f"{words.short(row['loss'])} gets {_percent(row)} of its drafts accepted."
-    return Finding(headline, (f"Sampled drafts at {where}. One loss alone: there is nothing to compare it with.",), row)
+    return Finding(
+        headline,
+        (f"Sampled drafts at {where}. One loss alone: there is nothing to compare it with.",),
+        row,
+    )
 
 
 def _uncompared(row, where):
-    headline = f"{words.short(row['loss'])} has the highest acceptance, but no differences were measured."
-    return Finding(headline, (_accepted(row, where), "Without them nothing tells whether it is more than chance."), row)
+    headline = (
+        f"{words.short(row['loss'])} has the highest acceptance, but no differences were measured."
+    )
+    return Finding(
+        headline,
+        (_accepted(row, where), "Without them nothing tells whether it is more than chance."),
+        row,
+    )
 
 
 def _winner(row, trained, reference, where):
     top, reference_name = trained.iloc[0], words.short(reference)
-    gain = words.together(table.points(row["difference"], row["difference_low"], row["difference_high"]))
+    gain = words.together(
+        table.points(row["difference"], row["difference_low"], row["difference_high"])
+    )
     name = f"{'Among these students ' if row['verdict'] == results.FEW_SEEDS else ''}{words.short(row['loss'])}"
     sentences = [_accepted(row, where), _against(row, reference)]
     if row["loss"] != top["loss"]:
         headline = f"{name} is accepted more than {reference_name}: {gain} points."
-        sentences.append(f"{words.short(top['loss'])} lies higher still. {_against(top, reference)}")
+        sentences.append(
+            f"{words.short(top['loss'])} lies higher still. {_against(top, reference)}"
+        )
     elif rival := _rival(row, trained, reference):
         headline = f"{name} lies highest: {gain} points over {reference_name}."
         sentences.append(
@@ -72,7 +91,8 @@ def _winner(row, trained, reference, where):
 
 
 def _rival(row, trained, reference):
-    """The highest loss that no test puts below `row`, as one puts the reference and what lies below that; or None."""
+    """The highest loss that no test puts below `row`, as one puts the reference and what lies below
+    that; or None."""
     below = trained.apply(table.side, axis=1).lt(0) | trained["loss"].isin([row["loss"], reference])
     return next(iter(trained.loc[~below, "loss"]), None)
 
@@ -90,11 +110,18 @@ def _none(trained, reference, where):
 
 
 def _percent(row):
-    return words.together(table.percent(row["acceptance"], row["acceptance_low"], row["acceptance_high"])) + "%"
+    return (
+        words.together(
+            table.percent(row["acceptance"], row["acceptance_low"], row["acceptance_high"])
+        )
+        + "%"
+    )
 
 
 def _accepted(row, where):
-    return f"Of {words.short(row['loss'])}'s sampled drafts {_percent(row)} are accepted at {where}."
+    return (
+        f"Of {words.short(row['loss'])}'s sampled drafts {_percent(row)} are accepted at {where}."
+    )
 
 
 def _against(row, reference):
@@ -129,4 +156,6 @@ def _others(trained, reference):
         f"Not told apart from {shown}": compared.loc[compared["verdict"].eq("not shown"), "loss"],
         "Of too few seeds to tell": compared.loc[compared["verdict"].eq(results.FEW_SEEDS), "loss"],
     }
-    return tuple(f"{head}: {words.names(losses)}." for head, losses in groups.items() if len(losses))
+    return tuple(
+        f"{head}: {words.names(losses)}." for head, losses in groups.items() if len(losses)
+    )

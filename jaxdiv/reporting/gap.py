@@ -1,4 +1,5 @@
-"""The study of what can make a gap between cross-entropy and KL: gap.csv, its table and its pictures."""
+"""The study of what can make a gap between cross-entropy and KL: gap.csv, its table and its
+pictures."""
 
 import math
 import os
@@ -14,10 +15,31 @@ from jaxdiv import files
 from jaxdiv.reporting import gap_pictures, style
 from jaxdiv.reporting.table import code, in_markdown
 
-COLUMNS = ("cause", "applied_to", "measure", "temperature", "ce", "kl", "ratio", "low", "high", "trained")
+COLUMNS = (
+    "cause",
+    "applied_to",
+    "measure",
+    "temperature",
+    "ce",
+    "kl",
+    "ratio",
+    "low",
+    "high",
+    "trained",
+)
 FILE, ACCEPTANCE = "gap.csv", "acceptance.csv"
 SIZES = (100, 10, 2)  # of gaps that are told apart
-_HEADERS = ("cause", "ce, %", "kl, %", "both", "ce alone", "kl alone", "largest", "where", "can make")
+_HEADERS = (
+    "cause",
+    "ce, %",
+    "kl, %",
+    "both",
+    "ce alone",
+    "kl alone",
+    "largest",
+    "where",
+    "can make",
+)
 _CAPTION = (
     "ce, kl: accepted at temperature 1 under the cause, of 100 sampled drafts on held-out documents, or as the cause "
     "measures and counts. both, ce alone, kl alone: KL's acceptance over CE's where the cause is in both trainings or "
@@ -32,31 +54,44 @@ def table(rows: Iterable[Mapping]) -> pd.DataFrame:
 
 
 def write(folder: str | os.PathLike, frame: pd.DataFrame, acceptance: Iterable[Mapping]) -> None:
-    """Writes gap.csv, acceptance.csv of rows by student, gap_ratios.png and gap_over_temperature.png into `folder`."""
+    """Writes gap.csv, acceptance.csv of rows by student, gap_ratios.png and
+    gap_over_temperature.png into `folder`."""
     folder = files.path_of(folder)
     for name, made in ((FILE, frame), (ACCEPTANCE, pd.DataFrame(list(acceptance)))):
         files.write_text(folder / name, made.to_csv(index=False, lineterminator="\n"))
     with matplotlib.rc_context(style.rc(style.LIGHT)):
-        for name, draw in {"ratios": gap_pictures.ratios, "over_temperature": gap_pictures.over_temperature}.items():
+        for name, draw in {
+            "ratios": gap_pictures.ratios,
+            "over_temperature": gap_pictures.over_temperature,
+        }.items():
             with files.replacing(folder / f"gap_{name}.png") as temporary:
                 temporary.write_bytes(style.png(draw(frame, style.LIGHT)))
 
 
 def summary(frame: pd.DataFrame) -> list[dict]:
-    """A row a cause: acceptance of both losses, their ratios by where the cause is applied, and the largest of all.
+    """A row a cause: acceptance of both losses, their ratios by where the cause is applied, and the
+    largest of all.
 
-    `can_make` is the largest of `SIZES` that the interval of a ratio lies above, 0 if none; `excluded` is whether every
-    ratio's interval ends below the least of them.
+    `can_make` is the largest of `SIZES` that the interval of a ratio lies above, 0 if none;
+    `excluded` is whether every ratio's interval ends below the least of them.
     """
     return [_of_cause(cause, rows) for cause, rows in frame.groupby("cause", sort=False)]
 
 
 def rich_table(frame: pd.DataFrame) -> Table:
     """The summary for a terminal."""
-    made = Table(title="KL : CE", caption=_CAPTION, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    made = Table(
+        title="KL : CE",
+        caption=_CAPTION,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     made.caption_justify = made.title_justify = "left"
     for i, name in enumerate(_HEADERS):
-        made.add_column(name, justify="right" if 0 < i < len(_HEADERS) - 2 else "left", overflow="fold")
+        made.add_column(
+            name, justify="right" if 0 < i < len(_HEADERS) - 2 else "left", overflow="fold"
+        )
     for row in summary(frame):
         made.add_row(*map(Text, _cells(row)), style="bold" if row["can_make"] >= SIZES[1] else "")
     return made
@@ -98,7 +133,9 @@ def _cells(row):
         row["cause"],
         *(_number(100 * row[loss], ".1f") for loss in ("ce", "kl")),
         *(_number(ratio, ".2f") for ratio in row["ratios"].values()),
-        "–" if largest is None else f"{_times(largest['ratio'])} [{_times(largest['low'])}, {_times(largest['high'])}]",
+        "–"
+        if largest is None
+        else f"{_times(largest['ratio'])} [{_times(largest['low'])}, {_times(largest['high'])}]",
         where,
         _verdict(row),
     ]

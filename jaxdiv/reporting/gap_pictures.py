@@ -55,9 +55,17 @@ def ratios(frame: pd.DataFrame, theme: Theme) -> Figure:
         for (row, column), value in np.ndenumerate(values):
             if not math.isnan(value):
                 ink = style.readable(colors(0.5 + shown[row, column] / (2 * _DECADES)), theme)
-                axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink)
+                axes.text(
+                    column, row, _short(value), ha="center", va="center", fontsize=7, color=ink
+                )
         axes.set_title(title)
-        axes.set_xticks(range(len(_MEASURES)), [name for *_, name in _MEASURES], rotation=40, ha="right", fontsize=8)
+        axes.set_xticks(
+            range(len(_MEASURES)),
+            [name for *_, name in _MEASURES],
+            rotation=40,
+            ha="right",
+            fontsize=8,
+        )
         axes.set_yticks(range(len(causes)), causes, fontsize=8)
         axes.grid(False)
     return made
@@ -106,11 +114,20 @@ def _students(frame, measure):
 
 
 def _lines(axes, students, worst, theme):
-    colors = dict.fromkeys(worst, theme.worse) | {"untrained": theme.muted, "baseline": theme.better}
+    colors = dict.fromkeys(worst, theme.worse) | {
+        "untrained": theme.muted,
+        "baseline": theme.better,
+    }
     steps, ends = np.arange(len(students.columns)), []
     for cause, line in students.iterrows():
         y, color = 100 * line.to_numpy(), colors.get(cause)
-        axes.plot(steps, y, color=color or theme.quiet, linewidth=2 if color else 1, zorder=2 if color else 1.5)
+        axes.plot(
+            steps,
+            y,
+            color=color or theme.quiet,
+            linewidth=2 if color else 1,
+            zorder=2 if color else 1.5,
+        )
         if color:
             ends.append((steps[-1], y[-1], cause, color))
     axes.set_xticks(steps, [f"{t:g}" for t in students.columns])

@@ -1,4 +1,5 @@
-"""report.html: one file that opens from disk, fetches nothing, runs no script and says what a run found."""
+"""report.html: one file that opens from disk, fetches nothing, runs no script and says what a run
+found."""
 
 import math
 import os
@@ -36,7 +37,8 @@ def write_report(
       curves: columns step, loss, seed, metric, value; may be empty.
       images: what `pictures.render_all` drew of them.
       config_text: the config as its user would read it.
-      facts: what else a reader must know, in order: fingerprints, versions, seeds, what the intervals cover.
+      facts: what else a reader must know, in order: fingerprints, versions, seeds, what the
+        intervals cover.
       about: what the run was, in a line.
 
     Raises:
@@ -44,7 +46,9 @@ def write_report(
     """
     results.check(frame)
     if not results.contexts(frame):
-        raise ValueError("a report needs at least one row of `acceptance` with seed `all`; the results have none")
+        raise ValueError(
+            "a report needs at least one row of `acceptance` with seed `all`; the results have none"
+        )
     text = page.document(
         title=f"{pathlib.Path(path).parent.resolve().name} – jaxdiv report",
         front=list(_front(frame, curves, about)),
@@ -58,7 +62,9 @@ def _sections(frame, figures, facts, config_text):
     shown = [figure for name, figure in figures.items() if name != "training_curves"]
     details = [
         *_other_contexts(frame),
-        page.details("Training", figures.get("training_curves", "<p>No training curves were kept.</p>")),
+        page.details(
+            "Training", figures.get("training_curves", "<p>No training curves were kept.</p>")
+        ),
         *_all_numbers(frame),
         page.details("What decides these numbers", _facts(facts)),
         page.details("The config", f"<pre>{escape(config_text)}</pre>"),
@@ -95,18 +101,32 @@ def _front(frame, curves, about):
 
 
 def _tiles(frame, found):
-    """Acceptance of the loss that the headline speaks of, of the reference and of the floor, and the difference."""
-    ranked, reference = table.summary(frame, context=results.contexts(frame)[0]), results.reference(frame)
+    """Acceptance of the loss that the headline speaks of, of the reference and of the floor, and
+    the difference."""
+    ranked, reference = (
+        table.summary(frame, context=results.contexts(frame)[0]),
+        results.reference(frame),
+    )
     own = None if found.loss is None else found.loss["loss"]
     for row in ranked.itertuples():
         if row.loss == own or row.verdict in ("reference", "floor"):
             word = {"reference": ", the reference", "floor": ", the floor"}.get(row.verdict, "")
-            number, _, half = table.percent(row.acceptance, row.acceptance_low, row.acceptance_high).partition(" ")
+            number, _, half = table.percent(
+                row.acceptance, row.acceptance_low, row.acceptance_high
+            ).partition(" ")
             yield f"{words.short(row.loss)} accepted{word}", f"{number}%", half
-        if row.loss == own and row.verdict not in ("reference", "") and not math.isnan(row.difference):
+        if (
+            row.loss == own
+            and row.verdict not in ("reference", "")
+            and not math.isnan(row.difference)
+        ):
             ends = words.interval(row.difference_low, row.difference_high)
             of = f"{words.short(own)} against {words.short(reference)}, points"
-            yield of, table.points(row.difference), f"{ends}, {row.verdict}" if ends else row.verdict
+            yield (
+                of,
+                table.points(row.difference),
+                f"{ends}, {row.verdict}" if ends else row.verdict,
+            )
 
 
 def _lost(frame, curves):
@@ -151,7 +171,8 @@ def _mark(row):
 
 
 def _all_numbers(frame):
-    """Every pooled number, a table for each measure; measures that this page knows nothing of too."""
+    """Every pooled number, a table for each measure; measures that this page knows nothing of
+    too."""
     for context in frame["context"].unique():
         where, tables = table.describe(context), []
         for measure, rows in results.select(frame, context=context).groupby("measure", sort=False):
@@ -168,18 +189,25 @@ def _by_seed(frame, context):
     if context not in results.contexts(frame):
         return
     temperature = table.headline_temperature(frame, context)
-    rows = results.select(frame, seed=None, measure="acceptance", context=context, temperature=temperature)
+    rows = results.select(
+        frame, seed=None, measure="acceptance", context=context, temperature=temperature
+    )
     rows = rows.assign(at=[f"seed {seed}" for seed in rows["seed"]])
     caption = f"<code>acceptance</code> of each seed at T = {temperature:g}; results.csv has all measures of each"
     yield _grid(
-        rows, caption, label=f"acceptance of each seed, {table.describe(context)}", show=table.form("acceptance")
+        rows,
+        caption,
+        label=f"acceptance of each seed, {table.describe(context)}",
+        show=table.form("acceptance"),
     )
 
 
 def _pivot(rows, measure, where, *, across):
     show, symbol = table.form(measure), {"gamma": "γ", "temperature": "T"}[across]
     rows = rows.sort_values(across, kind="stable")
-    rows = rows.assign(at=["value" if math.isnan(at) else f"{symbol} = {at:g}" for at in rows[across]])
+    rows = rows.assign(
+        at=["value" if math.isnan(at) else f"{symbol} = {at:g}" for at in rows[across]]
+    )
     meaning = words.MEASURES.get(measure)
     caption = f"<code>{escape(measure)}</code>{f': {meaning}' if meaning else ''}"
     return _grid(rows, caption, label=f"{measure}, {where}", show=show)
@@ -189,7 +217,10 @@ def _grid(rows, caption, *, label, show):
     """A row a loss, a column for each value of `at`."""
     cells = []
     for loss, line in rows.groupby("loss", sort=False):
-        found = {at: show(*numbers) for at, *numbers in line[["at", "value", "low", "high"]].itertuples(index=False)}
+        found = {
+            at: show(*numbers)
+            for at, *numbers in line[["at", "value", "low", "high"]].itertuples(index=False)
+        }
         cells.append([words.name(loss), *(escape(found.get(at, "")) for at in rows["at"].unique())])
     return page.grid(caption, ["loss", *map(escape, rows["at"].unique())], cells, label=label)
 

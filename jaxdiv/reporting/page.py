@@ -10,7 +10,9 @@ from jaxdiv.reporting.style import DARK, LIGHT, Images, Theme
 _PHONE = "(max-width: 44rem)"
 
 
-def document(*, title: str, sections: Mapping[str, tuple[str, Sequence[str]]], front: Sequence[str]) -> str:
+def document(
+    *, title: str, sections: Mapping[str, tuple[str, Sequence[str]]], front: Sequence[str]
+) -> str:
     """A whole page that needs nothing else; its policy forbids the browser to fetch anything.
 
     Args:
@@ -19,7 +21,9 @@ def document(*, title: str, sections: Mapping[str, tuple[str, Sequence[str]]], f
       front: parts that come first, an h1 among them.
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    links = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, (heading, _) in sections.items())
+    links = "".join(
+        f'<li><a href="#{name}">{heading}</a></li>' for name, (heading, _) in sections.items()
+    )
     made = [section(name, heading, *parts) for name, (heading, parts) in sections.items()]
     inner = "\n".join([*front, *made])
     return (
@@ -48,7 +52,11 @@ def details(summary: str, *parts: str) -> str:
 
 def headline(text: str, *sentences: str) -> str:
     """What the page has to say, and what that rests on."""
-    return f'<h1>{text}</h1>\n<p class="lead">{" ".join(sentences)}</p>' if sentences else f"<h1>{text}</h1>"
+    return (
+        f'<h1>{text}</h1>\n<p class="lead">{" ".join(sentences)}</p>'
+        if sentences
+        else f"<h1>{text}</h1>"
+    )
 
 
 def points(items: Iterable[str]) -> str:
@@ -59,7 +67,10 @@ def points(items: Iterable[str]) -> str:
 
 def tiles(items: Iterable[tuple[str, str, str]]) -> str:
     """The few numbers that a reader takes home: what each is, the number, and a word on it."""
-    made = "".join(f"<div><dt>{of}</dt><dd>{number} <small>{word}</small></dd></div>" for of, number, word in items)
+    made = "".join(
+        f"<div><dt>{of}</dt><dd>{number} <small>{word}</small></dd></div>"
+        for of, number, word in items
+    )
     return f'<dl class="tiles">{made}</dl>'
 
 
@@ -79,12 +90,22 @@ def grid(
       label: plain text that names the table to a screen reader.
       marks, kinds: classes of rows, and of columns; '' for none.
     """
-    kinds = [f' class="{kind}"' if kind else "" for kind in [*kinds, *[""] * (len(head) - len(kinds))]]
-    columns = "".join(f'<th scope="col"{kind}>{cell}</th>' for cell, kind in zip(head, kinds, strict=True))
-    made = [f"<caption><span>{caption}</span></caption>", f"<thead><tr>{columns}</tr></thead>", "<tbody>"]
+    kinds = [
+        f' class="{kind}"' if kind else "" for kind in [*kinds, *[""] * (len(head) - len(kinds))]
+    ]
+    columns = "".join(
+        f'<th scope="col"{kind}>{cell}</th>' for cell, kind in zip(head, kinds, strict=True)
+    )
+    made = [
+        f"<caption><span>{caption}</span></caption>",
+        f"<thead><tr>{columns}</tr></thead>",
+        "<tbody>",
+    ]
     for i, (first, *rest) in enumerate(rows):
         mark = f' class="{marks[i]}"' if i < len(marks) and marks[i] else ""
-        cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
+        cells = "".join(
+            f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True)
+        )
         made.append(f'<tr{mark}><th scope="row">{first}</th>{cells}</tr>')
     inner = "\n".join([*made, "</tbody>"])
     name = escape(label, quote=True)
@@ -97,7 +118,8 @@ def pairs(items: Iterable[tuple[str, str]]) -> str:
 
 
 def figure(images: Images, *, alt: str, caption: str) -> str:
-    """A picture within the page, with plain text in its place for those who can't see it, and a caption."""
+    """A picture within the page, with plain text in its place for those who can't see it, and a
+    caption."""
     made = [
         _picture("on-light", images.light, images.narrow_light, alt),
         _picture("on-dark", images.dark, images.narrow_dark, alt),
@@ -106,7 +128,8 @@ def figure(images: Images, *, alt: str, caption: str) -> str:
 
 
 def _picture(kind, wide, narrow, alt):
-    """Shown on its paper alone; by rules and not by a `source`, which would not change back for print."""
+    """Shown on its paper alone; by rules and not by a `source`, which would not change back for
+    print."""
     source = f'<source media="{_PHONE}" {_size(narrow)} srcset="{_data(narrow)}">'
     image = f'<img src="{_data(wide)}" {_size(wide)} alt="{escape(alt, quote=True)}">'
     return f'<picture class="{kind}">{source}{image}</picture>'

@@ -1,4 +1,5 @@
-"""The pictures of a run: differences to the reference, acceptance over temperature and by position, training curves."""
+"""The pictures of a run: differences to the reference, acceptance over temperature and by position,
+training curves."""
 
 import os
 import pathlib
@@ -33,7 +34,11 @@ def render_all(*, frame: pd.DataFrame, curves: pd.DataFrame) -> dict[str, style.
 
 
 def render(
-    *, frame: pd.DataFrame, curves: pd.DataFrame, theme: style.Theme = style.LIGHT, narrow: bool = False
+    *,
+    frame: pd.DataFrame,
+    curves: pd.DataFrame,
+    theme: style.Theme = style.LIGHT,
+    narrow: bool = False,
 ) -> dict[str, bytes]:
     """Pictures by name, as PNG; one that its data don't suffice for is absent.
 
@@ -44,7 +49,8 @@ def render(
       narrow: to be read on a phone.
 
     Returns:
-      Of `differences`, `acceptance_over_temperature`, `acceptance_by_position` and `training_curves`.
+      Of `differences`, `acceptance_over_temperature`, `acceptance_by_position` and
+      `training_curves`.
     """
     with matplotlib.rc_context(style.rc(theme)):
         drawn = {

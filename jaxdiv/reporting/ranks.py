@@ -32,10 +32,14 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 def tables(frame: pd.DataFrame, *, gauge: str = "gradient") -> list[Table]:
-    """Each loss's share, %, a row a bin of ranks, so many losses a table; the teacher's own probability comes first."""
+    """Each loss's share, %, a row a bin of ranks, so many losses a table; the teacher's own
+    probability comes first."""
     teacher, shares = _shares(frame, PROBABILITY), _shares(frame, gauge)
     count = len(shares.columns)
-    return [_table(teacher, shares.iloc[:, i : i + _LOSSES_A_TABLE]) for i in range(0, count, _LOSSES_A_TABLE)]
+    return [
+        _table(teacher, shares.iloc[:, i : i + _LOSSES_A_TABLE])
+        for i in range(0, count, _LOSSES_A_TABLE)
+    ]
 
 
 def _table(teacher, shares):
@@ -62,14 +66,21 @@ def render(frame: pd.DataFrame, *, subtitle: str, theme: Theme = style.LIGHT) ->
 
 
 def draw(frame: pd.DataFrame, theme: Theme, *, subtitle: str) -> Figure:
-    """A row a loss: bars of 100% of the gradient's size, its direction, and bars of the parts in the fixed gauge."""
+    """A row a loss: bars of 100% of the gradient's size, its direction, and bars of the parts in
+    the fixed gauge."""
     shares = _grouped(_shares(frame, "gradient"))
     teacher = _grouped(_shares(frame, PROBABILITY))
     rows = [*teacher, *shares]
-    made = style.figure(2.4 + _ROW * len(rows), title=finding(frame), subtitle=subtitle, theme=theme, width=_WIDTH)
+    made = style.figure(
+        2.4 + _ROW * len(rows), title=finding(frame), subtitle=subtitle, theme=theme, width=_WIDTH
+    )
     size, direction, fixed = made.subplots(1, 3, sharey=True, width_ratios=[1.7, 0.85, 1.4])
     _bars(size, pd.concat([teacher, shares], axis=1).T, theme, tops=_tops(frame))
-    _directions(direction, _grouped(_shares(frame, "gradient", column="part")).reindex(columns=rows).T, theme)
+    _directions(
+        direction,
+        _grouped(_shares(frame, "gradient", column="part")).reindex(columns=rows).T,
+        theme,
+    )
     _bars(fixed, _grouped(_shares(frame, "fixed")).reindex(columns=rows).T, theme)
     for place, loss in enumerate(rows):
         if place and loss not in set(frame.loc[frame["gauge"].eq("fixed"), "loss"]):
@@ -91,17 +102,26 @@ def draw(frame: pd.DataFrame, theme: Theme, *, subtitle: str) -> Figure:
         Patch(facecolor=color, label=_words(*ranks))
         for ranks, color in zip(shares.index, _ramp(theme, len(shares)), strict=True)
     ]
-    words = {"title": "teacher's rank of the class", "loc": "outside lower left", "ncols": len(handles)}
-    made.legend(handles=handles, **words, alignment="left", frameon=False, handlelength=1.1, fontsize=9.5)
+    words = {
+        "title": "teacher's rank of the class",
+        "loc": "outside lower left",
+        "ncols": len(handles),
+    }
+    made.legend(
+        handles=handles, **words, alignment="left", frameon=False, handlelength=1.1, fontsize=9.5
+    )
     return made
 
 
 def _bars(axes, shares, theme, tops=None):
-    """Stacked, a row a loss; with its number where a segment has room, of the top class also its interval."""
+    """Stacked, a row a loss; with its number where a segment has room, of the top class also its
+    interval."""
     colors = _ramp(theme, len(shares.columns))
     for place, (loss, row) in enumerate(shares.iterrows()):
         lefts = np.cumsum(row) - row
-        axes.barh(place, row, left=lefts, height=0.82, color=colors, edgecolor=theme.paper, linewidth=0.8)
+        axes.barh(
+            place, row, left=lefts, height=0.82, color=colors, edgecolor=theme.paper, linewidth=0.8
+        )
         for k, (value, left, color) in enumerate(zip(row, lefts, colors, strict=True)):
             words = tops[loss] if tops and k == 0 and value > _WIDE else f"{100 * value:.0f}"
             if value >= _ROOM:
@@ -120,31 +140,47 @@ def _tops(frame):
     rows = frame[frame["gauge"].isin(["gradient", PROBABILITY]) & frame["rank_low"].eq(1)]
     halves = np.maximum(rows["share"] - rows["share_low"], rows["share_high"] - rows["share"])
     words = zip(rows["loss"], 100 * rows["share"], 100 * halves, strict=True)
-    return {loss: f"{share:.1f}" + (f" ±{half:.1f}" if np.isfinite(half) else "") for loss, share, half in words}
+    return {
+        loss: f"{share:.1f}" + (f" ±{half:.1f}" if np.isfinite(half) else "")
+        for loss, share, half in words
+    }
 
 
 def _directions(axes, parts, theme):
-    """Cells by rank: in the color of `better` where the loss raises the logit, the stronger the deeper."""
+    """Cells by rank: in the color of `better` where the loss raises the logit, the stronger the
+    deeper."""
     for place, row in enumerate(parts.fillna(0).to_numpy()):
         strength = row / max(np.abs(row).max(), 1e-30)
-        colors = [_mixed(theme.paper, theme.worse if value > 0 else theme.better, abs(value)) for value in strength]
+        colors = [
+            _mixed(theme.paper, theme.worse if value > 0 else theme.better, abs(value))
+            for value in strength
+        ]
         axes.bar(range(len(row)), 0.82, bottom=place - 0.41, width=0.94, color=colors)
     axes.set_xlabel("by rank; blue raises logits,\norange lowers them", fontsize=8.5)
 
 
 def _shares(frame, gauge, *, column="share"):
-    """[bins, losses]: the one that looks most at the top class first, those that look alike in the frame's order."""
+    """[bins, losses]: the one that looks most at the top class first, those that look alike in the
+    frame's order."""
     rows = frame[frame["gauge"].eq(gauge)]
     wide = rows.pivot(index=["rank_low", "rank_high"], columns="loss", values=column)
     wide = wide.reindex(columns=rows["loss"].unique())
-    return wide[wide.iloc[0].round(4).sort_values(ascending=False, kind="stable").index] if len(wide) else wide
+    return (
+        wide[wide.iloc[0].round(4).sort_values(ascending=False, kind="stable").index]
+        if len(wide)
+        else wide
+    )
 
 
 def _grouped(shares):
     """Sums over the bins of each group of ranks."""
     lows = shares.index.get_level_values("rank_low")
     group = np.searchsorted(_FIRST_RANKS, lows, side="right")
-    ends = shares.index.to_frame(index=False).groupby(group).agg({"rank_low": "min", "rank_high": "max"})
+    ends = (
+        shares.index.to_frame(index=False)
+        .groupby(group)
+        .agg({"rank_low": "min", "rank_high": "max"})
+    )
     summed = shares.groupby(group).sum(min_count=1)
     summed.index = pd.MultiIndex.from_frame(ends)
     return summed
@@ -158,7 +194,10 @@ def _ramp(theme, count):
     """From deep to pale, the first ranks deepest."""
     deep, pale = _mixed(theme.better, theme.ink, 0.85), _mixed(theme.better, theme.paper, 0.88)
     steps = np.linspace(0, 1, max(count, 2))[:count]
-    return [_mixed(deep, theme.better, 2 * x) if x < 0.5 else _mixed(theme.better, pale, 2 * x - 1) for x in steps]
+    return [
+        _mixed(deep, theme.better, 2 * x) if x < 0.5 else _mixed(theme.better, pale, 2 * x - 1)
+        for x in steps
+    ]
 
 
 def _mixed(a, b, weight):

@@ -9,14 +9,26 @@ import pandas as pd
 
 from jaxdiv import files
 
-COLUMNS = ("loss", "seed", "context", "measure", "temperature", "gamma", "value", "low", "high", "n")
+COLUMNS = (
+    "loss",
+    "seed",
+    "context",
+    "measure",
+    "temperature",
+    "gamma",
+    "value",
+    "low",
+    "high",
+    "n",
+)
 CONTEXTS = ("corpus", "generated", "generated_greedy", "images")
 POOLED = "all"
 UNTRAINED = "untrained"
 ENOUGH_SEEDS = 3
 FEW_SEEDS = "these students only"  # the verdict where there are fewer
 
-# Two float32 trainings of one loss, written in two ways, part by this much in acceptance: no difference in losses.
+# Two float32 trainings of one loss, written in two ways, part by this much in acceptance: no
+# difference in losses.
 ROUNDING = 1e-6
 
 _TEXT = ("loss", "seed", "context", "measure")
@@ -38,7 +50,9 @@ def check(frame: pd.DataFrame) -> None:
     other = [str(name) for name in found if name not in COLUMNS]
     wrong = [f"missing: {', '.join(missing)}"] if missing else []
     wrong += [f"unknown: {', '.join(other)}"] if other else []
-    raise ValueError(f"results need the columns {','.join(COLUMNS)} ({'; '.join(wrong) or 'in this order'})")
+    raise ValueError(
+        f"results need the columns {','.join(COLUMNS)} ({'; '.join(wrong) or 'in this order'})"
+    )
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike) -> None:
@@ -67,7 +81,8 @@ def read_csv(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def select(frame: pd.DataFrame, *, seed: str | None = POOLED, **wanted) -> pd.DataFrame:
-    """Rows whose columns equal `wanted`; pooled ones unless `seed` names one or is None for all single seeds."""
+    """Rows whose columns equal `wanted`; pooled ones unless `seed` names one or is None for all
+    single seeds."""
     keep = frame["seed"].ne(POOLED) if seed is None else frame["seed"].eq(seed)
     for name, value in wanted.items():
         keep &= frame[name].eq(value)
@@ -82,16 +97,26 @@ def losses(frame: pd.DataFrame) -> tuple[str, ...]:
 def contexts(frame: pd.DataFrame) -> tuple[str, ...]:
     """Contexts on which acceptance was measured: known ones first, in their own order."""
     found = list(select(frame, measure="acceptance")["context"].unique())
-    return tuple(sorted(found, key=lambda name: (CONTEXTS.index(name) if name in CONTEXTS else len(CONTEXTS), name)))
+    return tuple(
+        sorted(
+            found,
+            key=lambda name: (CONTEXTS.index(name) if name in CONTEXTS else len(CONTEXTS), name),
+        )
+    )
 
 
 def nearest(values: Iterable[float], wanted: float) -> float:
     """The one of `values` that is nearest to `wanted`; NaN if there is none."""
-    return min((v for v in values if math.isfinite(v)), key=lambda v: (abs(v - wanted), v), default=math.nan)
+    return min(
+        (v for v in values if math.isfinite(v)),
+        key=lambda v: (abs(v - wanted), v),
+        default=math.nan,
+    )
 
 
 def reference(frame: pd.DataFrame) -> str | None:
-    """The loss that differences are to: the one that has none of its own, `ce` where several have none."""
+    """The loss that differences are to: the one that has none of its own, `ce` where several have
+    none."""
     trained = losses(frame)
     compared = set(select(frame, measure="difference")["loss"])
     left = [name for name in trained if name not in compared] or list(trained)
@@ -109,8 +134,8 @@ def verdict(value: float, low: float, high: float, by_seed: Iterable[float]) -> 
       by_seed: the difference of each seed.
 
     Returns:
-      `real` if the interval excludes 0 and all seeds, three or more, have one sign; `these students only` with fewer
-      seeds; else `not shown`.
+      `real` if the interval excludes 0 and all seeds, three or more, have one sign; `these students
+      only` with fewer seeds; else `not shown`.
     """
     signs = [math.copysign(1, d) if d else 0.0 for d in by_seed if math.isfinite(d)]
     if len(signs) < ENOUGH_SEEDS:

@@ -1,4 +1,5 @@
-"""The table of losses: best first, the untrained floor last, every difference with what it is worth."""
+"""The table of losses: best first, the untrained floor last, every difference with what it is
+worth."""
 
 import dataclasses
 import math
@@ -27,18 +28,22 @@ def summary(frame: pd.DataFrame, *, context: str) -> pd.DataFrame:
 
     Args:
       frame: results.
-      context: where acceptance was measured. Tokens a target call always stem from the teacher's own text.
+      context: where acceptance was measured. Tokens a target call always stem from the teacher's
+        own text.
 
     Returns:
-      Columns `SUMMARY_COLUMNS`: fractions, tokens a target call, the per-seed differences as a tuple, and a verdict:
-      `reference`, `real`, `not shown`, `these students only`, `floor`, or blank where nothing was compared. The
-      temperature and gamma are the measured ones nearest to 1 and 4.
+      Columns `SUMMARY_COLUMNS`: fractions, tokens a target call, the per-seed differences as a
+        tuple, and a verdict:
+      `reference`, `real`, `not shown`, `these students only`, `floor`, or blank where nothing was
+      compared. The temperature and gamma are the measured ones nearest to 1 and 4.
 
     Raises:
       ValueError: no acceptance was measured on `context`.
     """
     if context not in results.contexts(frame):
-        raise ValueError(f"no acceptance was measured on `{context}`; known: {', '.join(results.contexts(frame))}")
+        raise ValueError(
+            f"no acceptance was measured on `{context}`; known: {', '.join(results.contexts(frame))}"
+        )
     temperature = headline_temperature(frame, context)
     ranked = results.select(frame, measure="acceptance", context=context, temperature=temperature)
     ranked = ranked.assign(last=ranked["loss"].eq(results.UNTRAINED))
@@ -60,12 +65,18 @@ def rich_table(frame: pd.DataFrame, *, context: str | None = None) -> Table:
     shown = columns(rows, results.reference(frame))
     caption = _CAPTION + (_TAU_CAPTION if {"tau", "tau_greedy"} & set(shown) else "")
     made = Table(
-        title=title(frame, context), caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=title(frame, context),
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     made.caption_justify = made.title_justify = "left"
     for column in shown.values():
         made.add_column(Text(column.header), **column.options)
-    for verdict, *cells in zip(rows["verdict"], *(column.cells for column in shown.values()), strict=True):
+    for verdict, *cells in zip(
+        rows["verdict"], *(column.cells for column in shown.values()), strict=True
+    ):
         made.add_row(*cells, style="dim" if verdict == "floor" else "")
     return made
 
@@ -77,10 +88,14 @@ def markdown(frame: pd.DataFrame, *, context: str | None = None) -> str:
     heads = ["loss", *(" ".join(column.header.split()) for column in others)]
     right = [i for i, column in enumerate(others, 1) if column.options.get("justify") == "right"]
     made = zip(rows["loss"], *(column.cells for column in others), strict=True)
-    return in_markdown(heads, ([code(loss), *(cell.plain for cell in cells)] for loss, *cells in made), right)
+    return in_markdown(
+        heads, ([code(loss), *(cell.plain for cell in cells)] for loss, *cells in made), right
+    )
 
 
-def in_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+def in_markdown(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()
+) -> str:
     """Cells as a Markdown table, the columns of numbers `right` set to the right."""
     right = set(right)
     lines = [heads, ["---:" if i in right else "---" for i in range(len(heads))], *rows]
@@ -89,7 +104,8 @@ def in_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iter
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column of the table: its header, of two lines, a cell for each row, and how rich lays it out."""
+    """One column of the table: its header, of two lines, a cell for each row, and how rich lays it
+    out."""
 
     header: str
     cells: Sequence[Text]
@@ -103,7 +119,10 @@ def columns(rows: pd.DataFrame, reference: str | None) -> dict[str, Column]:
     """
     compared = reference if reference and len(reference) <= 12 else "reference"
     gamma = f"τ γ={rows['gamma'].iloc[0]:g}" if rows["gamma"].notna().any() else "τ"
-    number, cells = {"justify": "right", "no_wrap": True}, [_cells(row) for row in rows.itertuples()]
+    number, cells = (
+        {"justify": "right", "no_wrap": True},
+        [_cells(row) for row in rows.itertuples()],
+    )
     heads = {
         "loss": ("\nloss", {"overflow": "fold", "min_width": 9}),
         "acceptance": (f"accepted\nT={rows['temperature'].iloc[0]:g}, %", number),
@@ -116,8 +135,15 @@ def columns(rows: pd.DataFrame, reference: str | None) -> dict[str, Column]:
         "by_seed": ("\nby seed", {"min_width": 5, "justify": "right"}),
         "verdict": ("\nverdict", {"no_wrap": True}),
     }
-    made = {name: Column(head, [row[name] for row in cells], options) for name, (head, options) in heads.items()}
-    return {name: made[name] for name in made if any(cell.plain not in ("", _DASH) for cell in made[name].cells)}
+    made = {
+        name: Column(head, [row[name] for row in cells], options)
+        for name, (head, options) in heads.items()
+    }
+    return {
+        name: made[name]
+        for name in made
+        if any(cell.plain not in ("", _DASH) for cell in made[name].cells)
+    }
 
 
 def _cells(row):
@@ -158,14 +184,16 @@ def describe(context: str) -> str:
 
 
 def side(row) -> int:
-    """1 or −1 where a row of the summary lies above or below the reference, in general or of these students; else 0."""
+    """1 or −1 where a row of the summary lies above or below the reference, in general or of these
+    students; else 0."""
     apart = (row.difference_low > 0) - (row.difference_high < 0)
     few = row.verdict == results.FEW_SEEDS and abs(row.difference) > results.ROUNDING
     return int(apart) if few or row.verdict == "real" else 0
 
 
 def percent(value: float, low: float = math.nan, high: float = math.nan) -> str:
-    """`77.0 ±0.6`; the longer half of the interval where it is uneven, nothing where there is none."""
+    """`77.0 ±0.6`; the longer half of the interval where it is uneven, nothing where there is
+    none."""
     return _number(100 * value, ".1f") + _half(100 * value, 100 * low, 100 * high, ".1f")
 
 
@@ -196,7 +224,9 @@ def _row(own, loss, context, temperature, reference):
     at = {"context": context, "temperature": temperature}
     calls = results.select(own, measure="tau")
     gamma = results.nearest(calls["gamma"], GAMMA)
-    calls = {t: calls[calls["temperature"].eq(t) & calls["gamma"].eq(gamma)] for t in (TEMPERATURE, 0.0)}
+    calls = {
+        t: calls[calls["temperature"].eq(t) & calls["gamma"].eq(gamma)] for t in (TEMPERATURE, 0.0)
+    }
     accepted = _one(results.select(own, measure="acceptance", **at))
     difference = _one(results.select(own, measure="difference", **at))
     by_seed = tuple(results.select(own, measure="difference", seed=None, **at)["value"])

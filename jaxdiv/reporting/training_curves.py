@@ -1,4 +1,5 @@
-"""Pictures of training: held-out acceptance and gradient norms of all losses, and each loss on its own scale."""
+"""Pictures of training: held-out acceptance and gradient norms of all losses, and each loss on its
+own scale."""
 
 import math
 
@@ -10,10 +11,15 @@ from jaxdiv.reporting import results, style, table
 from jaxdiv.reporting.style import Theme
 
 PANELS_A_ROW = 5
-_OVERVIEWS = {"acceptance": "Acceptance on held-out data, %", "gradient_norm": "Norm of the gradient, before clipping"}
+_OVERVIEWS = {
+    "acceptance": "Acceptance on held-out data, %",
+    "gradient_norm": "Norm of the gradient, before clipping",
+}
 
 
-def draw(frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> Figure | None:
+def draw(
+    frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme, *, narrow: bool = False
+) -> Figure | None:
     """None without curves."""
     if curves.empty:
         return None
@@ -23,11 +29,16 @@ def draw(frame: pd.DataFrame, curves: pd.DataFrame, theme: Theme, *, narrow: boo
     # In the order of the table; a student that failed has no row there, but its curve shows where.
     names = sorted(own["loss"].unique(), key=lambda loss: [*ranked["loss"], loss].index(loss))
     columns = 3 if narrow else PANELS_A_ROW
-    rows, upper_rows = math.ceil(len(names) / columns), len(overviews) if narrow else min(len(overviews), 1)
+    rows, upper_rows = (
+        math.ceil(len(names) / columns),
+        len(overviews) if narrow else min(len(overviews), 1),
+    )
     heights = [2.9 * upper_rows] * bool(overviews) + [1.55 * rows] * bool(rows)
     made = style.figure(
         0.95 + sum(heights),
-        title="Over the training steps" if narrow else "Acceptance, gradients and losses over the steps",
+        title="Over the training steps"
+        if narrow
+        else "Acceptance, gradients and losses over the steps",
         subtitle="Small: each loss in its own unit, seeds thin."
         if narrow
         else "Means over seeds. Small panels: each loss in its own unit and on its own scale, seeds thin.",
@@ -62,7 +73,11 @@ def _overview(axes, curves, metric, ranked, theme):
         mean = scale * line.groupby("step")["value"].mean()
         color = named.get(loss, theme.quiet)
         axes.plot(
-            mean.index, mean, color=color, linewidth=1.3 if color == theme.quiet else 2, zorder=2 + (loss in named)
+            mean.index,
+            mean,
+            color=color,
+            linewidth=1.3 if color == theme.quiet else 2,
+            zorder=2 + (loss in named),
         )
         if loss in named:
             ends.append((mean.index[-1], mean.iloc[-1], loss, color))

@@ -1,4 +1,5 @@
-"""Words of pages: what each column, measure and verdict means, and how names and numbers are written. All HTML."""
+"""Words of pages: what each column, measure and verdict means, and how names and numbers are
+written. All HTML."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,5 @@
-"""Speculative decoding in one jit: a draft proposes, the target verifies, and the text stays the target's own."""
+"""Speculative decoding in one jit: a draft proposes, the target verifies, and the text stays the
+target's own."""
 
 from jaxdiv.speculative.decoding import LOOKUP, Decoded, Decoding, decode, prepare
 from jaxdiv.speculative.loop import BONUS, CORRECTED, DRAFTED, Counts

@@ -1,4 +1,5 @@
-"""What a decoding is asked for, checked before anything is compiled; each error is a ValueError of one line."""
+"""What a decoding is asked for, checked before anything is compiled; each error is a ValueError of
+one line."""
 
 import numbers
 
@@ -26,7 +27,9 @@ def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
         raise ValueError(f"`draft` must be a student, {LOOKUP!r} or None, got {_short(draft)}")
     gamma = whole("gamma", gamma)
     if gamma < 1:
-        raise ValueError(f"`gamma` must be at least 1, got {gamma}; without drafts, decode plainly.")
+        raise ValueError(
+            f"`gamma` must be at least 1, got {gamma}; without drafts, decode plainly."
+        )
     if gamma > MAX_GAMMA:
         raise ValueError(f"`gamma` must be at most {MAX_GAMMA}, got {gamma}.")
     if not _is(eta, numbers.Real) or not 0 <= eta <= 1:
@@ -38,9 +41,13 @@ def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
     if draft == LOOKUP:
         raise ValueError("`lookup` drafts a chain; a tree needs a student.")
     if not isinstance(tree, trees.Tree):
-        raise ValueError(f"`tree` must be a Tree, as speculative.parse makes of text, got {_short(tree)}")
+        raise ValueError(
+            f"`tree` must be a Tree, as speculative.parse makes of text, got {_short(tree)}"
+        )
     if tree.depth > gamma:
-        raise ValueError(f"the tree is {tree.depth} tokens deep, but `gamma` allows {gamma}; gamma={tree.depth} fits.")
+        raise ValueError(
+            f"the tree is {tree.depth} tokens deep, but `gamma` allows {gamma}; gamma={tree.depth} fits."
+        )
     if eta > 0:
         raise ValueError("`eta` ends a chain; with a tree it must be 0.")
     return tree
@@ -61,11 +68,16 @@ def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
             f"the draft has {draft.decoder.vocab_size} tokens and the target {vocab_size}; both need one tokenizer."
         )
     if tree.children.shape[1] > vocab_size:
-        raise ValueError(f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}.")
+        raise ValueError(
+            f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}."
+        )
 
 
-def check_memory(target: Decoder, prompts: tuple[int, int], tree: trees.Tree, rule: rules.Rule) -> None:
-    """A round's distributions and the prompts' attention, of prompts [B, P], are arrays of a size that can be held."""
+def check_memory(
+    target: Decoder, prompts: tuple[int, int], tree: trees.Tree, rule: rules.Rule
+) -> None:
+    """A round's distributions and the prompts' attention, of prompts [B, P], are arrays of a size
+    that can be held."""
     vocab_size = target.vocab_size
     batch, longest = prompts
     count = batch * (tree.size + 1) * vocab_size * (2 if rule.keeps_q else 1)
@@ -93,7 +105,9 @@ def padded(prompts, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
         if row.dtype.kind not in "iu":
             raise ValueError(f"prompt {i} must be whole numbers, got {_short(row.tolist())}")
         if row.min() < 0 or row.max() >= vocab_size:
-            raise ValueError(f"prompt {i} has tokens {row.min()}..{row.max()}, not in 0..{vocab_size - 1}")
+            raise ValueError(
+                f"prompt {i} has tokens {row.min()}..{row.max()}, not in 0..{vocab_size - 1}"
+            )
     lengths = np.array([len(row) for row in rows], np.int32)
     made = np.zeros((len(rows), lengths.max()), np.int32)
     for to, row in zip(made, rows, strict=True):
@@ -118,8 +132,12 @@ def wanted(max_tokens, lengths: np.ndarray, drafts: int) -> np.ndarray:
 def seeds_of(seeds, batch: int) -> jax.Array:
     """uint32 [B]."""
     values = np.ravel(seeds).tolist()
-    if len(values) != batch or not all(_is(seed, numbers.Integral) and 0 <= seed < 2**32 for seed in values):
-        raise ValueError(f"`seeds` must be {batch} whole numbers in 0..2**32 - 1, one a text, got {values[:4]}")
+    if len(values) != batch or not all(
+        _is(seed, numbers.Integral) and 0 <= seed < 2**32 for seed in values
+    ):
+        raise ValueError(
+            f"`seeds` must be {batch} whole numbers in 0..2**32 - 1, one a text, got {values[:4]}"
+        )
     return jnp.array(values, jnp.uint32)
 
 
@@ -141,14 +159,24 @@ def warp_of(batch: int, vocab_size: int, *, temperature, top_k, top_p) -> warps.
     def each(value, dtype):
         return None if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
 
-    return warps.Warp(each(temperature, jnp.float32), each(top_k, jnp.int32), each(top_p, jnp.float32))
+    return warps.Warp(
+        each(temperature, jnp.float32), each(top_k, jnp.int32), each(top_p, jnp.float32)
+    )
 
 
 def whole(name: str, value, *, low: int | None = None, high: int | None = None) -> int:
     """The whole number `value`, in low..high."""
-    value = value.item() if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0 else value
+    value = (
+        value.item()
+        if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0
+        else value
+    )
     ends = f" in {low}..{'' if high is None else high}" if low is not None else ""
-    if not _is(value, numbers.Integral) or (low is not None and value < low) or (high is not None and value > high):
+    if (
+        not _is(value, numbers.Integral)
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+    ):
         raise ValueError(f"`{name}` must be a whole number{ends}, got {_short(value)}")
     return value
 
@@ -157,7 +185,9 @@ def _values(name, given, batch, kind):
     """One value, or one for each text: 1 or B of them."""
     values = np.ravel(given).tolist()
     if len(values) not in (1, batch):
-        raise ValueError(f"`{name}` has {len(values)} values for {batch} texts; give one for all, or one for each.")
+        raise ValueError(
+            f"`{name}` has {len(values)} values for {batch} texts; give one for all, or one for each."
+        )
     for value in values:
         if not _is(value, kind):
             words = "whole numbers" if kind is numbers.Integral else "numbers"

@@ -20,8 +20,8 @@ class Decoded:
 
     Attributes:
       tokens: the new tokens of each prompt, the stop token included.
-      origin: where each comes from: `loop.DRAFTED`, `CORRECTED` (in place of a draft that was refused) or `BONUS`
-        (after the last draft).
+      origin: where each comes from: `loop.DRAFTED`, `CORRECTED` (in place of a draft that was
+        refused) or `BONUS` (after the last draft).
       counts: of the rounds.
     """
 
@@ -47,15 +47,21 @@ class Decoding:
 
     def run(self) -> Decoded:
         """Decodes, by what an earlier decoding of the same shapes compiled if there was one."""
-        return _decoded(loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream), self.lengths)
+        return _decoded(
+            loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream), self.lengths
+        )
 
     def compile(self) -> Callable[[], Decoded]:
         """What `run` does, compiled now."""
-        compiled = loop.run.lower(self.plan, self.graphs, *self.arrays, stream=self.stream).compile()
+        compiled = loop.run.lower(
+            self.plan, self.graphs, *self.arrays, stream=self.stream
+        ).compile()
         return lambda: _decoded(compiled(*self.arrays), self.lengths)
 
 
-def decode(target: Decoder, draft: Student | str | None, prompts: Sequence[Sequence[int]], **options) -> Decoded:
+def decode(
+    target: Decoder, draft: Student | str | None, prompts: Sequence[Sequence[int]], **options
+) -> Decoded:
     """Continues each prompt; the text's distribution is the target's own, unless the rule is lossy.
 
     Arguments and errors are those of `prepare`.
@@ -85,19 +91,22 @@ def prepare(
 
     Args:
       target: the model whose text it is.
-      draft: a student, `lookup` (prompt lookup, drafts without a model), or None for plain decoding.
+      draft: a student, `lookup` (prompt lookup, drafts without a model), or None for plain
+        decoding.
       prompts: tokens of each, at least one; lengths may differ.
       max_tokens: new tokens, for all or for each; with the prompts `arguments.MAX_TOKENS` in all.
       rule: of `rules.RULES`; for `lookup` all but `typical` are one.
       gamma: drafts a round, 1 to `arguments.MAX_GAMMA`, at most; a tree's depth must not exceed it.
-      eta: in [0, 1]; a chain stops after a token at whose position the draft's largest probability was below (0.6 in
-        Kangaroo, arXiv 2404.18911). 0 never stops; of a student alone.
+      eta: in [0, 1]; a chain stops after a token at whose position the draft's largest probability
+        was below (0.6 in Kangaroo, arXiv 2404.18911). 0 never stops; of a student alone.
       tree: candidates in place of a chain.
       temperature, top_k, top_p: as `warps.Warp`, for target and draft alike; for all or for each.
       stop: the token that ends a text.
-      seeds: of each text; None for 0, 1, 2, ... A text depends on its seed and prompt, not on its neighbours.
+      seeds: of each text; None for 0, 1, 2, ... A text depends on its seed and prompt, not on its
+        neighbours.
       longest: tokens that `lookup` compares, at most.
-      stream: called after each round with (tokens [B, T], lengths before it [B], lengths after it [B], origin [B, T]).
+      stream: called after each round with (tokens [B, T], lengths before it [B], lengths after it
+        [B], origin [B, T]).
 
     Raises:
       ValueError: an argument out of its range.
@@ -120,7 +129,9 @@ def prepare(
         stop=None if stop is None else arguments.whole("stop", stop, low=0, high=vocab_size - 1),
         longest=arguments.whole("longest", longest, low=1),
     )
-    keys = jax.vmap(jax.random.key)(arguments.seeds_of(range(batch) if seeds is None else seeds, batch))
+    keys = jax.vmap(jax.random.key)(
+        arguments.seeds_of(range(batch) if seeds is None else seeds, batch)
+    )
     how = arguments.warp_of(batch, vocab_size, temperature=temperature, top_k=top_k, top_p=top_p)
     sampling = Sampling(how, rules.Keys(keys))
     parts = [nnx.split(model) for model in (target, draft) if isinstance(model, nnx.Module)]
@@ -138,7 +149,9 @@ def _kind(draft, tree):
 
 
 def _decoded(state, lengths):
-    tokens, ends, origin = (np.asarray(x) for x in (state.texts.tokens, state.texts.length, state.origin))
+    tokens, ends, origin = (
+        np.asarray(x) for x in (state.texts.tokens, state.texts.length, state.origin)
+    )
     spans = [slice(start, end) for start, end in zip(lengths, ends, strict=True)]
     return Decoded(
         tokens=[row[span] for row, span in zip(tokens, spans, strict=True)],

@@ -1,4 +1,5 @@
-"""What a round proposes: drafts of a model, one after the other or as a tree, or copied from the text itself."""
+"""What a round proposes: drafts of a model, one after the other or as a tree, or copied from the
+text itself."""
 
 import dataclasses
 from typing import NamedTuple
@@ -14,13 +15,15 @@ from jaxdiv.speculative.trees import Tree
 
 
 class Texts(NamedTuple):
-    """The batch as a round finds it: of each text, all but the last token have been read by target and draft.
+    """The batch as a round finds it: of each text, all but the last token have been read by target
+    and draft.
 
     Attributes:
       tokens: [B, T]; what lies behind a text's length means nothing.
       length: [B].
       active: [B], whether a text goes on.
-      target_cache, draft_cache: slot t holds what was read at position t. A draft that has no cache has ().
+      target_cache, draft_cache: slot t holds what was read at position t. A draft that has no cache
+        has ().
     """
 
     tokens: Int[Array, "B T"]
@@ -64,7 +67,8 @@ class Sampling(NamedTuple):
 
 
 def places(tree: Tree, nodes, last: Int[Array, " B"], slots: int) -> dict:
-    """Where a tree's nodes stand, as `Decoder.run_layers` takes it: on their slot and seen by their descendants alone.
+    """Where a tree's nodes stand, as `Decoder.run_layers` takes it: on their slot and seen by their
+    descendants alone.
 
     Args:
       tree: the round's.
@@ -85,7 +89,8 @@ def places(tree: Tree, nodes, last: Int[Array, " B"], slots: int) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class ModelDraft:
-    """A student drafts: Kangaroo's adapter on the target's first layers, or a decoder of its own."""
+    """A student drafts: Kangaroo's adapter on the target's first layers, or a decoder of its
+    own."""
 
     target: Decoder
     student: Student
@@ -105,7 +110,9 @@ class ModelDraft:
           (hidden [B, L, D] of the target, features [B, L, D'] of the student, both caches).
         """
         hidden = self.target.embed(tokens)
-        hidden, target_cache = self.target.run_layers(hidden, 0, self.exit_layer, cache=target_cache, **where)
+        hidden, target_cache = self.target.run_layers(
+            hidden, 0, self.exit_layer, cache=target_cache, **where
+        )
         features, draft_cache = self.student.extend(tokens, hidden, draft_cache, **where)
         return hidden, features, target_cache, draft_cache
 
@@ -113,17 +120,22 @@ class ModelDraft:
         return self.student.logits(features, self.target.output())
 
     def candidates(self, logits, sampling, positions, node, count):
-        """The `count` first candidates after nodes at `positions` [B], of logits [B, V]: (tokens [B, count], q [B, V]).
+        """The `count` first candidates after nodes at `positions` [B], of logits [B, V]: (tokens
+        [B, count], q [B, V]).
 
-        At temperature 0, and if the rule wants the likeliest, they are the largest logits; else samples of q without
-        replacement.
+        At temperature 0, and if the rule wants the likeliest, they are the largest logits; else
+        samples of q without replacement.
         """
 
         def one(logits, how, keys, position):
             warped = warps.warp(logits, how)
             order = logits
             if self.rule.noise is not None:
-                key = keys.draft(position, node) if self.rule.noise == "own" else keys.target(position)
+                key = (
+                    keys.draft(position, node)
+                    if self.rule.noise == "own"
+                    else keys.target(position)
+                )
                 order = jnp.where(how.temperature == 0, logits, warped + warps.noise(key, warped))
             return _largest(order, count), jax.nn.softmax(warped, axis=-1)
 
@@ -132,12 +144,13 @@ class ModelDraft:
 
 @dataclasses.dataclass(frozen=True)
 class Chain(ModelDraft):
-    """Drafts one after the other, up to gamma, until the draft is unsure (double early exit, arXiv 2404.18911).
+    """Drafts one after the other, up to gamma, until the draft is unsure (double early exit, arXiv
+    2404.18911).
 
     Attributes:
       gamma: drafts a round at most, at least 1.
-      eta: drafting stops after the token at whose position the draft's largest probability, at temperature 1, was
-        below; that token is kept. A traced number; 0 never stops.
+      eta: drafting stops after the token at whose position the draft's largest probability, at
+        temperature 1, was below; that token is kept. A traced number; 0 never stops.
     """
 
     gamma: int
@@ -147,14 +160,20 @@ class Chain(ModelDraft):
         batch, last = texts.length.shape[0], texts.last
         first = jnp.take_along_axis(texts.tokens, last[:, None], axis=1)[:, 0]
         tokens = jnp.zeros((batch, self.gamma + 1), jnp.int32).at[:, 0].set(first)
-        hidden = jnp.zeros((batch, self.gamma + 1, self.target.embedding.shape[1]), self.target.dtype)
+        hidden = jnp.zeros(
+            (batch, self.gamma + 1, self.target.embedding.shape[1]), self.target.dtype
+        )
         shape = (batch, self.gamma + 1, self.target.vocab_size)
         q = jnp.zeros(shape, jnp.float32) if self.rule.keeps_q else None
 
         def read(j, tokens, hidden, caches):
             token = jax.lax.dynamic_slice_in_dim(tokens, j, 1, axis=1)
             new, features, *caches = self.read(token, *caches, positions=(last + j)[:, None])
-            return features, jax.lax.dynamic_update_slice_in_dim(hidden, new, j, axis=1), tuple(caches)
+            return (
+                features,
+                jax.lax.dynamic_update_slice_in_dim(hidden, new, j, axis=1),
+                tuple(caches),
+            )
 
         def going(carry):
             j, sure, *_ = carry
@@ -195,25 +214,39 @@ class Branches(ModelDraft):
         caches = (texts.target_cache, texts.draft_cache)
         for depth in range(tree.depth + 1):
             nodes = tree.level(depth)
-            new, features, *caches = self.read(tokens[-1], *caches, **places(tree, nodes, last, slots))
+            new, features, *caches = self.read(
+                tokens[-1], *caches, **places(tree, nodes, last, slots)
+            )
             hidden.append(new)
             children = tree.children[nodes]
             if (children > 0).any():
-                drafted, q_level = self._level(self.logits(features), sampling, last + depth, nodes, children)
+                drafted, q_level = self._level(
+                    self.logits(features), sampling, last + depth, nodes, children
+                )
                 tokens.append(drafted)
                 q.append(q_level)
             else:
                 q.append(jnp.zeros((*new.shape[:2], self.target.vocab_size), jnp.float32))
         tokens, hidden, q = (jnp.concatenate(parts, axis=1) for parts in (tokens, hidden, q))
         valid = jnp.broadcast_to(texts.active[:, None], tokens.shape)
-        return Proposal(tokens, valid, q if self.rule.keeps_q else None, hidden, *caches, steps=jnp.array(tree.depth))
+        return Proposal(
+            tokens,
+            valid,
+            q if self.rule.keeps_q else None,
+            hidden,
+            *caches,
+            steps=jnp.array(tree.depth),
+        )
 
     def _level(self, logits, sampling, positions, nodes, children):
-        """The children's tokens [B, n'] and the nodes' q [B, n, V], of the nodes' logits [B, n, V]."""
+        """The children's tokens [B, n'] and the nodes' q [B, n, V], of the nodes' logits [B, n,
+        V]."""
         drafted, q = [], []
         for i, node in enumerate(nodes):
             count = int((children[i] > 0).sum())
-            tokens, q_node = self.candidates(logits[:, i], sampling, positions, int(node), max(count, 1))
+            tokens, q_node = self.candidates(
+                logits[:, i], sampling, positions, int(node), max(count, 1)
+            )
             drafted.append(tokens[:, :count])
             q.append(q_node)
         return jnp.concatenate(drafted, axis=1), jnp.stack(q, axis=1)
@@ -221,10 +254,12 @@ class Branches(ModelDraft):
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-    """Drafts what followed the text's last tokens where they stood before: prompt lookup, a draft without training.
+    """Drafts what followed the text's last tokens where they stood before: prompt lookup, a draft
+    without training.
 
-    Of the earlier places that repeat the most of the last `longest` tokens, the latest. Where what followed it ends
-    before gamma tokens, it is copied again and again. Without one token that repeats, nothing is drafted.
+    Of the earlier places that repeat the most of the last `longest` tokens, the latest. Where what
+    followed it ends before gamma tokens, it is copied again and again. Without one token that
+    repeats, nothing is drafted.
 
     Attributes:
       target: the target.
@@ -248,10 +283,14 @@ class Lookup:
         found, origin = jax.vmap(self._find)(texts.tokens, texts.length)
         origin, nodes = origin[:, None], jnp.arange(self.gamma + 1)[None]
         copied = origin + (nodes - 1) % (texts.length[:, None] - origin)
-        tokens = jnp.take_along_axis(texts.tokens, jnp.where(nodes == 0, texts.last[:, None], copied), axis=1)
+        tokens = jnp.take_along_axis(
+            texts.tokens, jnp.where(nodes == 0, texts.last[:, None], copied), axis=1
+        )
         valid = (nodes == 0) | found[:, None]
         hidden = self.target.embed(tokens)
-        return Proposal(tokens, valid, None, hidden, texts.target_cache, texts.draft_cache, steps=jnp.array(0))
+        return Proposal(
+            tokens, valid, None, hidden, texts.target_cache, texts.draft_cache, steps=jnp.array(0)
+        )
 
     def _find(self, tokens, length):
         """Whether a place was found, and the position behind it."""

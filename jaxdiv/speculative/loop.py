@@ -1,4 +1,5 @@
-"""Draft, verify, accept, roll back: the whole decoding of a batch in one `lax.while_loop` under one `jit`."""
+"""Draft, verify, accept, roll back: the whole decoding of a batch in one `lax.while_loop` under one
+`jit`."""
 
 import dataclasses
 import functools
@@ -14,7 +15,16 @@ from jaxtyping import Array, Int
 from jaxdiv import warps
 from jaxdiv.models import Cache, Decoder, Student
 from jaxdiv.speculative import rules, trees
-from jaxdiv.speculative.drafting import Branches, Chain, Draft, Lookup, Proposal, Sampling, Texts, places
+from jaxdiv.speculative.drafting import (
+    Branches,
+    Chain,
+    Draft,
+    Lookup,
+    Proposal,
+    Sampling,
+    Texts,
+    places,
+)
 
 PROMPT, DRAFTED, CORRECTED, BONUS = range(4)  # where a token comes from
 
@@ -49,7 +59,8 @@ class Counts:
       target_calls: [B] rounds begun.
       drafted: [B, D] rounds that drafted a token at this depth of the tree.
       accepted: [B, D] rounds that accepted one there, and so all before it.
-      lengths: [B, D + 1] histogram of accepted tokens a round; [b, 0] counts rounds that accepted none.
+      lengths: [B, D + 1] histogram of accepted tokens a round; [b, 0] counts rounds that accepted
+        none.
       draft_steps: how often the draft ran, for all texts at once.
     """
 
@@ -69,19 +80,31 @@ class State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "graphs", "stream"))
-def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling, eta, *, stream: Callable | None):
+def run(
+    plan: Plan,
+    graphs,
+    params,
+    prompts,
+    lengths,
+    limits,
+    sampling: Sampling,
+    eta,
+    *,
+    stream: Callable | None,
+):
     """Decodes until every text has ended.
 
     Args:
       plan: what to do.
-      graphs, params: of `nnx.split` of (target, student); of the target alone where no model drafts.
+      graphs, params: of `nnx.split` of (target, student); of the target alone where no model
+        drafts.
       prompts: [B, P] int32, what lies behind a prompt's length means nothing.
       lengths: [B], at least 1.
       limits: [B], length at which a text ends, at most `plan.slots`.
       sampling: how.
       eta: threshold of a chain.
-      stream: called after each round with (texts' tokens [B, T], lengths before [B] and after [B], origin [B, T]), in
-        order.
+      stream: called after each round with (texts' tokens [B, T], lengths before [B] and after [B],
+        origin [B, T]), in order.
 
     Returns:
       State.
@@ -92,7 +115,9 @@ def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling
         new = _round(plan, draft, state, limits, sampling)
         if stream is not None:
             texts = new.texts
-            jax.debug.callback(stream, texts.tokens, state.texts.length, texts.length, new.origin, ordered=True)
+            jax.debug.callback(
+                stream, texts.tokens, state.texts.length, texts.length, new.origin, ordered=True
+            )
         return new
 
     start = begin(plan, draft, prompts, lengths, limits)
@@ -100,7 +125,8 @@ def run(plan: Plan, graphs, params, prompts, lengths, limits, sampling: Sampling
 
 
 def make_draft(plan: Plan, models: Sequence[Decoder | Student], eta: Array) -> Draft:
-    """What drafts by `plan`: `models` are the target and, unless nothing or the text itself drafts, the student."""
+    """What drafts by `plan`: `models` are the target and, unless nothing or the text itself drafts,
+    the student."""
     target = models[0].unrolled()
     if plan.kind in ("lookup", "none"):
         return Lookup(target, plan.tree.depth, plan.longest)
@@ -111,10 +137,14 @@ def make_draft(plan: Plan, models: Sequence[Decoder | Student], eta: Array) -> D
 
 
 def begin(plan: Plan, draft: Draft, prompts, lengths, limits) -> State:
-    """Reads all but the last token of each prompt; what a short prompt's row reads beyond it is written over later."""
+    """Reads all but the last token of each prompt; what a short prompt's row reads beyond it is
+    written over later."""
     batch, width = prompts.shape
     slots = plan.slots + plan.tree.size  # a round writes its drafts before it knows how many count
-    target_cache, draft_cache = draft.target.init_cache(batch, slots), draft.init_cache(batch, slots)
+    target_cache, draft_cache = (
+        draft.target.init_cache(batch, slots),
+        draft.init_cache(batch, slots),
+    )
     if width > 1:
         positions = jnp.broadcast_to(jnp.arange(width - 1), (batch, width - 1))
         hidden, _, target_cache, draft_cache = draft.read(
@@ -125,12 +155,16 @@ def begin(plan: Plan, draft: Draft, prompts, lengths, limits) -> State:
     texts = Texts(tokens, lengths, lengths < limits, target_cache, draft_cache)
     none, depth = jnp.zeros(batch, jnp.int32), plan.tree.depth
     by_depth = jnp.zeros((batch, depth), jnp.int32)
-    counts = Counts(none, by_depth, by_depth, jnp.zeros((batch, depth + 1), jnp.int32), jnp.array(0))
+    counts = Counts(
+        none, by_depth, by_depth, jnp.zeros((batch, depth + 1), jnp.int32), jnp.array(0)
+    )
     return State(texts, jnp.zeros(tokens.shape, jnp.int8), counts)
 
 
 def _rest(draft, hidden, cache, **where) -> tuple[Array, Cache]:
-    return draft.target.run_layers(hidden, draft.exit_layer, draft.target.depth, cache=cache, **where)
+    return draft.target.run_layers(
+        hidden, draft.exit_layer, draft.target.depth, cache=cache, **where
+    )
 
 
 def _round(plan, draft, state, limits, sampling):
@@ -142,14 +176,17 @@ def _round(plan, draft, state, limits, sampling):
     if plan.kind == "tree":
         caches = _gather(caches, texts.last, verdict.path)
     added, origin = _added(plan.tree, proposal, verdict)
-    state = State(texts._replace(target_cache=caches[0], draft_cache=caches[1]), state.origin, state.counts)
+    state = State(
+        texts._replace(target_cache=caches[0], draft_cache=caches[1]), state.origin, state.counts
+    )
     return _append(plan, state, added, origin, verdict, proposal, limits)
 
 
 def verify(
     plan: Plan, draft: Draft, last: Int[Array, " B"], proposal: Proposal, sampling: Sampling
 ) -> tuple[rules.Verdict, Cache]:
-    """The target's call on a round's drafts after the token at `last`: the verdicts [B] and the target's cache."""
+    """The target's call on a round's drafts after the token at `last`: the verdicts [B] and the
+    target's cache."""
     tree = plan.tree
     slots = proposal.target_cache[0].keys.shape[1]
     where = places(tree, np.arange(tree.size + 1), last, slots)
@@ -171,7 +208,8 @@ def _a_node(how):
 
 
 def _gather(caches, last, path):
-    """Brings the accepted nodes' entries, whose slots are the nodes' numbers from `last` on, behind it in order.
+    """Brings the accepted nodes' entries, whose slots are the nodes' numbers from `last` on, behind
+    it in order.
 
     What stands for nodes that were not accepted is written over by the next round.
     """
@@ -196,13 +234,16 @@ def _added(tree, proposal, verdict):
     # The token after the last draft that was made is no correction.
     children = jnp.asarray(tree.children)
     end = jnp.max(verdict.path, axis=1, initial=0)
-    after = jnp.take_along_axis(proposal.valid, jnp.maximum(children[end], 0), axis=1) & (children[end] > 0)
+    after = jnp.take_along_axis(proposal.valid, jnp.maximum(children[end], 0), axis=1) & (
+        children[end] > 0
+    )
     own = jnp.where(jnp.any(after, axis=1), CORRECTED, BONUS)
     return tokens, jnp.where(places < accepted, DRAFTED, own[:, None]).astype(jnp.int8)
 
 
 def _append(plan, state, added, origin, verdict, proposal, limits):
-    """The texts with the round's tokens, up to a stop token or the limit, and the counts with the round."""
+    """The texts with the round's tokens, up to a stop token or the limit, and the counts with the
+    round."""
     texts, counts = state.texts, state.counts
     length, active = texts.length, texts.active
     offsets = jnp.arange(added.shape[1])[None]
@@ -217,7 +258,9 @@ def _append(plan, state, added, origin, verdict, proposal, limits):
     rows = jnp.arange(added.shape[0])[:, None]
     tokens = texts.tokens.at[rows, slots].set(added, mode="drop")
     length = jnp.where(active, length + count, length)
-    levels = [jnp.any(proposal.valid[:, plan.tree.level(d + 1)], axis=1) for d in range(plan.tree.depth)]
+    levels = [
+        jnp.any(proposal.valid[:, plan.tree.level(d + 1)], axis=1) for d in range(plan.tree.depth)
+    ]
     accepted = jnp.arange(plan.tree.depth)[None] < verdict.accepted[:, None]
     mine = active[:, None]
     counts = Counts(

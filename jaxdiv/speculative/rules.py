@@ -1,7 +1,7 @@
 """Which drafts a round accepts: the walk from the root of the tree, by the rule's name.
 
-p is the target's distribution at a node, q the draft's that its children were drawn from. All rules but `typical` leave
-the target's distribution as it is.
+p is the target's distribution at a node, q the draft's that its children were drawn from. All rules
+but `typical` leave the target's distribution as it is.
 
 | rule | drafts | a candidate x is accepted |
 |---|---|---|
@@ -29,9 +29,10 @@ class Rule:
     """How a round drafts and accepts.
 
     Attributes:
-      noise: what orders the candidates of a node: `own` noise (samples), the target's (`shared`), or None: the order
-        of the draft's logits.
-      verify: (_Node) -> (chosen [W] bool, at most one; p left over [V], what the next token is drawn from if none).
+      noise: what orders the candidates of a node: `own` noise (samples), the target's (`shared`),
+        or None: the order of the draft's logits.
+      verify: (_Node) -> (chosen [W] bool, at most one; p left over [V], what the next token is
+        drawn from if none).
       keeps_q: whether `verify` reads q.
       lossless: whether the text has the target's distribution.
     """
@@ -43,7 +44,8 @@ class Rule:
 
 
 class _Node(NamedTuple):
-    """One step of the walk: p [V], q [V] or None, candidates [W], which of them count [W], uniforms [W], a key."""
+    """One step of the walk: p [V], q [V] or None, candidates [W], which of them count [W], uniforms
+    [W], a key."""
 
     p: jax.Array
     q: jax.Array | None
@@ -54,7 +56,8 @@ class _Node(NamedTuple):
 
 
 def _rejection(node):
-    """Recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2); of one child, 2211.17192.
+    """Recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2); of one
+    child, 2211.17192.
 
     A candidate that q gives no mass, as after it has run out of classes, counts as a certain one.
     """
@@ -79,7 +82,9 @@ def _match(node):
 
 
 def _typical(node):
-    return _first(node.valid & (node.p[node.candidates] > acceptance.typical_threshold(node.p))), node.p
+    return _first(
+        node.valid & (node.p[node.candidates] > acceptance.typical_threshold(node.p))
+    ), node.p
 
 
 def _normalized(weights):
@@ -132,7 +137,8 @@ def walk(
       tree: of N drafts.
       tokens: [N + 1], each node's token.
       valid: [N + 1], whether it was drafted.
-      p: [N + 1, V], the target's distribution of the token after each node, temperature and cuts applied.
+      p: [N + 1, V], the target's distribution of the token after each node, temperature and cuts
+        applied.
       q: [N + 1, V], the draft's; None if the rule does not keep it.
       position: of the root in the text.
       keys: the sequence's.
@@ -167,9 +173,11 @@ def walk(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """The randomness of one sequence, by position in its text: a round's unused draws may be used by a later one.
+    """The randomness of one sequence, by position in its text: a round's unused draws may be used
+    by a later one.
 
-    Nothing that a text depends on is drawn twice: what is drawn for the positions behind a round's last token decides
+    Nothing that a text depends on is drawn twice: what is drawn for the positions behind a round's
+      last token decides
     nothing in it.
     """
 

@@ -8,11 +8,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """Nodes 1..N are drafts, each a candidate for the token after its parent; node 0 is the last token of the text.
+    """Nodes 1..N are drafts, each a candidate for the token after its parent; node 0 is the last
+    token of the text.
 
     Attributes:
-      parents: of nodes 1..N, level by level, so that a parent comes before its children, and siblings, which stand
-        together, are in the order in which they are tried.
+      parents: of nodes 1..N, level by level, so that a parent comes before its children, and
+        siblings, which stand together, are in the order in which they are tried.
 
     Raises:
       ValueError: nodes out of that order.
@@ -22,9 +23,13 @@ class Tree:
 
     def __post_init__(self):
         if any(not 0 <= parent <= node for node, parent in enumerate(self.parents)):
-            raise ValueError(f"each parent must come before its children, got parents {self.parents}")
+            raise ValueError(
+                f"each parent must come before its children, got parents {self.parents}"
+            )
         if list(self.parents) != sorted(self.parents):
-            raise ValueError(f"the nodes must be in order of their parents, got parents {self.parents}")
+            raise ValueError(
+                f"the nodes must be in order of their parents, got parents {self.parents}"
+            )
 
     @property
     def size(self) -> int:
@@ -46,7 +51,8 @@ class Tree:
 
     @functools.cached_property
     def children(self) -> np.ndarray:
-        """[N + 1, W], each node's candidates in order, -1 where there are no more; W is 1 at least."""
+        """[N + 1, W], each node's candidates in order, -1 where there are no more; W is 1 at
+        least."""
         lists = [[] for _ in range(self.size + 1)]
         for node, parent in enumerate(self.parents, start=1):
             lists[parent].append(node)
@@ -56,11 +62,20 @@ class Tree:
     @functools.cached_property
     def ranks(self) -> np.ndarray:
         """[N + 1], each node's place among its siblings; 0 for the root."""
-        return np.array([0, *(int(np.flatnonzero(self.children[p] == i)[0]) for i, p in enumerate(self.parents, 1))])
+        return np.array(
+            [
+                0,
+                *(
+                    int(np.flatnonzero(self.children[p] == i)[0])
+                    for i, p in enumerate(self.parents, 1)
+                ),
+            ]
+        )
 
     @functools.cached_property
     def ancestors(self) -> np.ndarray:
-        """[N + 1, N + 1], true where the column is on the row's way from the root, the row itself included."""
+        """[N + 1, N + 1], true where the column is on the row's way from the root, the row itself
+        included."""
         seen = np.eye(self.size + 1, dtype=bool)
         for node, parent in enumerate(self.parents, start=1):
             seen[node] |= seen[parent]
@@ -77,10 +92,11 @@ def chain(gamma: int) -> Tree:
 
 
 def parse(text: str) -> Tree:
-    """A tree from its paths: `0,1,00,01,10,000` (as Medusa writes its trees, arXiv 2401.10774, section 2.1.2).
+    """A tree from its paths: `0,1,00,01,10,000` (as Medusa writes its trees, arXiv 2401.10774,
+    section 2.1.2).
 
-    A path gives, for each token after the root, the candidate's rank among its siblings, a digit. So `0,1` are the
-    two likeliest next tokens, and `00` is the likeliest after the first of them.
+    A path gives, for each token after the root, the candidate's rank among its siblings, a digit.
+    So `0,1` are the two likeliest next tokens, and `00` is the likeliest after the first of them.
 
     Raises:
       ValueError: not digits, a path twice, without its parent's, or without the sibling before it.
@@ -88,7 +104,9 @@ def parse(text: str) -> Tree:
     paths = [path.strip() for path in text.split(",")]
     for path in paths:
         if not (path.isascii() and path.isdigit()):
-            raise ValueError(f"a tree is paths of digits by commas, as 0,1,00,01; got {path!r} in {text!r}")
+            raise ValueError(
+                f"a tree is paths of digits by commas, as 0,1,00,01; got {path!r} in {text!r}"
+            )
         if paths.count(path) > 1:
             raise ValueError(f"the tree has the path {path} twice: {text!r}")
         needed = [path[:-1]] if len(path) > 1 else []

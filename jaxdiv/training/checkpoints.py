@@ -1,4 +1,5 @@
-"""Saving and restoring by Orbax, which nothing else imports, each step under a manifest of checksums."""
+"""Saving and restoring by Orbax, which nothing else imports, each step under a manifest of
+checksums."""
 
 import concurrent.futures
 import contextlib
@@ -18,11 +19,12 @@ STATE, PROGRESS = "state", "progress.json"
 
 
 class Checkpoints:
-    """The numbered steps below one folder. A step counts only while it is whole, by the checksums of its manifest.
+    """The numbered steps below one folder. A step counts only while it is whole, by the checksums
+    of its manifest.
 
-    A step holds arrays (a pytree, whose numeric or text keys name them) and a small JSON dict, `progress`. It counts
-    once its manifest is written; older ones are kept till then. Read only, the folder is left as it is, even a save
-    that another process has under way in it.
+    A step holds arrays (a pytree, whose numeric or text keys name them) and a small JSON dict,
+    `progress`. It counts once its manifest is written; older ones are kept till then. Read only,
+    the folder is left as it is, even a save that another process has under way in it.
 
     Args:
       folder: of the steps.
@@ -34,7 +36,14 @@ class Checkpoints:
       FileNotFoundError: read only, and there is no folder.
     """
 
-    def __init__(self, folder: pathlib.PurePath, *, every: int = 1, keep: int | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.PurePath,
+        *,
+        every: int = 1,
+        keep: int | None = None,
+        read_only: bool = False,
+    ):
         self._steps = steps.of(folder)
         self.folder, self.every, self.keep = self._steps.folder, every, keep
         if read_only and not self.folder.is_dir():
@@ -68,7 +77,9 @@ class Checkpoints:
         return None if found < 0 else found
 
     def _latest(self):
-        return next((step for step in reversed(self._steps.numbers()) if self._fault(step) is None), None)
+        return next(
+            (step for step in reversed(self._steps.numbers()) if self._fault(step) is None), None
+        )
 
     def damaged(self) -> list[str]:
         """What is wrong with the steps above the newest whole one, a sentence each."""
@@ -79,7 +90,8 @@ class Checkpoints:
         return [f"checkpoint {self._path(step)} is damaged: {self._fault(step)}" for step in newer]
 
     def save(self, step: int, tree: Any, progress: dict) -> None:
-        """Saves in the background, in the place of a damaged `step`; one that is whole stays as it is.
+        """Saves in the background, in the place of a damaged `step`; one that is whole stays as it
+        is.
 
         Raises:
           OSError: this save, or the one before it, failed; the checkpoint is named.
@@ -88,7 +100,9 @@ class Checkpoints:
         with self._saves(step):
             if not processes.from_first(processes.is_first() and self._makes_place(step)):
                 return
-            self._orbax.save(self._steps.draft(step) / STATE, args=ocp_args.PyTreeSave(_by_name(tree)))
+            self._orbax.save(
+                self._steps.draft(step) / STATE, args=ocp_args.PyTreeSave(_by_name(tree))
+            )
         self._saving = self._worker.submit(self._finish, step, progress)
 
     def _makes_place(self, step):
@@ -142,7 +156,8 @@ class Checkpoints:
             self._faults.pop(old, None)
 
     def require(self, step: int | None) -> None:
-        """Raises FileNotFoundError if `step` is not there, saying how far training came; ValueError if damaged."""
+        """Raises FileNotFoundError if `step` is not there, saying how far training came; ValueError
+        if damaged."""
         found = self._steps.numbers()
         if not found:
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
@@ -159,12 +174,13 @@ class Checkpoints:
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict]:
         """(tree, progress) of `step`, or of the newest that is whole.
 
-        `target` is a pytree of arrays or ShapeDtypeStructs; it may hold a part of what was saved (whole subtrees
-        of dicts and tuples) and only that part is read.
+        `target` is a pytree of arrays or ShapeDtypeStructs; it may hold a part of what was saved
+        (whole subtrees of dicts and tuples) and only that part is read.
 
         Raises:
           FileNotFoundError: no step is there, or not this one.
-          ValueError: the step is damaged, or an array is missing or has another shape or type; it is named.
+          ValueError: the step is damaged, or an array is missing or has another shape or type; it
+            is named.
         """
         self.wait()
         if step is None and (step := self.latest()) is None:
@@ -182,24 +198,31 @@ class Checkpoints:
         with self._reading(step):
             restored = self._orbax.restore(self._path(step) / STATE, args=arguments)
         leaves = [restored[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), files.read_json(self._path(step) / PROGRESS)
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), files.read_json(
+            self._path(step) / PROGRESS
+        )
 
     @contextlib.contextmanager
     def _reading(self, step):
         try:
             yield
         except Exception as error:
-            raise ValueError(f"checkpoint {self._path(step)} can't be read ({_cause(error)})") from error
+            raise ValueError(
+                f"checkpoint {self._path(step)} can't be read ({_cause(error)})"
+            ) from error
 
     def _check(self, step, wanted):
-        """Orbax casts to the target's type without a word, so types are compared before anything is read."""
+        """Orbax casts to the target's type without a word, so types are compared before anything is
+        read."""
         with self._reading(step):
             saved = self._orbax.metadata(self._path(step) / STATE).item_metadata.tree
         for name, leaf in wanted.items():
             found = saved.get(name)
             if found is None:
                 raise ValueError(f"checkpoint {self.folder}/{step} has no array {name}")
-            if tuple(found.shape) != tuple(leaf.shape) or np.dtype(found.dtype) != np.dtype(leaf.dtype):
+            if tuple(found.shape) != tuple(leaf.shape) or np.dtype(found.dtype) != np.dtype(
+                leaf.dtype
+            ):
                 raise ValueError(
                     f"checkpoint {self.folder}/{step}: {name} is {np.dtype(found.dtype)}{list(found.shape)}, "
                     f"not {np.dtype(leaf.dtype)}{list(leaf.shape)} as this config has it"
@@ -221,12 +244,15 @@ def _cause(error):
 
 
 def _abstract(leaf):
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0]
+    )
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _by_name(tree):
-    """Leaves by their dotted path, so that a checkpoint names arrays alike whatever node types held them."""
+    """Leaves by their dotted path, so that a checkpoint names arrays alike whatever node types held
+    them."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 

@@ -26,7 +26,11 @@ def _number(value):
 
 
 def _whole(low, high=math.inf):
-    text = f"a whole number of at least {low}" if high == math.inf else f"a whole number in {low}..{high}"
+    text = (
+        f"a whole number of at least {low}"
+        if high == math.inf
+        else f"a whole number in {low}..{high}"
+    )
     return Rule(text, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high)
 
 
@@ -47,11 +51,17 @@ def _some_of(known):
         names = _names(text)
         return len(set(names)) == len(names) and set(names) <= set(known)
 
-    return Rule(f"different ones of {','.join(known)}, by commas", lambda v: isinstance(v, str) and holds(v))
+    return Rule(
+        f"different ones of {','.join(known)}, by commas", lambda v: isinstance(v, str) and holds(v)
+    )
 
 
 def _temperatures(value):
-    return len(value) > 0 and len(set(value)) == len(value) and all(_number(t) and t >= 0 for t in value)
+    return (
+        len(value) > 0
+        and len(set(value)) == len(value)
+        and all(_number(t) and t >= 0 for t in value)
+    )
 
 
 POSITIVE = Rule("a finite number above 0", lambda v: _number(v) and v > 0)
@@ -62,7 +72,10 @@ TEMPERATURES = Rule("different finite numbers of at least 0 (greedy), by commas"
 TEXT = Rule("text", lambda v: isinstance(v, str))
 SOME_CONTEXTS = _some_of(CONTEXTS)
 SOME_RULES = _some_of(RULES)
-DEVICES = Rule(f"a whole number of at least 1, or {sharding.REST} for all devices that the others leave", _devices)
+DEVICES = Rule(
+    f"a whole number of at least 1, or {sharding.REST} for all devices that the others leave",
+    _devices,
+)
 NAME = Rule("text that is not empty", lambda v: isinstance(v, str) and v.strip() != "")
 
 OPTIMIZER = {
@@ -136,7 +149,8 @@ SCHEMA = {
 
 
 def check(config: Mapping) -> None:
-    """Raises ValueError, one line with the key, its value and what is allowed, at the first fault."""
+    """Raises ValueError, one line with the key, its value and what is allowed, at the first
+    fault."""
     check_each(config)
     _check_together(config)
 
@@ -158,7 +172,8 @@ def check_value(name: str, rule: Rule, value: Any) -> None:
 
 
 def losses(config: Mapping) -> tuple[jaxdiv.Loss, ...]:
-    """The run's losses, in the order of the config. Raises ValueError for an unknown or repeated one."""
+    """The run's losses, in the order of the config. Raises ValueError for an unknown or repeated
+    one."""
     try:
         return tuple(jaxdiv.get(text) for text in jaxdiv.split(config["losses"]))
     except ValueError as error:
@@ -176,7 +191,8 @@ def teacher(config: Mapping) -> dict[str, Any]:
 
 
 def learning_rates(config: Mapping) -> tuple[float, ...]:
-    """Each loss's, in the order of `losses`: that of `config.student.learning_rates`, else the optimizer's.
+    """Each loss's, in the order of `losses`: that of `config.student.learning_rates`, else the
+    optimizer's.
 
     Raises:
       ValueError: it names a loss that the run has not, one twice, or no finite number above 0.
@@ -203,7 +219,8 @@ def contexts(text: str) -> tuple[str, ...]:
 
 
 def rules(text: str) -> tuple[str, ...]:
-    """The names in `text`, by commas; `sampling`, by which losses are ranked, is always one of them."""
+    """The names in `text`, by commas; `sampling`, by which losses are ranked, is always one of
+    them."""
     return ("sampling", *(name for name in _names(text) if name != "sampling"))
 
 
@@ -212,7 +229,11 @@ def flatten(config: Mapping, prefix: str = "config") -> dict[str, Any]:
     leaves = {}
     for key, value in config.items():
         name = f"{prefix}.{key}"
-        leaves |= flatten(value, name) if isinstance(value, Mapping) or hasattr(value, "items") else {name: value}
+        leaves |= (
+            flatten(value, name)
+            if isinstance(value, Mapping) or hasattr(value, "items")
+            else {name: value}
+        )
     return leaves
 
 
@@ -220,7 +241,10 @@ def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
     """Dotted key to both values, where they differ."""
     # JSON has no tuples.
     plain = [
-        {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config).items()}
+        {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in flatten(config).items()
+        }
         for config in (one, other)
     ]
     keys = sorted(plain[0].keys() | plain[1].keys())
@@ -229,7 +253,8 @@ def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
 
 
 def may_change(key: str, old: Any, new: Any) -> bool:
-    """Whether a run that is begun may go on with `new`: what decides no result, and more steps of the students."""
+    """Whether a run that is begun may go on with `new`: what decides no result, and more steps of
+    the students."""
     if key == "config.student.steps":
         return new > old
     return within(key, DECIDE_NO_RESULT)
@@ -273,7 +298,9 @@ def _check_together(config):
             f"{config['data']['vocabulary']}, got {teacher['padded_vocabulary']}"
         )
     if list(config["mesh"].values()).count(sharding.REST) > 1:
-        raise ValueError(f"`config.mesh` may have one axis of {sharding.REST}, got {config['mesh']}")
+        raise ValueError(
+            f"`config.mesh` may have one axis of {sharding.REST}, got {config['mesh']}"
+        )
     for name in ("teacher", "student"):
         stage = config[name]
         if stage["optimizer"]["warmup_steps"] >= stage["steps"]:
@@ -296,16 +323,24 @@ def _check_images(config):
     }.items():
         group, name = key.split(".")
         if config[group][name] != allowed:
-            raise ValueError(f"`config.{key}` must be {allowed!r} where data are images, got {config[group][name]!r}")
+            raise ValueError(
+                f"`config.{key}` must be {allowed!r} where data are images, got {config[group][name]!r}"
+            )
 
 
 def _check_texts(config):
-    data, teacher, student, evaluation = (config[name] for name in ("data", "teacher", "student", "evaluation"))
+    data, teacher, student, evaluation = (
+        config[name] for name in ("data", "teacher", "student", "evaluation")
+    )
     for name, stage in (("teacher", teacher), ("student", student)):
         if stage["kind"] == models.CLASSIFIER:
-            raise ValueError(f"`config.{name}.kind` is classifier, which is for `config.data.kind` images")
+            raise ValueError(
+                f"`config.{name}.kind` is classifier, which is for `config.data.kind` images"
+            )
     if IMAGES in contexts(evaluation["contexts"]):
-        raise ValueError("`config.evaluation.contexts` has images, which is for `config.data.kind` images")
+        raise ValueError(
+            "`config.evaluation.contexts` has images, which is for `config.data.kind` images"
+        )
     for key, least in (("vocabulary", 257), ("sequence_length", 2)):
         check_value(f"`config.data.{key}`", _whole(least), data[key])
     _check_heads("config.teacher", teacher["width"], teacher["heads"], teacher["kv_heads"])

@@ -1,4 +1,5 @@
-"""What acceptance is measured on: held-out documents, and text that the teacher itself wrote after their beginnings."""
+"""What acceptance is measured on: held-out documents, and text that the teacher itself wrote after
+their beginnings."""
 
 import dataclasses
 import functools
@@ -30,7 +31,8 @@ class Context:
       inputs, labels: [R, L]; of images inputs are [R, X, Y, C], and L is 1.
       weights: [R, L], 1 where the prediction of the label counts.
       document: [R], which held-out document a row comes from.
-      start: for the teacher's own text, whose rows are whole texts, the first position that predicts it; else None.
+      start: for the teacher's own text, whose rows are whole texts, the first position that
+        predicts it; else None.
     """
 
     name: str
@@ -54,7 +56,8 @@ class Context:
 
 
 def check(names: Iterable[str], config: Mapping) -> None:
-    """Raises ValueError for a context that there is none of where the run's data are images, or texts."""
+    """Raises ValueError for a context that there is none of where the run's data are images, or
+    texts."""
     images = run_config.of_images(config)
     known = [name for name in run_config.CONTEXTS if (name == IMAGES) == images]
     for name in names:
@@ -64,7 +67,9 @@ def check(names: Iterable[str], config: Mapping) -> None:
             )
 
 
-def make(name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | None = None) -> Context:
+def make(
+    name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | None = None
+) -> Context:
     """The context `name` from the test documents; `teacher` writes on the `mesh` that it lies on.
 
     Raises ValueError if the documents are too few or too short.
@@ -72,16 +77,25 @@ def make(name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | 
     evaluation = config["evaluation"]
     if name in GENERATED:
         return _generated(name, config, corpus, teacher, mesh or sharding.alone())
-    limits = {"tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS), "documents": evaluation["documents"]}
+    limits = {
+        "tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS),
+        "documents": evaluation["documents"],
+    }
     windows = corpus.windows("test", config, **limits)
-    return Context(name, windows.inputs, windows.labels, windows.weights, windows.document, start=None)
+    return Context(
+        name, windows.inputs, windows.labels, windows.weights, windows.document, start=None
+    )
 
 
-def prompts(config: Mapping, corpus: Corpus) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
+def prompts(
+    config: Mapping, corpus: Corpus
+) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
     """(the beginnings of test documents after which the teacher writes, each one's document)."""
     evaluation = config["evaluation"]
     return pipeline.prompts(
-        corpus.splits["test"], length=evaluation["prompt_tokens"], max_documents=evaluation["documents"]
+        corpus.splits["test"],
+        length=evaluation["prompt_tokens"],
+        max_documents=evaluation["documents"],
     )
 
 
@@ -100,7 +114,9 @@ def _generated(name, config, corpus, teacher, mesh):
             key=jax.random.key(config["seed"]),
         )
 
-    texts = rows.whole({"texts": write(teacher.params, rows.spread({"prompts": beginnings})["prompts"])})["texts"]
+    texts = rows.whole(
+        {"texts": write(teacher.params, rows.spread({"prompts": beginnings})["prompts"])}
+    )["texts"]
     start = beginnings.shape[1] - 1
     inputs, labels = texts[:, :-1], texts[:, 1:]
     ended_before = np.cumsum(labels[:, start:] == corpus.tokenizer.end_of_text, axis=1)

@@ -29,7 +29,8 @@ class Corpus:
 
     @classmethod
     def load(cls, workdir: Workdir) -> "Corpus":
-        """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or another's."""
+        """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged
+        or another's."""
         refuse_images(workdir.config())
         splits = {split: pipeline.Tokens.load(_path(workdir.tokens, split)) for split in SPLITS}
         return _as_begun(cls(Tokenizer.load(workdir.tokenizer), splits), workdir)
@@ -40,20 +41,32 @@ class Corpus:
 
     def fingerprints(self) -> dict[str, str]:
         """By the names of the facts that record them."""
-        tokens = {f"{split} tokens' fingerprint": self.splits[split].fingerprint for split in SPLITS}
+        tokens = {
+            f"{split} tokens' fingerprint": self.splits[split].fingerprint for split in SPLITS
+        }
         return {**tokens, TOKENIZER: self.tokenizer.fingerprint}
 
     def batches(self, config: Mapping, stage: str, rows: slice | None) -> Iterator:
         """The stage's training batches, of which `rows`."""
         length, size = config["data"]["sequence_length"], config[stage]["batch_size"]
         return pipeline.batches(
-            self.splits["train"], sequence_length=length, batch_size=size, seed=config["seed"], rows=rows
+            self.splits["train"],
+            sequence_length=length,
+            batch_size=size,
+            seed=config["seed"],
+            rows=rows,
         )
 
     def windows(
-        self, split: str, config: Mapping, *, tokens: int | None = None, documents: int | None = None
+        self,
+        split: str,
+        config: Mapping,
+        *,
+        tokens: int | None = None,
+        documents: int | None = None,
     ) -> pipeline.Windows:
-        """A split's documents for evaluation, of each at most so many `tokens`, at most so many of them."""
+        """A split's documents for evaluation, of each at most so many `tokens`, at most so many of
+        them."""
         limits = {"max_documents": documents} | ({"max_tokens": tokens} if tokens else {})
         return pipeline.evaluation_windows(
             self.splits[split],
@@ -65,7 +78,8 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """A run's images by split, where it is about images: what `Corpus` is of text, a document an image."""
+    """A run's images by split, where it is about images: what `Corpus` is of text, a document an
+    image."""
 
     classes: int
     splits: dict[str, images.Images]
@@ -88,40 +102,53 @@ class Gallery:
         return images.batches(self.splits["train"], batch_size=size, seed=config["seed"], rows=rows)
 
     def windows(
-        self, split: str, config: Mapping, *, tokens: int | None = None, documents: int | None = None
+        self,
+        split: str,
+        config: Mapping,
+        *,
+        tokens: int | None = None,
+        documents: int | None = None,
     ) -> pipeline.Windows:
         chosen = self.splits[split].take(slice(documents))
-        return pipeline.Windows(**chosen.batch(), document=np.arange(len(chosen.labels), dtype=np.int32))
+        return pipeline.Windows(
+            **chosen.batch(), document=np.arange(len(chosen.labels), dtype=np.int32)
+        )
 
 
 Data = Corpus | Gallery
 
 
 def load(workdir: Workdir) -> Data:
-    """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or another's."""
+    """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or
+    another's."""
     return (Gallery if run_config.of_images(workdir.config()) else Corpus).load(workdir)
 
 
 def refuse_images(config: Mapping) -> None:
     """Raises ValueError for a run on images, where something is for runs on text."""
     if run_config.of_images(config):
-        raise ValueError("`config.data.kind` is images, of which there are no tokens; this is for runs on text")
+        raise ValueError(
+            "`config.data.kind` is images, of which there are no tokens; this is for runs on text"
+        )
 
 
 def _as_begun(data, workdir):
     known = workdir.facts()
     for fact, fingerprint in data.fingerprints().items():
         if known.get(fact, fingerprint) != fingerprint:
-            raise ValueError(f"{workdir.root}: the {fact} is {fingerprint}, not {known[fact]} as the run began with")
+            raise ValueError(
+                f"{workdir.root}: the {fact} is {fingerprint}, not {known[fact]} as the run began with"
+            )
     return data
 
 
 def prepare(config: Mapping, workdir: Workdir) -> Data:
-    """Reads, splits and tokenizes the documents or images, or loads what an earlier start of this run saved.
+    """Reads, splits and tokenizes the documents or images, or loads what an earlier start of this
+    run saved.
 
     Raises:
-      ValueError, OSError: the source can't be read, what was saved is damaged, or there is too little of it for a
-        stage or a context of the config; the message names it.
+      ValueError, OSError: the source can't be read, what was saved is damaged, or there is too
+        little of it for a stage or a context of the config; the message names it.
     """
     if processes.is_first() and DATA_READY not in workdir.facts():
         (_make_gallery if run_config.of_images(config) else _make)(config, workdir)
@@ -163,9 +190,16 @@ def _path(folder, split):
 
 
 def _own_folder(config, workdir, source):
-    """Where the run prepares `source` for itself, if that is what it reads; else the config's folder."""
-    own = str(workdir.data) if config["data"]["source"] == source and not files.in_bucket(workdir.root) else ""
-    for left in pathlib.Path(own).rglob("incomplete.*") if own else ():  # by TFDS, when a run was killed
+    """Where the run prepares `source` for itself, if that is what it reads; else the config's
+    folder."""
+    own = (
+        str(workdir.data)
+        if config["data"]["source"] == source and not files.in_bucket(workdir.root)
+        else ""
+    )
+    for left in (
+        pathlib.Path(own).rglob("incomplete.*") if own else ()
+    ):  # by TFDS, when a run was killed
         shutil.rmtree(left)
     return config["data"]["directory"] or own
 
@@ -192,10 +226,14 @@ def _check_sizes(config, gallery):
     channels = gallery.splits["train"].pixels.shape[-1]
     for key, here in (("vocabulary", gallery.classes), ("channels", channels)):
         if config["data"][key] != here:
-            raise ValueError(f"`config.data.{key}` must be {here}, which {config['data']['source']} has")
+            raise ValueError(
+                f"`config.data.{key}` must be {here}, which {config['data']['source']} has"
+            )
     for split in ("validation", "test"):
         if len(gallery.splits[split].labels) < 2:
-            raise ValueError(f"the split `{split}` of {config['data']['source']} needs two images; give more")
+            raise ValueError(
+                f"the split `{split}` of {config['data']['source']} needs two images; give more"
+            )
     _check_batches(config, gallery)
 
 
@@ -210,7 +248,9 @@ def _make(config, workdir):
             directory=_own_folder(config, workdir, sources.PYTHON_STDLIB),
         )
         advance()
-        tokenizer = donor.tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
+        tokenizer = (
+            donor.tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
+        )
         tokenizer.save(workdir.tokenizer)
         advance()
         tokens = _tokens(documents, tokenizer, donor)
@@ -233,7 +273,8 @@ def _make(config, workdir):
 
 
 def _tokens(documents, tokenizer, donor):
-    """Those of the run whose tokenizer it is, if it has the same documents; else made, which takes far longer."""
+    """Those of the run whose tokenizer it is, if it has the same documents; else made, which takes
+    far longer."""
     lender = donor.workdir if isinstance(donor, donors.RunDonor) else None
     there = lender and all(_path(lender.tokens, split).exists() for split in SPLITS)
     if there and lender.facts().get(DATA_READY) == documents.fingerprint:
@@ -254,12 +295,18 @@ def batches(config: Mapping, stage: str, data: Data, mesh: Mesh | None = None) -
 
     Of each the rows that this process's devices in `mesh` need; all without one.
     """
-    return data.batches(config, stage, sharding.Rows(mesh, config[stage]["batch_size"]).mine if mesh else None)
+    return data.batches(
+        config, stage, sharding.Rows(mesh, config[stage]["batch_size"]).mine if mesh else None
+    )
 
 
 def validation_batch(config: Mapping, data: Data, mesh: Mesh) -> dict:
-    """The beginnings of as many validation documents as a student's batch has rows, spread over `mesh`."""
-    limits = {"tokens": config["data"]["sequence_length"], "documents": config["student"]["batch_size"]}
+    """The beginnings of as many validation documents as a student's batch has rows, spread over
+    `mesh`."""
+    limits = {
+        "tokens": config["data"]["sequence_length"],
+        "documents": config["student"]["batch_size"],
+    }
     windows = data.windows("validation", config, **limits)
     whole = batch([getattr(windows, name) for name in BATCH])
     return sharding.Rows(mesh, len(windows.inputs)).spread(whole)

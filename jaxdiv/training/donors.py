@@ -21,7 +21,17 @@ from jaxdiv.training.state import Model, population_shapes
 from jaxdiv.training.workdir import Workdir
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"
-_SIZES = ("kind", "depth", "width", "heads", "kv_heads", "mlp_width", "padded_vocabulary", "rope_base", "norm_epsilon")
+_SIZES = (
+    "kind",
+    "depth",
+    "width",
+    "heads",
+    "kv_heads",
+    "mlp_width",
+    "padded_vocabulary",
+    "rope_base",
+    "norm_epsilon",
+)
 
 
 def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
@@ -122,7 +132,11 @@ class LlamaDonor:
 
     def facts(self) -> dict[str, str]:
         digest = hashlib.sha256()
-        for path in (self.folder / llama.CONFIG, self.folder / FILE, *llama.weight_files(self.folder)):
+        for path in (
+            self.folder / llama.CONFIG,
+            self.folder / FILE,
+            *llama.weight_files(self.folder),
+        ):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return {SOURCE: str(self.folder), SOURCE_FINGERPRINT: digest.hexdigest()[:16]}
@@ -132,7 +146,8 @@ Donor = RunDonor | LlamaDonor
 
 
 def refuse_another(donor: Donor, known: Mapping[str, Any]) -> None:
-    """Raises ValueError if a run's `known` facts say that it took its teacher from other files than the donor's."""
+    """Raises ValueError if a run's `known` facts say that it took its teacher from other files than
+    the donor's."""
     before, now = known.get(SOURCE_FINGERPRINT), donor.facts()
     if before not in (None, now[SOURCE_FINGERPRINT]):
         raise ValueError(
@@ -142,7 +157,8 @@ def refuse_another(donor: Donor, known: Mapping[str, Any]) -> None:
 
 
 def find(path: str | os.PathLike) -> Donor:
-    """What lies in `path`, a run or a Llama; raises FileNotFoundError or ValueError if it is neither."""
+    """What lies in `path`, a run or a Llama; raises FileNotFoundError or ValueError if it is
+    neither."""
     config = files.path_of(path) / llama.CONFIG
     held = files.read_json(config) if config.is_file() else None
     if not (isinstance(held, dict) and "model_type" in held):

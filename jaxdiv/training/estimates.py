@@ -1,4 +1,5 @@
-"""From sums over documents to results: each seed's estimate, the pooled one, and differences between losses."""
+"""From sums over documents to results: each seed's estimate, the pooled one, and differences
+between losses."""
 
 import dataclasses
 import math
@@ -30,7 +31,13 @@ class _Group:
     tokens: Mapping[int, int]
 
     def take(self, keep):
-        return _Group(self.numerator[keep], self.denominator[keep], self.seeds[keep], self.runs[keep], self.tokens)
+        return _Group(
+            self.numerator[keep],
+            self.denominator[keep],
+            self.seeds[keep],
+            self.runs[keep],
+            self.tokens,
+        )
 
     def students(self):
         return list(zip(self.runs.tolist(), self.seeds.tolist(), strict=True))
@@ -42,10 +49,10 @@ class _Group:
 def rows(runs: Sequence[Measured]) -> list[Mapping]:
     """The results' rows of one run, or of several pooled.
 
-    A seed's row pools the runs that have that seed. The pooled rows' intervals carry documents and, crossed with
-    them, seeds, or runs where there are several. Differences are to `ce`, or else the first loss, by students of the
-    same run and seed on the same documents; the pooled ones' intervals are Holm-corrected over the losses compared at
-    that context and temperature.
+    A seed's row pools the runs that have that seed. The pooled rows' intervals carry documents and,
+    crossed with them, seeds, or runs where there are several. Differences are to `ce`, or else the
+    first loss, by students of the same run and seed on the same documents; the pooled ones'
+    intervals are Holm-corrected over the losses compared at that context and temperature.
 
     Raises:
       ValueError: the runs were measured on different documents.
@@ -67,13 +74,19 @@ def _losses(runs, key):
 
 
 def _having(runs, loss, key):
-    return [(i, run.losses[loss], run.sums[loss, key]) for i, run in enumerate(runs) if (loss, key) in run.sums]
+    return [
+        (i, run.losses[loss], run.sums[loss, key])
+        for i, run in enumerate(runs)
+        if (loss, key) in run.sums
+    ]
 
 
 def _group(runs, loss, key):
     found = _having(runs, loss, key)
     if len({sums.numerator.shape[1] for _, _, sums in found}) > 1:
-        raise ValueError("runs measured on different documents can't be pooled; measure each by itself")
+        raise ValueError(
+            "runs measured on different documents can't be pooled; measure each by itself"
+        )
     return _Group(
         numerator=np.concatenate([sums.numerator for _, _, sums in found]),
         denominator=np.concatenate([sums.denominator for _, _, sums in found]),
@@ -95,10 +108,13 @@ def _ratio(key, group):
         bounds = (1.0, 1.0 + key.gamma)
     else:
         bounds = (0.0, math.inf if key.measure == "speed_up" else 1.0)
-    estimate = statistics.interval(group.numerator, group.denominator, runs=group.runs, bounds=bounds)
+    estimate = statistics.interval(
+        group.numerator, group.denominator, runs=group.runs, bounds=bounds
+    )
     if key.measure != "tau_iid":
         return estimate
-    # Measured is the mean acceptance; the formula is monotone in it, so its interval maps end by end.
+    # Measured is the mean acceptance; the formula is monotone in it, so its interval maps end by
+    # end.
     ends = np.array([estimate.value, estimate.low, estimate.high])
     value, low, high = np.asarray(acceptance.tokens_per_call_iid(ends, key.gamma)).tolist()
     return dataclasses.replace(estimate, value=value, low=low, high=high)
@@ -110,10 +126,14 @@ def _differences(key, groups):
     if not trained:
         return []
     reference = groups["ce" if "ce" in trained else trained[0]]
-    found = {loss: _paired(group, reference) for loss, group in groups.items() if group is not reference}
+    found = {
+        loss: _paired(group, reference) for loss, group in groups.items() if group is not reference
+    }
     pooled = {loss: _difference(*pair) for loss, pair in found.items() if pair[0].students()}
     family = [loss for loss in pooled if loss != UNTRAINED]  # nobody asks whether training helped
-    levels = dict(zip(family, statistics.holm_levels([pooled[loss].p_value for loss in family]), strict=True))
+    levels = dict(
+        zip(family, statistics.holm_levels([pooled[loss].p_value for loss in family]), strict=True)
+    )
     made = []
     for loss, estimate in pooled.items():
         ours, theirs = found[loss]
@@ -121,7 +141,13 @@ def _differences(key, groups):
             keep = ours.seeds == seed
             part = ours.take(keep)
             made.append(
-                _row(loss, key, seed=int(seed), estimate=_difference(part, theirs.take(keep)), tokens=part.count())
+                _row(
+                    loss,
+                    key,
+                    seed=int(seed),
+                    estimate=_difference(part, theirs.take(keep)),
+                    tokens=part.count(),
+                )
             )
         if loss in levels:
             estimate = estimate.at_level(levels[loss])
@@ -133,7 +159,9 @@ def _paired(group, reference):
     """The students that both have, in one order."""
     ours, theirs = group.students(), reference.students()
     both = [student for student in ours if student in theirs]
-    return group.take([ours.index(s) for s in both]), reference.take([theirs.index(s) for s in both])
+    return group.take([ours.index(s) for s in both]), reference.take(
+        [theirs.index(s) for s in both]
+    )
 
 
 def _difference(ours, theirs):

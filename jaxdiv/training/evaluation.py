@@ -1,4 +1,5 @@
-"""Acceptance of a run's students, measured from their checkpoints: sums over each document's tokens."""
+"""Acceptance of a run's students, measured from their checkpoints: sums over each document's
+tokens."""
 
 import dataclasses
 import functools
@@ -35,7 +36,8 @@ MAX_GAMMA = 8
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A measure at a context and temperature, with `gamma`, drafted tokens or position in a draft, where it has one."""
+    """A measure at a context and temperature, with `gamma`, drafted tokens or position in a draft,
+    where it has one."""
 
     context: str
     measure: str
@@ -59,23 +61,28 @@ class Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One run. `losses`: loss to the seeds of its living students; `sums`: (loss, key) to what they sum to."""
+    """One run. `losses`: loss to the seeds of its living students; `sums`: (loss, key) to what they
+    sum to."""
 
     losses: dict[str, list[int]]
     sums: dict[tuple[str, Key], Sums]
 
 
-def measure(workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], temperatures: Sequence[float]) -> Measured:
+def measure(
+    workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], temperatures: Sequence[float]
+) -> Measured:
     """Measures a finished run's students, restored from disk, and the untrained ones.
 
     Args:
       workdir: the run.
       names: of contexts.
-      rules: of `acceptance.RULES`; tokens a target call are always by `sampling` and `greedy_draft`.
+      rules: of `acceptance.RULES`; tokens a target call are always by `sampling` and
+        `greedy_draft`.
       temperatures: of sampling.
 
     Raises:
-      ValueError, FileNotFoundError: the run has no such context, is not finished, or what it saved is damaged.
+      ValueError, FileNotFoundError: the run has no such context, is not finished, or what it saved
+        is damaged.
     """
     config = workdir.config()
     contexts.check(names, config)
@@ -122,18 +129,23 @@ def _without_lost(losses, sums):
         mine = {key: found for (name, key), found in sums.items() if name == loss}
         if not mine:
             continue
-        finite = np.all([np.isfinite(s.numerator + s.denominator).all(axis=1) for s in mine.values()], axis=0)
+        finite = np.all(
+            [np.isfinite(s.numerator + s.denominator).all(axis=1) for s in mine.values()], axis=0
+        )
         kept.losses[loss] = [seed for seed, keep in zip(seeds, finite, strict=True) if keep]
         if finite.any():
             for key, found in mine.items():
-                kept.sums[loss, key] = Sums(found.numerator[finite], found.denominator[finite], found.tokens)
+                kept.sums[loss, key] = Sums(
+                    found.numerator[finite], found.denominator[finite], found.tokens
+                )
     return kept
 
 
 def groups(
     config: Mapping, workdir: Workdir, data: Data, mesh: Mesh | None = None
 ) -> Iterator[tuple[str, Model, list[int]]]:
-    """(loss, its living students, their seeds) in the config's order, then the untrained; spread over `mesh`."""
+    """(loss, its living students, their seeds) in the config's order, then the untrained; spread
+    over `mesh`."""
     vocab_size, seeds = data.vocab_size, students.seeds(config)
     for loss in run_config.losses(config):
         model, alive = students.restore(config, workdir, vocab_size, loss.text, mesh)
@@ -144,12 +156,15 @@ def groups(
 
 
 def _by_row(config, guide, groups, context, rules, temperatures, mesh):
-    """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once for all."""
+    """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once
+    for all."""
     rows = sharding.Rows(mesh, rows_at_once(config, context.inputs[0].size, mesh))
     how = {"rules": rules, "temperatures": temperatures}
     pass_of, part_of = passes(config, guide, groups[-1][1], context, mesh, **how)
     parts = {loss: [] for loss, _, seeds in groups if seeds}
-    blocks = list(pipeline.blocks([getattr(context, name) for name in run_corpus.BATCH], rows.count))
+    blocks = list(
+        pipeline.blocks([getattr(context, name) for name in run_corpus.BATCH], rows.count)
+    )
     tokens = rows.count * context.labels.shape[1]
     with progress.bar(context.name, len(blocks), unit="batches", tokens=tokens) as advance:
         for block in blocks:
@@ -173,7 +188,8 @@ def passes(
     rules: Sequence[str],
     temperatures: Sequence[float],
 ) -> tuple[Callable, Callable]:
-    """The two jitted functions that measure a block of rows: the teacher's pass, and one loss's students on it.
+    """The two jitted functions that measure a block of rows: the teacher's pass, and one loss's
+    students on it.
 
     Args:
       config: the run's.
@@ -184,8 +200,8 @@ def passes(
       rules, temperatures: as `measure` has them.
 
     Returns:
-      (teacher's parameters, inputs [R, L]) -> shared, teacher's logits; and (parameters [S, ...], shared, teacher's
-      logits, batch) -> measure to its sums, [S, R, ...].
+      (teacher's parameters, inputs [R, L]) -> shared, teacher's logits; and (parameters [S, ...],
+      shared, teacher's logits, batch) -> measure to its sums, [S, R, ...].
     """
     teach = students.teach(config, guide)
 
@@ -198,7 +214,15 @@ def passes(
     def part_of(params, shared, teacher_logits, batch):
         def one(params):
             logits = student.with_params(params)(batch["inputs"], shared)
-            return _measures(logits, teacher_logits, batch["labels"], batch["weights"], context, rules, temperatures)
+            return _measures(
+                logits,
+                teacher_logits,
+                batch["labels"],
+                batch["weights"],
+                context,
+                rules,
+                temperatures,
+            )
 
         return sharding.everywhere(for_each_seed(one, params, mesh), mesh)
 
@@ -206,7 +230,8 @@ def passes(
 
 
 def rows_at_once(config: Mapping, length: int, mesh: Mesh) -> int:
-    """As many rows of `length` inputs as have logits that a CPU's caches hold, or accelerators' memory never misses.
+    """As many rows of `length` inputs as have logits that a CPU's caches hold, or accelerators'
+    memory never misses.
 
     An image has far fewer logits than numbers, but about so many activations.
     """
@@ -215,9 +240,12 @@ def rows_at_once(config: Mapping, length: int, mesh: Mesh) -> int:
 
 
 def _whole(context, parts):
-    """The blocks' measures put together [S, R, ...], and what decoding along the teacher's own text would give."""
+    """The blocks' measures put together [S, R, ...], and what decoding along the teacher's own text
+    would give."""
     rows = len(context.inputs)
-    whole = {name: np.concatenate([part[name] for part in parts], axis=1)[:, :rows] for name in parts[0]}
+    whole = {
+        name: np.concatenate([part[name] for part in parts], axis=1)[:, :rows] for name in parts[0]
+    }
     if context.start is None:
         return whole
     valid = context.weights[:, context.start :].sum(-1).astype(np.int32)
@@ -230,14 +258,23 @@ def _whole(context, parts):
 def _along_texts(given, greedy_given, valid):
     accepted, rounds = acceptance.accepted_at(given, valid, gamma=MAX_GAMMA)
     calls, calls_greedy_draft = (
-        jnp.stack([acceptance.calls(chance, valid, gamma=gamma) for gamma in range(1, MAX_GAMMA + 1)], axis=-1)
+        jnp.stack(
+            [acceptance.calls(chance, valid, gamma=gamma) for gamma in range(1, MAX_GAMMA + 1)],
+            axis=-1,
+        )
         for chance in (given, greedy_given)
     )
-    return {"calls": calls, "calls_greedy_draft": calls_greedy_draft, "accepted_at": accepted, "rounds": rounds}
+    return {
+        "calls": calls,
+        "calls_greedy_draft": calls_greedy_draft,
+        "accepted_at": accepted,
+        "rounds": rounds,
+    }
 
 
 def _measures(student_logits, teacher_logits, labels, weights, context, rules, temperatures):
-    """Each measure's sum over the tokens of a row, [R] or by temperature [R, T]; of own text `_GIVEN`, [R, n]."""
+    """Each measure's sum over the tokens of a row, [R] or by temperature [R, T]; of own text
+    `_GIVEN`, [R, n]."""
 
     def summed(chance):
         return (chance * weights).sum(-1)
@@ -248,16 +285,28 @@ def _measures(student_logits, teacher_logits, labels, weights, context, rules, t
             found[rule] = summed(acceptance.greedy_match(student_logits, teacher_logits))
             continue
         chance_at = acceptance.BY_TEMPERATURE[rule]
-        at = [summed(chance_at(student_logits, teacher_logits, temperature=t)) for t in temperatures]
+        at = [
+            summed(chance_at(student_logits, teacher_logits, temperature=t)) for t in temperatures
+        ]
         found[_MEASURES[rule]] = jnp.stack(at, axis=-1)
     if context.name == run_config.IMAGES:
         found[ACCURACY] = summed(jnp.argmax(student_logits, axis=-1) == labels)
     if context.start is None:
         return found
     own, temperature = slice(context.start, None), context.temperature
-    found["at_own_temperature"] = summed(acceptance.sampling(student_logits, teacher_logits, temperature=temperature))
-    given = acceptance.sampling_given(student_logits, teacher_logits, labels, temperature=temperature)
-    found |= dict(zip(_GIVEN, (given[:, own], acceptance.greedy_given(student_logits, labels)[:, own]), strict=True))
+    found["at_own_temperature"] = summed(
+        acceptance.sampling(student_logits, teacher_logits, temperature=temperature)
+    )
+    given = acceptance.sampling_given(
+        student_logits, teacher_logits, labels, temperature=temperature
+    )
+    found |= dict(
+        zip(
+            _GIVEN,
+            (given[:, own], acceptance.greedy_given(student_logits, labels)[:, own]),
+            strict=True,
+        )
+    )
     return found
 
 
@@ -268,7 +317,10 @@ def _sums(context, measured, temperatures):
     for name in _MEASURES.values():
         if name in measured:
             for i, temperature in enumerate(temperatures):
-                yield Key(context.name, name, temperature), Sums(measured[name][..., i], count, tokens)
+                yield (
+                    Key(context.name, name, temperature),
+                    Sums(measured[name][..., i], count, tokens),
+                )
     if GREEDY_MATCH in measured:
         yield Key(context.name, GREEDY_MATCH, 0.0), Sums(measured[GREEDY_MATCH], count, tokens)
     if ACCURACY in measured:
@@ -278,7 +330,16 @@ def _sums(context, measured, temperatures):
     own = context.temperature
     for gamma in range(1, MAX_GAMMA + 1):
         for name, calls in (("tau", "calls"), ("tau_greedy_draft", "calls_greedy_draft")):
-            yield Key(context.name, name, own, gamma), Sums(count, measured[calls][..., gamma - 1], tokens)
-        yield Key(context.name, "tau_iid", own, gamma), Sums(measured["at_own_temperature"], count, tokens)
-        accepted, rounds = measured["accepted_at"][..., gamma - 1], measured["rounds"][..., gamma - 1]
+            yield (
+                Key(context.name, name, own, gamma),
+                Sums(count, measured[calls][..., gamma - 1], tokens),
+            )
+        yield (
+            Key(context.name, "tau_iid", own, gamma),
+            Sums(measured["at_own_temperature"], count, tokens),
+        )
+        accepted, rounds = (
+            measured["accepted_at"][..., gamma - 1],
+            measured["rounds"][..., gamma - 1],
+        )
         yield Key(context.name, "acceptance_at", own, gamma), Sums(accepted, rounds, tokens)

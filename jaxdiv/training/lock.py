@@ -18,9 +18,10 @@ NAME = "lock.json"
 def writing(folder: str | os.PathLike) -> Iterator[None]:
     """Makes `folder` if need be and holds it, alone, for the block.
 
-    The system ends the lock with the process, even one that is killed, and what that one left of itself is taken over,
-    which is said where it ran on another host. The lock's file names host and process for people. Of several processes
-    the first holds it for all. A bucket refuses nobody, which is said.
+    The system ends the lock with the process, even one that is killed, and what that one left of
+    itself is taken over, which is said where it ran on another host. The lock's file names host and
+    process for people. Of several processes the first holds it for all. A bucket refuses nobody,
+    which is said.
 
     Raises:
       ValueError: another run holds it; it is named.
@@ -33,7 +34,9 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
     try:
         release = _name(folder) if files.in_bucket(folder) else _hold(folder)
     except OSError as error:
-        raise OSError(f"work folder {folder} can't be written to: {error.strerror or error}") from None
+        raise OSError(
+            f"work folder {folder} can't be written to: {error.strerror or error}"
+        ) from None
     try:
         yield
     finally:
@@ -44,10 +47,16 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
 def _name(folder):
     """A bucket has no locks: this process is named there, and the one that was is told."""
     path = folder / NAME
-    progress.say(f"work folder {folder} is in a bucket, which keeps no second run out: see to it that there is none")
+    progress.say(
+        f"work folder {folder} is in a bucket, which keeps no second run out: see to it that there is none"
+    )
     if path.exists():
-        progress.say(f"{path} names {_named(path.read_bytes())[0]}, which was killed or still writes there")
-    files.write_json(path, {**_own(), "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")})
+        progress.say(
+            f"{path} names {_named(path.read_bytes())[0]}, which was killed or still writes there"
+        )
+    files.write_json(
+        path, {**_own(), "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    )
     return lambda: None
 
 
@@ -78,14 +87,19 @@ def _lock(folder, file):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder, _ = _named(_content(file))
-        raise ValueError(f"work folder {folder} is in use by {holder}; wait for it or stop it") from None
+        raise ValueError(
+            f"work folder {folder} is in use by {holder}; wait for it or stop it"
+        ) from None
 
 
 def _take(folder, file):
     words, host = _named(_content(file))
     if host not in (None, socket.gethostname()):
-        # As after a machine that was taken away; a file system without locks between hosts would look alike.
-        progress.say(f"work folder {folder} was in use by {words}, which holds it no more: going on here")
+        # As after a machine that was taken away; a file system without locks between hosts would
+        # look alike.
+        progress.say(
+            f"work folder {folder} was in use by {words}, which holds it no more: going on here"
+        )
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps(_own()).encode(), 0)
 
@@ -99,7 +113,8 @@ def _content(file):
 
 
 def _named(content):
-    """(who the lock's file names, its host); None for the host where it names nobody, as before it is written."""
+    """(who the lock's file names, its host); None for the host where it names nobody, as before it
+    is written."""
     try:
         named = json.loads(content)
         since = f" since {named['time']}" if "time" in named else ""

@@ -26,12 +26,15 @@ class Stopped(Exception):
     """A signal ended the loop after `step`, which was saved."""
 
     def __init__(self, signum: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which is saved")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}, which is saved"
+        )
         self.signum = signum
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into `signum`, for the loop to see; the second ends the process."""
+    """Turns the first SIGINT or SIGTERM into `signum`, for the loop to see; the second ends the
+    process."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -67,7 +70,8 @@ def run_stage(
     also: Sequence[Callable[[trackers.Stage], trackers.Tracker]] = (),
     **fit_arguments: Any,
 ) -> TrainState:
-    """Runs `fit` for the config's `stage` between its bar, its trackers and its checkpoints in `folder`.
+    """Runs `fit` for the config's `stage` between its bar, its trackers and its checkpoints in
+    `folder`.
 
     Args:
       optimizers: the settings of each name's, whose learning rate is told.
@@ -76,11 +80,16 @@ def run_stage(
       profile: the steps to trace, into the run's `profile/`.
       also: makers of trackers beside every run's own.
     """
-    steps, per_step = config[stage]["steps"], config[stage]["batch_size"] * config["data"]["sequence_length"]
+    steps, per_step = (
+        config[stage]["steps"],
+        config[stage]["batch_size"] * config["data"]["sequence_length"],
+    )
     rates = np.stack([learning_rate(own, steps)(jnp.arange(steps)) for own in optimizers], axis=1)
     with (
         progress.place(stage=stage),
-        Checkpoints(folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]) as checkpoints,
+        Checkpoints(
+            folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]
+        ) as checkpoints,
         files.mirrored(workdir.curves) as curves,
     ):
         state = _restore(checkpoints, begin, mesh, batches)
@@ -89,7 +98,9 @@ def run_stage(
         trace = profiling.Trace(workdir.root / "profile", stage, traced, done=done)
         if done == steps:
             return state
-        seen = trackers.Stage(curves.local, stage, names, seeds, done, steps, config["log"]["every"], per_step)
+        seen = trackers.Stage(
+            curves.local, stage, names, seeds, done, steps, config["log"]["every"], per_step
+        )
         with (
             trackers.opened(seen, [*BUILT_IN, *also] if processes.is_first() else []) as write,
             progress.bar(stage, steps, done=done, tokens=per_step) as advance,
@@ -112,7 +123,8 @@ def run_stage(
 
 
 def _restore(checkpoints, begin, mesh, batches):
-    """The newest whole checkpoint's state, with `batches` where it was left; one that begins if there is none."""
+    """The newest whole checkpoint's state, with `batches` where it was left; one that begins if
+    there is none."""
     latest = checkpoints.latest()
     for fault in checkpoints.damaged():
         progress.say(f"{fault}; going on from step {latest or 0}")
@@ -155,8 +167,8 @@ def fit(
       advance: called once a step.
       tracing: gives the context of the step of a number.
       measure: what is worth measuring beside the step's own metrics, where the stage has it so.
-      report_dead: called with the step, which students [losses, S] are alive and the batch, when one is not for the
-        first time.
+      report_dead: called with the step, which students [losses, S] are alive and the batch, when
+        one is not for the first time.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
@@ -178,7 +190,11 @@ def fit(
             metrics["learning_rate"] = rates[number - 1][:, None]
             if stage.measures(number):
                 metrics |= measure(state)
-            write(number, {name: np.where(alive, values, np.nan) for name, values in metrics.items()}, seconds)
+            write(
+                number,
+                {name: np.where(alive, values, np.nan) for name, values in metrics.items()},
+                seconds,
+            )
             advance()
             signum = processes.largest(interrupt.signum or 0)
             if number % checkpoints.every == 0 or number == stage.steps or signum:

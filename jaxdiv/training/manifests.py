@@ -1,4 +1,5 @@
-"""Checksums of all files of a folder, by which damage is noticed before anything is read from it."""
+"""Checksums of all files of a folder, by which damage is noticed before anything is read from
+it."""
 
 import hashlib
 import pathlib
@@ -12,13 +13,18 @@ _PART = 2**20  # bytes that are read at once
 
 def write(folder: pathlib.PurePath) -> None:
     """Lists every file below `folder` with its checksum, atomically, in the folder's manifest."""
-    files.write_json(folder / NAME, {_KIND: {name: _digest(path) for name, path in sorted(_files(folder).items())}})
+    files.write_json(
+        folder / NAME,
+        {_KIND: {name: _digest(path) for name, path in sorted(_files(folder).items())}},
+    )
 
 
 def fault(folder: pathlib.PurePath) -> str | None:
-    """The first file below `folder` that is missing or not as `write` found it, in words; None if all are whole.
+    """The first file below `folder` that is missing or not as `write` found it, in words; None if
+    all are whole.
 
-    Files that the manifest does not list are none of its business. No file outside of `folder` is opened.
+    Files that the manifest does not list are none of its business. No file outside of `folder` is
+    opened.
 
     Raises OSError if the folder is in a bucket that can't be read from.
     """

@@ -1,4 +1,5 @@
-"""Every run's trackers: curves as JSON lines for machines, TensorBoard scalars for eyes, events for who reads along."""
+"""Every run's trackers: curves as JSON lines for machines, TensorBoard scalars for eyes, events for
+who reads along."""
 
 import contextlib
 import json
@@ -35,7 +36,9 @@ class Curves:
         with _writing(stage.folder):
             self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def write(self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]) -> None:
+    def write(
+        self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]
+    ) -> None:
         with _writing(self._stage.folder):
             self._file.write(json.dumps({"step": step, **self._stage.by_loss(students)}) + "\n")
 
@@ -45,7 +48,8 @@ class Curves:
 
 
 class Board:
-    """An event file of TensorBoard. tensorboardX's own SummaryWriter waits for ever once its thread met a full disk."""
+    """An event file of TensorBoard. tensorboardX's own SummaryWriter waits for ever once its thread
+    met a full disk."""
 
     def __init__(self, stage: Stage):
         self._stage = stage
@@ -57,11 +61,17 @@ class Board:
             start = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(step=stage.done + 1, session_log=start))
 
-    def write(self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]) -> None:
-        scalars = self._stage.flat(students) | {f"clock/{name}": value for name, value in clock.items()}
+    def write(
+        self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]
+    ) -> None:
+        scalars = self._stage.flat(students) | {
+            f"clock/{name}": value for name, value in clock.items()
+        }
         with _writing(self._stage.folder):
             for tag, value in scalars.items():
-                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+                self._file.write_event(
+                    Event(wall_time=time.time(), step=step, summary=scalar(tag, value))
+                )
             self._file.flush()
 
     def close(self) -> None:
@@ -75,9 +85,15 @@ class Events:
     def __init__(self, stage: Stage):
         self._stage = stage
 
-    def write(self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]) -> None:
+    def write(
+        self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]
+    ) -> None:
         if self._stage.measures(step):
-            told = {"seeds": list(self._stage.seeds), "students": self._stage.by_loss(students), "clock": dict(clock)}
+            told = {
+                "seeds": list(self._stage.seeds),
+                "students": self._stage.by_loss(students),
+                "clock": dict(clock),
+            }
             progress.event("metrics", step=step, **told)
 
     def close(self) -> None:
@@ -92,7 +108,9 @@ def _writing(folder):
     try:
         yield
     except OSError as error:
-        raise OSError(f"the curves in {folder} can't be written: {error.strerror or error}") from error
+        raise OSError(
+            f"the curves in {folder} can't be written: {error.strerror or error}"
+        ) from error
 
 
 def read_curves(folder: pathlib.PurePath, name: str, seeds: Sequence[int]) -> pd.DataFrame:
@@ -102,7 +120,11 @@ def read_curves(folder: pathlib.PurePath, name: str, seeds: Sequence[int]) -> pd
         step = record.pop("step")
         for metric, losses in record.items():
             for loss, values in losses.items():
-                rows += [(step, loss, s, metric, v) for s, v in zip(seeds, values, strict=True) if v is not None]
+                rows += [
+                    (step, loss, s, metric, v)
+                    for s, v in zip(seeds, values, strict=True)
+                    if v is not None
+                ]
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
@@ -117,4 +139,6 @@ def _records(path):
                 record = json.loads(text)
                 yield text, {**record, "step": int(record["step"])}
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(f"{path}: line {number} is not what was written; delete it") from None
+                raise ValueError(
+                    f"{path}: line {number} is not what was written; delete it"
+                ) from None

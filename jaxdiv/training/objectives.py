@@ -19,7 +19,8 @@ class Lesson(NamedTuple):
 
     Attributes:
       output: the teacher's, that students read.
-      target: the teacher as losses take it: (logits [B, L, V], None), or (features [B, L, D], head [D, P]).
+      target: the teacher as losses take it: (logits [B, L, V], None), or (features [B, L, D], head
+        [D, P]).
     """
 
     output: models.TeacherOutput
@@ -32,9 +33,12 @@ class Lesson(NamedTuple):
 
 
 def lesson(output: models.TeacherOutput) -> Lesson:
-    """The teacher's logits are made here, once for all students, unless they take more than a chunk of them may."""
+    """The teacher's logits are made here, once for all students, unless they take more than a chunk
+    of them may."""
     size = 4 * math.prod(output.features.shape[:-1]) * output.vocab_size
-    return Lesson(output, (output.logits, None) if size <= chunks.LEAST_MEMORY else before_logits(output))
+    return Lesson(
+        output, (output.logits, None) if size <= chunks.LEAST_MEMORY else before_logits(output)
+    )
 
 
 def before_logits(output: models.TeacherOutput) -> tuple[Array, Array]:
@@ -42,7 +46,9 @@ def before_logits(output: models.TeacherOutput) -> tuple[Array, Array]:
     return output.features, output.head.astype(output.features.dtype)
 
 
-def of_students(model: Model, losses: Sequence[str | jaxdiv.Loss], *, temperature: float) -> Callable:
+def of_students(
+    model: Model, losses: Sequence[str | jaxdiv.Loss], *, temperature: float
+) -> Callable:
     """The losses' means as `make_step` takes them, of students of `model` under a `Lesson`."""
 
     def objectives(numbers, params, batch, shared):

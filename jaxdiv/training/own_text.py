@@ -1,4 +1,5 @@
-"""Training batches of text that a model itself wrote during the run, after the beginnings of the corpus' windows."""
+"""Training batches of text that a model itself wrote during the run, after the beginnings of the
+corpus' windows."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,24 +16,29 @@ TEMPERATURE = 1.0
 
 
 def rows(config: Mapping) -> int:
-    """How many of a student batch's rows are written; `config.data.context_share` of them, rounded."""
+    """How many of a student batch's rows are written; `config.data.context_share` of them,
+    rounded."""
     if config["data"]["context"] == CORPUS:
         return 0
     return round(config["data"]["context_share"] * config["student"]["batch_size"])
 
 
 def writer(config: Mapping, teacher: Model, students: Model, end_of_text: int) -> Callable | None:
-    """(teacher's parameters, one student's, batch, step) -> the batch with its first rows written anew, or None.
+    """(teacher's parameters, one student's, batch, step) -> the batch with its first rows written
+    anew, or None.
 
-    The teacher writes (sequence-level distillation, as in DistillSpec, arXiv 2310.08461) or the student itself
-    (on-policy, as in GKD, arXiv 2306.13649), at temperature 1. What is written depends on the config's seed, the step,
-    the batch and the writer's parameters alone, so that a resumed run goes on with the same texts.
+    The teacher writes (sequence-level distillation, as in DistillSpec, arXiv 2310.08461) or the
+    student itself (on-policy, as in GKD, arXiv 2306.13649), at temperature 1. What is written
+    depends on the config's seed, the step, the batch and the writer's parameters alone, so that a
+    resumed run goes on with the same texts.
     """
     count, data = rows(config), config["data"]
     if not count:
         return None
     prompt_tokens, length = data["context_prompt"], data["sequence_length"]
-    base = jax.random.fold_in(jax.random.key(config["seed"]), np.uint32(2**32 - 1))  # no step is so late
+    base = jax.random.fold_in(
+        jax.random.key(config["seed"]), np.uint32(2**32 - 1)
+    )  # no step is so late
 
     def write(teacher_params, student_params, batch, step):
         target = teacher.with_params(teacher_params).module()

@@ -1,4 +1,5 @@
-"""Several processes as one run: the first one speaks and writes, all stop at the same step, and all end with one cause.
+"""Several processes as one run: the first one speaks and writes, all stop at the same step, and all
+end with one cause.
 
 Alone, a process is the first, and nothing here waits.
 """
@@ -27,12 +28,15 @@ _PATIENCE = 5000  # ms that a process that failed waits for each of the others t
 
 
 def begin(coordinator: str, count: int, number: int, tell: Callable[[str, int], None]) -> None:
-    """Joins the other processes, before any device is used: those named, or those that a TPU slice has.
+    """Joins the other processes, before any device is used: those named, or those that a TPU slice
+    has.
 
     Args:
-      coordinator: host:port of the first process, or `auto` where JAX finds the others, as under Slurm and Open MPI.
+      coordinator: host:port of the first process, or `auto` where JAX finds the others, as under
+        Slurm and Open MPI.
       count, number: how many there are, and which this is.
-      tell: called with the cause and the exit code before this process ends because another one failed.
+      tell: called with the cause and the exit code before this process ends because another one
+        failed.
 
     Raises:
       ValueError: they can't be found or did not come.
@@ -50,7 +54,9 @@ def begin(coordinator: str, count: int, number: int, tell: Callable[[str, int], 
     except Exception as error:  # of many kinds
         if not coordinator:  # a TPU without the service that knows its slice, as in a container
             return
-        raise ValueError(f"the processes of --coordinator={coordinator} can't be joined: {error}") from None
+        raise ValueError(
+            f"the processes of --coordinator={coordinator} can't be joined: {error}"
+        ) from None
     if jax.process_count() > 1:
         ended = threading.Event()
         watch = threading.Thread(target=_watch, args=(_client(), ended, tell), daemon=True)
@@ -60,7 +66,8 @@ def begin(coordinator: str, count: int, number: int, tell: Callable[[str, int], 
 
 
 def _reach(coordinator, number):
-    """Waits for the first process here, where a signal is heard, and not in JAX, which aborts in the end."""
+    """Waits for the first process here, where a signal is heard, and not in JAX, which aborts in
+    the end."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise ValueError(f"--coordinator must be HOST:PORT or {AUTO}, got {coordinator!r}")
@@ -101,7 +108,9 @@ def meet(what: str) -> None:
 
 def largest(value: int) -> int:
     """The largest of what each process gives."""
-    return int(np.max(multihost_utils.process_allgather(np.int32(value)))) if are_several() else value
+    return (
+        int(np.max(multihost_utils.process_allgather(np.int32(value)))) if are_several() else value
+    )
 
 
 def from_first(value: int) -> int:
@@ -110,12 +119,14 @@ def from_first(value: int) -> int:
 
 
 def fields() -> dict[str, int]:
-    """What an event says of the process that tells it: its number as `process`, or nothing where it is alone."""
+    """What an event says of the process that tells it: its number as `process`, or nothing where it
+    is alone."""
     return {"process": jax.process_index()} if are_several() else {}
 
 
 def heed() -> None:
-    """After an error that may be another's, whose own cause then comes within this time and ends this process."""
+    """After an error that may be another's, whose own cause then comes within this time and ends
+    this process."""
     if are_several():
         time.sleep(3 * _SECONDS)
 
@@ -123,7 +134,12 @@ def heed() -> None:
 def fail(cause: str, code: int) -> None:
     """Ends this process and all others, whose cause is this one's; alone it does nothing."""
     if are_several():
-        told = {"process": jax.process_index(), "host": socket.gethostname(), "cause": cause, "code": code}
+        told = {
+            "process": jax.process_index(),
+            "host": socket.gethostname(),
+            "cause": cause,
+            "code": code,
+        }
         with contextlib.suppress(Exception):  # another was faster
             _client().key_value_set(_FAILED, json.dumps(told))
         _leave(code)
@@ -139,7 +155,10 @@ def _watch(client, ended, tell):
                 continue
             return  # the first process is gone, which JAX tells
         if failed["process"] != jax.process_index():
-            tell(f"process {failed['process']} on {failed['host']} ended: {failed['cause']}", failed["code"])
+            tell(
+                f"process {failed['process']} on {failed['host']} ended: {failed['cause']}",
+                failed["code"],
+            )
             _leave(failed["code"])
         return
 
@@ -158,6 +177,8 @@ def _leave(code):
 
 
 def _client():
-    from jax._src import distributed  # JAX has no public name for what its processes tell each other
+    from jax._src import (
+        distributed,
+    )  # JAX has no public name for what its processes tell each other
 
     return distributed.global_state.client

@@ -22,12 +22,15 @@ def steps(text: str, total: int) -> range:
         raise ValueError(f"it must be FIRST:LAST, such as 11:20, got {text!r}")
     first, last = map(int, found.groups())
     if not 1 <= first <= last <= total:
-        raise ValueError(f"FIRST:LAST must be within the steps 1 to {total}, FIRST not after LAST, got {text}")
+        raise ValueError(
+            f"FIRST:LAST must be within the steps 1 to {total}, FIRST not after LAST, got {text}"
+        )
     return range(first, last + 1)
 
 
 class Trace:
-    """Traces those of `steps` that come after step `done`, each marked by its number and the stage's `name`.
+    """Traces those of `steps` that come after step `done`, each marked by its number and the
+    stage's `name`.
 
     A trace that can't be written is told and ends no training.
 
@@ -42,7 +45,9 @@ class Trace:
         if self._steps:
             self._mirror.local.mkdir(exist_ok=True)
         if left_out := len(steps) - len(self._steps):
-            progress.say(f"{left_out} of the {len(steps)} steps to profile were trained before and are left out")
+            progress.say(
+                f"{left_out} of the {len(steps)} steps to profile were trained before and are left out"
+            )
 
     def __enter__(self):
         return self

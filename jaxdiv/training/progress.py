@@ -1,4 +1,5 @@
-"""What people see of a run, on standard error: a progress bar a stage, and lines. Or, in their place, events."""
+"""What people see of a run, on standard error: a progress bar a stage, and lines. Or, in their
+place, events."""
 
 import contextlib
 import time
@@ -54,7 +55,8 @@ def event(name: str, **fields: Any) -> bool:
 
 
 def say(text: str, style: str | None = None, *, anyone: bool = False) -> None:
-    """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is written out.
+    """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is
+    written out.
 
     Of several processes only the first speaks, unless `anyone` may.
     """
@@ -62,7 +64,9 @@ def say(text: str, style: str | None = None, *, anyone: bool = False) -> None:
         return
     printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     if not event("line", text=printable.strip()):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(printable, markup=False, style=style)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            printable, markup=False, style=style
+        )
 
 
 class _Rates(ProgressColumn):
@@ -76,8 +80,11 @@ class _Rates(ProgressColumn):
 
 
 @contextlib.contextmanager
-def bar(name: str, total: int, *, done: int = 0, unit: str = "steps", tokens: int = 0) -> Iterator[Callable[[], None]]:
-    """Yields a function that advances the bar by one; `tokens` is what one of its `unit`s holds, for the rate."""
+def bar(
+    name: str, total: int, *, done: int = 0, unit: str = "steps", tokens: int = 0
+) -> Iterator[Callable[[], None]]:
+    """Yields a function that advances the bar by one; `tokens` is what one of its `unit`s holds,
+    for the rate."""
     with place(stage=name, step=done):
         yield from _events(total, unit) if _emit else _bar(name, total, done, unit, tokens)
 

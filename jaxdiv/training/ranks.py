@@ -1,4 +1,5 @@
-"""Which classes a loss looks at: its contributions on held-out text, by the rank that the teacher gives a class."""
+"""Which classes a loss looks at: its contributions on held-out text, by the rank that the teacher
+gives a class."""
 
 import dataclasses
 import functools
@@ -23,7 +24,10 @@ OWN = "own"  # instead of one loss's students: each loss is seen on those that i
 SHOWN = ("fixed", "gradient")  # of the gauges; signs of raw parts are a matter of convention
 TEACHER = ("teacher", "probability")  # stands beside the losses, for comparison
 _SINGLE = 8  # ranks that are not pooled with others
-_MEASURED = {"share": (0.0, 1.0), "part": (-np.inf, np.inf)}  # what is summed, and the bounds of its mean
+_MEASURED = {
+    "share": (0.0, 1.0),
+    "part": (-np.inf, np.inf),
+}  # what is summed, and the bounds of its mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,8 @@ class ByRank:
 
 
 def rank_bins(classes: int) -> np.ndarray:
-    """[B, 2]: ranks 1, 2, ..., 8 by themselves, then 9-16, 17-32 and so on; the last bin ends with the last class."""
+    """[B, 2]: ranks 1, 2, ..., 8 by themselves, then 9-16, 17-32 and so on; the last bin ends with
+    the last class."""
     bins = [(rank, rank) for rank in range(1, min(_SINGLE, classes) + 1)]
     while bins[-1][1] < classes:
         last = bins[-1][1]
@@ -51,7 +56,8 @@ def rank_bins(classes: int) -> np.ndarray:
 
 
 def common_student(config: Mapping) -> str:
-    """The loss whose students all losses are seen on where nobody says which: `ce`, or else the run's first."""
+    """The loss whose students all losses are seen on where nobody says which: `ce`, or else the
+    run's first."""
     trained = [loss.text for loss in run_config.losses(config)]
     return "ce" if "ce" in trained else trained[0]
 
@@ -62,16 +68,19 @@ def measure(workdir: Workdir, *, losses: Sequence[str], student: str) -> ByRank:
     Args:
       workdir: the run.
       losses: what `jaxdiv.get` takes.
-      student: a loss of the run, or `untrained`, whose students all losses are seen on, so that the losses and not
-        the students differ; or `OWN`.
+      student: a loss of the run, or `untrained`, whose students all losses are seen on, so that the
+        losses and not the students differ; or `OWN`.
 
     Raises:
-      ValueError, FileNotFoundError: the run is not finished or has no such students, or what it saved is damaged.
+      ValueError, FileNotFoundError: the run is not finished or has no such students, or what it
+        saved is damaged.
     """
     config = workdir.config()
     corpus = Corpus.load(workdir)
     groups = {loss: (loss,) for loss in losses} if student == OWN else {student: tuple(losses)}
-    pupils = {source: _living(config, workdir, corpus.tokenizer.vocab_size, source) for source in groups}
+    pupils = {
+        source: _living(config, workdir, corpus.tokenizer.vocab_size, source) for source in groups
+    }
     guide = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
     context = contexts.make("corpus", config, corpus, guide)
     sums = {}
@@ -86,14 +95,19 @@ def measure(workdir: Workdir, *, losses: Sequence[str], student: str) -> ByRank:
 
 
 def rows(measured: ByRank) -> list[dict]:
-    """One row a loss, gauge and bin: mean share and mean part a position, each with its 95% interval."""
+    """One row a loss, gauge and bin: mean share and mean part a position, each with its 95%
+    interval."""
     made = []
     for (loss, gauge), sums in measured.sums.items():
         for b, (low, high) in enumerate(measured.bins.tolist()):
             row = {"loss": loss, "gauge": gauge, "rank_low": low, "rank_high": high}
             for i, (name, bounds) in enumerate(_MEASURED.items()):
                 estimate = statistics.interval(sums[:, :, i, b], measured.positions, bounds=bounds)
-                row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+                row |= {
+                    name: estimate.value,
+                    f"{name}_low": estimate.low,
+                    f"{name}_high": estimate.high,
+                }
             made.append(row | {"n": int(measured.positions.sum())})
     return made
 
@@ -107,8 +121,11 @@ def _living(config, workdir, vocab_size, source):
     return model.with_params(jax.tree.map(lambda x: x[np.flatnonzero(alive)], model.params))
 
 
-def _by_row(config, guide, pupils: Mapping[str, Model], groups: Mapping[str, Sequence[str]], context):
-    """Source to (loss, gauge) to sums over each row's positions, [S, R, 2, B]; one teacher pass serves all."""
+def _by_row(
+    config, guide, pupils: Mapping[str, Model], groups: Mapping[str, Sequence[str]], context
+):
+    """Source to (loss, gauge) to sums over each row's positions, [S, R, 2, B]; one teacher pass
+    serves all."""
     teach, model = students.teach(config, guide), next(iter(pupils.values()))
 
     @jax.jit
@@ -120,7 +137,9 @@ def _by_row(config, guide, pupils: Mapping[str, Model], groups: Mapping[str, Seq
     @functools.partial(jax.jit, static_argnames="losses")
     def sums_of(params, inputs, shared, teacher_logits, order, labels, weights, *, losses):
         def one(params):
-            student_logits = jnp.take_along_axis(model.with_params(params)(inputs, shared), order, axis=-1)
+            student_logits = jnp.take_along_axis(
+                model.with_params(params)(inputs, shared), order, axis=-1
+            )
             found = by_rank(losses, student_logits, teacher_logits, labels)
             counts = weights[..., None, None] > 0
             return jax.tree.map(lambda values: jnp.where(counts, values, 0).sum(-3), found)
@@ -135,13 +154,17 @@ def _by_row(config, guide, pupils: Mapping[str, Model], groups: Mapping[str, Seq
             looked_up = look_up(guide.params, inputs, labels)
             for source, losses in groups.items():
                 made = sums_of(pupils[source].params, inputs, *looked_up, weights, losses=losses)
-                parts[source].append(jax.tree.map(lambda values: np.asarray(values, np.float64), made))
+                parts[source].append(
+                    jax.tree.map(lambda values: np.asarray(values, np.float64), made)
+                )
             advance()
     return {source: _whole(made, len(context.inputs)) for source, made in parts.items()}
 
 
 def _whole(parts, rows):
-    return {key: np.concatenate([part[key] for part in parts], axis=1)[:, :rows] for key in parts[0]}
+    return {
+        key: np.concatenate([part[key] for part in parts], axis=1)[:, :rows] for key in parts[0]
+    }
 
 
 def _rows_at_once(length, classes):
@@ -150,7 +173,8 @@ def _rows_at_once(length, classes):
 
 
 def rank(teacher, labels) -> tuple[jax.Array, jax.Array]:
-    """The classes in the order of the teacher's logits [..., V], of equal ones the first first; the labels' places."""
+    """The classes in the order of the teacher's logits [..., V], of equal ones the first first; the
+    labels' places."""
     order = jnp.argsort(-teacher, axis=-1, stable=True)
     return order, jnp.argmax(order == labels[..., None], axis=-1)
 
@@ -160,7 +184,8 @@ def by_rank(losses: Sequence[str], student, teacher, labels) -> dict[tuple[str, 
 
     Args:
       losses: what `jaxdiv.get` takes.
-      student, teacher: logits [..., V] whose classes stand in the teacher's order, as no loss minds their order.
+      student, teacher: logits [..., V] whose classes stand in the teacher's order, as no loss minds
+        their order.
       labels: [...] integers, in that order.
 
     Returns:
@@ -176,7 +201,9 @@ def by_rank(losses: Sequence[str], student, teacher, labels) -> dict[tuple[str, 
     for loss in losses:
         for gauge in SHOWN:
             if gauge in gauges(loss):
-                found[loss, gauge] = binned(contributions(loss, student, teacher, gauge=gauge, labels=labels))
+                found[loss, gauge] = binned(
+                    contributions(loss, student, teacher, gauge=gauge, labels=labels)
+                )
     return found
 
 

@@ -15,8 +15,9 @@ from jaxdiv.models.meshes import AXES, ROWS
 
 REST = -1  # of an axis: all devices that the others leave
 
-# What the last axes of a parameter are spread over, by the end of its path: of a matrix its inputs and its outputs, of
-# the embedding its tokens and its width. Any axes before them are layers, which stay together.
+# What the last axes of a parameter are spread over, by the end of its path: of a matrix its inputs
+# and its outputs, of the embedding its tokens and its width. Any axes before them are layers, which
+# stay together.
 _RULES = {
     "embedding": ("tensor", "fsdp"),
     "head": ("fsdp", "tensor"),
@@ -29,8 +30,8 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config.mesh`, over all devices or those given.
 
     Raises:
-      ValueError: the axes don't multiply to the number of devices, are none that the TPU slice has, or `student` does
-        not divide `config.seeds`.
+      ValueError: the axes don't multiply to the number of devices, are none that the TPU slice has,
+        or `student` does not divide `config.seeds`.
     """
     devices = jax.devices() if devices is None else devices
     asked = {axis: config["mesh"][axis] for axis in AXES}
@@ -42,12 +43,15 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"are; an axis of {REST} takes what the others leave"
         )
     if config["seeds"] % sizes["student"]:
-        raise ValueError(f"`config.mesh.student` = {sizes['student']} must divide `config.seeds` = {config['seeds']}")
+        raise ValueError(
+            f"`config.mesh.student` = {sizes['student']} must divide `config.seeds` = {config['seeds']}"
+        )
     return _mesh(sizes.values(), devices)
 
 
 def make_for_reading(config: Mapping) -> Mesh:
-    """As `make`, or where a run's mesh does not fit this machine, all of its devices along `data`."""
+    """As `make`, or where a run's mesh does not fit this machine, all of its devices along
+    `data`."""
     try:
         return make(config)
     except ValueError:
@@ -118,7 +122,12 @@ def _spec(name, shape, mesh, stacked):
     if between < 0:  # such as the counts of an optimizer
         rule, between = (), len(shape) - len(first)
     axes = (*first, *(None,) * between, *rule)
-    return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)))
+    return P(
+        *(
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        )
+    )
 
 
 def shapes(tree: Any, mesh: Mesh, *, stacked: bool = True) -> Any:
@@ -156,7 +165,8 @@ def whole(tree: Any, mesh: Mesh) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """How the rows of batches are spread: evenly, rows without weight after the last one making up what lacks.
+    """How the rows of batches are spread: evenly, rows without weight after the last one making up
+    what lacks.
 
     Attributes:
       mesh: with the axes AXES.

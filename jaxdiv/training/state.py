@@ -19,7 +19,8 @@ Build = Callable[[nnx.Rngs], nnx.Module]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A module taken apart. `params` may carry a first axis of students, for `jax.vmap`, or be shapes alone."""
+    """A module taken apart. `params` may carry a first axis of students, for `jax.vmap`, or be
+    shapes alone."""
 
     graphdef: Any
     params: Any
@@ -42,7 +43,8 @@ class Model:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """One entry a loss, in the config's order; every array of an entry has the seeds S as its first axis.
+    """One entry a loss, in the config's order; every array of an entry has the seeds S as its first
+    axis.
 
     Attributes:
       step: int32 scalar, steps done.
@@ -57,7 +59,8 @@ class TrainState:
 
 
 def population(build: Build, seeds: Sequence[int], mesh: Mesh | None = None) -> Model:
-    """Parameters [S, ...], spread over `mesh`; student i draws its initial values from `seeds[i]` alone."""
+    """Parameters [S, ...], spread over `mesh`; student i draws its initial values from `seeds[i]`
+    alone."""
     model = population_shapes(build, len(seeds))
     where = sharding.shardings(model.params, mesh or sharding.alone())
 
@@ -77,9 +80,13 @@ def population_shapes(build: Build, seeds: int, mesh: Mesh | None = None) -> Mod
 
 
 def initial_state(
-    params: Sequence[Any], optimizers: Sequence[optax.GradientTransformation], *, mesh: Mesh | None = None
+    params: Sequence[Any],
+    optimizers: Sequence[optax.GradientTransformation],
+    *,
+    mesh: Mesh | None = None,
 ) -> TrainState:
-    """A state, spread over `mesh`, in which each loss starts from copies of its entry of `params`, arrays [S, ...].
+    """A state, spread over `mesh`, in which each loss starts from copies of its entry of `params`,
+    arrays [S, ...].
 
     Args:
       params: of each loss's students.
@@ -93,7 +100,9 @@ def initial_state(
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=copies,
-            opt_state=tuple(jax.vmap(own.init)(copy) for own, copy in zip(optimizers, copies, strict=True)),
+            opt_state=tuple(
+                jax.vmap(own.init)(copy) for own, copy in zip(optimizers, copies, strict=True)
+            ),
             alive=tuple(jnp.ones(seeds, bool) for _ in copies),
         )
 

@@ -1,4 +1,5 @@
-"""One training step of a population: one pass of what all students share, then every student's own update."""
+"""One training step of a population: one pass of what all students share, then every student's own
+update."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ from jaxdiv.training import sharding
 from jaxdiv.training.state import TrainState
 
 Batch = Mapping[str, Array]
-# objectives(numbers of losses, one student's parameters of each, batch, what the teacher's pass gave) -> a scalar each
+# objectives(numbers of losses, one student's parameters of each, batch, what the teacher's pass
+# gave) -> a scalar each
 Objectives = Callable[[Sequence[int], Sequence[Any], Batch, Any], Sequence[Array]]
 # write(teacher, parameters of one student, batch, step) -> batch
 Write = Callable[[Any, Any, Batch, Array], Batch]
@@ -33,7 +35,9 @@ def learning_rate(config: Mapping, steps: int) -> optax.Schedule:
 def make_optimizer(config: Mapping, steps: int) -> optax.GradientTransformation:
     """Clipping, then AdamW or SGD, under `learning_rate`."""
     schedule = learning_rate(config, steps)
-    clip = optax.clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
+    clip = (
+        optax.clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
+    )
     return optax.chain(clip, _UPDATES[config["name"]](config, schedule))
 
 
@@ -60,7 +64,9 @@ _UPDATES = {"adamw": _adamw, "sgd": _sgd}
 
 def _matrices(params):
     """Weight decay acts on matrices, not on the gains of norms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: "scale" not in jax.tree_util.keystr(path), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "scale" not in jax.tree_util.keystr(path), params
+    )
 
 
 def make_step(
@@ -77,17 +83,22 @@ def make_step(
 
     Args:
       teach: (teacher, inputs [B, L]) -> what all students share; run once a step.
-      objectives: what each of one seed's students makes small, which must depend on its own parameters alone.
-      together: whether all losses are one call of `objectives`, given what `teach` gave: they share what they make of
-        it then, but their arrays live side by side. Else it is a call a loss.
-      optimizers: each loss's; each student has its own state of it, so its clipping sees that student's gradient alone.
+      objectives: what each of one seed's students makes small, which must depend on its own
+        parameters alone.
+      together: whether all losses are one call of `objectives`, given what `teach` gave: they share
+        what they make of it then, but their arrays live side by side. Else it is a call a loss.
+      optimizers: each loss's; each student has its own state of it, so its clipping sees that
+        student's gradient alone.
       write: makes the batch that is trained on from the one that was read.
-      each_its_own: whether each student writes its own batch, which then costs each a pass of the teacher.
-      mesh: where the state lies by `sharding.shardings`, and batches by `sharding.Rows`; None for one device.
+      each_its_own: whether each student writes its own batch, which then costs each a pass of the
+        teacher.
+      mesh: where the state lies by `sharding.shardings`, and batches by `sharding.Rows`; None for
+        one device.
 
     Returns:
-      A step whose metrics are `loss` and `gradient_norm`, each [losses, S], and `alive`, bool [losses, S]. A
-      student whose loss or gradient is not finite keeps its last parameters from then on: `alive` is False.
+      A step whose metrics are `loss` and `gradient_norm`, each [losses, S], and `alive`, bool
+      [losses, S]. A student whose loss or gradient is not finite keeps its last parameters from
+      then on: `alive` is False.
     """
 
     mesh = mesh or sharding.alone()
@@ -112,7 +123,9 @@ def make_step(
         alive = alive & jnp.isfinite(value) & jnp.isfinite(norm)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_opt_state)
-        params, opt_state = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, (params, opt_state))
+        params, opt_state = jax.tree.map(
+            lambda a, b: jnp.where(alive, a, b), new, (params, opt_state)
+        )
         return params, opt_state, alive, value, norm
 
     def step(state, teacher, batch):
@@ -123,7 +136,9 @@ def make_step(
 
         def one_seed(losses, students):
             params = [student[0] for student in students]
-            found = learn(losses, params, *(of_all or lesson(teacher, params[0], batch, state.step)))
+            found = learn(
+                losses, params, *(of_all or lesson(teacher, params[0], batch, state.step))
+            )
             its = zip(losses, students, found, strict=True)
             return [update(optimizers[i], student, *learnt) for i, student, learnt in its]
 
@@ -132,20 +147,28 @@ def make_step(
             run = functools.partial(one_seed, losses)
             updated += for_each_seed(run, [students[i] for i in losses], mesh)
         params, opt_state, alive, values, norms = zip(*updated, strict=True)
-        metrics = {"loss": jnp.stack(values), "gradient_norm": jnp.stack(norms), "alive": jnp.stack(alive)}
+        metrics = {
+            "loss": jnp.stack(values),
+            "gradient_norm": jnp.stack(norms),
+            "alive": jnp.stack(alive),
+        }
         new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, alive=alive)
         return sharding.constrain(new, mesh), sharding.everywhere(metrics, mesh)
 
     return sharding.jit(step, mesh, donate_argnums=0)
 
 
-def for_each_seed(function: Callable[[Any], Any], group: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
-    """`jax.vmap`; on CPU one seed after the other, as its caches hold the logits of one but not of many.
+def for_each_seed(
+    function: Callable[[Any], Any], group: Any, mesh: jax.sharding.Mesh | None = None
+) -> Any:
+    """`jax.vmap`; on CPU one seed after the other, as its caches hold the logits of one but not of
+    many.
 
     Args:
       function: of one seed's part of the group.
       group: arrays [S, ...].
-      mesh: that the program is for, None for one device; where it spreads seeds each device has its own anyway.
+      mesh: that the program is for, None for one device; where it spreads seeds each device has its
+        own anyway.
     """
     mesh = mesh or sharding.alone()
     one_by_one = sharding.platform(mesh) == "cpu" and mesh.shape["student"] == 1

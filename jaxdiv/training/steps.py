@@ -1,6 +1,8 @@
-"""Where a folder's numbered steps are put together, and what makes one count, on a disk and in a bucket.
+"""Where a folder's numbered steps are put together, and what makes one count, on a disk and in a
+bucket.
 
-Both classes have the same methods. Of several processes only the first calls those that change anything.
+Both classes have the same methods. Of several processes only the first calls those that change
+anything.
 """
 
 import os
@@ -15,7 +17,8 @@ _ASIDE = ".aside-"  # before the name of a step that is not yet whole, or not wa
 
 
 class OnDisk:
-    """A step is put together aside and gets its name once it is whole; an older one of that name stays till then."""
+    """A step is put together aside and gets its name once it is whole; an older one of that name
+    stays till then."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
@@ -58,8 +61,8 @@ class OnDisk:
 
 
 class InBucket:
-    """Nothing can be renamed: a step is put together in its place, where its manifest, written last and removed first,
-    makes it count.
+    """Nothing can be renamed: a step is put together in its place, where its manifest, written last
+    and removed first, makes it count.
     """
 
     def __init__(self, folder: pathlib.PurePath):
@@ -77,7 +80,8 @@ class InBucket:
     draft = path
 
     def clear(self, step: int) -> None:
-        """Of what a killed run has left, or of a damaged step, nothing may be among the files of the one to come."""
+        """Of what a killed run has left, or of a damaged step, nothing may be among the files of
+        the one to come."""
         self.remove(step)
 
     def commit(self, step: int) -> None:

@@ -1,4 +1,5 @@
-"""The students: every loss and seed trained side by side on one teacher pass, and restored one by one."""
+"""The students: every loss and seed trained side by side on one teacher pass, and restored one by
+one."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,14 +28,21 @@ def seeds(config: Mapping) -> list[int]:
 
 
 def teach(config: Mapping, teacher: Model) -> Callable:
-    """(teacher's parameters, inputs [B, L]) -> the TeacherOutput that this config's students read."""
-    exit_layer = config["student"]["exit_layer"] if config["student"]["kind"] == "kangaroo" else None
+    """(teacher's parameters, inputs [B, L]) -> the TeacherOutput that this config's students
+    read."""
+    exit_layer = (
+        config["student"]["exit_layer"] if config["student"]["kind"] == "kangaroo" else None
+    )
     return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
 
 
-def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], models.Student | models.ClassifierStudent]:
+def builder(
+    config: Mapping, vocab_size: int
+) -> Callable[[nnx.Rngs], models.Student | models.ClassifierStudent]:
     """Makes an untrained student of the run's config."""
-    return lambda rngs: models.build_student(config["student"], run_config.teacher(config), vocab_size, rngs)
+    return lambda rngs: models.build_student(
+        config["student"], run_config.teacher(config), vocab_size, rngs
+    )
 
 
 def untrained(config: Mapping, vocab_size: int, mesh: Mesh | None = None) -> Model:
@@ -49,13 +57,19 @@ def lesson(config: Mapping, teacher: Model) -> Callable:
 
 
 def beginning(config: Mapping, students: Model, mesh: Mesh | None = None) -> TrainState:
-    """The state, spread over `mesh`, in which every loss of the config starts from `students`, of `untrained`."""
+    """The state, spread over `mesh`, in which every loss of the config starts from `students`, of
+    `untrained`."""
     losses = run_config.losses(config)
     return initial_state([students.params] * len(losses), _optimizers(config), mesh=mesh)
 
 
 def step(
-    config: Mapping, students: Model, teach: Callable, write: Callable | None = None, *, mesh: Mesh | None = None
+    config: Mapping,
+    students: Model,
+    teach: Callable,
+    write: Callable | None = None,
+    *,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """The training step of all students of the config.
 
@@ -84,11 +98,15 @@ def _optimizers(config):
 
 
 def _settings(config):
-    return [{**config["student"]["optimizer"], "learning_rate": rate} for rate in run_config.learning_rates(config)]
+    return [
+        {**config["student"]["optimizer"], "learning_rate": rate}
+        for rate in run_config.learning_rates(config)
+    ]
 
 
 def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **watched: Any) -> None:
-    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them then.
+    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them
+    then.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`.
     """
@@ -106,7 +124,10 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
     @functools.partial(sharding.jit, mesh=mesh)
     def held_out_acceptance(groups, teacher_params, batch):
         shared = teach_all(teacher_params, batch["inputs"])
-        tv = [for_each_seed(lambda own: rejected([0], [own], batch, shared)[0], group, mesh) for group in groups]
+        tv = [
+            for_each_seed(lambda own: rejected([0], [own], batch, shared)[0], group, mesh)
+            for group in groups
+        ]
         return sharding.everywhere(1 - jnp.stack(tv), mesh)
 
     @functools.partial(sharding.jit, mesh=mesh)
@@ -122,8 +143,13 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
                 f"what the teacher says is not finite at step {number}, whose batch is kept in {kept}; give another "
                 f"teacher, or `config.dtype` float32"
             )
-        dead = [f"{losses[i].text} (seed {seeds(config)[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)]
-        progress.say(f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red")
+        dead = [
+            f"{losses[i].text} (seed {seeds(config)[j]})"
+            for i, j in zip(*np.nonzero(~alive), strict=True)
+        ]
+        progress.say(
+            f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red"
+        )
 
     loop.run_stage(
         config,
@@ -138,7 +164,9 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
         step=step(config, students, teach_all, write, mesh=mesh),
         teacher=teacher.params,
         batches=run_corpus.batches(config, "student", corpus, mesh),
-        measure=lambda state: {"acceptance": np.asarray(held_out_acceptance(state.params, teacher.params, held_out))},
+        measure=lambda state: {
+            "acceptance": np.asarray(held_out_acceptance(state.params, teacher.params, held_out))
+        },
         report_dead=report_dead,
         **watched,
     )
@@ -147,7 +175,8 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
 def restore(
     config: Mapping, workdir: Workdir, vocab_size: int, loss: str, mesh: Mesh | None = None
 ) -> tuple[Model, np.ndarray]:
-    """(the students of one loss, stacked on their seeds; which of them are alive, bool [S]); reads no other loss's.
+    """(the students of one loss, stacked on their seeds; which of them are alive, bool [S]); reads
+    no other loss's.
 
     Both lie spread over `mesh`.
 
@@ -157,9 +186,14 @@ def restore(
     """
     names = [known.text for known in run_config.losses(config)]
     if loss not in names:
-        raise ValueError(f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}")
+        raise ValueError(
+            f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}"
+        )
     mesh = mesh or sharding.alone()
-    index, shapes = names.index(loss), population_shapes(builder(config, vocab_size), config["seeds"], mesh)
+    index, shapes = (
+        names.index(loss),
+        population_shapes(builder(config, vocab_size), config["seeds"], mesh),
+    )
     alive = jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)
     target = {
         "params": {index: shapes.params},
@@ -184,5 +218,7 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     students, alive = restore(config, workdir, donors.vocab_size(workdir), loss)
     index = seeds(config).index(seed)
     if not alive[index]:
-        raise ValueError(f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training")
+        raise ValueError(
+            f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training"
+        )
     return students.student(index)

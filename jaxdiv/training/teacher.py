@@ -25,9 +25,11 @@ ACCURACY = "teacher, accuracy on test images"
 
 
 def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as the run will have it, checked: a teacher that is taken over brings its sizes and vocabulary.
+    """The config as the run will have it, checked: a teacher that is taken over brings its sizes
+    and vocabulary.
 
-    A folder that took over a teacher before keeps it where the config names no other, and needs no donor any more.
+    A folder that took over a teacher before keeps it where the config names no other, and needs no
+    donor any more.
 
     Args:
       config: as the user has it.
@@ -35,8 +37,8 @@ def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> di
       typed: dotted key below `config` to value, of those that must stay as they are.
 
     Raises:
-      ValueError, FileNotFoundError: `config.teacher.checkpoint` holds no finished teacher or no Llama that fits, or a
-        typed key says something else than its teacher has.
+      ValueError, FileNotFoundError: `config.teacher.checkpoint` holds no finished teacher or no
+        Llama that fits, or a typed key says something else than its teacher has.
     """
     run_config.check_each(config)
     path, sizes = _taken(config, workdir)
@@ -60,7 +62,8 @@ def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> di
 
 
 def _taken(config, workdir):
-    """(where the teacher comes from, its sizes in the config's words); ("", {}) where it is trained."""
+    """(where the teacher comes from, its sizes in the config's words); ("", {}) where it is
+    trained."""
     path = config["teacher"]["checkpoint"]
     if DATA_READY in workdir.facts():
         own = workdir.config()
@@ -79,7 +82,8 @@ def _taken(config, workdir):
 
 
 def prepare(config: Mapping, workdir: Workdir, corpus: Data, **watched: Any) -> Model:
-    """The teacher that the config asks for, restored from the run's own folder, where it is put first if need be.
+    """The teacher that the config asks for, restored from the run's own folder, where it is put
+    first if need be.
 
     `watched` is what `loop.run_stage` takes of `profile` and `also`, where the teacher is trained.
     """
@@ -132,7 +136,9 @@ def _summed(config, measure, teacher, windows, mesh):
 
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
     blocks = pipeline.blocks([getattr(windows, name) for name in run_corpus.BATCH], rows.count)
-    return sum(float(measured(teacher.params, rows.spread(run_corpus.batch(block)))) for block in blocks)
+    return sum(
+        float(measured(teacher.params, rows.spread(run_corpus.batch(block)))) for block in blocks
+    )
 
 
 def _holds(workdir):
@@ -151,7 +157,9 @@ def _adopt(config, workdir, mesh):
             donor = donors.find(config["teacher"]["checkpoint"])
             donors.refuse_another(donor, workdir.facts())
             workdir.add_facts(donor.facts())
-            checkpoints.save(donors.last_step(config), {"params": (donor.params(config["dtype"], mesh),)}, {})
+            checkpoints.save(
+                donors.last_step(config), {"params": (donor.params(config["dtype"], mesh),)}, {}
+            )
 
 
 def _train(config, workdir, corpus, mesh, watched):
@@ -162,7 +170,9 @@ def _train(config, workdir, corpus, mesh, watched):
 
     @functools.partial(sharding.jit, mesh=mesh)
     def validation_loss(params, batch):
-        return sharding.everywhere(_cross_entropy(model.with_params(params).student(0), batch), mesh)
+        return sharding.everywhere(
+            _cross_entropy(model.with_params(params).student(0), batch), mesh
+        )
 
     def report_dead(number, _, batch):
         raise ValueError(
@@ -183,14 +193,17 @@ def _train(config, workdir, corpus, mesh, watched):
         step=step(config, model, mesh=mesh),
         teacher=None,
         batches=run_corpus.batches(config, "teacher", corpus, mesh),
-        measure=lambda state: {"validation_loss": np.asarray(validation_loss(state.params[0], held_out)).reshape(1, 1)},
+        measure=lambda state: {
+            "validation_loss": np.asarray(validation_loss(state.params[0], held_out)).reshape(1, 1)
+        },
         report_dead=report_dead,
         **watched,
     )
 
 
 def beginning(config: Mapping, model: Model, mesh: Mesh | None = None) -> TrainState:
-    """The state, spread over `mesh`, in which the teacher's training starts; `model` is a population of one."""
+    """The state, spread over `mesh`, in which the teacher's training starts; `model` is a
+    population of one."""
     return initial_state([model.params], [_optimizer(config)], mesh=mesh)
 
 
@@ -198,7 +211,9 @@ def step(config: Mapping, model: Model, *, mesh: Mesh | None = None) -> Callable
     """The teacher's training step, on the next token alone; `mesh` as `make_step` has it."""
     return make_step(
         teach=lambda _, inputs: None,
-        objectives=lambda _, params, batch, shared: [_cross_entropy(model.with_params(params[0]), batch)],
+        objectives=lambda _, params, batch, shared: [
+            _cross_entropy(model.with_params(params[0]), batch)
+        ],
         together=lambda shared: False,
         optimizers=[_optimizer(config)],
         mesh=mesh,

@@ -19,7 +19,8 @@ class Stage:
       name: `teacher` or `student`.
       losses: the first axis of values [losses, S].
       seeds: the second.
-      done: the step after which it goes on, 0 at first; a killed run may have written of later ones.
+      done: the step after which it goes on, 0 at first; a killed run may have written of later
+        ones.
       steps: the last step.
       every: steps between measurements on held-out text.
       tokens: of a step's batch.
@@ -38,7 +39,9 @@ class Stage:
         """Whether there are measurements on held-out text after `step`."""
         return step % self.every == 0 or step == self.steps
 
-    def by_loss(self, students: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[float | None]]]:
+    def by_loss(
+        self, students: Mapping[str, np.ndarray]
+    ) -> dict[str, dict[str, list[float | None]]]:
         """`{metric: {loss: [one number a seed]}}`; what isn't finite is None."""
         return {
             metric: {
@@ -59,13 +62,17 @@ class Stage:
 
 
 class Tracker(Protocol):
-    """Keeps or shows the numbers of one stage, for which it is made. Its OSErrors end the run in one line."""
+    """Keeps or shows the numbers of one stage, for which it is made. Its OSErrors end the run in
+    one line."""
 
-    def write(self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]) -> None:
+    def write(
+        self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]
+    ) -> None:
         """Takes what is known after `step`, each step once and in order.
 
         Args:
-          students: metric to values [losses, S] by student, NaN of one that is frozen; the same in every run of a seed.
+          students: metric to values [losses, S] by student, NaN of one that is frozen; the same in
+            every run of a seed.
           clock: what the step of all students together took, which differs from run to run.
         """
 
@@ -74,8 +81,11 @@ class Tracker(Protocol):
 
 
 @contextlib.contextmanager
-def opened(stage: Stage, makers: Sequence[Callable[[Stage], Tracker]]) -> Iterator[Callable[..., None]]:
-    """Yields `write(step, students, seconds)`, which tells a tracker of each maker what `Tracker.write` takes."""
+def opened(
+    stage: Stage, makers: Sequence[Callable[[Stage], Tracker]]
+) -> Iterator[Callable[..., None]]:
+    """Yields `write(step, students, seconds)`, which tells a tracker of each maker what
+    `Tracker.write` takes."""
     with contextlib.ExitStack() as closing:
         trackers = [closing.enter_context(contextlib.closing(make(stage))) for make in makers]
 

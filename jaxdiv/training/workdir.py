@@ -15,8 +15,19 @@ from jaxdiv import files
 from jaxdiv.training import config as run_config
 from jaxdiv.training import processes, progress
 
-PACKAGES = ("jaxdiv", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
-# The fact that is written once the data lies in the folder; before it, no work is lost by another config.
+PACKAGES = (
+    "jaxdiv",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "numpy",
+)
+# The fact that is written once the data lies in the folder; before it, no work is lost by another
+# config.
 DATA_READY = "data fingerprint"
 GONE_ON = "gone on with"
 
@@ -60,7 +71,9 @@ class Workdir:
           ValueError: config.json holds something else.
         """
         if not self._config.is_file():
-            raise FileNotFoundError(f"{self.root} is not the folder of a run: it has no config.json")
+            raise FileNotFoundError(
+                f"{self.root} is not the folder of a run: it has no config.json"
+            )
         config = _object(self._config)
         try:
             run_config.check(config)
@@ -71,8 +84,9 @@ class Workdir:
     def claim(self, config: Mapping) -> None:
         """Begins a run, or goes on in one of the same config, but for what `config.may_change`.
 
-        What of that bears on results, and other versions of the code, are said and kept among the facts. A folder in
-        which the data was never made ready, as after a mistyped path, takes the new config.
+        What of that bears on results, and other versions of the code, are said and kept among the
+        facts. A folder in which the data was never made ready, as after a mistyped path, takes the
+        new config.
 
         Raises:
           ConfigDiffers: it is a run of another config.
@@ -81,7 +95,9 @@ class Workdir:
             self._claim(config)
         processes.meet("claim")
         if not self._config.is_file():
-            raise ValueError(f"{self.root} is not one folder for all processes; give a path that all of them share")
+            raise ValueError(
+                f"{self.root} is not one folder for all processes; give a path that all of them share"
+            )
 
     def _claim(self, config):
         begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
@@ -92,12 +108,22 @@ class Workdir:
 
     def _go_on(self, old, new):
         changes = run_config.differences(old, new)
-        refused = {key: pair for key, pair in changes.items() if not run_config.may_change(key, *pair)}
+        refused = {
+            key: pair for key, pair in changes.items() if not run_config.may_change(key, *pair)
+        }
         if refused:
-            listed = "; ".join(f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items())
-            raise ConfigDiffers(f"{self.root} holds a run of another config: {listed}", tuple(refused))
+            listed = "; ".join(
+                f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items()
+            )
+            raise ConfigDiffers(
+                f"{self.root} holds a run of another config: {listed}", tuple(refused)
+            )
         known, now = self.facts(), _surroundings()
-        others = {name: (known[name], now[name]) for name in now if known.get(name, now[name]) != now[name]}
+        others = {
+            name: (known[name], now[name])
+            for name in now
+            if known.get(name, now[name]) != now[name]
+        }
         if self.students.exists():  # whose first steps had the learning rate of fewer
             others |= {key: pair for key, pair in changes.items() if key == "config.student.steps"}
         for name, (there, here) in others.items():
@@ -107,19 +133,27 @@ class Workdir:
         notes = str(self.facts().get(GONE_ON, "")).split("; ")
         if text not in notes:
             progress.say(f"{self.root} goes on with {text}")
-            files.write_json(self._facts, {**self.facts(), GONE_ON: "; ".join([*filter(None, notes), text])})
+            files.write_json(
+                self._facts, {**self.facts(), GONE_ON: "; ".join([*filter(None, notes), text])}
+            )
 
     def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.PurePath:
-        """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its path."""
+        """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its
+        path."""
         path = self.root / "not_finite.npz"
         if processes.is_first():
             with files.replacing(path) as temporary:
-                np.savez(temporary, step=step, **{name: np.asarray(values) for name, values in batch.items()})
+                np.savez(
+                    temporary,
+                    step=step,
+                    **{name: np.asarray(values) for name, values in batch.items()},
+                )
         processes.meet("batch kept")  # before any of them ends the others
         return path
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the run beside its config: versions, git revision, fingerprints, counts."""
+        """What is known of the run beside its config: versions, git revision, fingerprints,
+        counts."""
         return _object(self._facts) if self._facts.exists() else {}
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
@@ -139,7 +173,11 @@ def _object(path):
 def _surroundings():
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-    system = {"python": platform.python_version(), "platform": platform.platform(), "devices": devices}
+    system = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": devices,
+    }
     return {**system, **versions, **_revision()}
 
 
@@ -155,7 +193,9 @@ def _revision():
     here = pathlib.Path(__file__).parent
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"git revision": found.stdout.strip()}

@@ -22,7 +22,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from jaxdiv import warps
+from jaxdiv import schema, warps
 
 
 def sampling(
@@ -100,13 +100,13 @@ def typical_threshold(target: jax.Array, *, epsilon: float = 0.09, delta: float 
 # The rules that depend on a temperature; at 0 each is `greedy_match`.
 BY_TEMPERATURE: Mapping[str, Callable] = MappingProxyType(
     {
-        "sampling": sampling,
-        "greedy_draft": greedy_draft,
-        "exact_match": exact_match,
-        "typical": typical,
+        schema.SAMPLING: sampling,
+        schema.GREEDY_DRAFT: greedy_draft,
+        schema.EXACT_MATCH: exact_match,
+        schema.TYPICAL: typical,
     }
 )
-RULES = (*BY_TEMPERATURE, greedy_match.__name__)
+RULES = (*BY_TEMPERATURE, schema.GREEDY_MATCH)
 
 
 def sampling_given(

@@ -32,7 +32,7 @@ FLOORS = {
         "jaxdiv.acceptance jaxdiv.warps",
         "jaxdiv.statistics",
     ],
-    1: ["jaxdiv.divergences", "jaxdiv.files jaxdiv.manifests"],
+    1: ["jaxdiv.divergences", "jaxdiv.files jaxdiv.manifests", "jaxdiv.schema"],
     0: ["jaxdiv.targets"],  # of the first floor's rooms the one that divergences may import
 }
 

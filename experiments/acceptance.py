@@ -11,13 +11,14 @@ One run's results.csv and report.html are written anew; several runs' go to a fo
 
 from absl import flags
 
-from experiments import cli, measuring
+from experiments.common import cli, run_results
 from jaxdiv import files
 from jaxdiv.acceptance import RULES as RULE_NAMES
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, evaluation, students
-from jaxdiv.training.contexts import GENERATED
-from jaxdiv.training.workdir import DATA_READY, Workdir
+from jaxdiv.evaluation import measurement
+from jaxdiv.evaluation.contexts import GENERATED
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.training import run_data, students
 
 cli.define_log_format()
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
@@ -42,7 +43,7 @@ DECODE_GAMMA = flags.DEFINE_integer(
     4,
     "Drafts a round of --decode.",
     lower_bound=1,
-    upper_bound=evaluation.MAX_GAMMA,
+    upper_bound=measurement.MAX_GAMMA,
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "Where results go; the run's folder, or for several one beside them."
@@ -72,7 +73,7 @@ def main(_):
     contexts = _given(CONTEXTS, run_config.SOME_CONTEXTS, run_config.contexts)
     if DECODE.value:
         _check_decodable(runs, contexts)
-    measuring.measure_and_report(
+    run_results.measure_and_report(
         runs,
         output=output,
         contexts=contexts,
@@ -86,7 +87,7 @@ def main(_):
 
 def _check_decodable(runs, contexts):
     for run in runs:
-        corpus.refuse_images(run.config())
+        run_data.refuse_images(run.config())
         names = contexts or run_config.contexts(run.config()["evaluation"]["contexts"])
         if not set(names) & set(GENERATED):
             raise ValueError(
@@ -116,7 +117,7 @@ def _check_alike(runs):
                 f"{first.root} and {run.root} can't be pooled: {wrong[0]} is {there!r} and {here!r}; "
                 f"measure each by itself"
             )
-        for fact in (DATA_READY, corpus.TOKENIZER):
+        for fact in (DATA_READY, run_data.TOKENIZER):
             if first.facts().get(fact) != run.facts().get(fact):
                 raise ValueError(
                     f"{first.root} and {run.root} can't be pooled: each has another {fact}"

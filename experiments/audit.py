@@ -11,7 +11,7 @@ import importlib.util
 
 from absl import flags
 
-from experiments import cli, named
+from experiments.common import cli, import_by_path
 from jaxdiv.audit import Audit, numpy_loss, torch_loss
 from jaxdiv.audit import audit as audit_loss
 
@@ -31,7 +31,7 @@ def examine() -> Audit:
     """Raises ValueError if there is no such function, or none that takes logits."""
     if FRAMEWORK.value == "torch" and importlib.util.find_spec("torch") is None:
         raise ValueError("`--framework=torch` needs PyTorch, which is not installed.")
-    loss = _ADAPTERS[FRAMEWORK.value](named.find(LOSS.value, flag="loss", kind="function"))
+    loss = _ADAPTERS[FRAMEWORK.value](import_by_path.find(LOSS.value, flag="loss", kind="function"))
     found = audit_loss(loss, expected=EXPECTED.value, axes=AXES.value)
     if {finding.code for finding in found.findings} == {"does_not_run"}:
         raise ValueError(

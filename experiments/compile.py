@@ -25,15 +25,17 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from experiments import ahead, cli, costs, steps
+from experiments.common import cli
+from experiments.tpu import aot, cost_model, programs
 from jaxdiv import files
-from jaxdiv.training import corpus, sharding, teacher
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import sharding
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, teacher
 
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Kind and shape of the TPU slice.")
 STEPS = flags.DEFINE_list(
-    "steps", [], f"Which to compile, of {', '.join(steps.NAMES)}; all if not given."
+    "steps", [], f"Which to compile, of {', '.join(programs.NAMES)}; all if not given."
 )
 JSON = flags.DEFINE_string("json", None, "A JSON file to write what was found to, besides.")
 _MEMORY = (
@@ -72,13 +74,13 @@ class Plan:
       largest: the largest array's number of elements.
     """
 
-    memory: ahead.Memory
-    costs: costs.Costs
+    memory: aot.Memory
+    costs: cost_model.Costs
     logits: bool
     largest: int
 
 
-def plan(config: Mapping, step: steps.Step, mesh: Mesh) -> Plan | None:
+def plan(config: Mapping, step: programs.Step, mesh: Mesh) -> Plan | None:
     """None if the step does not fit."""
     try:
         program = step.run.lower(*step.shapes).compile()
@@ -87,18 +89,18 @@ def plan(config: Mapping, step: steps.Step, mesh: Mesh) -> Plan | None:
             raise
         return None
     text = program.as_text()
-    sizes, found = ahead.elements(text), costs.of(text)
+    sizes, found = aot.elements(text), cost_model.of(text)
     if step.rounds:
         found = max(found.unknown, key=lambda body: body.flops, default=found)
-    logits = any(sizes[size] for size in steps.of_all_logits(config, step, mesh))
-    return Plan(ahead.Memory.of(program), found, logits, max(sizes))
+    logits = any(sizes[size] for size in programs.of_all_logits(config, step, mesh))
+    return Plan(aot.Memory.of(program), found, logits, max(sizes))
 
 
-def fits(plan: Plan | None, place: ahead.Slice) -> bool:
+def fits(plan: Plan | None, place: aot.Slice) -> bool:
     return plan is not None and plan.memory.total <= place.kind.hbm * 1e9
 
 
-def memory_row(name: str, plan: Plan | None, place: ahead.Slice) -> list[str]:
+def memory_row(name: str, plan: Plan | None, place: aot.Slice) -> list[str]:
     """Of the table of memory, GB."""
     room, verdict = f"{place.kind.hbm}", "yes" if fits(plan, place) else "no"
     if plan is None:
@@ -109,9 +111,9 @@ def memory_row(name: str, plan: Plan | None, place: ahead.Slice) -> list[str]:
     return [name, *told, room, verdict, "yes" if plan.logits else "no", f"{plan.largest / 1e6:.4g}"]
 
 
-def costs_row(name: str, step: steps.Step, plan: Plan, place: ahead.Slice) -> list[str]:
+def costs_row(name: str, step: programs.Step, plan: Plan, place: aot.Slice) -> list[str]:
     """Of the table of costs; what bounds the step takes 100% of its least time."""
-    found, least = plan.costs, ahead.Roofline.of(plan.costs, place)
+    found, least = plan.costs, aot.Roofline.of(plan.costs, place)
     kinds = [
         f"{each.count} {kind}: {_short(each.sent / 1e6)}"
         for kind, each in found.collectives.items()
@@ -142,7 +144,7 @@ def chosen(asked: Collection[str], known: Collection[str]) -> Collection[str]:
     return asked or known
 
 
-def record(step: steps.Step, plan: Plan | None, place: ahead.Slice) -> dict:
+def record(step: programs.Step, plan: Plan | None, place: aot.Slice) -> dict:
     """For --json: predictions of a call, bytes of a chip, and of what fits seconds by what they are
     needed for."""
     found = {
@@ -154,7 +156,7 @@ def record(step: steps.Step, plan: Plan | None, place: ahead.Slice) -> dict:
         return found
     return found | {
         "memory": plan.memory.total,
-        "seconds": dataclasses.asdict(ahead.Roofline.of(plan.costs, place)),
+        "seconds": dataclasses.asdict(aot.Roofline.of(plan.costs, place)),
     }
 
 
@@ -163,17 +165,19 @@ def main(_):
         config = teacher.settle(
             cli.loaded(CONFIG).to_dict(), Workdir(nothing), typed=cli.typed(CONFIG)
         )
-    corpus.refuse_images(config)
-    names = chosen(STEPS.value, steps.known(config))
-    place = ahead.chips(TOPOLOGY.value)
+    run_data.refuse_images(config)
+    names = chosen(STEPS.value, programs.known(config))
+    place = aot.chips(TOPOLOGY.value)
     mesh = sharding.make(config, place.devices)
-    made = steps.of(config, mesh, names)
+    made = programs.of(config, mesh, names)
     plans = {name: plan(config, step, mesh) for name, step in made.items()}
     _print(made, plans, place, mesh)
     if JSON.value:
         records = {name: record(made[name], found, place) for name, found in plans.items()}
         files.write_json(JSON.value, {"mesh": dict(mesh.shape), "steps": records})
-    return int(not all(fits(found, place) for name, found in plans.items() if name != steps.DECODE))
+    return int(
+        not all(fits(found, place) for name, found in plans.items() if name != programs.DECODE)
+    )
 
 
 def _print(made, plans, place, mesh):
@@ -210,7 +214,7 @@ def _explained(place):
     return (
         f"The least time is the longest of three, as if they overlapped wholly: products at {kind.flops / 1e12:.0f} "
         f"bfloat16 TFLOP/s, HBM at {kind.bandwidth / 1e9:,.0f} GB/s, a chip's links at {place.interconnect / 1e9:.0f}. "
-        f"Loops that nothing ends (≥) count once. A round of decoding is {steps.GAMMA} drafts of each text, all "
+        f"Loops that nothing ends (≥) count once. A round of decoding is {programs.GAMMA} drafts of each text, all "
         "accepted."
     )
 

@@ -19,14 +19,14 @@ import pandas as pd
 from absl import flags
 
 import jaxdiv
-from experiments import cli
+from experiments.common import cli
 from jaxdiv import files
 from jaxdiv.contributions import contributions, gauges, shares
+from jaxdiv.evaluation import contributions_by_rank
 from jaxdiv.reporting import contributions as reporting
 from jaxdiv.reporting import ranks as rank_reporting
-from jaxdiv.training import config as run_config
-from jaxdiv.training import ranks
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.workdir import Workdir
 
 P = flags.DEFINE_string(
     "p", None, "The teacher's distribution: comma-separated probabilities that sum to 1."
@@ -41,15 +41,15 @@ LOSSES = flags.DEFINE_string(
 STUDENT = flags.DEFINE_string(
     "student",
     None,
-    f"Whose students all losses are seen on: a loss of the run, untrained, or {ranks.OWN} for each loss on its own; "
+    f"Whose students all losses are seen on: a loss of the run, untrained, or {contributions_by_rank.OWN} for each loss on its own; "
     "ce, or else the run's first, if not given.",
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "Where the CSV and the picture go; of a run its folder if not given."
 )
 _SEEN_ON = {
-    ranks.OWN: "each loss on its own students",
-    ranks.UNTRAINED: "all losses on untrained students",
+    contributions_by_rank.OWN: "each loss on its own students",
+    contributions_by_rank.UNTRAINED: "all losses on untrained students",
 }
 TOLERANCE = 1e-3  # of a distribution's sum, as its digits are rounded
 
@@ -126,9 +126,9 @@ def _of_run(run):
     losses = own if LOSSES.value is None else jaxdiv.split(LOSSES.value)
     for loss in losses:
         jaxdiv.get(loss)
-    student = STUDENT.value or ranks.common_student(config)
-    measured = ranks.measure(run, losses=losses, student=student)
-    frame = pd.DataFrame(ranks.rows(measured), columns=list(rank_reporting.COLUMNS))
+    student = STUDENT.value or contributions_by_rank.common_student(config)
+    measured = contributions_by_rank.measure(run, losses=losses, student=student)
+    frame = pd.DataFrame(contributions_by_rank.rows(measured), columns=list(rank_reporting.COLUMNS))
     for made in rank_reporting.tables(frame):
         _print(made)
     print(rank_reporting.finding(frame))

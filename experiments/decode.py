@@ -19,13 +19,13 @@ from concurrent import futures
 
 from absl import flags
 
-from experiments import cli, interrupts, parts, prompts, transcript
+from experiments.common import cli, interrupts, prompts, time_breakdown, transcript
 from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.models import Student
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, students, teacher
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, students, teacher
 
 STUDENT = "student"
 GAMMA_OF_CHAINS = 4
@@ -138,7 +138,7 @@ def main(_):
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     run = Workdir(WORKDIR.value)
     config = run.config()
-    corpus.refuse_images(config)
+    run_data.refuse_images(config)
     bpe = Tokenizer.load(run.tokenizer)
     drafting = Drafting() if BASELINE.value else _drafting(run, config)
     given = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
@@ -172,8 +172,8 @@ def main(_):
     page.say(f"\n{drafting}")
     page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
     if TIME_SPLIT.value:
-        ((cost,), _) = _timed(lambda: parts.milliseconds([decoding], repeats=TIMINGS))
-        page.say(parts.sentence(cost))
+        ((cost,), _) = _timed(lambda: time_breakdown.milliseconds([decoding], repeats=TIMINGS))
+        page.say(time_breakdown.sentence(cost))
     if not drafting.lossless:
         page.say(
             f"The rule `{drafting.rule}` is lossy: the texts are not distributed as the target's own."

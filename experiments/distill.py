@@ -15,10 +15,11 @@ import sys
 
 from absl import flags
 
-from experiments import cli, measuring, watching
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, lock, loop, sharding, students, teacher
-from jaxdiv.training.workdir import ConfigDiffers, Workdir
+from experiments.common import cli, run_results, watch_flags
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import lock, sharding
+from jaxdiv.runs.workdir import ConfigDiffers, Workdir
+from jaxdiv.training import loop, run_data, students, teacher
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -44,7 +45,7 @@ def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
     sharding.make(config)  # which refuses what this machine has not
-    profile, also = watching.profile(config["student"]["steps"]), watching.also()
+    profile, also = watch_flags.profile(config["student"]["steps"]), watch_flags.also()
     with lock.writing(workdir.root):
         return _run(config, workdir, profile, also)
 
@@ -55,13 +56,13 @@ def _run(config, workdir, profile, also):
     except ConfigDiffers as error:
         raise ValueError(f"{error}. {_mend(error.keys, workdir)}") from None
     try:
-        data = corpus.prepare(config, workdir)
+        data = run_data.prepare(config, workdir)
         guide = teacher.prepare(config, workdir, data, also=also)
         students.train(config, workdir, data, guide, profile=profile, also=also)
     except loop.Stopped as stopped:
         cli.say(f"{stopped}; the same command goes on from there")
         return 128 + stopped.signum
-    measuring.measure_and_report([workdir], output=workdir.root)
+    run_results.measure_and_report([workdir], output=workdir.root)
     cli.say(
         f"\nEverything lies in {workdir.root}: open {workdir.report}. Measure again with other temperatures by "
         f"python -m experiments.acceptance --workdir={workdir.root} --temperatures=0.7,1.5",

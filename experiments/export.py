@@ -9,13 +9,13 @@ load; a Kangaroo adapter becomes named tensors and a config that says what it ne
 
 from absl import flags
 
-from experiments import cli
+from experiments.common import cli
 from jaxdiv import files
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import KangarooAdapter, llama, llama_tensors
 from jaxdiv.reporting import card, results
-from jaxdiv.training import corpus, students, teacher
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, students, teacher
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder of a finished run.")
 LOSS = flags.DEFINE_string("loss", None, "The student's loss, as the run's config has it.")
@@ -47,7 +47,7 @@ attention is Llama's, with rotary positions, and lm_head the target's own. confi
 def main(_):
     run = Workdir(WORKDIR.value)
     config = run.config()
-    corpus.refuse_images(config)
+    run_data.refuse_images(config)
     if not OUTPUT.value:
         raise ValueError("give the folder to make, such as --output=exported/kl")
     if TEACHER.value and (LOSS.value is not None or SEED.value is not None):

@@ -5,9 +5,9 @@ python -m experiments.report --workdir=runs/quickstart [--markdown]
 
 from absl import flags
 
-from experiments import cli, measuring
+from experiments.common import cli, run_results
 from jaxdiv.reporting import results
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs.workdir import Workdir
 
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown, for a README.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder of a finished run.")
@@ -21,8 +21,8 @@ def main(_):
             f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"
         )
     frame = results.read_csv(run.results)
-    measuring.report([run], frame, output=run.root)
-    measuring.show(frame, markdown=MARKDOWN.value)
+    run_results.report([run], frame, output=run.root)
+    run_results.show(frame, markdown=MARKDOWN.value)
     cli.say(f"\nOpen {run.report}")
     return 0
 

@@ -13,10 +13,11 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli, watching
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, lock, loop, sharding, teacher
-from jaxdiv.training.workdir import Workdir
+from experiments.common import cli, watch_flags
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import lock, sharding
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import loop, run_data, teacher
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -32,7 +33,7 @@ def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.settle(_given(), workdir, typed=cli.typed(CONFIG))
     sharding.make(config)  # which refuses what this machine has not
-    profile, also = watching.profile(config["teacher"]["steps"]), watching.also()
+    profile, also = watch_flags.profile(config["teacher"]["steps"]), watch_flags.also()
     if profile and config["teacher"]["checkpoint"]:
         raise ValueError(
             f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained"
@@ -45,7 +46,7 @@ def _run(config, workdir, profile, also):
     workdir.claim(config)
     try:
         teacher.prepare(
-            config, workdir, corpus.prepare(config, workdir), profile=profile, also=also
+            config, workdir, run_data.prepare(config, workdir), profile=profile, also=also
         )
     except loop.Stopped as stopped:
         cli.say(f"{stopped}; the same command goes on from there")

@@ -14,12 +14,12 @@ import numpy as np
 from absl.testing import flagsaver
 
 from configs import digits, smoke
-from experiments import cli
+from experiments.common import cli
 from jaxdiv.models import build_teacher
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, state, students
-from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, state, students
 from tests import runs
 
 DIGITS = "--config=configs/digits.py"
@@ -64,7 +64,7 @@ def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
     config["data"]["files"] = f"{texts}/*.txt"
     run = Workdir(folder)
     run.claim(config)
-    vocab_size = corpus.prepare(config, run).tokenizer.vocab_size
+    vocab_size = run_data.prepare(config, run).tokenizer.vocab_size
     teacher = state.population(
         lambda rngs: build_teacher(
             {**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdiv
-from experiments import costs
+from experiments.tpu import cost_model
 
 TOKENS, WIDTH, CLASSES, CHUNK = (8, 9), 12, 1024, 8
 MESHES = {"data and tensor": (2, 4), "data": (8, 1), "tensor": (1, 8)}
@@ -60,7 +60,7 @@ def check_traffic(program):
     """Of every token the gradient by its hidden state is added up over the classes, and a few
     numbers beside it."""
     tokens = TOKENS[0] * TOKENS[1]
-    sent = sum(kind.size for kind in costs.of(program).collectives.values()) / (4 * tokens)
+    sent = sum(kind.size for kind in cost_model.of(program).collectives.values()) / (4 * tokens)
     assert WIDTH < sent < WIDTH + 12, sent
 
 

@@ -13,8 +13,9 @@ import optax
 
 from configs import smoke
 from jaxdiv import acceptance, models
-from jaxdiv.training import config as run_config
-from jaxdiv.training import donors, own_text, sharding, students, teacher
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import sharding
+from jaxdiv.training import on_policy, students, teacher, teacher_sources
 from jaxdiv.training.state import population
 
 V, ROWS, LENGTH, CHANNELS = 120, 12, 17, 4
@@ -66,7 +67,7 @@ class Run:
 
     def __init__(self, config, mesh):
         self.config, self.mesh, self.rows = config, mesh, sharding.Rows(mesh, ROWS)
-        self.teachers = self._population(donors.build(config, V), [0])
+        self.teachers = self._population(teacher_sources.build(config, V), [0])
         self.pupils = self._population(students.builder(config, V), students.seeds(config))
         # Far from uniform, so that losses and their gradients are no small numbers.
         sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(
@@ -91,7 +92,7 @@ class Run:
 
     def students(self, steps):
         """(the state after so many steps, each step's metrics)."""
-        write = own_text.writer(self.config, self.guide, self.pupils, end_of_text=0)
+        write = on_policy.writer(self.config, self.guide, self.pupils, end_of_text=0)
         step = students.step(
             self.config,
             self.pupils,

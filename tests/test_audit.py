@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxdiv
-from experiments import cli
+from experiments.common import cli
 from jaxdiv import reductions
 from jaxdiv.audit import CODES, MISTAKE, Audit, audit, menu, numpy_loss, torch_loss
 from jaxdiv.audit.forms import FORMS

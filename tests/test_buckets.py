@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jaxdiv import files
-from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import lock, manifests, metrics, students, trackers
-from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.donors import RunDonor
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import lock, manifests, metrics, trackers
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, students
+from jaxdiv.training.teacher_sources import RunDonor
 from tests import buckets, commands, runs, stops
 
 KILLS = 6
@@ -25,7 +25,7 @@ BINARY = """import sys
 from tests import buckets
 buckets.install()
 import importlib
-from experiments import cli
+from experiments.common import cli
 name = sys.argv.pop(1)
 cli.run(importlib.import_module(f"experiments.{name}").main, resumes=name == "distill")
 """
@@ -230,7 +230,7 @@ def test_curves_grow_here_and_go_there_as_a_whole(bucket, root):
 def test_a_run_is_read_from_a_bucket(root, tmp_path):
     commands.untrained(root, runs.write_texts(tmp_path / "texts"))
     run = Workdir(str(root))
-    tokens = run_corpus.Corpus.load(run).fingerprints()
+    tokens = run_data.Corpus.load(run).fingerprints()
     assert all(run.facts()[name] == value for name, value in tokens.items())
     assert students.restore_one(str(root), loss="kl", seed=1).params
     donor = RunDonor(str(root))

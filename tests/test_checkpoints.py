@@ -14,8 +14,8 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxdiv.training import manifests
-from jaxdiv.training.checkpoints import Checkpoints
+from jaxdiv.runs import manifests
+from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.training.state import TrainState, initial_state, population
 
 

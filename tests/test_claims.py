@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.sweep import claims
+from experiments.sweep import claims, report
+from experiments.sweep import claims_table as reporting
 from experiments.sweep.grid import Cell
-from jaxdiv.reporting import choice
-from jaxdiv.reporting import claims as reporting
-from jaxdiv.training.evaluation import Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measured, Sums
 
 BASE = Cell("adapter", "sharp", "corpus", 1.0)
 OWN = dataclasses.replace(BASE, context="student")
@@ -76,10 +75,10 @@ def test_what_was_not_measured_or_lost_a_student_is_not_compared():
 def test_the_table_has_a_row_a_claim(tmp_path):
     claimed = claims.rows({BASE: measured(kl=(3.0, 0.8), nla=(3.3, 0.8), skl=(3.0, 0.72))})
     rest = {"seeds": 3, "rates": (0.1,), "base": {}, "entropies": {}, "part": ""}
-    found = choice.make([], [], claimed, losses=("kl", "nla", "skl"), **rest)
-    choice.write(tmp_path, found)
-    assert len(pd.read_csv(tmp_path / choice.CLAIMS)) == 2
-    assert "| nla over kl | LK losses, 2602.23881 |" in choice.markdown(found)
+    found = report.make([], [], claimed, losses=("kl", "nla", "skl"), **rest)
+    report.write(tmp_path, found)
+    assert len(pd.read_csv(tmp_path / report.CLAIMS)) == 2
+    assert "| nla over kl | LK losses, 2602.23881 |" in report.markdown(found)
     rows = list(reporting.rows(found.claims))
     assert [len(row) for row in rows] == [len(reporting.HEADING)] * 2
     assert rows[0][0] == "nla over kl"

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from configs import quickstart, smoke
-from jaxdiv.training import config as run_config
+from jaxdiv.runs import config as run_config
 
 CONFIGS = sorted(
     path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")

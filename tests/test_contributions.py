@@ -13,11 +13,11 @@ import jaxdiv
 from configs import smoke
 from jaxdiv import models
 from jaxdiv.contributions import contributions, gauges, shares, top_movers
-from jaxdiv.training import contexts, ranks, students, teacher
-from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training.checkpoints import Checkpoints
+from jaxdiv.evaluation import contexts, contributions_by_rank
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, students, teacher
 from jaxdiv.training.state import population
-from jaxdiv.training.workdir import Workdir
 from tests import commands, runs
 
 RNG = np.random.default_rng(4)
@@ -184,25 +184,25 @@ def test_what_has_no_parts_is_refused_by_name(text, gauge, message):
 
 
 def test_by_rank_is_what_a_loop_over_the_ranks_gives():
-    bins = ranks.rank_bins(12)
+    bins = contributions_by_rank.rank_bins(12)
     assert bins.tolist() == [[k, k] for k in range(1, 9)] + [[9, 12]]
-    assert ranks.rank_bins(3).tolist() == [[1, 1], [2, 2], [3, 3]]
-    assert ranks.rank_bins(40)[-3:].tolist() == [[9, 16], [17, 32], [33, 40]]
+    assert contributions_by_rank.rank_bins(3).tolist() == [[1, 1], [2, 2], [3, 3]]
+    assert contributions_by_rank.rank_bins(40)[-3:].tolist() == [[9, 16], [17, 32], [33, 40]]
     tied = TEACHER.at[:, 4].set(TEACHER[:, 2])
-    order, places = ranks.rank(tied, LABELS)
-    found = ranks.by_rank(
+    order, places = contributions_by_rank.rank(tied, LABELS)
+    found = contributions_by_rank.by_rank(
         ("rkl", "ce_data"),
         jnp.take_along_axis(STUDENT, order, axis=-1),
         jnp.take_along_axis(tied, order, axis=-1),
         places,
     )
     assert found.keys() == {
-        ranks.TEACHER,
+        contributions_by_rank.TEACHER,
         ("rkl", "fixed"),
         ("rkl", "gradient"),
         ("ce_data", "gradient"),
     }
-    for loss, gauge in found.keys() - {ranks.TEACHER}:
+    for loss, gauge in found.keys() - {contributions_by_rank.TEACHER}:
         parts = np.asarray(contributions(loss, STUDENT, tied, gauge=gauge, labels=LABELS))
         np.testing.assert_allclose(
             found[loss, gauge], _by_rank(parts, np.asarray(tied), bins), rtol=1e-5, atol=1e-6
@@ -279,7 +279,7 @@ def finished(tmp_path_factory):
     config.losses, config.data.files = "ce", f"{runs.write_texts(folder / 'texts')}/*.txt"
     config, run = config.to_dict(), Workdir(folder / "run")
     run.claim(config)
-    size = run_corpus.prepare(config, run).tokenizer.vocab_size
+    size = run_data.prepare(config, run).tokenizer.vocab_size
     shape = {**config["teacher"], "dtype": config["dtype"]}
     guide = population(lambda rngs: models.build_teacher(shape, size, rngs), [config["seed"]])
     group = {
@@ -318,17 +318,19 @@ def test_the_command_shows_a_run_by_rank(finished, tmp_path):
             found = [float(row[column]) for row in of[loss, "gradient"]]
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="has no students of loss 'kl'; it has ce"):
-        ranks.measure(Workdir(finished), losses=["kl"], student=ranks.OWN)
+        contributions_by_rank.measure(
+            Workdir(finished), losses=["kl"], student=contributions_by_rank.OWN
+        )
 
 
 def _by_hand(folder):
     """Mean share and part of cross-entropy's gradient over seeds and positions, [2, B]."""
     run = Workdir(folder)
-    config, corpus = run.config(), run_corpus.Corpus.load(run)
+    config, corpus = run.config(), run_data.Corpus.load(run)
     guide = teacher.restore(config, run, corpus.tokenizer.vocab_size)
     context = contexts.make("corpus", config, corpus, guide)
     shared = jax.jit(students.teach(config, guide))(guide.params, context.inputs)
-    here, bins = context.weights > 0, ranks.rank_bins(corpus.tokenizer.vocab_size)
+    here, bins = context.weights > 0, contributions_by_rank.rank_bins(corpus.tokenizer.vocab_size)
     means = []
     for seed in students.seeds(config):
         student = students.restore_one(str(folder), loss="ce", seed=seed)

@@ -10,8 +10,8 @@ import pytest
 from configs import smoke
 from jaxdiv import data
 from jaxdiv.data import pipeline
-from jaxdiv.training import corpus
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data
 from tests import runs
 from tests.fixtures_data import sentences
 
@@ -216,4 +216,4 @@ def test_a_lent_teachers_tokens_serve_for_the_same_documents(tmp_path, monkeypat
 def prepared(config, folder):
     run = Workdir(folder)
     run.claim(config.to_dict())
-    return corpus.prepare(config.to_dict(), run)
+    return run_data.prepare(config.to_dict(), run)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.transcript import Pieces, Transcript
+from experiments.common.transcript import Pieces, Transcript
 from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter
 from jaxdiv.reporting import results
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs.workdir import Workdir
 from tests import commands, runs
 
 PROMPT = "draft target token"
@@ -376,7 +376,7 @@ def test_contexts_of_other_data_are_refused(measured):
 )
 def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
     code = (
-        "import sys; from experiments import cli; sys.stdin.readline(); "
+        "import sys; from experiments.common import cli; sys.stdin.readline(); "
         f"sys.argv = ['x']; cli.run(lambda _: print('a line\\n' * {lines}))"
     )
     process = runs.start_python("-c", code, PYTHONUNBUFFERED=None)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdiv import statistics
-from jaxdiv.training import estimates
-from jaxdiv.training.evaluation import Key, Measured, Sums
+from jaxdiv.evaluation import estimates
+from jaxdiv.evaluation.measurement import Key, Measured, Sums
 
 ACCEPTANCE = Key("corpus", "acceptance", 1.0)
 COUNTS = np.array([100.0, 80, 120, 60, 90])

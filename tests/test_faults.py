@@ -10,9 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from jaxdiv.training import lock
-from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import lock
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.workdir import Workdir
 from tests import runs, stops
 from tests.stops import EVERY, STEPS, TEACHER_STEPS
 
@@ -21,7 +21,8 @@ CHAINS = 5
 SLOW_SAVES = """import sys, time
 from experiments import interrupts
 interrupts.end_on_signals()
-from experiments import cli, distill
+from experiments import distill
+from experiments.common import cli
 from jaxdiv.training import manifests
 write = manifests.write
 manifests.write = lambda folder: (time.sleep(5), write(folder))
@@ -197,7 +198,7 @@ def limited(code, limit, *arguments):
 SAVES = """import pathlib, resource, sys
 import numpy as np
 from absl import logging
-from jaxdiv.training.checkpoints import Checkpoints
+from jaxdiv.runs.checkpoints import Checkpoints
 logging.set_verbosity(logging.FATAL)
 values = {"x": np.random.default_rng(0).random(100_000)}
 with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
@@ -233,7 +234,7 @@ def check_end(done, *told):
         assert words in error
 
 
-RUN = "from experiments import cli, distill; cli.run(distill.main, resumes=True)"
+RUN = "from experiments import distill; from experiments.common import cli; cli.run(distill.main, resumes=True)"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import jaxdiv
-from experiments import ahead
+from experiments.tpu import aot
 from jaxdiv import targets
 from jaxdiv.fused import Head, chunks, linear_divergence, linear_divergences
 from tests import runs
@@ -234,7 +234,7 @@ def test_no_array_has_all_tokens_logits(mode):
         for out in equation.outvars:
             assert math.prod(getattr(out.aval, "shape", ())) < tokens * classes
     compiled = jax.jit(run).lower(trained(given), rest(given)).compile()
-    assert max(ahead.elements(compiled.as_text())) < tokens * classes
+    assert max(aot.elements(compiled.as_text())) < tokens * classes
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * classes * 4 / 10
     assert _dense_memory(given) > tokens * classes * 4
 

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 
 from configs import gap as gap_config
-from experiments.gap import arms, causes, formulas, lessons, ratios
+from experiments.gap import arms, causes, formulas, lessons, ratios, report
 from jaxdiv import models
-from jaxdiv.reporting import gap
-from jaxdiv.training.evaluation import UNTRAINED, Sums
+from jaxdiv.evaluation.measurement import UNTRAINED, Sums
 from tests import commands, runs
 
 CONFIG = gap_config.get_config().to_dict()
@@ -308,7 +307,7 @@ FOUND = {
 
 def test_the_table_says_where_a_cause_is_applied():
     text = "sum,sgd,measured_by_exact_match,sum+measured_by_exact_match"
-    frame = gap.table(ratios.rows(causes.read(text, CONFIG), FOUND))
+    frame = report.table(ratios.rows(causes.read(text, CONFIG), FOUND))
     at = frame.set_index(["cause", "applied_to", "measure", "temperature"])
     accepted = functools.partial(lambda *key: at.loc[(*key, "acceptance", 1.0)])
     assert frame["cause"].iloc[0] == "baseline"
@@ -341,10 +340,10 @@ def test_the_table_says_where_a_cause_is_applied():
     assert np.isnan([lost["ce"], lost["ratio"], lost["low"]]).all()
     assert lost["kl"] == pytest.approx(0.5)
     assert lost["trained"] == "neither"
-    seen = {row["cause"]: row["excluded"] for row in gap.summary(frame)}
+    seen = {row["cause"]: row["excluded"] for row in report.summary(frame)}
     assert seen["baseline"]
     assert not seen["sgd"]
-    gaps = {row["cause"]: row["can_make"] for row in gap.summary(frame)}
+    gaps = {row["cause"]: row["can_make"] for row in report.summary(frame)}
     assert gaps == {
         "baseline": 0,
         "sum": 2,
@@ -369,8 +368,8 @@ def study(tmp_path_factory):
 
 def test_a_study_as_users_run_it(study):
     folder, _, printed = study
-    frame = pd.read_csv(folder / gap.FILE)
-    assert list(frame.columns) == list(gap.COLUMNS)
+    frame = pd.read_csv(folder / report.FILE)
+    assert list(frame.columns) == list(report.COLUMNS)
     assert "wrong_exit_layer" in printed
     assert (folder / "gap_ratios.png").stat().st_size > 10_000
     sound = frame[frame["cause"].eq("baseline")]
@@ -389,7 +388,7 @@ def test_a_study_as_users_run_it(study):
         if cause not in ("baseline", "untrained"):
             assert row["ce"] != accepted.loc[("baseline", "both")]["ce"], cause
             assert np.isfinite(row["kl"]), cause
-    by_student = pd.read_csv(folder / gap.ACCEPTANCE).set_index(
+    by_student = pd.read_csv(folder / report.ACCEPTANCE).set_index(
         ["training", "loss", "measure", "temperature"]
     )
     of_baseline = by_student.loc[("baseline", "ce", "acceptance", 1.0)]
@@ -414,7 +413,7 @@ REFUSED = {
 
 def test_a_second_run_measures_the_same_and_another_is_refused(study):
     folder, flags, printed = study
-    before = (folder / gap.FILE).read_bytes()
+    before = (folder / report.FILE).read_bytes()
     others = (
         [flag, *flags[1:2]] if flag.startswith("--config=") else [*flags, flag] for flag in REFUSED
     )
@@ -423,6 +422,6 @@ def test_a_second_run_measures_the_same_and_another_is_refused(study):
     runs.check_refusal(another, "students of other causes")  # and leaves the folder as it is
     assert again.returncode == 0, again.stderr
     assert again.stdout == printed
-    assert (folder / gap.FILE).read_bytes() == before
+    assert (folder / report.FILE).read_bytes() == before
     for done, message in zip(refused, REFUSED.values(), strict=True):
         runs.check_refusal(done, message)

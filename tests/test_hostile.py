@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 import jaxdiv
 from configs import smoke
-from experiments import cli, prompts
+from experiments.common import cli, prompts
 from jaxdiv import data, files
 from jaxdiv.data import corpus, llama_tokenizer, pipeline, tokenizer
 from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import lock, manifests, metrics, progress, trackers
+from jaxdiv.runs.workdir import Workdir
 from jaxdiv.speculative import trees
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import donors, lock, manifests, metrics, progress, trackers
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.training import run_data, teacher_sources
 from tests import llama_folders, reporting_cases, runs
 from tests.fixtures_data import sentences
 
@@ -201,7 +201,7 @@ READERS = {
         "llama/tokenizer.json",
         lambda path: llama_tokenizer.read(path.parent, vocab_size=llama_folders.V),
     ),
-    "donor": ("llama/config.json", lambda path: donors.find(path.parent).check()),
+    "donor": ("llama/config.json", lambda path: teacher_sources.find(path.parent).check()),
     "prompts": ("run/prompts.jsonl", prompts._read),
 }
 
@@ -272,7 +272,7 @@ def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):
     config.data.files = f"{texts}/*.txt"
     (tmp_path / "run" / "data" / "incomplete.ABCDEF_1.0.0" / "left").mkdir(parents=True)
     Workdir(tmp_path / "run").claim(config.to_dict())
-    run_corpus.prepare(config.to_dict(), Workdir(tmp_path / "run"))
+    run_data.prepare(config.to_dict(), Workdir(tmp_path / "run"))
     assert os.listdir(tmp_path / "run" / "data") == []
     told = "1 no UTF-8 text (<b>.txt); 1 empty (none.txt)"
     assert f"left out of the data: {told}" in capsys.readouterr().err

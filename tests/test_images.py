@@ -13,9 +13,9 @@ from configs import digits as digits_config
 from configs import smoke
 from jaxdiv import models
 from jaxdiv.data import images
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, loop, students, teacher
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import loop, run_data, students, teacher
 from tests import commands, runs
 from tests.fixtures_data import write_tfds, write_tfds_images
 from tests.smoke_runs import read
@@ -71,7 +71,7 @@ def test_agreement_is_what_the_logits_say(finished):
     """Of one student, restored by itself, against NumPy."""
     folder, _ = finished
     run = Workdir(folder)
-    config, gallery = run.config(), corpus.load(run)
+    config, gallery = run.config(), run_data.load(run)
     guide = teacher.restore(config, run, gallery.vocab_size)
     student = students.restore_one(str(folder), loss="kl", seed=1)
     batch = gallery.splits["test"].batch()
@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_ends_the_same(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("students", "curves"))
     run = Workdir(tmp_path / "run")
-    config, gallery = run.config(), corpus.load(run)
+    config, gallery = run.config(), run_data.load(run)
     guide = teacher.restore(config, run, gallery.vocab_size)
     with pytest.raises(loop.Stopped, match="after step 37"):
         students.train(config, run, gallery, guide, also=[lambda stage: Stopping()])

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from jaxdiv.training import lock
+from jaxdiv.runs import lock
 from tests import runs
 
 HOLD = """import sys, time

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from jaxdiv.training import lock, processes, sharding
+from jaxdiv.runs import lock, processes, sharding
 from tests import commands, runs, stops
 from tests.stops import EVERY, STEPS, TEACHER_STEPS
 

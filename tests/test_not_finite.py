@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from jaxdiv.training import corpus, students, teacher
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, students, teacher
 from tests import runs
 
 
@@ -24,14 +24,14 @@ def begun(tmp_path):
     )
     run = Workdir(tmp_path / "run")
     run.claim(config.to_dict())
-    return config.to_dict(), run, corpus.prepare(config.to_dict(), run)
+    return config.to_dict(), run, run_data.prepare(config.to_dict(), run)
 
 
 def check_kept(message, run, config, stage):
     """The batch that the message names is the one that the step it names was given."""
     step = int(re.search(r"not finite at step (\d+)", message)[1])
     assert f"kept in {run.root / 'not_finite.npz'}" in message
-    batches = corpus.batches(config, stage, corpus.Corpus.load(run))
+    batches = run_data.batches(config, stage, run_data.Corpus.load(run))
     expected = [next(batches) for _ in range(step)][-1]
     with np.load(run.root / "not_finite.npz", allow_pickle=False) as kept:
         assert kept["step"] == step
@@ -50,9 +50,9 @@ def test_in_its_own_training(begun):
 
 def test_in_its_students_training(begun):
     config, run, data = begun
-    made = teacher.population(teacher.donors.build(config, data.tokenizer.vocab_size), [0]).student(
-        0
-    )
+    made = teacher.population(
+        teacher.teacher_sources.build(config, data.tokenizer.vocab_size), [0]
+    ).student(0)
     broken = made.with_params(jax.tree.map(lambda x: x * jnp.nan, made.params))
     with pytest.raises(ValueError, match="what the teacher says is not finite") as error:
         students.train(config, run, data, broken)

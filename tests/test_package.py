@@ -21,18 +21,20 @@ SOURCES = sorted(
 )
 # A room may import from lower floors alone, and its own modules.
 FLOORS = {
-    5: ["experiments"],
-    4: ["jaxdiv.training", "jaxdiv.speculative", "jaxdiv.reporting"],
+    7: ["experiments"],
+    6: ["jaxdiv.evaluation"],
+    5: ["jaxdiv.training", "jaxdiv.reporting"],
+    4: ["jaxdiv.speculative", "jaxdiv.runs"],
     3: ["jaxdiv.models", "jaxdiv.data"],
-    2: [
-        "jaxdiv.contributions",
-        "jaxdiv.audit",
-        "jaxdiv.fused",
+    2: ["jaxdiv.fused", "jaxdiv.contributions", "jaxdiv.audit", "jaxdiv.acceptance"],
+    1: [
+        "jaxdiv.divergences",
         "jaxdiv.reductions",
-        "jaxdiv.acceptance jaxdiv.warps",
+        "jaxdiv.names",
+        "jaxdiv.files",
         "jaxdiv.statistics",
+        "jaxdiv.warps",
     ],
-    1: ["jaxdiv.divergences", "jaxdiv.files jaxdiv.manifests", "jaxdiv.schema"],
     0: ["jaxdiv.targets"],  # of the first floor's rooms the one that divergences may import
 }
 

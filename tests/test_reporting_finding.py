@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxdiv.reporting import finding, results, table
+from jaxdiv.reporting import finding, results, results_table
 from tests import reporting_cases as cases
 
 
@@ -161,7 +161,7 @@ def test_no_headline_names_a_winner_that_the_table_does_not(seed):
     frame["low"], frame["high"] = (
         frame["value"] + sign * noise.uniform(0, 0.03, len(frame)) for sign in (-1, 1)
     )
-    verdicts = table.summary(frame, context="corpus").set_index("loss")["verdict"]
+    verdicts = results_table.summary(frame, context="corpus").set_index("loss")["verdict"]
     won = re.match(r"(Among these students )?(\w+) (is accepted|lies highest)", said(frame)[0])
     if won and won[2] != "ce":
         assert verdicts[won[2]] == ("these students only" if won[1] else "real")

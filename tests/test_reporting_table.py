@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from jaxdiv.reporting import results, table
+from jaxdiv.reporting import results, results_table
 from tests import reporting_cases as cases
 
 
@@ -19,7 +19,7 @@ def frame():
 
 def printed(frame, width=100):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(table.rich_table(frame))
+    console.print(results_table.rich_table(frame))
     return console.export_text()
 
 
@@ -29,8 +29,8 @@ def value(frame, **wanted):
 
 
 def test_best_first_and_floor_last(frame):
-    ranked = table.summary(frame, context="corpus")
-    assert tuple(ranked.columns) == table.SUMMARY_COLUMNS
+    ranked = results_table.summary(frame, context="corpus")
+    assert tuple(ranked.columns) == results_table.SUMMARY_COLUMNS
     assert list(ranked["loss"])[:2] == ["tv", "nla"]
     assert list(ranked["loss"])[-2:] == ["ce_argmax", "untrained"]
     assert ranked["acceptance"][:-1].is_monotonic_decreasing
@@ -38,7 +38,7 @@ def test_best_first_and_floor_last(frame):
 
 @pytest.mark.parametrize("context", cases.CONTEXTS)
 def test_numbers_are_those_of_the_frame(frame, context):
-    row = table.summary(frame, context=context).set_index("loss").loc["jsd"]
+    row = results_table.summary(frame, context=context).set_index("loss").loc["jsd"]
     at = {"loss": "jsd", "context": context, "temperature": 1.0}
     assert row["acceptance"] == value(frame, measure="acceptance", **at)
     assert row["greedy_draft"] == value(frame, measure="acceptance_greedy_draft", **at)
@@ -60,16 +60,16 @@ def test_accuracy_stands_where_it_was_measured(frame):
     )
     right["value"] /= 2
     both = pd.concat([frame, right])
-    ranked = table.summary(both, context="corpus").set_index("loss")
+    ranked = results_table.summary(both, context="corpus").set_index("loss")
     assert ranked.loc["jsd", "accuracy"] == value(right, loss="jsd")
-    for made in (printed, table.markdown):
+    for made in (printed, results_table.markdown):
         assert "accuracy" in made(both)
         assert f"{100 * value(right, loss='jsd'):.1f}" in made(both)
         assert "accuracy" not in made(frame)
 
 
 def test_verdicts(frame):
-    verdicts = table.summary(frame, context="corpus").set_index("loss")["verdict"]
+    verdicts = results_table.summary(frame, context="corpus").set_index("loss")["verdict"]
     assert verdicts["tv"] == verdicts["ce_argmax"] == "real"
     assert (verdicts["ce"], verdicts["kl"], verdicts["untrained"]) == (
         "reference",
@@ -80,7 +80,7 @@ def test_verdicts(frame):
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_few_seeds(seeds):
-    verdicts = set(table.summary(cases.frame(seeds=seeds), context="corpus")["verdict"])
+    verdicts = set(results_table.summary(cases.frame(seeds=seeds), context="corpus")["verdict"])
     assert verdicts == {"reference", "floor", "these students only"}
 
 
@@ -88,7 +88,7 @@ def test_failed_students():
     frame = cases.frame()
     frame.loc[frame["loss"].eq("rkl"), "value"] = np.nan
     frame.loc[frame["loss"].eq("tv") & frame["seed"].eq("1"), "value"] = np.nan
-    ranked = table.summary(frame, context="corpus").set_index("loss")
+    ranked = results_table.summary(frame, context="corpus").set_index("loss")
     assert "rkl" not in ranked.index
     assert ranked.loc["tv", "verdict"] == "these students only"
     assert "nan" not in printed(frame)
@@ -97,7 +97,7 @@ def test_failed_students():
 def test_other_temperatures_and_gammas_take_the_nearest(frame):
     part = frame[~frame["temperature"].isin([0.5, 1.0]) | frame["measure"].eq("tau")]
     part = part[~part["gamma"].isin([3, 4, 5])]
-    ranked = table.summary(part, context="corpus")
+    ranked = results_table.summary(part, context="corpus")
     assert set(ranked["temperature"]) == {0.25}
     assert set(ranked["gamma"]) == {2}
     assert "at temperature 0.25" in printed(part)
@@ -105,7 +105,7 @@ def test_other_temperatures_and_gammas_take_the_nearest(frame):
 
 def test_unknown_context_is_refused(frame):
     with pytest.raises(ValueError, match="`books`; known: corpus, generated, generated_greedy"):
-        table.summary(frame, context="books")
+        results_table.summary(frame, context="books")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_terminal_table_fits(kind):
 
 def test_terminal_shows_each_seed(frame):
     (line,) = re.findall(r"^ *tv .*$", printed(frame), flags=re.MULTILINE)
-    by_seed = table.summary(frame, context="corpus").set_index("loss").loc["tv", "by_seed"]
+    by_seed = results_table.summary(frame, context="corpus").set_index("loss").loc["tv", "by_seed"]
     assert " ".join(f"{100 * d:+.2f}" for d in by_seed) in line
 
 
@@ -132,7 +132,7 @@ def test_names_are_not_markup():
 
 def test_markdown_is_one_table():
     frame = cases.frame(rename={"tv": "a|b", "kl": "c`d"})
-    lines = table.markdown(frame).splitlines()
+    lines = results_table.markdown(frame).splitlines()
     cells = [re.split(r"(?<!\\)\|", line) for line in lines]
     assert len(lines) == 2 + len(cases.ACCEPTANCE)
     assert {len(row) for row in cells} == {11}
@@ -141,5 +141,5 @@ def test_markdown_is_one_table():
 
 
 def test_tiny_differences_have_no_negative_zero():
-    assert table.points(-3e-8, -5e-8, -1e-8) == "+0.00 ±0.00"
-    assert table.points(-0.0115, -0.0135, -0.0105) == "−1.15 ±0.20"
+    assert results_table.points(-3e-8, -5e-8, -1e-8) == "+0.00 ±0.00"
+    assert results_table.points(-0.0115, -0.0135, -0.0105) == "−1.15 ±0.20"

@@ -3,7 +3,7 @@
 import re
 import signal
 
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs.workdir import Workdir
 from tests import runs
 from tests.stops import EVERY, STEPS, TEACHER_STEPS, check_same_end, flags, stop
 

@@ -12,10 +12,10 @@ from scipy import stats
 
 from jaxdiv import acceptance, models, speculative
 from jaxdiv.data import pipeline
-from jaxdiv.training import config as run_config
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students, teacher
-from jaxdiv.training.corpus import Corpus
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.training.run_data import Corpus
 from tests import runs
 from tests.test_acceptance import z_score
 

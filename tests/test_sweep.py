@@ -8,14 +8,13 @@ import pandas as pd
 import pytest
 
 from configs import choose
-from experiments.sweep import grid, pace, plan, study, sums, tuning
+from experiments.sweep import grid, pace, plan, report, study, sums, tuning
 from experiments.sweep import runs as sweep_runs
 from jaxdiv import files
-from jaxdiv.reporting import choice
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus
-from jaxdiv.training.evaluation import UNTRAINED
-from jaxdiv.training.workdir import DATA_READY, Workdir
+from jaxdiv.evaluation.measurement import UNTRAINED
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.training import run_data
 from tests import commands, runs, stops
 
 EXTRA = "decoder1-flat-corpus-T1"
@@ -203,10 +202,10 @@ def test_a_cell_has_its_teacher_and_that_of_its_tuning(tmp_path, monkeypatch):
 
 def test_runs_of_other_texts_or_another_tokenizer_are_refused(tmp_path, monkeypatch):
     made = read(tmp_path)
-    facts = {DATA_READY: "texts", corpus.TOKENIZER: "tokens"}
+    facts = {DATA_READY: "texts", run_data.TOKENIZER: "tokens"}
     monkeypatch.setattr(sweep_runs.teacher, "settle", lambda config, run, typed: config)
     monkeypatch.setattr(sweep_runs.teacher, "prepare", lambda config, run, data: "a teacher")
-    monkeypatch.setattr(sweep_runs.corpus, "prepare", lambda config, run: run.add_facts(facts))
+    monkeypatch.setattr(sweep_runs.run_data, "prepare", lambda config, run: run.add_facts(facts))
     first, *others = (
         made.teacher_run("sharp"),
         made.teacher_run("flat"),
@@ -324,12 +323,12 @@ def test_a_killed_sweep_goes_on_within_its_cell(killed):
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert {event["cell"] for event in events if event["event"] == "metrics"} == {SECOND}
     assert "This is a part of the study: 1 of 2 cells. " in done.stdout
-    assert set(pd.read_csv(folder / choice.FILE)["cell"]) == {SECOND}
+    assert set(pd.read_csv(folder / report.FILE)["cell"]) == {SECOND}
     whole = runs.succeed("sweep", *given, "--markdown")
     assert "| loss | adapter1-sharp-corpus-T1 | adapter2-sharp-corpus-T1 |" in whole
 
-    frame = pd.read_csv(folder / choice.FILE)
-    assert tuple(frame.columns) == choice.COLUMNS
+    frame = pd.read_csv(folder / report.FILE)
+    assert tuple(frame.columns) == report.COLUMNS
     assert set(frame["cell"]) == {FIRST, SECOND}
     assert set(frame["loss"]) == {"kl", "tv", UNTRAINED}
     assert set(frame["measure"]) == {"acceptance", "tau"}

@@ -7,10 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.sweep import comparing, ranking, sums
+from experiments.sweep import comparing, ranking, report, sums
 from jaxdiv import statistics
-from jaxdiv.reporting import choice
-from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
+from jaxdiv.evaluation.measurement import UNTRAINED, Key, Measured, Sums
 
 KEY = Key("corpus", "acceptance", 1.0)
 TAU = Key("generated", "tau", 1.0, 4)
@@ -150,7 +149,7 @@ def test_a_loss_that_lost_a_student_has_no_rank():
 def found(cells, part="", seeds=3):
     keys = dict.fromkeys(key for one in cells.values() for _, key in one.sums)
     every = next(iter(cells.values())).losses
-    return choice.make(
+    return report.make(
         comparing.rows(cells, told(cells)),
         [row for key in keys for row in ranking.rows(cells, key)],
         losses=[loss for loss in every if loss != UNTRAINED],
@@ -165,9 +164,9 @@ def found(cells, part="", seeds=3):
 def test_tables_name_no_winner_that_is_not_shown(tmp_path):
     shown = found(CELLS, part="2 of 9 cells")
     assert (
-        choice.finding(shown) == "tv is first. Shown to be better than kl: tv; worse than kl: none."
+        report.finding(shown) == "tv is first. Shown to be better than kl: tv; worse than kl: none."
     )
-    printed = choice.markdown(shown)
+    printed = report.markdown(shown)
     assert "| `tv` | 1 | 71." in printed
     assert "a part of the study: 2 of 9 cells" in printed
     assert "by Holm over all 4 comparisons" in printed
@@ -175,11 +174,11 @@ def test_tables_name_no_winner_that_is_not_shown(tmp_path):
     assert "at an end of those tried: kl 0.01, tv 0.01, jsd 0.01 (student a, student b)." in printed
     equal = found({"a": measured(dict.fromkeys(("kl", "tv", "jsd"), 0.7))})
     able = ", ".join(equal.ranked()["loss"])  # by luck in some order
-    assert choice.finding(equal).startswith(
+    assert report.finding(equal).startswith(
         f"No loss is shown to be the best; {able} can be first. "
     )
-    assert not {"part of the study", "lost"} & set(choice.markdown(equal).split())
-    choice.write(tmp_path, shown)
+    assert not {"part of the study", "lost"} & set(report.markdown(equal).split())
+    report.write(tmp_path, shown)
     for name in (
         "choice_differences",
         "choice_differences-dark",
@@ -191,10 +190,10 @@ def test_tables_name_no_winner_that_is_not_shown(tmp_path):
 
 def test_one_seed_speaks_for_its_own_students_alone():
     one = found({"a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.6}, seeds=1)}, seeds=1)
-    assert choice.finding(one) == (
+    assert report.finding(one) == (
         "Among these students tv is first. Among them better than kl: tv; worse than kl: jsd."
     )
-    assert "over test documents;" in choice.markdown(one)
+    assert "over test documents;" in report.markdown(one)
 
 
 @pytest.mark.parametrize(
@@ -213,11 +212,11 @@ def test_one_seed_speaks_for_its_own_students_alone():
 def test_losses_that_lost_students_are_named(tmp_path, lost, ranked, pictures):
     some = found({"a": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, lost=lost)})
     assert list(some.ranked()["loss"]) == ranked
-    finding = choice.finding(some)
+    finding = report.finding(some)
     assert ("Nothing was compared with kl." if ranked else "No loss is ranked") in finding
     left = ", ".join(loss for loss in ("kl", "tv", "jsd") if loss not in ranked)
-    assert f"Not ranked, as students were lost: {left}. " in choice.markdown(some)
-    choice.write(tmp_path, some)
+    assert f"Not ranked, as students were lost: {left}. " in report.markdown(some)
+    report.write(tmp_path, some)
     drawn = {f"choice_{name}{ending}" for name in pictures for ending in ("", "-dark")}
     assert {path.stem for path in tmp_path.glob("*.png")} == drawn
 
@@ -232,7 +231,7 @@ def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():
     )
     rates = {"kl": 0.6, "tv": 0.66}
     shown = found({"a": measured(rates, keys=(*keys, decoded)), "b": measured(rates, keys=keys)})
-    head, _, best, *_ = choice.markdown(shown).split("\n\n")[1].splitlines()
+    head, _, best, *_ = report.markdown(shown).split("\n\n")[1].splitlines()
     assert head.endswith("| verdict | T=0.3 | τ γ=4 T=1 | decoded τ γ=4 T=1 |")
     assert best.endswith("| +0.06* | +0.06* |")
 

@@ -16,10 +16,11 @@ from configs import large_vocab, smoke
 from jaxdiv import acceptance, models, reductions, speculative
 from jaxdiv.fused import chunks
 from jaxdiv.models import llama_tensors
-from jaxdiv.training import corpus, metrics, objectives, sharding, students, teacher
+from jaxdiv.runs import metrics, sharding
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import objectives, run_data, students, teacher
 from jaxdiv.training import step as training_step
 from jaxdiv.training.state import initial_state, population
-from jaxdiv.training.workdir import Workdir
 from tests import runs
 
 V, P = 64, 80
@@ -166,7 +167,7 @@ def test_the_large_vocabularys_config_trains_in_a_tiny_form(tmp_path):
     config.teacher.padded_vocabulary = 640
     config, run = config.to_dict(), Workdir(tmp_path / "run")
     run.claim(config)
-    data = corpus.prepare(config, run)
+    data = run_data.prepare(config, run)
     frozen = teacher.prepare(config, run, data)
     assert frozen.params["head"].shape == (32, 640)
     students.train(config, run, data, frozen)

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiv.training import metrics, profiling, trackers
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import metrics, profiling, trackers
+from jaxdiv.runs.workdir import Workdir
 from tests import commands, event_files, runs, stops
 
 STEPS, EVERY, SAVED, STOP = 20, 4, 5, 7
@@ -179,7 +179,7 @@ def test_an_unforeseen_error_is_told_with_its_place_and_traceback(ended):
 
 TALKS = """import sys, threading, warnings
 from absl import flags, logging
-from experiments import cli
+from experiments.common import cli
 cli.define_log_format()
 
 def main(_):

@@ -10,9 +10,9 @@ import pytest
 
 from configs import smoke
 from jaxdiv import files
-from jaxdiv.training import config as run_config
-from jaxdiv.training import metrics, trackers
-from jaxdiv.training.workdir import DATA_READY, GONE_ON, ConfigDiffers, Workdir
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import metrics, trackers
+from jaxdiv.runs.workdir import DATA_READY, GONE_ON, ConfigDiffers, Workdir
 
 
 def config(**changes):

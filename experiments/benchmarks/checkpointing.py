@@ -22,11 +22,11 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from experiments import cli
+from experiments.common import cli
 from jaxdiv import files, models
-from jaxdiv.training import config as run_config
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.training import students
-from jaxdiv.training.checkpoints import Checkpoints
 from jaxdiv.training.state import Model
 
 CONFIG = cli.define_config()

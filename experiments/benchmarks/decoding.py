@@ -27,13 +27,12 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli, parts
-from experiments.benchmarks import timing
+from experiments.common import cli, time_breakdown, timing
 from jaxdiv import files, models, speculative
 from jaxdiv.data import pipeline
+from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students, teacher
-from jaxdiv.training.corpus import Corpus
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.training.run_data import Corpus
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.")
 LOSS = flags.DEFINE_string("loss", "kl", "The student's loss, as the run's config has it.")
@@ -210,7 +209,9 @@ def predicted(
     row = measured[measured.setting == f"γ={gamma} η=0"].iloc[0]
 
     def taken(cost, rounds):
-        return cost[parts.PROMPT] + rounds * (cost[parts.DRAFT] + cost[parts.VERIFY])
+        return cost[time_breakdown.PROMPT] + rounds * (
+            cost[time_breakdown.DRAFT] + cost[time_breakdown.VERIFY]
+        )
 
     return taken(plain, TOKENS.value) / taken(drafted, TOKENS.value / row.tau)
 
@@ -221,7 +222,7 @@ def _split(run, prompts, temperature, measured, gamma):
     decodings = [
         run.prepare(prompts=prompts, temperature=temperature, **settings) for settings in made
     ]
-    costs = parts.milliseconds(decodings, repeats=ROUNDS.value)
+    costs = time_breakdown.milliseconds(decodings, repeats=ROUNDS.value)
     told = (", ".join(f"{part} {ms:.2f}" for part, ms in cost.items()) for cost in costs)
     return (
         f"γ={gamma}, batch {len(prompts)}, ms: plain: {'; chain: '.join(told)}; "

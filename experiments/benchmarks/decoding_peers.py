@@ -17,9 +17,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
-from experiments.benchmarks import timing
 from experiments.benchmarks.decoding import LOSS, ROUNDS, TEXTS, TOKENS, WORKDIR, Run, telling
+from experiments.common import cli, timing
 from jaxdiv import speculative
 from jaxdiv.models import DecoderStudent, llama, llama_tensors
 

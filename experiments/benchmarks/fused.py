@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdiv
-from experiments import cli
-from experiments.benchmarks import peers, timing
+from experiments.benchmarks import peers
+from experiments.common import cli, timing
 from jaxdiv import files
 from jaxdiv.divergences import registry
 from jaxdiv.fused import chunks

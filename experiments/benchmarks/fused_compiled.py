@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxdiv
-from experiments import ahead, cli, costs
+from experiments.common import cli
+from experiments.tpu import aot, cost_model
 from jaxdiv.fused import chunks
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Kind and shape of the TPU slice.")
@@ -39,7 +40,7 @@ AXIS = "tensor"
 def mesh() -> jax.sharding.Mesh:
     """The chips that are compiled for. Raises ValueError if there is no such slice, or it has
     fewer."""
-    chips = ahead.chips(TOPOLOGY.value).devices
+    chips = aot.chips(TOPOLOGY.value).devices
     if len(chips) < CLASSES_OVER.value:
         raise ValueError(
             f"--topology={TOPOLOGY.value} has {len(chips)} chips, --classes_over={CLASSES_OVER.value}"
@@ -77,7 +78,7 @@ def dense(hidden, head, teacher_hidden, teacher_head):
 
 def added_up(program: jax.stages.Compiled) -> float:
     """Bytes of the arrays that a chip gives to the program's collectives."""
-    return sum(kind.size for kind in costs.of(program.as_text()).collectives.values())
+    return sum(kind.size for kind in cost_model.of(program.as_text()).collectives.values())
 
 
 def main(_):
@@ -92,7 +93,7 @@ def main(_):
         made.add_column(column, justify="right" if column else "left")
     for name, function in (("fused", fused), ("dense", dense)):
         program = compiled(function, over)
-        memory = ahead.Memory.of(program)
+        memory = aot.Memory.of(program)
         sizes = memory.temporaries, memory.arguments, memory.outputs
         traffic = added_up(program) / (TOKENS.value * WIDTH.value * 4)
         made.add_row(name, *(f"{size / 1e9:.2f}" for size in sizes), f"{traffic:.2f}")

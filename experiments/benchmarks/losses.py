@@ -25,8 +25,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
-from experiments.benchmarks import peers, timing
+from experiments.benchmarks import peers
+from experiments.common import cli, timing
 from jaxdiv import files
 from jaxdiv.divergences import registry
 from tests import references

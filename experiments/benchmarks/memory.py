@@ -17,10 +17,12 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments import ahead, cli
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, sharding, students, teacher
-from jaxdiv.training.workdir import Workdir
+from experiments.common import cli
+from experiments.tpu import aot
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import sharding
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import run_data, students, teacher
 
 CONFIG = cli.define_config()
 SETTLED = flags.DEFINE_integer(
@@ -47,20 +49,20 @@ def _resident():
     return pages * resource.getpagesize()
 
 
-def needed(config: Mapping, guide, data: corpus.Data) -> dict[str, int]:
+def needed(config: Mapping, guide, data: run_data.Data) -> dict[str, int]:
     """Bytes of what a step can't do without, by name."""
     mesh, vocab_size = sharding.make(config), data.vocab_size
     pupils = students.untrained(config, vocab_size, mesh)
     state = students.beginning(config, pupils, mesh)
     step = students.step(config, pupils, students.lesson(config, guide), mesh=mesh)
     rows = sharding.Rows(mesh, config["student"]["batch_size"])
-    batch = rows.put(next(corpus.batches(config, "student", data, mesh)))
+    batch = rows.put(next(run_data.batches(config, "student", data, mesh)))
     program = step.lower(state, guide.params, batch).compile()
     return {
         "teacher": _size(guide.params),
         "students": _size(state.params),
         "optimizer states": _size(state.opt_state),
-        "temporaries": ahead.Memory.of(program).temporaries,
+        "temporaries": aot.Memory.of(program).temporaries,
     }
 
 
@@ -80,7 +82,7 @@ def main(_):
     with tempfile.TemporaryDirectory(prefix="jaxdiv-memory-") as name:
         run = Workdir(name)
         run.claim(config)
-        data = corpus.prepare(config, run)
+        data = run_data.prepare(config, run)
         guide = teacher.prepare(config, run, data)
         students.train(config, run, data, guide, also=[lambda stage: Memory(seen)])
         parts = needed(config, guide, data)

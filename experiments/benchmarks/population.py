@@ -16,11 +16,10 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
-from experiments.benchmarks import timing
+from experiments.common import cli, timing
 from jaxdiv import models, reductions
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus, students
+from jaxdiv.runs import config as run_config
+from jaxdiv.training import run_data, students
 from jaxdiv.training.state import Model
 
 CONFIG = cli.define_config()
@@ -138,7 +137,7 @@ def table(seconds: dict, sizes: list[int]) -> Table:
 def main(_):
     config = cli.loaded(CONFIG).to_dict()
     run_config.check(config)
-    corpus.refuse_images(config)
+    run_data.refuse_images(config)
     if len(run_config.losses({"losses": LOSS.value})) != 1:
         raise ValueError(f"--loss must be one loss, got {LOSS.value}")
     if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):

@@ -21,7 +21,8 @@ from collections.abc import Iterable, Mapping
 
 from absl import flags
 
-from experiments import cli, steps
+from experiments.common import cli
+from experiments.tpu import programs
 from jaxdiv import files
 
 RECORDS = flags.DEFINE_string("records", "tpu.json", "The JSON file of what is compiled.")
@@ -57,7 +58,7 @@ class Cell:
     def command(self) -> str:
         """Arguments of experiments.compile, by which the cell is known."""
         return (
-            f"--config={self.config} --topology={self.topology} --steps={steps.STUDENT} --config.mesh.data=-1 "
+            f"--config={self.config} --topology={self.topology} --steps={programs.STUDENT} --config.mesh.data=-1 "
             f"--config.mesh.fsdp={self.fsdp} --config.student.batch_size={self.rows * self.chips}"
         )
 
@@ -141,7 +142,7 @@ def _line(cells):
 
 def _seconds(found):
     """Of the longest of three, or None."""
-    spent = found.get("steps", {}).get(steps.STUDENT, {}).get("seconds")
+    spent = found.get("steps", {}).get(programs.STUDENT, {}).get("seconds")
     return spent and max(spent.values())
 
 
@@ -155,7 +156,7 @@ def _row(cell, found):
     ]
     if "error" in found:
         return [*told, cell.rows, "not compiled", *[""] * 9]
-    step = found["steps"][steps.STUDENT]
+    step = found["steps"][programs.STUDENT]
     told += [
         f"{cell.rows}, {step['predictions'] / cell.chips:,.0f}",
         "yes" if step["fits"] else "no",
@@ -180,7 +181,7 @@ def _growths(made):
     """A sentence for each config and kind of chip that has slices of several sizes."""
     groups = {}
     for cell, found in made.items():
-        speed = found["steps"][steps.STUDENT]["predictions"] / _seconds(found)
+        speed = found["steps"][programs.STUDENT]["predictions"] / _seconds(found)
         groups.setdefault((cell.config, cell.topology.split(":")[0]), []).append(
             (cell.chips, speed)
         )

@@ -12,12 +12,12 @@ import functools
 
 from absl import flags
 
-from experiments import cli, watching
-from experiments.gap import causes, study
+from experiments.common import cli, watch_flags
+from experiments.gap import causes, report, study
 from jaxdiv.acceptance import RULES
-from jaxdiv.reporting import gap
-from jaxdiv.training import corpus, lock, loop, processes, sharding, teacher
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import loop, run_data, teacher
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -43,10 +43,10 @@ def main(_):
     text = config.pop("causes")
     _refuse_others(config)
     config = teacher.settle(config, workdir, typed=cli.typed(CONFIG))
-    corpus.refuse_images(config)
+    run_data.refuse_images(config)
     found = causes.read(text, config)
     mesh = sharding.make(config)
-    profile, also = watching.profile(config["student"]["steps"]), watching.also()
+    profile, also = watch_flags.profile(config["student"]["steps"]), watch_flags.also()
     with lock.writing(workdir.root):
         study.check(
             workdir, found
@@ -54,7 +54,7 @@ def main(_):
         workdir.claim(config)
         study.claim(workdir, found)
         try:
-            data = corpus.prepare(config, workdir)
+            data = run_data.prepare(config, workdir)
             guide = teacher.prepare(config, workdir, data, also=also)
             made = study.run(
                 config,
@@ -84,13 +84,13 @@ def _refuse_others(config):
 
 
 def _report(rows, acceptance, folder):
-    frame = gap.table(rows)
-    gap.write(folder, frame, acceptance)
+    frame = report.table(rows)
+    report.write(folder, frame, acceptance)
     if MARKDOWN.value:
-        print(gap.markdown(frame), end="")
+        print(report.markdown(frame), end="")
     else:
-        cli.console(150).print(gap.rich_table(frame))
-    cli.say(f"\nEverything lies in {folder}: {gap.FILE}, {gap.ACCEPTANCE} and two pictures")
+        cli.console(150).print(report.rich_table(frame))
+    cli.say(f"\nEverything lies in {folder}: {report.FILE}, {report.ACCEPTANCE} and two pictures")
 
 
 if __name__ == "__main__":

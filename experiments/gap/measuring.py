@@ -10,10 +10,12 @@ from jax.sharding import Mesh
 
 from experiments.gap import arms, causes
 from jaxdiv.acceptance import RULES
-from jaxdiv.training import contexts, evaluation, progress, sharding, students, teacher
-from jaxdiv.training.contexts import Context
-from jaxdiv.training.corpus import Corpus
-from jaxdiv.training.evaluation import Key, Measured, Sums
+from jaxdiv.evaluation import contexts, measurement
+from jaxdiv.evaluation.contexts import Context
+from jaxdiv.evaluation.measurement import Key, Measured, Sums
+from jaxdiv.runs import progress, sharding
+from jaxdiv.training import students, teacher
+from jaxdiv.training.run_data import Corpus
 from jaxdiv.training.state import TrainState
 
 GAMMA = 4  # drafts a round where accepted ones are counted by target call
@@ -56,7 +58,7 @@ def measure(
             if arm.change.learns == learns
         ]
         if learns == causes.STUDENT:
-            group.append((evaluation.UNTRAINED, trainer.pupils, seeds))
+            group.append((measurement.UNTRAINED, trainer.pupils, seeds))
         if group:
             found |= _measured(config, trainer.teacher, group, on, mesh)
     for arm, own, _ in lots:
@@ -112,8 +114,8 @@ def _measured(config, guide, group, on: Sequence[Context], mesh) -> dict[str, di
     where = {"config": config, "guide": guide, "population": group, "mesh": mesh}
     whole = {"rules": RULES, "temperatures": config["evaluation"]["temperatures"]}
     parts = [
-        evaluation.measure_on(on[:1], **where, **whole),
-        evaluation.measure_on(on[1:], **where, rules=RULES[:1], temperatures=(1.0,)),
+        measurement.measure_on(on[:1], **where, **whole),
+        measurement.measure_on(on[1:], **where, rules=RULES[:1], temperatures=(1.0,)),
     ]
     return {
         text: {cell: sums for part in parts for cell, sums in _cells(part, text, seeds)}

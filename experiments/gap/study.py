@@ -10,11 +10,11 @@ from experiments.gap import arms, measuring, ratios
 from experiments.gap.causes import Cause
 from experiments.gap.lessons import Lessons
 from jaxdiv import files
-from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import loop, processes, progress, students
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.runs import processes, progress
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import loop, run_data, students
+from jaxdiv.training.run_data import Corpus
 from jaxdiv.training.state import Model, TrainState
-from jaxdiv.training.workdir import Workdir
 
 _ARMS = "arms.json"
 
@@ -91,7 +91,7 @@ def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
         begin=lambda: trainer.beginning(every, mesh),
         step=trainer.step(every, mesh),
         teacher=trainer.teacher.params,
-        batches=run_corpus.batches(config, "student", corpus, mesh),
+        batches=run_data.batches(config, "student", corpus, mesh),
         measure=lambda _: {},
         report_dead=report_dead,
         **watched,

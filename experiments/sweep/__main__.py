@@ -18,12 +18,25 @@ import dataclasses
 
 from absl import flags
 
-from experiments import cli, watching
-from experiments.sweep import claims, comparing, grid, pace, plan, ranking, study, sums, teachers
+from experiments.common import cli, watch_flags
+from experiments.sweep import (
+    claims,
+    comparing,
+    grid,
+    pace,
+    pictures,
+    plan,
+    ranking,
+    report,
+    study,
+    sums,
+    teachers,
+)
 from jaxdiv import files
-from jaxdiv.reporting import choice, choice_pictures
-from jaxdiv.training import config as run_config
-from jaxdiv.training import evaluation, lock, loop, processes, sharding
+from jaxdiv.evaluation import measurement
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.training import loop
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -54,12 +67,12 @@ def main(_):
         study.check(made)
         _list(made, cells)
         return 0
-    if watching.PROFILE.value is not None:
+    if watch_flags.PROFILE.value is not None:
         raise ValueError(
             "--profile: a sweep is many trainings; profile one of them by experiments.distill"
         )
     sharding.make(made.config)  # which refuses what this machine has not
-    also = watching.also()
+    also = watch_flags.also()
     with lock.writing(made.root):
         study.claim(made)
         try:
@@ -92,7 +105,7 @@ def _report(made, cells):
     """Of cells that are done, by this command or earlier ones."""
     measured = {cell.name: sums.read(made.cell_run(cell).root / sums.FILE) for cell in cells}
     used = {cell.teacher: made.teacher_run(cell.teacher).facts() for cell in cells}
-    found = choice.make(
+    found = report.make(
         comparing.rows(measured, _told(made, cells)),
         [row for key in _keys(measured) for row in ranking.rows(measured, key)],
         claims.rows({cell: measured[cell.name] for cell in cells}),
@@ -107,19 +120,19 @@ def _report(made, cells):
         },
         part=_part(made, cells),
     )
-    choice.write(made.root, found)
+    report.write(made.root, found)
     if MARKDOWN.value:
-        print(choice.markdown(found), end="")
+        print(report.markdown(found), end="")
     else:
         cli.console(150).print(
-            *choice.rich_tables(found),
-            choice.finding(found),
+            *report.rich_tables(found),
+            report.finding(found),
             "",
-            choice.notes(found),
+            report.notes(found),
             sep="\n",
             markup=False,
         )
-    cli.say(f"\nEverything lies in {made.root}: {', '.join(choice.FILES)} and pictures")
+    cli.say(f"\nEverything lies in {made.root}: {', '.join(report.FILES)} and pictures")
 
 
 def _keys(measured):
@@ -127,7 +140,7 @@ def _keys(measured):
 
 
 def _factors(cell):
-    return dict(zip(choice_pictures.FACTORS, dataclasses.astuple(cell), strict=True))
+    return dict(zip(pictures.FACTORS, dataclasses.astuple(cell), strict=True))
 
 
 def _told(made, cells):
@@ -139,7 +152,7 @@ def _told(made, cells):
             (cell.name, loss): {**_factors(cell), "learning_rate": rate}
             for loss, rate in zip(made.losses, rates, strict=True)
         }
-        told[cell.name, evaluation.UNTRAINED] = _factors(cell)
+        told[cell.name, measurement.UNTRAINED] = _factors(cell)
     return told
 
 

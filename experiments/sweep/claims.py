@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from experiments.sweep import ranking
 from experiments.sweep.grid import Cell
 from jaxdiv import statistics
+from jaxdiv.evaluation.contexts import GENERATED
+from jaxdiv.evaluation.measurement import Key, Measured
 from jaxdiv.reporting import results
-from jaxdiv.training.contexts import GENERATED
-from jaxdiv.training.evaluation import Key, Measured
 
 _ACCEPTANCE = Key("corpus", "acceptance", 1.0)
 _SAMPLED, _GREEDY = (

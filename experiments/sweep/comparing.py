@@ -7,9 +7,9 @@ import numpy as np
 
 from experiments.sweep.plan import REFERENCE
 from jaxdiv import statistics
+from jaxdiv.evaluation import estimates
+from jaxdiv.evaluation.measurement import UNTRAINED, Key, Measured, Sums
 from jaxdiv.reporting import results
-from jaxdiv.training import estimates
-from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
 
 
 def rows(cells: Mapping[str, Measured], told: Mapping[tuple[str, str], Mapping]) -> list[dict]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxdiv.training import config as run_config
-from jaxdiv.training import own_text
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.config import TRAINING_CONTEXTS
 
 FACTORS = ("student", "teacher", "context", "temperature")
 _LEVEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")  # of a folder's name
@@ -132,9 +132,9 @@ def _check(sweep):
     for key, known in _CHANGES.items():
         _check_changes(key, sweep[key], known)
     for name in _names(sweep["contexts"]):
-        if name not in own_text.SOURCES:
+        if name not in TRAINING_CONTEXTS:
             raise ValueError(
-                f"`config.sweep.contexts`: {name!r} is none of {', '.join(own_text.SOURCES)}"
+                f"`config.sweep.contexts`: {name!r} is none of {', '.join(TRAINING_CONTEXTS)}"
             )
 
 

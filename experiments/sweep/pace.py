@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.sweep.grid import Cell
 from experiments.sweep.plan import Plan
-from jaxdiv.training import own_text
+from jaxdiv.runs.config import STUDENT_TEXT, on_policy_rows
 
 # Seconds on 2 CPU cores, a token of each student: an adapter's of configs/quickstart.py.
 _BEGIN = 60.0  # of a cell: data, compilations, files
@@ -34,8 +34,8 @@ def seconds(plan: Plan, cell: Cell, *, decoded: bool) -> float:
     own = 2 * evaluation["documents"] * evaluation["generated_tokens"]
     measured = own + evaluation["documents"] * evaluation["document_tokens"]
     each = size * (tokens(config) * _TRAINED + measured * _MEASURED)
-    if cell.context == own_text.STUDENT:
-        rows = own_text.rows(config) * student["steps"]
+    if cell.context == STUDENT_TEXT:
+        rows = on_policy_rows(config) * student["steps"]
         each += size * rows * (data["sequence_length"] - data["context_prompt"]) * _WRITTEN
     if decoded:
         each += own * _DECODED

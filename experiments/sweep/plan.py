@@ -10,12 +10,12 @@ import jaxdiv
 from experiments.sweep import grid
 from experiments.sweep.grid import Cell
 from jaxdiv import files
-from jaxdiv.reporting import table
-from jaxdiv.training import config as run_config
-from jaxdiv.training.workdir import DATA_READY, Workdir
+from jaxdiv.reporting import results_table
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs.workdir import DATA_READY, Workdir
 
 REFERENCE = "kl"
-TEMPERATURE = table.TEMPERATURE
+TEMPERATURE = results_table.TEMPERATURE
 _EACH_CELLS_OWN = {
     "temperature": "temperatures",
     "data.context": "contexts",

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.sweep import comparing
 from experiments.sweep.plan import REFERENCE
 from jaxdiv import statistics
-from jaxdiv.training.evaluation import UNTRAINED, Key, Measured, Sums
+from jaxdiv.evaluation.measurement import UNTRAINED, Key, Measured, Sums
 
 DRAWS = 20_000
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.sweep.plan import Plan
-from jaxdiv.training import corpus, teacher
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.training import run_data, teacher
+from jaxdiv.training.run_data import Corpus
 from jaxdiv.training.state import Model
-from jaxdiv.training.workdir import DATA_READY, Workdir
 
-_SHARED = (DATA_READY, corpus.TOKENIZER)  # facts
+_SHARED = (DATA_READY, run_data.TOKENIZER)  # facts
 
 
 def begin(
@@ -25,7 +25,7 @@ def begin(
     """
     config = teacher.settle(config, run, typed={})
     run.claim(config)
-    data = corpus.prepare(config, run)
+    data = run_data.prepare(config, run)
     _refuse_other_data(run, plan.teacher_run(plan.cells[0].teacher))
     return config, data, teacher.prepare(config, run, data, **watched)
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 
-from experiments import measuring
+from experiments.common import run_results
 from experiments.sweep import grid, pace, runs, sums, teachers, tuning
 from experiments.sweep.grid import Cell
 from experiments.sweep.plan import Plan
 from jaxdiv import files
-from jaxdiv.training import config as run_config
-from jaxdiv.training import processes, progress, students
-from jaxdiv.training.workdir import DATA_READY, Workdir
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import processes, progress
+from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.training import students
 
 FILE = "sweep.json"
 _MAY_CHANGE = (*run_config.DECIDE_NO_RESULT, "config.sweep.extra")
@@ -98,8 +99,8 @@ def _run_cell(plan, cell, rates, *, decoded, watched):
     place = plan.cell_run(cell)
     config, data, guide = runs.begin(plan, place, plan.cell_config(cell, rates))
     students.train(config, place, data, guide, **watched)
-    measured = measuring.measure([place], decode_gamma=sums.DECODED_GAMMA if decoded else None)
+    measured = run_results.measure([place], decode_gamma=sums.DECODED_GAMMA if decoded else None)
     if processes.is_first():
-        measuring.write([place], measured, output=place.root)
+        run_results.write([place], measured, output=place.root)
         sums.write(place.root / sums.FILE, measured[0])  # last, as it says that all is there
     processes.meet(f"measured {cell.name}")

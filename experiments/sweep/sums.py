@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 
 from jaxdiv import files
-from jaxdiv.training.contexts import GENERATED
-from jaxdiv.training.evaluation import Key, Measured, Sums
+from jaxdiv.evaluation.contexts import GENERATED
+from jaxdiv.evaluation.measurement import Key, Measured, Sums
 
 FILE = "sums.npz"
 GAMMAS = (4, 8)  # drafts a round of the tokens a target call

@@ -11,9 +11,10 @@ import jaxdiv
 from experiments.sweep import runs
 from experiments.sweep.plan import Plan
 from jaxdiv.data import pipeline
-from jaxdiv.training import contexts, evaluation, processes, progress, sharding, teacher
-from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training.corpus import Corpus
+from jaxdiv.evaluation import contexts, measurement
+from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.training import run_data, teacher
+from jaxdiv.training.run_data import Corpus
 from jaxdiv.training.state import Model
 
 ENTROPY = "teacher, entropy in nats a token on the documents measured"
@@ -49,9 +50,7 @@ def entropy(config: Mapping, corpus: Corpus, guide: Model, mesh: Mesh) -> float:
             jnp.sum(jaxdiv.cross_entropy(logits, logits) * batch["weights"]), mesh
         )
 
-    rows = sharding.Rows(mesh, evaluation.rows_at_once(config, context.inputs.shape[1], mesh))
-    blocks = pipeline.blocks([getattr(context, part) for part in run_corpus.BATCH], rows.count)
-    summed = sum(
-        float(total(guide.params, rows.spread(run_corpus.batch(block)))) for block in blocks
-    )
+    rows = sharding.Rows(mesh, measurement.rows_at_once(config, context.inputs.shape[1], mesh))
+    blocks = pipeline.blocks([getattr(context, part) for part in run_data.BATCH], rows.count)
+    summed = sum(float(total(guide.params, rows.spread(run_data.batch(block)))) for block in blocks)
     return summed / float(context.weights.sum())

@@ -7,9 +7,10 @@ from typing import Any
 from experiments.sweep import runs
 from experiments.sweep.plan import Plan
 from jaxdiv import files
-from jaxdiv.training import config as run_config
-from jaxdiv.training import metrics, processes, progress, students
-from jaxdiv.training.workdir import Workdir
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import metrics, processes, progress
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import students
 
 Reached = Mapping[float, Mapping[str, float]]
 FILE = "reached.json"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from jaxdiv.reporting import results, style, table
+from jaxdiv.reporting import results, results_table, style
 
 _TRAINING = {
     "acceptance": "acceptance on held-out data",
@@ -41,9 +41,9 @@ def alternative(name: str, frame: pd.DataFrame, curves: pd.DataFrame) -> str:
 
 
 def _differences(frame, _):
-    rows = table.summary(frame, context=results.contexts(frame)[0])
+    rows = results_table.summary(frame, context=results.contexts(frame)[0])
     told = [
-        f"{row.loss} {table.points(row.difference, row.difference_low, row.difference_high)} ({row.verdict})"
+        f"{row.loss} {results_table.points(row.difference, row.difference_low, row.difference_high)} ({row.verdict})"
         for row in rows.itertuples()
         if not math.isnan(row.difference)
     ]
@@ -53,13 +53,13 @@ def _differences(frame, _):
 def _over_temperature(frame, _):
     context = results.contexts(frame)[0]
     accepted = results.select(frame, measure="acceptance", context=context)
-    return f"Lines of acceptance over the temperature, {table.describe(context)}. {_ends(frame, accepted, 'T=')}"
+    return f"Lines of acceptance over the temperature, {results_table.describe(context)}. {_ends(frame, accepted, 'T=')}"
 
 
 def _by_position(frame, _):
     counted = results.select(frame, measure="acceptance_at")
     counted = counted[counted["context"].eq(counted["context"].iloc[0])]
-    where = table.describe(counted["context"].iloc[0])
+    where = results_table.describe(counted["context"].iloc[0])
     return f"Lines of accepted drafts over their position, {where}. {_ends(frame, counted, 'position ', 'gamma')}"
 
 
@@ -72,7 +72,7 @@ def _reached(curves):
     rows = curves[curves["metric"].eq("acceptance")]
     last = rows[rows["step"].eq(rows["step"].max())].groupby("loss", sort=False)["value"].mean()
     told = [
-        f"{loss} {table.percent(value)}%"
+        f"{loss} {results_table.percent(value)}%"
         for loss, value in last.sort_values(ascending=False).items()
     ]
     return f"Acceptance at the last measurement: {_join(told)}." if told else ""
@@ -80,12 +80,12 @@ def _reached(curves):
 
 def _ends(frame, rows, axis, across="temperature"):
     """Of the lines that the picture names, the first and the last point."""
-    ranked = table.summary(frame, context=rows["context"].iloc[0])
+    ranked = results_table.summary(frame, context=rows["context"].iloc[0])
     told = []
     for loss in ranked["loss"][ranked["loss"].isin(style.named(ranked, style.LIGHT))]:
         line = rows[rows["loss"].eq(loss)].sort_values(across)
         ends = [
-            f"{table.percent(value)}% at {axis}{at:g}"
+            f"{results_table.percent(value)}% at {axis}{at:g}"
             for at, value in line[[across, "value"]].to_numpy()[[0, -1]]
         ]
         told.append(f"{loss} from {' to '.join(ends)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from jaxdiv.reporting import results, table
+from jaxdiv.reporting import results, results_table
 
 _MEASURES = ("acceptance", "acceptance_greedy_draft", "acceptance_exact_match", "greedy_match")
 _CALLS = ("tau", "tau_greedy_draft")
@@ -66,7 +66,7 @@ def teacher(*, use: str, config: Mapping, facts: Mapping[str, str]) -> str:
 
 
 def _measured(rows):
-    gamma = results.nearest(rows[rows["measure"].isin(_CALLS)]["gamma"], table.GAMMA)
+    gamma = results.nearest(rows[rows["measure"].isin(_CALLS)]["gamma"], results_table.GAMMA)
     kept = rows[
         rows["measure"].isin(_MEASURES) | (rows["measure"].isin(_CALLS) & rows["gamma"].eq(gamma))
     ]
@@ -76,7 +76,7 @@ def _measured(rows):
         interval = f"{row.low:.4f} to {row.high:.4f}"
         numbers = (f"{row.temperature:g}", drafts, f"{row.value:.4f}", interval, f"{row.n:.0f}")
         lines.append((row.context, f"`{row.measure}`", *numbers))
-    return table.in_markdown(heads, lines)
+    return results_table.in_markdown(heads, lines)
 
 
 def _run(config, facts):

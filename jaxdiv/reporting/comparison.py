@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxdiv.reporting import results, style, table
+from jaxdiv.reporting import results, results_table, style
 from jaxdiv.reporting.style import Theme
 
 PANELS_A_ROW = 5
@@ -21,7 +21,7 @@ def differences(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> F
     """Dots with intervals, one row a loss, and their numbers where there is room; None without a
     difference to draw."""
     context = results.contexts(frame)[0]
-    rows, reference = table.summary(frame, context=context), results.reference(frame)
+    rows, reference = results_table.summary(frame, context=context), results.reference(frame)
     if rows["difference"].notna().sum() == 0 or reference is None:
         return None
     question, bars = (
@@ -31,7 +31,7 @@ def differences(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> F
     made = style.figure(
         1.7 + 0.36 * len(rows),
         title=f"More {question}" if narrow else f"Which loss gets more drafts {question}",
-        subtitle=bars if narrow else f"{table.title(frame, context)}. {bars}",
+        subtitle=bars if narrow else f"{results_table.title(frame, context)}. {bars}",
         theme=theme,
         width=style.NARROW if narrow else style.WIDTH,
     )
@@ -53,7 +53,7 @@ def over_temperature(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False)
     temperatures = sorted(accepted["temperature"].unique())
     if len(temperatures) < 2:
         return None
-    ranked = table.summary(frame, context=context)
+    ranked = results_table.summary(frame, context=context)
     compared = [
         row.loss
         for row in ranked.itertuples()
@@ -66,7 +66,7 @@ def over_temperature(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False)
         title="Acceptance over temperature"
         if narrow
         else "Acceptance over the sampling temperature",
-        subtitle=f"{'' if narrow else f'Sampled drafts, {table.describe(context)}. '}Bands and bars: 95% intervals.",
+        subtitle=f"{'' if narrow else f'Sampled drafts, {results_table.describe(context)}. '}Bands and bars: 95% intervals.",
         theme=theme,
         width=style.NARROW if narrow else style.WIDTH,
     )
@@ -96,7 +96,7 @@ def by_position(frame: pd.DataFrame, theme: Theme, *, narrow: bool = False) -> F
     shape = (len(shown), 1) if narrow else (1, len(shown))
     panels = made.subplots(*shape, sharey=True, squeeze=False)
     for axes, context in zip(panels.flat, shown, strict=True):
-        ranked = table.summary(frame, context=context)
+        ranked = results_table.summary(frame, context=context)
         _lines(axes, counted[counted["context"].eq(context)], "gamma", ranked, theme)
         axes.set(title=_PANEL_TITLES.get(context, context), xlabel="position in the draft")
         axes.set_xticks(sorted(counted["gamma"].unique()))
@@ -150,7 +150,7 @@ def _difference(axes, place, row, reach, theme):
     if row.verdict == "reference":
         axes.plot(0, place, "D", color=theme.ink, markersize=7)
         return
-    color = {1: theme.better, -1: theme.worse, 0: theme.muted}[table.side(row)]
+    color = {1: theme.better, -1: theme.worse, 0: theme.muted}[results_table.side(row)]
     if _size(row) > reach:
         _off_the_scale(axes, place, row, color, theme)
         return
@@ -188,10 +188,10 @@ def _numbers(margin, place, row, theme):
             (0.68, "verdict", "left"),
         ):
             margin.text(x, -0.85, head, **at, ha=side, color=theme.muted)
-    margin.text(0.17, place, f"{table.percent(row.acceptance)}%", **at, ha="right")
+    margin.text(0.17, place, f"{results_table.percent(row.acceptance)}%", **at, ha="right")
     if row.verdict not in ("reference", "floor"):
         bold = "bold" if row.verdict == "real" else "normal"
-        words = table.points(row.difference, row.difference_low, row.difference_high)
+        words = results_table.points(row.difference, row.difference_low, row.difference_high)
         margin.text(0.62, place, words, **at, ha="right", fontweight=bold)
     margin.text(0.68, place, row.verdict.replace(" only", "\nonly"), **at, color=theme.muted)
 

@@ -5,7 +5,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jaxdiv.reporting import results, table
+from jaxdiv.reporting import results, results_table
 
 NOTE = (
     "Accepted: in closed form on the teacher's own text. τ: by the recursion on that text; decoded: by decoding after "
@@ -33,8 +33,8 @@ def rows(frame: pd.DataFrame) -> list[list[str]]:
                     )
                 ),
                 _shown(results.select(frame, measure="tau", **with_gamma)),
-                table.form("decoded_tau")(row.value, row.low, row.high),
-                " ".join(table.tokens(value) for value in by_seed),
+                results_table.form("decoded_tau")(row.value, row.low, row.high),
+                " ".join(results_table.tokens(value) for value in by_seed),
                 _shown(results.select(frame, measure="speed_up", **with_gamma)),
             ]
         )
@@ -72,4 +72,4 @@ def _shown(found):
     if found.empty:
         return "–"
     row = found.iloc[0]
-    return table.form(row["measure"])(row["value"], row["low"], row["high"])
+    return results_table.form(row["measure"])(row["value"], row["low"], row["high"])

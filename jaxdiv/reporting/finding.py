@@ -7,7 +7,7 @@ from html import escape
 
 import pandas as pd
 
-from jaxdiv.reporting import results, table, words
+from jaxdiv.reporting import results, results_table, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +30,18 @@ class Finding:
 def of(frame: pd.DataFrame) -> Finding:
     """The loss shown to be accepted more than the reference, or that none is."""
     context = results.contexts(frame)[0]
-    ranked = table.summary(frame, context=context)
+    ranked = results_table.summary(frame, context=context)
     trained, reference = ranked[ranked["verdict"].ne("floor")], results.reference(frame)
     if trained.empty:
         return Finding("No trained student has a result.", (), None)
-    where = f"temperature {trained['temperature'].iloc[0]:g}, {escape(table.describe(context))}"
+    where = (
+        f"temperature {trained['temperature'].iloc[0]:g}, {escape(results_table.describe(context))}"
+    )
     if len(trained) == 1:
         return _alone(trained.iloc[0], where)
     if reference is None:
         return _uncompared(trained.iloc[0], where)
-    above = trained[trained.apply(table.side, axis=1).gt(0)]
+    above = trained[trained.apply(results_table.side, axis=1).gt(0)]
     found = (
         _none(trained, reference, where)
         if above.empty
@@ -71,7 +73,7 @@ def _uncompared(row, where):
 def _winner(row, trained, reference, where):
     top, reference_name = trained.iloc[0], words.short(reference)
     gain = words.together(
-        table.points(row["difference"], row["difference_low"], row["difference_high"])
+        results_table.points(row["difference"], row["difference_low"], row["difference_high"])
     )
     name = f"{'Among these students ' if row['verdict'] == results.FEW_SEEDS else ''}{words.short(row['loss'])}"
     sentences = [_accepted(row, where), _against(row, reference)]
@@ -93,13 +95,15 @@ def _winner(row, trained, reference, where):
 def _rival(row, trained, reference):
     """The highest loss that no test puts below `row`, as one puts the reference and what lies below
     that; or None."""
-    below = trained.apply(table.side, axis=1).lt(0) | trained["loss"].isin([row["loss"], reference])
+    below = trained.apply(results_table.side, axis=1).lt(0) | trained["loss"].isin(
+        [row["loss"], reference]
+    )
     return next(iter(trained.loc[~below, "loss"]), None)
 
 
 def _none(trained, reference, where):
     top, others = trained.iloc[0], trained[trained["loss"].ne(reference)]
-    sides, name = others.apply(table.side, axis=1), words.short(reference)
+    sides, name = others.apply(results_table.side, axis=1), words.short(reference)
     if top["loss"] == reference and sides.lt(0).all():
         among = "Among these students " if others["verdict"].eq(results.FEW_SEEDS).any() else ""
         return Finding(f"{among}{name} is accepted most.", (_accepted(top, where),), top)
@@ -112,7 +116,7 @@ def _none(trained, reference, where):
 def _percent(row):
     return (
         words.together(
-            table.percent(row["acceptance"], row["acceptance_low"], row["acceptance_high"])
+            results_table.percent(row["acceptance"], row["acceptance_low"], row["acceptance_high"])
         )
         + "%"
     )
@@ -128,7 +132,7 @@ def _against(row, reference):
     """How far a loss lies from the reference, and why that counts or does not."""
     if math.isnan(row["difference"]):
         return f"It was not compared with {words.short(reference)}."
-    points = words.together(f"{table.points(row['difference'])} points")
+    points = words.together(f"{results_table.points(row['difference'])} points")
     ends = words.interval(row["difference_low"], row["difference_high"])
     interval = f", corrected 95% interval {ends}" if ends else ""
     return f"That is {points} against {words.short(reference)}{interval}: {_worth(row)}."

@@ -10,7 +10,7 @@ from html import escape
 import pandas as pd
 
 from jaxdiv import files
-from jaxdiv.reporting import captions, decoded, finding, page, results, style, table, words
+from jaxdiv.reporting import captions, decoded, finding, page, results, results_table, style, words
 
 # The table's columns in an order that shows what counts on a narrow screen.
 _ORDER = (
@@ -104,14 +104,14 @@ def _tiles(frame, found):
     """Acceptance of the loss that the headline speaks of, of the reference and of the floor, and
     the difference."""
     ranked, reference = (
-        table.summary(frame, context=results.contexts(frame)[0]),
+        results_table.summary(frame, context=results.contexts(frame)[0]),
         results.reference(frame),
     )
     own = None if found.loss is None else found.loss["loss"]
     for row in ranked.itertuples():
         if row.loss == own or row.verdict in ("reference", "floor"):
             word = {"reference": ", the reference", "floor": ", the floor"}.get(row.verdict, "")
-            number, _, half = table.percent(
+            number, _, half = results_table.percent(
                 row.acceptance, row.acceptance_low, row.acceptance_high
             ).partition(" ")
             yield f"{words.short(row.loss)} accepted{word}", f"{number}%", half
@@ -124,7 +124,7 @@ def _tiles(frame, found):
             of = f"{words.short(own)} against {words.short(reference)}, points"
             yield (
                 of,
-                table.points(row.difference),
+                results_table.points(row.difference),
                 f"{ends}, {row.verdict}" if ends else row.verdict,
             )
 
@@ -152,29 +152,35 @@ def _tables(frame):
 
 def _other_contexts(frame):
     for context in results.contexts(frame)[1:]:
-        yield page.details(f"The table {escape(table.describe(context))}", _summary(frame, context))
+        yield page.details(
+            f"The table {escape(results_table.describe(context))}", _summary(frame, context)
+        )
 
 
 def _summary(frame, context):
-    rows = table.summary(frame, context=context)
-    columns = table.columns(rows, results.reference(frame))
+    rows = results_table.summary(frame, context=context)
+    columns = results_table.columns(rows, results.reference(frame))
     kinds = [name for name in _ORDER if name in columns]
     head = [escape(columns[name].header.strip()).replace("\n", "<br>") for name in kinds]
     others = ([escape(cell.plain) for cell in columns[name].cells] for name in kinds[1:])
     cells = zip(map(words.name, rows["loss"]), *others, strict=True)
-    marks, title = [_mark(row) for row in rows.itertuples()], table.title(frame, context)
+    marks, title = [_mark(row) for row in rows.itertuples()], results_table.title(frame, context)
     return page.grid(escape(title), head, cells, label=title, marks=marks, kinds=kinds)
 
 
 def _mark(row):
-    return "floor" if row.verdict == "floor" else {1: "better", -1: "worse", 0: ""}[table.side(row)]
+    return (
+        "floor"
+        if row.verdict == "floor"
+        else {1: "better", -1: "worse", 0: ""}[results_table.side(row)]
+    )
 
 
 def _all_numbers(frame):
     """Every pooled number, a table for each measure; measures that this page knows nothing of
     too."""
     for context in frame["context"].unique():
-        where, tables = table.describe(context), []
+        where, tables = results_table.describe(context), []
         for measure, rows in results.select(frame, context=context).groupby("measure", sort=False):
             if rows["gamma"].isna().all():
                 tables.append(_pivot(rows, measure, where, across="temperature"))
@@ -188,7 +194,7 @@ def _by_seed(frame, context):
     """Acceptance of each student; results.csv has the other measures of each."""
     if context not in results.contexts(frame):
         return
-    temperature = table.headline_temperature(frame, context)
+    temperature = results_table.headline_temperature(frame, context)
     rows = results.select(
         frame, seed=None, measure="acceptance", context=context, temperature=temperature
     )
@@ -197,13 +203,13 @@ def _by_seed(frame, context):
     yield _grid(
         rows,
         caption,
-        label=f"acceptance of each seed, {table.describe(context)}",
-        show=table.form("acceptance"),
+        label=f"acceptance of each seed, {results_table.describe(context)}",
+        show=results_table.form("acceptance"),
     )
 
 
 def _pivot(rows, measure, where, *, across):
-    show, symbol = table.form(measure), {"gamma": "γ", "temperature": "T"}[across]
+    show, symbol = results_table.form(measure), {"gamma": "γ", "temperature": "T"}[across]
     rows = rows.sort_values(across, kind="stable")
     rows = rows.assign(
         at=["value" if math.isnan(at) else f"{symbol} = {at:g}" for at in rows[across]]

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from jaxdiv.reporting import results, style, table
+from jaxdiv.reporting import results, results_table, style
 from jaxdiv.reporting.style import Theme
 
 PANELS_A_ROW = 5
@@ -23,7 +23,7 @@ def draw(
     """None without curves."""
     if curves.empty:
         return None
-    ranked = table.summary(frame, context=results.contexts(frame)[0])
+    ranked = results_table.summary(frame, context=results.contexts(frame)[0])
     overviews = [metric for metric in _OVERVIEWS if metric in set(curves["metric"])]
     own = curves[curves["metric"].eq("loss")]
     # In the order of the table; a student that failed has no row there, but its curve shows where.

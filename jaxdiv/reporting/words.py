@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from jaxdiv.reporting import table
+from jaxdiv.reporting import results_table
 
 _SHORT = 40  # letters of a name that a headline has room for
 
@@ -92,7 +92,7 @@ def together(number: str) -> str:
 
 def interval(low: float, high: float) -> str:
     """Of a difference, in points: `−0.77 to +1.83`; '' where there is none."""
-    ends = (table.points(end) for end in (low, high))
+    ends = (results_table.points(end) for end in (low, high))
     return together(" to ".join(ends)) if math.isfinite(low) and math.isfinite(high) else ""
 
 

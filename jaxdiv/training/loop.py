@@ -14,12 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiv import files
-from jaxdiv.training import processes, profiling, progress, sharding, trackers
-from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.metrics import BUILT_IN
+from jaxdiv.runs import processes, profiling, progress, sharding, trackers
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.metrics import BUILT_IN
+from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training.state import TrainState
 from jaxdiv.training.step import learning_rate
-from jaxdiv.training.workdir import Workdir
 
 
 class Stopped(Exception):

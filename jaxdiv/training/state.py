@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxdiv.training import sharding
+from jaxdiv.runs import sharding
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxdiv.training import sharding
+from jaxdiv.runs import sharding
 from jaxdiv.training.state import TrainState
 
 Batch = Mapping[str, Array]

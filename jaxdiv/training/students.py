@@ -12,14 +12,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdiv import models
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import donors, loop, objectives, own_text, progress, sharding
-from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.corpus import Corpus, Data
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import progress, sharding
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import loop, objectives, on_policy, run_data, teacher_sources
+from jaxdiv.training.run_data import Corpus, Data
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
 from jaxdiv.training.step import for_each_seed, make_optimizer, make_step
-from jaxdiv.training.workdir import Workdir
 
 
 def seeds(config: Mapping) -> list[int]:
@@ -77,7 +77,7 @@ def step(
       config: the run's.
       students: of `untrained`, or their shapes.
       teach: the teacher's pass, of `lesson`.
-      write: of `own_text.writer`.
+      write: of `on_policy.writer`.
       mesh: as `make_step` has it.
     """
     losses, temperature = run_config.losses(config), config["temperature"]
@@ -87,7 +87,7 @@ def step(
         together=lambda shared: not shared.is_dense,
         optimizers=_optimizers(config),
         write=write,
-        each_its_own=config["data"]["context"] == own_text.STUDENT,
+        each_its_own=config["data"]["context"] == run_config.STUDENT_TEXT,
         mesh=mesh,
     )
 
@@ -117,8 +117,8 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
     teach_all = lesson(config, teacher)
     write = None
     if isinstance(corpus, Corpus):
-        write = own_text.writer(config, teacher, students, corpus.tokenizer.end_of_text)
-    held_out = run_corpus.validation_batch(config, corpus, mesh)
+        write = on_policy.writer(config, teacher, students, corpus.tokenizer.end_of_text)
+    held_out = run_data.validation_batch(config, corpus, mesh)
     rejected = objectives.of_students(students, ["tv"], temperature=1.0)
 
     @functools.partial(sharding.jit, mesh=mesh)
@@ -163,7 +163,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
         begin=lambda: beginning(config, untrained(config, vocab_size, mesh), mesh),
         step=step(config, students, teach_all, write, mesh=mesh),
         teacher=teacher.params,
-        batches=run_corpus.batches(config, "student", corpus, mesh),
+        batches=run_data.batches(config, "student", corpus, mesh),
         measure=lambda state: {
             "acceptance": np.asarray(held_out_acceptance(state.params, teacher.params, held_out))
         },
@@ -215,7 +215,7 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     config = workdir.config()
     if seed not in seeds(config):
         raise ValueError(f"{path} has no seed {seed}; it has {', '.join(map(str, seeds(config)))}")
-    students, alive = restore(config, workdir, donors.vocab_size(workdir), loss)
+    students, alive = restore(config, workdir, teacher_sources.vocab_size(workdir), loss)
     index = seeds(config).index(seed)
     if not alive[index]:
         raise ValueError(

@@ -10,15 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiv.data import pipeline
-from jaxdiv.training import config as run_config
-from jaxdiv.training import corpus as run_corpus
-from jaxdiv.training import donors, loop, objectives, processes, progress, sharding
-from jaxdiv.training.checkpoints import Checkpoints
-from jaxdiv.training.corpus import Corpus, Data, Gallery
-from jaxdiv.training.donors import restore
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.training import loop, objectives, run_data, teacher_sources
+from jaxdiv.training.run_data import Corpus, Data, Gallery
 from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
 from jaxdiv.training.step import make_optimizer, make_step
-from jaxdiv.training.workdir import DATA_READY, Workdir
+from jaxdiv.training.teacher_sources import restore
 
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
 ACCURACY = "teacher, accuracy on test images"
@@ -70,10 +70,10 @@ def _taken(config, workdir):
         before = own["teacher"]["checkpoint"]
         path = path or before
         if path == before and path and _holds(workdir):
-            return path, donors.sizes(own)
+            return path, teacher_sources.sizes(own)
     if not path:
         return "", {}
-    donor = donors.find(path)
+    donor = teacher_sources.find(path)
     try:
         donor.check()
     except (ValueError, FileNotFoundError) as error:
@@ -135,9 +135,9 @@ def _summed(config, measure, teacher, windows, mesh):
         return sharding.everywhere(measure(params, batch), mesh)
 
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
-    blocks = pipeline.blocks([getattr(windows, name) for name in run_corpus.BATCH], rows.count)
+    blocks = pipeline.blocks([getattr(windows, name) for name in run_data.BATCH], rows.count)
     return sum(
-        float(measured(teacher.params, rows.spread(run_corpus.batch(block)))) for block in blocks
+        float(measured(teacher.params, rows.spread(run_data.batch(block)))) for block in blocks
     )
 
 
@@ -154,18 +154,20 @@ def _adopt(config, workdir, mesh):
         if checkpoints.latest() is None:
             for fault in checkpoints.damaged():
                 progress.say(f"{fault}; taking the teacher over again")
-            donor = donors.find(config["teacher"]["checkpoint"])
-            donors.refuse_another(donor, workdir.facts())
+            donor = teacher_sources.find(config["teacher"]["checkpoint"])
+            teacher_sources.refuse_another(donor, workdir.facts())
             workdir.add_facts(donor.facts())
             checkpoints.save(
-                donors.last_step(config), {"params": (donor.params(config["dtype"], mesh),)}, {}
+                teacher_sources.last_step(config),
+                {"params": (donor.params(config["dtype"], mesh),)},
+                {},
             )
 
 
 def _train(config, workdir, corpus, mesh, watched):
-    seeds, build = [config["seed"]], donors.build(config, corpus.vocab_size)
+    seeds, build = [config["seed"]], teacher_sources.build(config, corpus.vocab_size)
     model = population_shapes(build, 1, mesh)
-    held_out = run_corpus.validation_batch(config, corpus, mesh)
+    held_out = run_data.validation_batch(config, corpus, mesh)
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
 
     @functools.partial(sharding.jit, mesh=mesh)
@@ -192,7 +194,7 @@ def _train(config, workdir, corpus, mesh, watched):
         begin=lambda: beginning(config, population(build, seeds, mesh), mesh),
         step=step(config, model, mesh=mesh),
         teacher=None,
-        batches=run_corpus.batches(config, "teacher", corpus, mesh),
+        batches=run_data.batches(config, "teacher", corpus, mesh),
         measure=lambda state: {
             "validation_loss": np.asarray(validation_loss(state.params[0], held_out)).reshape(1, 1)
         },

@@ -1,0 +1,1 @@
+"""Compilation for absent TPUs, and the cost model that reads the compiled programs."""

@@ -1,0 +1,1 @@
+"""Acceptance of trained students, measured from their checkpoints, with intervals."""

@@ -1,0 +1,83 @@
+"""A trace of some training steps, by jax.profiler."""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Iterator
+
+import jax
+
+from jaxdiv import files
+from jaxdiv.runs import progress
+
+
+def steps(text: str, total: int) -> range:
+    """The steps that `FIRST:LAST` names, both included.
+
+    Raises:
+      ValueError: it has another form, or is not within the stage's steps 1..`total`.
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    if not found:
+        raise ValueError(f"it must be FIRST:LAST, such as 11:20, got {text!r}")
+    first, last = map(int, found.groups())
+    if not 1 <= first <= last <= total:
+        raise ValueError(
+            f"FIRST:LAST must be within the steps 1 to {total}, FIRST not after LAST, got {text}"
+        )
+    return range(first, last + 1)
+
+
+class Trace:
+    """Traces those of `steps` that come after step `done`, each marked by its number and the
+    stage's `name`.
+
+    A trace that can't be written is told and ends no training.
+
+    Raises:
+      OSError: the folder can't be made.
+    """
+
+    def __init__(self, folder: pathlib.PurePath, name: str, steps: range, *, done: int):
+        self._folder, self._name, self._running = folder, name, False
+        self._mirror = files.Mirror(folder)
+        self._steps = range(max(steps.start, done + 1), max(steps.stop, done + 1))
+        if self._steps:
+            self._mirror.local.mkdir(exist_ok=True)
+        if left_out := len(steps) - len(self._steps):
+            progress.say(
+                f"{left_out} of the {len(steps)} steps to profile were trained before and are left out"
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stop()
+        self._mirror.close()
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """The block is training step `number`."""
+        if number not in self._steps:
+            yield
+            return
+        if not self._running:
+            jax.profiler.start_trace(self._mirror.local)
+            self._running = True
+        with jax.profiler.StepTraceAnnotation(self._name, step_num=number):
+            yield
+        if number == self._steps[-1]:
+            self._stop()
+
+    def _stop(self):
+        if not self._running:
+            return
+        self._running = False
+        try:
+            jax.profiler.stop_trace()
+            self._mirror.send()
+        except (jax.errors.JaxRuntimeError, OSError) as error:
+            progress.say(f"the profile can't be written to {self._folder}: {error}")
+        else:
+            progress.say(f"profiled, see {self._folder}")

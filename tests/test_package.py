@@ -30,7 +30,7 @@ FLOORS = {
     1: [
         "jaxdiv.divergences",
         "jaxdiv.reductions",
-        "jaxdiv.names",
+        "jaxdiv.schema",
         "jaxdiv.files",
         "jaxdiv.statistics",
         "jaxdiv.warps",

@@ -9,6 +9,10 @@ several runs pooled.
 One run's results.csv and report.html are written anew; several runs' go to a folder of their own.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 from absl import flags
 
 from experiments.common import cli, run_results

@@ -7,6 +7,10 @@ names. Modules are found from the current folder. The exit code is 1 if a mistak
 none, 2 if the command is wrong or the function fails on ordinary logits.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import importlib.util
 
 from absl import flags

@@ -15,6 +15,10 @@ is taken to have `config.data.vocabulary` tokens; a teacher of another run or fo
 sizes. The exit code is 1 if a step does not fit; decoding, which is of one chip, does not count.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import dataclasses
 import tempfile
 from collections.abc import Collection, Mapping

@@ -11,6 +11,10 @@ feel does not. Of a run's held-out documents: which classes does each loss look 
 the teacher gives them?
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import math
 
 import jax.numpy as jnp

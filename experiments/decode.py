@@ -11,6 +11,10 @@ of text or after --max_tokens. Without a prompt, the beginning of the first held
 continued.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import dataclasses
 import json
 import os

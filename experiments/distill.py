@@ -10,6 +10,10 @@ says what each means:
 The same command goes on where an earlier one stopped; docs/runs.md says how to watch it.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import shlex
 import sys
 

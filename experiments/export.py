@@ -7,6 +7,10 @@ A student of kind `decoder` and the teacher become Llama folders, which transfor
 load; a Kangaroo adapter becomes named tensors and a config that says what it needs of its target.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 from absl import flags
 
 from experiments.common import cli

@@ -3,6 +3,10 @@
 python -m experiments.report --workdir=runs/quickstart [--markdown]
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 from absl import flags
 
 from experiments.common import cli, run_results

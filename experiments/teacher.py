@@ -9,6 +9,10 @@ from it.
 config's.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import pathlib
 
 from absl import flags

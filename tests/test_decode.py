@@ -386,7 +386,8 @@ def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
 
 
 DEAF = """import os, signal, threading, time
-from experiments import decode, interrupts
+from experiments import decode
+from experiments.common import interrupts
 start = threading.Thread.start
 {}
 with interrupts.Raising():

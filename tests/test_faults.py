@@ -19,11 +19,11 @@ from tests.stops import EVERY, STEPS, TEACHER_STEPS
 CHAINS = 5
 # A run whose saves take long enough to be met.
 SLOW_SAVES = """import sys, time
-from experiments import interrupts
-interrupts.end_on_signals()
+from experiments.common import startup
+startup.begin("__main__")
 from experiments import distill
 from experiments.common import cli
-from jaxdiv.training import manifests
+from jaxdiv.runs import manifests
 write = manifests.write
 manifests.write = lambda folder: (time.sleep(5), write(folder))
 cli.run(distill.main, resumes=True)

@@ -8,6 +8,10 @@ compared with the time of the config's `checkpoint.every` steps. Starts are proc
 `experiments.distill` up to its first training step.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import os
 import pathlib
 import subprocess

@@ -12,6 +12,10 @@ draft: of the greedy texts only those count in which at most a fifth of the 8-gr
 halved. Compiling is timed with an empty cache.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import dataclasses
 import functools
 import itertools

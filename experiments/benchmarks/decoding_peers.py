@@ -9,6 +9,10 @@ Target and draft are written as Llama folders and read by transformers; the draf
 `decoder`. All take turns in one process, one prompt at a time, and must give the same tokens.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import pathlib
 import tempfile
 

@@ -12,6 +12,10 @@ With several students `fused` shares the teacher's logits among them, and `calls
 calls.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import dataclasses
 import functools
 

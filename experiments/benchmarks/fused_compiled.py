@@ -11,6 +11,10 @@ plans it and, with the heads' classes spread over several chips, what each of th
 added up in one step.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -9,6 +9,10 @@ compute in float32. A gradient is that of the sum by the student's logits; "both
 it. PyTorch gets a thread for each core.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import dataclasses
 import functools
 import io

@@ -7,6 +7,10 @@ every step it asks JAX for the arrays that live and the system for the process's
 memory is compared with parameters, optimizer states and one step's temporaries, as XLA plans them.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import pathlib
 import resource
 import tempfile

@@ -8,6 +8,10 @@ A step of a population can't be faster than one teacher pass, T, and N student s
 and read random tokens.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import jax
 import jax.numpy as jnp
 import numpy as np

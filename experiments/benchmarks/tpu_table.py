@@ -9,6 +9,10 @@ minutes. What is compiled stays in the file, by which the same command goes on, 
 as Markdown.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import dataclasses
 import importlib.metadata
 import math

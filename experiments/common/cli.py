@@ -63,7 +63,7 @@ def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> N
     Args:
       resumes: whether the same command goes on where it was interrupted.
     """
-    with _as_json() if json_logging.asked(sys.argv) else contextlib.nullcontext():
+    with _as_json() if json_logging.is_requested(sys.argv) else contextlib.nullcontext():
         app.run(lambda argv: _guarded(main, argv, resumes), flags_parser=_parse)
 
 
@@ -137,7 +137,7 @@ def _join(resumes):
 
 def _aloud():
     """Whether libraries may tell of errors, in words of their own."""
-    return TRACEBACK.value and not json_logging.asked(sys.argv)
+    return TRACEBACK.value and not json_logging.is_requested(sys.argv)
 
 
 def _unraisable(told):

@@ -1,5 +1,4 @@
-"""--log_format=json: what a binary says on standard error as JSON, an object a line. It imports
-nothing slow."""
+"""--log_format=json: standard error as JSON, one object a line. This module imports nothing slow."""
 
 import datetime
 import itertools
@@ -11,19 +10,19 @@ from typing import Any
 FLAG, FORMATS = "log_format", ("text", "json")
 
 
-def asked(argv: Sequence[str]) -> bool:
-    """Whether this command line, which may be a wrong one, asks for JSON."""
-    given = [a.lstrip("-") for a in argv]
-    return f"{FLAG}=json" in given or (FLAG, "json") in itertools.pairwise(given)
+def is_requested(argv: Sequence[str]) -> bool:
+    """Returns whether this command line asks for JSON, even if the rest of it is wrong."""
+    arguments = [argument.lstrip("-") for argument in argv]
+    return f"{FLAG}=json" in arguments or (FLAG, "json") in itertools.pairwise(arguments)
 
 
 def line(event: str, **fields: Any) -> str:
-    """One event, at the time of the call."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    return json.dumps({"time": now.replace("+00:00", "Z"), "event": event, **fields}) + "\n"
+    """Returns one event with the current time, as a line of JSON."""
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": time.replace("+00:00", "Z"), "event": event, **fields}) + "\n"
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Writes the line at once, by one call: threads write, too."""
+    """Writes one event to standard error by a single call, since threads write there too."""
     sys.stderr.write(line(event, **fields))
     sys.stderr.flush()

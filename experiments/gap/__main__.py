@@ -8,6 +8,10 @@ count. docs/gap.md says what came of it. `--config=configs/gap.py:quick` is a fi
 be joined: `sum+sgd`.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import functools
 
 from absl import flags

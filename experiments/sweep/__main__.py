@@ -14,6 +14,10 @@ alone. Cut it to a part, of which the tables then are:
 claims.csv what others report beside it.
 """
 
+from experiments.common import startup
+
+startup.begin(__name__)
+
 import dataclasses
 
 from absl import flags

@@ -1,0 +1,1 @@
+"""The folder of a run: config, checkpoints, lock, processes, metrics and progress."""

@@ -7,7 +7,9 @@ import sysconfig
 import pytest
 
 from jaxdiv import data
-from jaxdiv.data import corpus, python_stdlib
+from jaxdiv.data import documents as documents_module
+from jaxdiv.data import python_stdlib
+from jaxdiv.data.documents import SPLITS
 from tests import runs
 from tests.fixtures_data import sentences, write_tfds
 
@@ -19,7 +21,7 @@ def open_documents(**changes):
 
 
 def all_texts(documents):
-    return [text for split in corpus.SPLITS for text in getattr(documents, split)]
+    return [text for split in SPLITS for text in getattr(documents, split)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_stdlib_is_whole_and_splits_share_nothing(stdlib):
         "unreadable": 0,
         "empty": sum(not text.strip() for text in texts),
     }
-    shares = [len(getattr(stdlib, split)) / stdlib.counts["documents"] for split in corpus.SPLITS]
+    shares = [len(getattr(stdlib, split)) / stdlib.counts["documents"] for split in SPLITS]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.05)
 
 
@@ -161,7 +163,7 @@ def test_tfds_cuts_missing_splits_from_train(tmp_path):
 def test_tfds_never_puts_one_text_in_two_cut_splits(tmp_path):
     write_tfds(tmp_path, {"train": sentences(100) * 2})
     documents = open_documents(source="tiny_text", directory=str(tmp_path))
-    splits = [set(getattr(documents, split)) for split in corpus.SPLITS]
+    splits = [set(getattr(documents, split)) for split in SPLITS]
     assert sum(map(len, splits)) == len(set.union(*splits)) == 100
     assert documents.counts["documents"] == 200
 
@@ -253,28 +255,32 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
 
 
 def test_fingerprint_sees_name_text_and_split():
-    text = corpus.Text("a", "bc")
+    text = documents_module.Text("a", "bc")
     variants = [
         {"train": [text]},
         {"test": [text]},
-        {"train": [corpus.Text("b", "bc")]},
-        {"train": [corpus.Text("a", "bd")]},
-        {"train": [corpus.Text("ab", "c")]},
+        {"train": [documents_module.Text("b", "bc")]},
+        {"train": [documents_module.Text("a", "bd")]},
+        {"train": [documents_module.Text("ab", "c")]},
         {"train": [text, text]},
     ]
-    assert len({corpus.fingerprint(variant) for variant in variants}) == len(variants)
+    assert len({documents_module.fingerprint(variant) for variant in variants}) == len(variants)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8])
 def test_a_small_corpus_fills_every_split(count):
-    splits = corpus.split_by_hash([corpus.Text(f"{i}.txt", "x") for i in range(count)])
-    assert all(splits[split] for split in corpus.SPLITS)
+    splits = documents_module.split_by_hash(
+        [documents_module.Text(f"{i}.txt", "x") for i in range(count)]
+    )
+    assert all(splits[split] for split in SPLITS)
     assert sum(map(len, splits.values())) == count
 
 
 def test_a_corpus_of_two_documents_is_refused():
     with pytest.raises(ValueError, match="needs 3 documents for train, validation, test, got 2"):
-        corpus.split_by_hash([corpus.Text("a", "x"), corpus.Text("b", "x")])
+        documents_module.split_by_hash(
+            [documents_module.Text("a", "x"), documents_module.Text("b", "x")]
+        )
 
 
 def test_nothing_is_printed_and_tensorflow_stays_out(tmp_path):

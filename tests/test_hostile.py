@@ -14,7 +14,7 @@ import jaxdiv
 from configs import smoke
 from experiments.common import cli, prompts
 from jaxdiv import data, files
-from jaxdiv.data import corpus, llama_tokenizer, pipeline, tokenizer
+from jaxdiv.data import documents, hf_tokenizer, pipeline, tokenizer
 from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
 from jaxdiv.runs import config as run_config
@@ -145,8 +145,8 @@ PARSERS = {
     "config": (run_config.check, changed_configs()),
     "anything as config": (run_config.check, st.dictionaries(short, plain, max_size=3)),
     "tree": (trees.parse, text),
-    "documents": (lambda content: corpus.read([("name", content)]), st.binary()),
-    "file names": (lambda name: corpus.fraction(os.fsdecode(name)), st.binary()),
+    "documents": (lambda content: documents.read([("name", content)]), st.binary()),
+    "file names": (lambda name: documents.fraction(os.fsdecode(name)), st.binary()),
     "prompt": (lambda line: prompts._checked(prompts._from_json(line, "here"), "here"), text),
 }
 
@@ -199,7 +199,7 @@ READERS = {
     "llama index": ("llama/model.safetensors.index.json", lambda path: llama.check(path.parent)),
     "llama tokenizer": (
         "llama/tokenizer.json",
-        lambda path: llama_tokenizer.read(path.parent, vocab_size=llama_folders.V),
+        lambda path: hf_tokenizer.read(path.parent, vocab_size=llama_folders.V),
     ),
     "donor": ("llama/config.json", lambda path: teacher_sources.find(path.parent).check()),
     "prompts": ("run/prompts.jsonl", prompts._read),
@@ -215,10 +215,9 @@ def wholes(tmp_path_factory):
     bpe = data.Tokenizer.train(sentences(20), 300)
     Workdir(run).claim(smoke.get_config().to_dict())
     bpe.save(run / "tokenizer.json")
-    documents = data.Documents.of(
-        {split: corpus.read([("a", b"some text")]).texts for split in corpus.SPLITS}, []
-    )
-    data.tokenize(documents, bpe)["train"].save(run / "tokens.npz")
+    texts = documents.read([("a", b"some text")]).texts
+    corpus = data.Documents.of(dict.fromkeys(documents.SPLITS, texts), [])
+    data.tokenize(corpus, bpe)["train"].save(run / "tokens.npz")
     with trackers.opened(trackers.Stage(run, "student", ["kl"], [0, 1]), [metrics.Curves]) as write:
         write(1, {"loss": np.ones((1, 2))}, 1.0)
     results.write_csv(reporting_cases.frame(losses=("ce", "tv"), seeds=1), run / "results.csv")

@@ -140,7 +140,7 @@ def test_digits_are_split_once(finished):
 
 def test_batches_are_an_epoch_once_and_go_on_where_they_were():
     pixels = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
-    whole = images.Images(pixels, np.arange(10, dtype=np.int32))
+    whole = images.LabelledImages(pixels, np.arange(10, dtype=np.int32))
     one = images.batches(whole, batch_size=5, seed=3)
     first, second = next(one), next(one)
     assert sorted(np.concatenate([first["labels"], second["labels"]])[:, 0]) == list(range(10))
@@ -204,15 +204,17 @@ def test_tfds_sets_that_are_no_images_with_classes(tmp_path):
 
 
 def test_damaged_images_are_named(tmp_path):
-    good = images.Images(np.zeros((2, 3, 3, 1), np.uint8), np.zeros(2, np.int32))
+    good = images.LabelledImages(np.zeros((2, 3, 3, 1), np.uint8), np.zeros(2, np.int32))
     good.save(tmp_path / "good.npz")
-    np.testing.assert_array_equal(images.Images.load(tmp_path / "good.npz").pixels, good.pixels)
+    np.testing.assert_array_equal(
+        images.LabelledImages.load(tmp_path / "good.npz").pixels, good.pixels
+    )
     np.savez(tmp_path / "scalar.npz", pixels=np.uint8(1), labels=np.int32(1))
     np.savez(tmp_path / "fewer.npz", pixels=good.pixels, labels=good.labels[:1])
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:-9])
     for name in ("scalar.npz", "fewer.npz", "cut.npz", "none.npz"):
         with pytest.raises(ValueError, match=f"can't read images from .*{name}"):
-            images.Images.load(tmp_path / name)
+            images.LabelledImages.load(tmp_path / name)
 
 
 def test_a_classifier_halves_its_images_and_is_no_decoder():

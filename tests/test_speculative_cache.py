@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from jaxdiv import speculative
-from jaxdiv.speculative import decoding
+from jaxdiv.speculative import decode_batch
 from tests import speculative_cases as cases
 
 V = 20
@@ -28,7 +28,7 @@ TREE = {"tree": speculative.parse("0,1,2,00,01,10,100,101")}
     ],
 )
 def test_caches_are_those_of_the_text(kind, options, monkeypatch):
-    monkeypatch.setattr(decoding, "_decoded", lambda state, lengths: state)
+    monkeypatch.setattr(decode_batch, "_decoded", lambda state, lengths: state)
     target, student, prompts = cases.target(V, 16), cases.student(kind, V, 16), cases.prompts(12, V)
     wanted = 9 + np.arange(12)
     state = speculative.decode(

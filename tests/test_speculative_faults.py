@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdiv.models import layers
-from jaxdiv.speculative import drafting, loop, rules
+from jaxdiv.speculative import decoding_loop, drafting, rules
 from tests import speculative_cases as cases
 
 DRAWS = cases.DRAWS
@@ -17,10 +17,10 @@ DRAWS = cases.DRAWS
 @pytest.fixture
 def plant(monkeypatch):
     """`monkeypatch`, with nothing compiled before or kept after."""
-    loop.run.clear_cache()
+    decoding_loop.run.clear_cache()
     yield monkeypatch
     monkeypatch.undo()
-    loop.run.clear_cache()
+    decoding_loop.run.clear_cache()
 
 
 def _verify(plant, verify):
@@ -79,7 +79,7 @@ def stale_cache(plant):
 
 def positions_off_by_one(plant):
     """The target's after a text's first roll-back, on the layers that verify."""
-    right_round, right_places = loop._round, loop.places
+    right_round, right_places = decoding_loop._round, decoding_loop.places
 
     def one_round(plan, draft, state, *rest):
         counts = state.counts
@@ -89,10 +89,10 @@ def positions_off_by_one(plant):
             where = right_places(*arguments)
             return where | {"positions": where["positions"] + rolled_back[:, None]}
 
-        plant.setattr(loop, "places", places)
+        plant.setattr(decoding_loop, "places", places)
         return right_round(plan, draft, state, *rest)
 
-    plant.setattr(loop, "_round", one_round)
+    plant.setattr(decoding_loop, "_round", one_round)
 
 
 def bonus_of_the_draft(plant):
@@ -140,7 +140,7 @@ def siblings_of_the_whole_draft(plant):
 
 def drafts_seen_by_their_siblings(plant):
     """A tree's nodes see all that stands in the cache up to their slots."""
-    for module in (drafting, loop):
+    for module in (drafting, decoding_loop):
 
         def places(*arguments, right=module.places):
             where = right(*arguments)

@@ -225,7 +225,7 @@ def test_certain_drafts_are_accepted_where_they_are_right(rule):
 def test_candidates_are_samples_without_replacement(count):
     logits = np.random.default_rng(0).normal(scale=1.5, size=5)
     draft = drafting.ModelDraft(target=None, student=None, rule=rules.RULES["sampling"])
-    sampling = drafting.Sampling(
+    sampling = drafting.BatchSampling(
         warps.Warp(jnp.full(DRAWS, 0.8)), rules.Keys(jax.random.split(jax.random.key(0), DRAWS))
     )
     rows = jnp.tile(jnp.float32(logits), (DRAWS, 1))
@@ -249,7 +249,7 @@ def test_greedy_candidates_are_the_largest_logits():
         ("coupled", [0.0, 0.0]),
     ):
         draft = drafting.ModelDraft(target=None, student=None, rule=rules.RULES[rule])
-        sampling = drafting.Sampling(warps.Warp(jnp.array(temperatures)), keys)
+        sampling = drafting.BatchSampling(warps.Warp(jnp.array(temperatures)), keys)
         tokens, _ = draft.candidates(logits, sampling, jnp.zeros(2, int), 0, 3)
         np.testing.assert_array_equal(tokens, [[1, 3, 4]] * 2)
 

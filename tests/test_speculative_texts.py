@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdiv import speculative
-from jaxdiv.speculative import loop
+from jaxdiv.speculative import decoding_loop
 from jaxdiv.speculative.drafting import Lookup, Texts
 from tests import speculative_cases as cases
 
@@ -94,7 +94,7 @@ def test_texts_end_with_the_stop_token(way):
         end = places[0] + 1 if places.size else len(long)
         np.testing.assert_array_equal(short, long[:end])
         np.testing.assert_array_equal(cut.origin[row], origin[:end])
-        inside += end < len(long) and origin[end - 1] == origin[end] == loop.DRAFTED
+        inside += end < len(long) and origin[end - 1] == origin[end] == decoding_loop.DRAFTED
     assert inside > 0 or kind == speculative.LOOKUP  # an accepted token stood behind one
 
 
@@ -115,7 +115,7 @@ def test_counts_agree_with_the_texts(way):
     )
     lost = counts.accepted.sum(axis=1) + counts.target_calls - WANTED
     assert ((lost >= 0) & (lost <= depth)).all()
-    drafted = np.array([(origin == loop.DRAFTED).sum() for origin in decoded.origin])
+    drafted = np.array([(origin == decoding_loop.DRAFTED).sum() for origin in decoded.origin])
     # The last round may be cut before the target's own token.
     np.testing.assert_array_equal(WANTED - drafted + (lost > 0), counts.target_calls)
     assert (drafted <= counts.accepted.sum(axis=1)).all()
@@ -130,7 +130,7 @@ def test_plain_decoding_calls_the_target_once_a_token():
     decoded = decode(None, [[3], [4, 5]], max_tokens=[7, 12])
     assert decoded.counts.target_calls.tolist() == [7, 12]
     assert decoded.tokens_per_call == 1
-    assert all((origin == loop.BONUS).all() for origin in decoded.origin)
+    assert all((origin == decoding_loop.BONUS).all() for origin in decoded.origin)
 
 
 def test_a_bonus_follows_accepted_drafts_alone():
@@ -185,7 +185,9 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
         rounds.append([np.array(x) for x in (tokens, before, after)])
 
     monkeypatch.setattr(
-        loop, "begin", lambda *a, right=loop.begin: traces.append(None) or right(*a)
+        decoding_loop,
+        "begin",
+        lambda *a, right=decoding_loop.begin: traces.append(None) or right(*a),
     )
     prompts = PROMPTS[:6]
     for seed in (0, 6):

@@ -16,7 +16,7 @@ from flax import nnx
 
 from experiments.common import timing
 from jaxdiv.models import Cache
-from jaxdiv.speculative import CORRECTED, Decoding, loop
+from jaxdiv.speculative import CORRECTED, Decoding, decoding_loop
 from jaxdiv.speculative.drafting import Proposal, Texts
 from jaxdiv.speculative.rules import Verdict
 
@@ -72,7 +72,7 @@ class Replay:
     """
 
     decoding: Decoding
-    state: loop.State
+    state: decoding_loop.LoopState
     lengths: np.ndarray
 
     @classmethod
@@ -81,7 +81,7 @@ class Replay:
         models = [nnx.merge(*part).unrolled() for part in zip(decoding.graphs, params, strict=True)]
         graphs, params = zip(*map(nnx.split, models), strict=True)
         decoding = dataclasses.replace(decoding, graphs=graphs, arrays=(params, *arrays))
-        state = loop.run(decoding.plan, graphs, params, *arrays, stream=None)
+        state = decoding_loop.run(decoding.plan, graphs, params, *arrays, stream=None)
         begun = _begun(state, decoding.lengths)
         held = len(decoding.lengths) * (decoding.plan.tree.size + 1) * models[0].vocab_size
         count = max(1, min(_ROUNDS, len(begun), _HELD // held))
@@ -99,7 +99,7 @@ class Replay:
             VERIFY: lambda: self.verify(proposals),
         }
 
-    def read_prompts(self) -> loop.State:
+    def read_prompts(self) -> decoding_loop.LoopState:
         _, prompts, lengths, limits, *_ = self.decoding.arrays
         return _read_prompts(*self._how, prompts, lengths, limits)
 
@@ -132,7 +132,7 @@ _jit = functools.partial(jax.jit, static_argnames=("plan", "graphs"))
 
 @_jit
 def _read_prompts(plan, graphs, params, sampling, eta, *given):
-    return loop.begin(plan, _draft(plan, graphs, params, eta), *given)
+    return decoding_loop.begin(plan, _draft(plan, graphs, params, eta), *given)
 
 
 @_jit
@@ -152,7 +152,7 @@ def _verify(plan, graphs, params, sampling, eta, cache, rounds):
 
     def step(cache, begun):
         last, proposal = begun
-        verdict, cache = loop.verify(
+        verdict, cache = decoding_loop.verify(
             plan, draft, last, proposal._replace(target_cache=cache), sampling
         )
         return cache, verdict
@@ -161,7 +161,7 @@ def _verify(plan, graphs, params, sampling, eta, cache, rounds):
 
 
 def _draft(plan, graphs, params, eta):
-    return loop.make_draft(
+    return decoding_loop.make_draft(
         plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta
     )
 

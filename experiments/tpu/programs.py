@@ -17,7 +17,7 @@ from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import sharding
-from jaxdiv.speculative import loop
+from jaxdiv.speculative import decoding_loop
 from jaxdiv.training import on_policy, students, teacher, teacher_sources
 from jaxdiv.training.state import Model, population_shapes
 
@@ -170,7 +170,9 @@ def _decode(run):
     asked = speculative.prepare(
         target, draft, prompts, max_tokens=how["generated_tokens"], gamma=GAMMA, stop=0
     )
-    decode = jax.jit(functools.partial(loop.run, asked.plan, asked.graphs, stream=asked.stream))
+    decode = jax.jit(
+        functools.partial(decoding_loop.run, asked.plan, asked.graphs, stream=asked.stream)
+    )
     here = jax.sharding.SingleDeviceSharding(run.mesh.devices.flat[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), asked.arrays

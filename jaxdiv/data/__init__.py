@@ -1,6 +1,6 @@
 """Text corpora, tokenizer and token batches; images and their classes."""
 
-from jaxdiv.data.corpus import Documents
+from jaxdiv.data.documents import Documents
 from jaxdiv.data.pipeline import Tokens, Windows, batches, evaluation_windows, prompts, tokenize
 from jaxdiv.data.sources import open_documents
 from jaxdiv.data.tokenizer import Tokenizer

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from jaxdiv.data import corpus
+from jaxdiv.data import documents
 
 NAME = "digits"
 _BRIGHTNESS = 15  # pixels are 0..16
@@ -41,7 +41,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         digits = load_digits()
         for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            if (corpus.fraction(str(number)) >= 0.8) == test:
+            if (documents.fraction(str(number)) >= 0.8) == test:
                 image = PIL.Image.fromarray((pixels * _BRIGHTNESS).astype(np.uint8))
                 yield number, {"image": image, "label": int(label)}
 

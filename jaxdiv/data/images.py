@@ -11,13 +11,13 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int32, UInt8
 
 from jaxdiv import files
-from jaxdiv.data import corpus, digits, orders, sources
+from jaxdiv.data import digits, documents, orders, sources
 
 DIGITS = digits.NAME
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class LabelledImages:
     """pixels: [n, H, W, C]; labels: [n], their classes."""
 
     pixels: UInt8[np.ndarray, "n H W C"]
@@ -28,8 +28,8 @@ class Images:
         """16 hexadecimal digits over pixels and labels."""
         return hashlib.sha256(self.pixels.tobytes() + self.labels.tobytes()).hexdigest()[:16]
 
-    def take(self, numbers: np.ndarray | slice) -> "Images":
-        return Images(self.pixels[numbers], self.labels[numbers])
+    def take(self, numbers: np.ndarray | slice) -> "LabelledImages":
+        return LabelledImages(self.pixels[numbers], self.labels[numbers])
 
     def batch(self) -> dict[str, np.ndarray]:
         """inputs [n, H, W, C] in 0..1; labels and weights [n, 1], one prediction an image."""
@@ -45,7 +45,7 @@ class Images:
             np.savez(file, pixels=self.pixels, labels=self.labels)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Images":
+    def load(cls, path: str | os.PathLike) -> "LabelledImages":
         """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything
         else."""
         try:
@@ -69,21 +69,21 @@ class Images:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class ImageDataset:
     """A data set: its images by split, each in the order of a hash, and how many classes there
     are."""
 
-    splits: Mapping[str, Images]
+    splits: Mapping[str, LabelledImages]
     classes: int
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over all splits."""
-        parts = "".join(self.splits[split].fingerprint for split in corpus.SPLITS)
+        parts = "".join(self.splits[split].fingerprint for split in documents.SPLITS)
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-def open_images(*, source: str, feature: str, label: str, directory: str) -> Pictures:
+def open_images(*, source: str, feature: str, label: str, directory: str) -> ImageDataset:
     """A TFDS data set of images, prepared in `directory` as array_record; `digits` is prepared if
     it is not there.
 
@@ -107,7 +107,9 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Pic
     with sources.naming_faults(source, builder):
         found = builder.as_data_source(file_format="array_record")
         splits = {
-            split: _read(found[split], feature, label) for split in corpus.SPLITS if split in found
+            split: _read(found[split], feature, label)
+            for split in documents.SPLITS
+            if split in found
         }
     for split, part in splits.items():
         _check_labels(part.labels, classes, f"TFDS data set `{source}`, split `{split}`")
@@ -115,13 +117,13 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Pic
         raise ValueError(
             f"TFDS data set `{source}` has no split `train`; it has {', '.join(builder.info.splits)}"
         )
-    return Pictures(_with_missing(splits), classes)
+    return ImageDataset(_with_missing(splits), classes)
 
 
 def batches(
-    images: Images, *, batch_size: int, seed: int, rows: slice | None = None
+    images: LabelledImages, *, batch_size: int, seed: int, rows: slice | None = None
 ) -> grain.DatasetIterator:
-    """Endless training batches, as `Images.batch` has them; arguments, order and state as of
+    """Endless training batches, as `LabelledImages.batch` has them; arguments, order and state as of
     `pipeline.batches`.
 
     Raises ValueError for fewer images than rows.
@@ -168,7 +170,7 @@ def _check_labels(labels, classes, name):
 def _read(records, feature, label):
     pairs = [(record[feature], int(record[label])) for record in records]
     pixels = np.stack([image for image, _ in pairs]).astype(np.uint8)
-    return _ordered(Images(pixels, np.array([label for _, label in pairs], np.int32)))
+    return _ordered(LabelledImages(pixels, np.array([label for _, label in pairs], np.int32)))
 
 
 def _ordered(images):
@@ -178,7 +180,7 @@ def _ordered(images):
 def _places(images):
     """A number in [0, 1) an image, by a hash of it."""
     return np.array(
-        [corpus.fraction(hashlib.sha256(image.tobytes()).hexdigest()) for image in images.pixels]
+        [documents.fraction(hashlib.sha256(image.tobytes()).hexdigest()) for image in images.pixels]
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from jaxdiv import files
-from jaxdiv.data import corpus, orders, tokenizer
+from jaxdiv.data import orders, tokenizer
+from jaxdiv.data.documents import MOST_BYTES, SPLITS, Documents
 
 _ENCODE_TOGETHER = 64  # documents, at most
 
@@ -96,9 +97,9 @@ class Windows:
     document: Int32[np.ndarray, " W"]
 
 
-def tokenize(documents: corpus.Documents, bpe: tokenizer.Tokenizer) -> dict[str, Tokens]:
+def tokenize(documents: Documents, bpe: tokenizer.Tokenizer) -> dict[str, Tokens]:
     """Tokens of each split, documents in their order, each ended by the end of text."""
-    return {split: _tokenize(getattr(documents, split), bpe) for split in corpus.SPLITS}
+    return {split: _tokenize(getattr(documents, split), bpe) for split in SPLITS}
 
 
 def batches(
@@ -227,9 +228,7 @@ def _together(texts):
     than a document."""
     start, size = 0, 0
     for end, text in enumerate(texts):
-        if end > start and (
-            size + len(text) > corpus.MOST_BYTES or end - start == _ENCODE_TOGETHER
-        ):
+        if end > start and (size + len(text) > MOST_BYTES or end - start == _ENCODE_TOGETHER):
             yield texts[start:end]
             start, size = end, 0
         size += len(text)

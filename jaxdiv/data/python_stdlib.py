@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
-from jaxdiv.data import corpus
+from jaxdiv.data import documents
 
 EXCLUDED = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -25,11 +25,11 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         None  # nothing is downloaded; TFDS's own look-up wants importlib_resources, undeclared
     )
 
-    def __init__(self, *, splits: Mapping[str, Sequence[corpus.Text]], data_dir: str | None):
+    def __init__(self, *, splits: Mapping[str, Sequence[documents.Text]], data_dir: str | None):
         self._splits = splits
         # Named by content: a copy prepared from another Python is another data set.
         python = f"{platform.python_implementation()}_{platform.python_version()}".lower()
-        name = f"{re.sub('[^a-z0-9]+', '_', python)}_{corpus.fingerprint(splits)}"
+        name = f"{re.sub('[^a-z0-9]+', '_', python)}_{documents.fingerprint(splits)}"
         self.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, version=self.VERSION)]
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -55,7 +55,7 @@ class PythonStdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """As above."""
 
 
-def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> corpus.Documents:
+def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> documents.Documents:
     """Prepares the data set in `directory` (empty: TFDS's own) unless it stands there, and reads
     it.
 
@@ -67,10 +67,10 @@ def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> corpus.D
       ValueError: no sources below `root`, `directory` can't be written, or its copy is damaged.
     """
     root = root or pathlib.Path(sysconfig.get_paths()["stdlib"])
-    reading = corpus.read((path.relative_to(root).as_posix(), path) for path in _sources(root))
+    reading = documents.read((path.relative_to(root).as_posix(), path) for path in _sources(root))
     if not reading.texts:
         raise ValueError(f"no Python sources below {root}; use `files` or another `source`")
-    splits = corpus.split_by_hash(reading.texts)
+    splits = documents.split_by_hash(reading.texts)
     try:
         builder = PythonStdlib(splits=splits, data_dir=directory or None)
         _prepare(builder)
@@ -82,11 +82,11 @@ def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> corpus.D
         prepared = _records(builder)
     except Exception:  # array_record and TFDS have many names for a file that is none of theirs
         prepared = None
-    if prepared is None or corpus.fingerprint(prepared) != corpus.fingerprint(splits):
+    if prepared is None or documents.fingerprint(prepared) != documents.fingerprint(splits):
         raise ValueError(
             f"the copy of python_stdlib in {builder.data_dir} is damaged; delete that folder"
         )
-    return corpus.Documents.of(prepared, [reading])
+    return documents.Documents.of(prepared, [reading])
 
 
 def _prepare(builder):
@@ -104,8 +104,8 @@ def _records(builder):
     sources = builder.as_data_source()
     return {
         split: [
-            corpus.Text(record["path"].decode(), record["text"].decode())
+            documents.Text(record["path"].decode(), record["text"].decode())
             for record in sources[split]
         ]
-        for split in corpus.SPLITS
+        for split in documents.SPLITS
     }

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
-from jaxdiv.data import corpus, python_stdlib
+from jaxdiv.data import documents, python_stdlib
 
 PYTHON_STDLIB = "python_stdlib"
 
 
-def open_documents(*, source: str, feature: str, files: str, directory: str) -> corpus.Documents:
+def open_documents(*, source: str, feature: str, files: str, directory: str) -> documents.Documents:
     """The corpus that `files` names, or else `source`. Nothing is ever downloaded.
 
     Args:
@@ -48,13 +48,13 @@ def _open_files(pattern):
             f"`files` matches no file, got {pattern!r}; a pattern looks like 'texts/**/*.txt'"
         )
     parent = _fixed_parent(pattern)
-    reading = corpus.read((path.relative_to(parent).as_posix(), path) for path in paths)
+    reading = documents.read((path.relative_to(parent).as_posix(), path) for path in paths)
     if not reading.texts:
         raise ValueError(
             f"`files` must match UTF-8 text, got {pattern!r}, whose {len(paths)} files hold none"
         )
-    splits = corpus.split_by_hash(reading.texts)
-    return corpus.Documents.of(splits, [reading])
+    splits = documents.split_by_hash(reading.texts)
+    return documents.Documents.of(splits, [reading])
 
 
 def _fixed_parent(pattern):
@@ -72,19 +72,21 @@ def _open_tfds(name, feature, directory):
         found = builder.as_data_source(file_format="array_record")
         texts = {
             split: [record[feature] for record in found[split]]
-            for split in corpus.SPLITS
+            for split in documents.SPLITS
             if split in found
         }
     for split, records in texts.items():
-        readings[split] = corpus.read((hashlib.sha256(text).hexdigest(), text) for text in records)
+        readings[split] = documents.read(
+            (hashlib.sha256(text).hexdigest(), text) for text in records
+        )
     splits = {split: reading.texts for split, reading in readings.items()}
-    missing = [split for split in corpus.SPLITS if not splits.get(split)]
+    missing = [split for split in documents.SPLITS if not splits.get(split)]
     if "train" in missing:
         raise ValueError(
             f"TFDS data set `{name}` has no text in a split `train`; it has {_list(builder.info.splits)}"
         )
-    splits |= corpus.split_by_hash(splits["train"], missing)
-    return corpus.Documents.of(splits, list(readings.values()))
+    splits |= documents.split_by_hash(splits["train"], missing)
+    return documents.Documents.of(splits, list(readings.values()))
 
 
 def find(name: str, directory: str, own: str) -> read_only_builder.ReadOnlyBuilder:

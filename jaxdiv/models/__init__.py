@@ -1,10 +1,12 @@
-"""Flax NNX models: the decoder, the draft models that learn from it, plain generation."""
+"""Flax NNX models: the decoder, the draft models that learn from it, and plain generation."""
 
 from jaxdiv.models.builders import CLASSIFIER, build_student, build_teacher
 from jaxdiv.models.classifier import Classifier, ClassifierStudent
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput
+from jaxdiv.models.decoder_student import DecoderStudent
 from jaxdiv.models.generation import draft_text, generate
-from jaxdiv.models.students import DecoderStudent, KangarooAdapter, Student
+from jaxdiv.models.kangaroo import KangarooAdapter
+from jaxdiv.models.student import Drafter, Student
 
 __all__ = [
     "CLASSIFIER",
@@ -13,6 +15,7 @@ __all__ = [
     "ClassifierStudent",
     "Decoder",
     "DecoderStudent",
+    "Drafter",
     "KangarooAdapter",
     "Student",
     "TeacherOutput",

@@ -1,5 +1,7 @@
-"""A small convolutional network, teacher and student of image classes: an image is a row of one
-prediction."""
+"""A small convolutional network that classifies images, as teacher and as student.
+
+An image is a row of one prediction, L = 1.
+"""
 
 import itertools
 from typing import Any
@@ -11,21 +13,22 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdiv.models import meshes
-from jaxdiv.models.decoder import TeacherOutput, project
+from jaxdiv.models.decoder import Config, TeacherOutput
 from jaxdiv.models.layers import rms_norm
+from jaxdiv.models.student import Student
 
-Pictures = Float[Array | np.ndarray, "B H W C"]
+ImageBatch = Float[Array | np.ndarray, "B H W C"]
 
 
 class Classifier(nnx.Module):
-    """Stages of convolution, RMSNorm, ReLU and a halving of both sides; each has twice the channels
-    of the one before.
+    """Stages of convolution, RMSNorm, ReLU and max pooling, each with twice the channels before it.
 
     Args:
-      vocab_size: V, classes.
+      vocab_size: V, the number of classes.
       channels: of the images.
-      depth: stages.
-      width: channels of the first.
+      depth: number of stages.
+      width: channels of the first stage.
+      norm_epsilon, dtype, rngs: as of `Decoder`.
     """
 
     def __init__(
@@ -54,44 +57,52 @@ class Classifier(nnx.Module):
             jax.random.normal(rngs.params(), (widths[-1], vocab_size)) * widths[-1] ** -0.5
         )
 
-    def __call__(self, images: Pictures, *, exit_layer: None = None) -> TeacherOutput:
-        """As `Decoder`'s, but that no hidden state is handed out."""
+    def __call__(self, images: ImageBatch, *, exit_layer: None = None) -> TeacherOutput:
+        """Returns features and head; there is no hidden state."""
         return TeacherOutput(self.features(images), None, self.head[...], self.vocab_size)
 
-    def features(self, images: Pictures) -> Float[Array, "B 1 D"]:
-        """What the head multiplies."""
+    def features(self, images: ImageBatch) -> Float[Array, "B 1 D"]:
+        """Returns the mean over the pixels of the last stage."""
         hidden = meshes.by_rows(images.astype(self.dtype))
         for conv, norm in zip(self.stages, self.norms, strict=True):
             graphdef, params = nnx.split(conv)
             conv = nnx.merge(graphdef, meshes.gathered(params, self.dtype))
-            hidden = _halved(nnx.relu(norm(conv(hidden))))
+            hidden = nnx.relu(norm(conv(hidden)))
+            window = tuple(min(2, side) for side in hidden.shape[1:3])  # a side of 1 stays
+            hidden = nnx.max_pool(hidden, window, strides=window, padding="SAME")
         return jnp.mean(hidden, axis=(1, 2))[:, None]
 
 
-def _halved(images):
-    """The largest of each 2 x 2 pixels; a side of one stays."""
-    sides = tuple(min(2, side) for side in images.shape[1:3])
-    return nnx.max_pool(images, sides, strides=sides, padding="SAME")
-
-
-class ClassifierStudent(nnx.Module):
-    """An independent small classifier; see `jaxdiv.models.students` for what a student has."""
-
-    exit_layer = None
+class ClassifierStudent(Student):
+    """An independent small classifier."""
 
     def __init__(self, classifier: Classifier):
-        self.classifier = classifier
+        self.classifier, self.vocab_size = classifier, classifier.vocab_size
 
-    def features(self, images: Pictures, teacher: TeacherOutput) -> Float[Array, "B 1 D"]:
+    def features(self, images: ImageBatch, teacher: TeacherOutput) -> Float[Array, "B 1 D"]:
+        """Returns what the head multiplies; the teacher is not read."""
         return self.classifier.features(images)
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D V"]:
+        """Returns the student's own head."""
         return self.classifier.head[...]
 
-    def logits(
-        self, features: Float[Array, "B 1 D"], teacher: TeacherOutput
-    ) -> Float[Array, "B 1 V"]:
-        return project(features, self.head(teacher), self.classifier.vocab_size)
 
-    def __call__(self, images: Pictures, teacher: TeacherOutput) -> Float[Array, "B 1 V"]:
-        return self.logits(self.features(images, teacher), teacher)
+def build(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Classifier:
+    """Builds the classifier of `config`'s sizes; `shared`, the teacher's config, has the rest."""
+    return Classifier(
+        vocab_size=vocab_size,
+        channels=shared["channels"],
+        depth=config["depth"],
+        width=config["width"],
+        norm_epsilon=shared["norm_epsilon"],
+        dtype=jnp.dtype(shared["dtype"]),
+        rngs=rngs,
+    )
+
+
+def build_student(
+    config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs
+) -> ClassifierStudent:
+    """Builds a student of `config`'s sizes, with the teacher's classes and numerics."""
+    return ClassifierStudent(build(config, teacher_config, vocab_size, rngs))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
 from jaxdiv.models import meshes
 from jaxdiv.models.layers import (
     Activations,
     Block,
     LayerCache,
+    Layout,
     at_least_float32,
-    cached_layout,
     check_heads,
     empty_cache,
     layout,
@@ -24,7 +26,8 @@ from jaxdiv.models.layers import (
     rms_norm,
 )
 
-Tokens = Int[Array | np.ndarray, "B L"]
+Config = Mapping | ConfigDict
+TokenIds = Int[Array | np.ndarray, "B L"]
 Cache = tuple[LayerCache, ...]  # one entry a layer
 
 _GEMM_OUTPUTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -37,14 +40,13 @@ _GEMM_OUTPUTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 )
 @dataclasses.dataclass(frozen=True)
 class TeacherOutput:
-    """What one pass of the teacher hands to every student.
+    """Outputs of one teacher pass, shared by all students.
 
     Attributes:
-      features: [B, L, D], normed, what the head multiplies; None if no pass was made.
-      hidden: [B, L, D] after the exit layer, before any further norm; None if no exit layer was
-        asked for.
+      features: [B, L, D] after the final norm, what the head multiplies; None without a pass.
+      hidden: [B, L, D] after the exit layer, before any further norm; None without an exit layer.
       head: [D, P], the output matrix.
-      vocab_size: V <= P, the tokens that there are.
+      vocab_size: V <= P, the number of tokens; the head's other columns are padding.
     """
 
     features: Any
@@ -54,7 +56,7 @@ class TeacherOutput:
 
     @property
     def logits(self) -> Float[Array, "B L V"]:
-        """float32, made anew each time."""
+        """Computes the logits in float32; nothing is cached."""
         return project(self.features, self.head, self.vocab_size)
 
 
@@ -62,10 +64,18 @@ class Decoder(nnx.Module):
     """RMSNorm, rotary positions, grouped-query attention and SwiGLU, without biases, the head
     untied (Llama).
 
-    Parameters are float32 and the layers' are stacked on a first axis; activations are of type
-    `dtype`, while norms, softmax and logits are computed in float32. With `padded_vocabulary` the
-    embedding and the head have rows and columns for so many tokens, P, of which only the first V
-      exist: no logits are made of the others.
+    Parameters are float32, and those of the layers are stacked on a first axis. Activations have
+    type `dtype`; norms, softmax and logits are computed in float32.
+
+    Args:
+      vocab_size: V, the number of tokens.
+      padded_vocabulary: P, rows of the embedding and columns of the head; logits are computed of
+        the first V alone. 0 for V.
+      depth, width, heads, kv_heads, mlp_width: sizes of layers.
+      rope_base: of the rotary positions.
+      norm_epsilon: of every RMSNorm.
+      dtype: of activations.
+      rngs: of the initial parameters.
 
     Raises:
       ValueError: `heads` does not divide `width` into even parts, `kv_heads` does not divide
@@ -90,7 +100,8 @@ class Decoder(nnx.Module):
         check_heads(width, heads, kv_heads)
         if padded_vocabulary and padded_vocabulary < vocab_size:
             raise ValueError(
-                f"`padded_vocabulary` must be 0 or at least the {vocab_size} tokens there are, got {padded_vocabulary}"
+                f"`padded_vocabulary` must be 0 or at least the {vocab_size} tokens there are, got "
+                f"{padded_vocabulary}"
             )
         rows = padded_vocabulary or vocab_size
         self.vocab_size = vocab_size
@@ -114,9 +125,9 @@ class Decoder(nnx.Module):
         self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
         self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
-    def __call__(self, tokens: Tokens, *, exit_layer: int | None = None) -> TeacherOutput:
-        """Features of every position and, with `exit_layer` in 1..depth, the hidden state after so
-        many layers."""
+    def __call__(self, tokens: TokenIds, *, exit_layer: int | None = None) -> TeacherOutput:
+        """Returns every position's features and, with `exit_layer` in 1..depth, its hidden state
+        after that many layers."""
         if exit_layer is not None and not 1 <= exit_layer <= self.depth:
             raise ValueError(
                 f"`exit_layer` must be in 1..{self.depth}, the decoder's depth, got {exit_layer}"
@@ -132,10 +143,10 @@ class Decoder(nnx.Module):
     def output(
         self, features: Activations | None = None, hidden: Activations | None = None
     ) -> TeacherOutput:
-        """With the head; without features and hidden state all that a student needs to draft."""
+        """Returns these with the head, which is all that a student needs to draft."""
         return TeacherOutput(features, hidden, self.head[...], self.vocab_size)
 
-    def embed(self, tokens: Tokens) -> Activations:
+    def embed(self, tokens: TokenIds) -> Activations:
         embedding = meshes.looked_up(self.embedding[...], self.dtype)
         return meshes.by_rows(jnp.take(embedding, tokens, axis=0).astype(self.dtype))
 
@@ -156,14 +167,13 @@ class Decoder(nnx.Module):
           hidden: [B, L, D], the input of layer `start`.
           start, stop: 0 <= start <= stop <= depth, static.
           positions: [B, L] or [1, L], each token's position in its sequence; None for 0..L-1.
-          cache: of `init_cache`, long enough for all of the slots.
-          slots: [B, L], consecutive, where in the cache the tokens are written; None for their
-            positions.
+          cache: from `init_cache`, long enough for all slots.
+          slots: [B, L], consecutive, the tokens' places in the cache; None for their positions.
           visible: [B, L, T] or [1, L, T], the slots that each token sees; None for those up to its
-            position, so that going back is only giving earlier positions.
+            position. To roll back, pass earlier positions.
 
         Returns:
-          (hidden [B, L, D], the cache with the entries of these layers renewed, or None).
+          hidden [B, L, D], and the cache with new entries for these layers, or None.
         """
         if not 0 <= start <= stop <= self.depth:
             raise ValueError(
@@ -171,25 +181,30 @@ class Decoder(nnx.Module):
             )
         if positions is None:
             positions = jnp.arange(hidden.shape[1])[None]
-        rotary = {"head_width": self.head_width, "rope_base": self.rope_base}
-        if cache is None:
-            return self._run(hidden, start, stop, layout(positions, **rotary)), None
-        positions = jnp.broadcast_to(positions, hidden.shape[:2])
-        where = cached_layout(positions, cache[0], slots=slots, visible=visible, **rotary)
-        entries = list(cache)
+        if cache is not None:
+            positions = jnp.broadcast_to(positions, hidden.shape[:2])
+        where = layout(
+            positions,
+            head_width=self.head_width,
+            rope_base=self.rope_base,
+            cache=None if cache is None else cache[0],
+            slots=slots,
+            visible=visible,
+        )
+        if cache is None and not isinstance(self.layers, nnx.List):
+            return self._scan_layers(hidden, start, stop, where), None
+        entries = [None] * self.depth if cache is None else list(cache)
         for i in range(start, stop):
             hidden, entries[i] = self._layer(i)(hidden, where, entries[i])
-        return hidden, tuple(entries)
+        return hidden, None if cache is None else tuple(entries)
 
-    def _run(self, hidden, start, stop, where):
-        if isinstance(self.layers, nnx.List):
-            for i in range(start, stop):
-                hidden, _ = self._layer(i)(hidden, where)
-            return hidden
+    def _scan_layers(
+        self, hidden: Activations, start: int, stop: int, where: Layout
+    ) -> Activations:
         graphdef, params = nnx.split(self.layers)
 
-        # Only the GEMMs' outputs are kept for the gradient: everything between them is cheaper to
-        # make again.
+        # The gradient keeps only the outputs of the GEMMs: everything between them is cheaper to
+        # compute again.
         @functools.partial(jax.checkpoint, policy=_GEMM_OUTPUTS, prevent_cse=False)
         def body(hidden, layer):
             layer = nnx.merge(graphdef, meshes.gathered(layer, self.dtype))
@@ -197,42 +212,61 @@ class Decoder(nnx.Module):
 
         return jax.lax.scan(body, hidden, jax.tree.map(lambda x: x[start:stop], params))[0]
 
-    def _layer(self, i):
+    def _layer(self, i: int) -> Block:
         if isinstance(self.layers, nnx.List):
             return self.layers[i]
         graphdef, params = nnx.split(self.layers)
         return nnx.merge(graphdef, jax.tree.map(lambda x: x[i], params))
 
     def unrolled(self) -> "Decoder":
-        """The same decoder with each layer's parameters as arrays of their own.
+        """Returns the same decoder with the layers' parameters apart instead of stacked.
 
-        A loop that decodes token by token reads them in place, where it would copy each layer's
-        slice out of the stacked ones at every token.
+        A loop that decodes token by token reads them in place; of stacked parameters it would copy
+        each layer's slice at every token.
         """
         copy = nnx.merge(*nnx.split(self))
         copy.layers = nnx.List([self._layer(i) for i in range(self.depth)])
         return copy
 
     def init_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` sequences of at most `length` tokens."""
+        """Returns an empty cache for `batch` sequences of at most `length` tokens."""
         return tuple(
             empty_cache(batch, self.kv_heads, length, self.head_width, self.dtype)
             for _ in range(self.depth)
         )
 
     def logits(self, hidden: Activations) -> Float[Array, "B L V"]:
-        """Final norm and head, float32."""
+        """Applies final norm and head; float32."""
         return project(self.norm(hidden), self.head[...], self.vocab_size)
 
 
 def project(
     features: Activations, head: Float[Array, "D P"], vocab_size: int
 ) -> Float[Array, "B L V"]:
-    """Logits, in float32 at least, of features that are normed already; the head in their type,
-    without its padding."""
+    """Multiplies normed features by the head's first V columns, and returns float32 at least.
+
+    The head is cast to the features' type.
+    """
     head = jax.lax.slice_in_dim(head, 0, vocab_size, axis=1)
     return multiply(
         features,
         head.astype(features.dtype),
         preferred_element_type=at_least_float32(features.dtype),
+    )
+
+
+def build(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
+    """Builds the decoder of `config`'s sizes; `shared`, the teacher's config, has the rest."""
+    return Decoder(
+        vocab_size=vocab_size,
+        padded_vocabulary=shared["padded_vocabulary"],
+        depth=config["depth"],
+        width=config["width"],
+        heads=config["heads"],
+        kv_heads=config["kv_heads"],
+        mlp_width=config["mlp_width"],
+        rope_base=shared["rope_base"],
+        norm_epsilon=shared["norm_epsilon"],
+        dtype=jnp.dtype(shared["dtype"]),
+        rngs=rngs,
     )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from jaxdiv import warps
 from jaxdiv.models.decoder import Decoder
-from jaxdiv.models.students import Student
+from jaxdiv.models.student import Drafter
 
 
 def generate(
@@ -67,7 +67,7 @@ def _generate(graphdef, params, prompts, temperature, key, *, length):
 
 
 def draft_text(
-    student: Student,
+    student: Drafter,
     target: Decoder,
     prompts: Int[Array, "B P"],
     *,

@@ -1,4 +1,4 @@
-"""The parts of a Llama-style layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+"""Parts of a Llama-style layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ Activations = Float[Array, "B L D"]
 class LayerCache(NamedTuple):
     """One layer's keys and values, sequence by sequence and head by head.
 
-    Batch and heads are one axis, as in the products that read it: apart, XLA copies the cache at
-      every write.
+    Batch and heads are one axis, as in the products that read it: with two axes XLA copies the
+    cache at every write.
     """
 
     keys: Float[Array, "B*G T H"]
@@ -23,7 +23,7 @@ class LayerCache(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where the tokens of one pass stand, which is the same for all its layers (b is B or 1)."""
+    """Positions and visibility of one pass's tokens, the same for all layers (b is B or 1)."""
 
     slots: Int[Array, "b L"]
     cos: Float[Array, "b 1 L H"]
@@ -36,27 +36,31 @@ def layout(
     *,
     head_width: int,
     rope_base: float,
+    cache: LayerCache | None = None,
     slots: Int[Array, "b L"] | None = None,
     visible: Bool[Array, "b L T"] | None = None,
 ) -> Layout:
-    """Rotations and mask of tokens at `positions`.
+    """Computes rotations and mask of tokens at `positions`.
 
     Args:
       positions: [b, L], the position of each token in its own sequence.
       head_width: even.
       rope_base: base of the geometric series of wavelengths (RoFormer, arXiv 2104.09864, section
         3.2.2).
-      slots: [b, L], consecutive, where the tokens' keys stand in a cache, which has them all; None
-        for their positions.
-      visible: [b, L, T], what each token sees, of a cache or of the pass; None for itself and those
-        before it in the pass.
+      cache: with T slots, if the pass reads one.
+      slots: [b, L], consecutive, the tokens' places in the cache; None for their positions.
+      visible: [b, L, T], the slots of the cache, or the tokens of the pass, that each token sees;
+        None for those up to its own.
     """
     positions = jnp.asarray(positions)
     frequencies = rope_base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
     angles = positions.astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if visible is None:
-        visible = jnp.tri(positions.shape[1], dtype=bool)[None]
+        if cache is None:
+            visible = jnp.tri(positions.shape[1], dtype=bool)[None]
+        else:
+            visible = jnp.arange(cache.keys.shape[1])[None, None, :] <= positions[:, :, None]
     return Layout(
         slots=positions if slots is None else slots,
         cos=jnp.concatenate([cos, cos], axis=-1),
@@ -65,23 +69,8 @@ def layout(
     )
 
 
-def cached_layout(
-    positions: Int[Array, "B L"],
-    cache: LayerCache,
-    *,
-    slots: Int[Array, "b L"] | None = None,
-    visible: Bool[Array, "b L T"] | None = None,
-    **rotary,
-) -> Layout:
-    """`layout` for tokens that see the slots of `cache`: without `visible`, each those up to its
-    position."""
-    if visible is None:
-        visible = jnp.arange(cache.keys.shape[1])[None, None, :] <= positions[:, :, None]
-    return layout(positions, slots=slots, visible=visible, **rotary)
-
-
 def empty_cache(batch: int, kv_heads: int, length: int, head_width: int, dtype) -> LayerCache:
-    """A layer's cache for `batch` sequences of at most `length` tokens."""
+    """Returns a layer's empty cache for `batch` sequences of at most `length` tokens."""
     empty = jnp.zeros((batch * kv_heads, length, head_width), dtype)
     return LayerCache(empty, empty)
 
@@ -89,7 +78,7 @@ def empty_cache(batch: int, kv_heads: int, length: int, head_width: int, dtype) 
 def rotate(
     x: Float[Array, "B N L H"], cos: Float[Array, "b 1 L H"], sin: Float[Array, "b 1 L H"]
 ) -> Float[Array, "B N L H"]:
-    """Rotary positions: components i and i + H/2 of a head form the plane that angle i turns."""
+    """Applies rotary positions: angle i turns the plane of a head's components i and i + H/2."""
     y = x.astype(at_least_float32(x.dtype))
     return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
 
@@ -100,8 +89,10 @@ def attend(
     values: Float[Array, "BG T H"],
     visible: Bool[Array, "b 1 1 L T"],
 ) -> Float[Array, "B N L H"]:
-    """Scaled dot-product attention; query head n reads key head n // (N/G). The softmax is in
-    float32 at least."""
+    """Computes scaled dot-product attention, with the softmax in float32 at least.
+
+    Query head n reads key head n // (N/G).
+    """
     B, N, L, H = query.shape
     BG, T, _ = keys.shape
     G = BG // B
@@ -116,7 +107,7 @@ def attend(
 
 
 def at_least_float32(dtype) -> jnp.dtype:
-    """The type of what must be more exact than activations."""
+    """Returns the type of sums and norms, which must be more exact than activations."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -135,13 +126,13 @@ def _product(x, matrix, _, **options):
 def multiply(
     x: Float[Array, "*B D"], matrix: Float[Array, "D E"], preferred_element_type=None, **options
 ) -> Float[Array, "*B E"]:
-    """Their product; options as of `jax.lax.dot_general`."""
+    """Returns x @ matrix; options as of `jax.lax.dot_general`."""
     D = x.shape[-1]
     if x.size != D or D < 2 or D % 2:
         return jnp.einsum(
             "...d,de->...e", x, matrix, preferred_element_type=preferred_element_type, **options
         )
-    # For a lone row XLA on a CPU reads a matrix with one core, but a batch of two with two.
+    # XLA on a CPU multiplies a single row by a matrix on one core, but a batch of two on two.
     parts = x.reshape(2, D // 2), matrix.reshape(2, D // 2, -1)
     halves = jnp.einsum(
         "hd,hde->he", *parts, preferred_element_type=at_least_float32(x.dtype), **options
@@ -152,8 +143,7 @@ def multiply(
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (arXiv 2305.13245) with rotary positions; one GEMM makes q, k and
-    v."""
+    """Grouped-query attention (arXiv 2305.13245) with rotary positions, q, k and v by one GEMM."""
 
     def __init__(self, *, width: int, heads: int, kv_heads: int, dtype, rngs: nnx.Rngs):
         check_heads(width, heads, kv_heads)
@@ -166,8 +156,8 @@ class Attention(nnx.Module):
     ) -> tuple[Activations, LayerCache | None]:
         B, L, D = x.shape
         qkv = self.qkv(x).reshape(B, L, -1, self.head_width).swapaxes(1, 2)
-        turned, values = jnp.split(qkv, [self.heads + self.kv_heads], axis=1)
-        query, keys = jnp.split(rotate(turned, layout.cos, layout.sin), [self.heads], axis=1)
+        query_keys, values = jnp.split(qkv, [self.heads + self.kv_heads], axis=1)
+        query, keys = jnp.split(rotate(query_keys, layout.cos, layout.sin), [self.heads], axis=1)
         if cache is None:
             keys, values = (part.reshape(-1, L, self.head_width) for part in (keys, values))
         else:
@@ -180,25 +170,25 @@ class Attention(nnx.Module):
 _FEW_ROWS = 8
 
 
-def _write(cache, keys, values, slots):
-    """Puts the tokens' keys and values [B, G, L, H] in their slots [B, L], consecutive ones.
-
-    On a CPU slices of a few rows are written in place, where a scatter takes another layout and two
-    copies.
-    """
+def _write(
+    cache: LayerCache,
+    keys: Float[Array, "B G L H"],
+    values: Float[Array, "B G L H"],
+    slots: Int[Array, "B L"],
+) -> LayerCache:
+    """Writes the tokens' keys and values to their slots, which are consecutive."""
     B, G, _, H = keys.shape
 
-    def put(held, new):
+    def put(array, new):
         if B > _FEW_ROWS:
-            apart = held.reshape(B, G, -1, H)
-            return (
-                apart.at[jnp.arange(B)[:, None], :, slots]
-                .set(new.swapaxes(1, 2))
-                .reshape(held.shape)
-            )
+            by_row = array.reshape(B, G, -1, H)
+            by_row = by_row.at[jnp.arange(B)[:, None], :, slots].set(new.swapaxes(1, 2))
+            return by_row.reshape(array.shape)
+        # On a CPU, XLA updates these slices in place; a scatter would take another layout and two
+        # copies of the cache.
         for row in range(B):
-            held = jax.lax.dynamic_update_slice(held, new[row], (row * G, slots[row, 0], 0))
-        return held
+            array = jax.lax.dynamic_update_slice(array, new[row], (row * G, slots[row, 0], 0))
+        return array
 
     return LayerCache(put(cache.keys, keys), put(cache.values, values))
 
@@ -212,7 +202,7 @@ def check_heads(width: int, heads: int, kv_heads: int) -> None:
 
 
 class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202, equation 6); one GEMM makes gate and up."""
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202, equation 6), gate and up by one GEMM."""
 
     def __init__(self, *, width: int, mlp_width: int, dtype, rngs: nnx.Rngs):
         self.gate_up = linear(width, 2 * mlp_width, dtype, rngs)

@@ -13,9 +13,9 @@ from flax import nnx
 from jaxdiv import files
 from jaxdiv.models import llama_tensors, safetensors_io
 from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.kangaroo import KangarooAdapter
 from jaxdiv.models.layers import check_heads
 from jaxdiv.models.safetensors_io import Tensors
-from jaxdiv.models.students import KangarooAdapter
 
 CONFIG = "config.json"
 # Our names of a decoder's sizes, and Llama's.

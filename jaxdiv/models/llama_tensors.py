@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.kangaroo import KangarooAdapter
 from jaxdiv.models.safetensors_io import Tensors
-from jaxdiv.models.students import KangarooAdapter
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 

@@ -1,8 +1,8 @@
 """Speculative decoding in one jit: a draft proposes, the target verifies, and the text stays the
 target's own."""
 
-from jaxdiv.speculative.decoding import LOOKUP, Decoded, Decoding, decode, prepare
-from jaxdiv.speculative.loop import BONUS, CORRECTED, DRAFTED, Counts
+from jaxdiv.speculative.decode_batch import LOOKUP, Decoded, Decoding, decode, prepare
+from jaxdiv.speculative.decoding_loop import BONUS, CORRECTED, DRAFTED, Counts
 from jaxdiv.speculative.rules import RULES
 from jaxdiv.speculative.trees import Tree, chain, parse
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiv import warps
-from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter
+from jaxdiv.models import Decoder, Drafter
 from jaxdiv.speculative import rules, trees
 
 LOOKUP = "lookup"
@@ -23,7 +23,7 @@ def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
         raise ValueError(f"`rule` must be one of {', '.join(rules.RULES)}, got {rule!r}")
     if draft is None:
         return trees.chain(0)
-    if not isinstance(draft, KangarooAdapter | DecoderStudent) and draft != LOOKUP:
+    if not isinstance(draft, Drafter) and draft != LOOKUP:
         raise ValueError(f"`draft` must be a student, {LOOKUP!r} or None, got {_short(draft)}")
     gamma = whole("gamma", gamma)
     if gamma < 1:
@@ -54,19 +54,10 @@ def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
 
 
 def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
-    """The draft fits the target, and the tree the vocabulary."""
-    width, vocab_size = target.head.shape[0], target.vocab_size
-    if isinstance(draft, KangarooAdapter):
-        (theirs,) = draft.norm.scale.shape
-        if theirs != width or draft.exit_layer > target.depth:
-            raise ValueError(
-                f"the draft reads layer {draft.exit_layer} of width {theirs}, "
-                f"but the target has {target.depth} layers of width {width}; it is another model's."
-            )
-    elif isinstance(draft, DecoderStudent) and draft.decoder.vocab_size != vocab_size:
-        raise ValueError(
-            f"the draft has {draft.decoder.vocab_size} tokens and the target {vocab_size}; both need one tokenizer."
-        )
+    """Raises ValueError unless the draft fits the target, and the tree the vocabulary."""
+    vocab_size = target.vocab_size
+    if isinstance(draft, Drafter):
+        draft.check_target(target)
     if tree.children.shape[1] > vocab_size:
         raise ValueError(
             f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}."
@@ -74,7 +65,7 @@ def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
 
 
 def check_memory(
-    target: Decoder, prompts: tuple[int, int], tree: trees.Tree, rule: rules.Rule
+    target: Decoder, prompts: tuple[int, int], tree: trees.Tree, rule: rules.AcceptanceRule
 ) -> None:
     """A round's distributions and the prompts' attention, of prompts [B, P], are arrays of a size
     that can be held."""

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiv import warps
-from jaxdiv.models import Cache, Decoder, Student
-from jaxdiv.speculative.rules import Keys, Rule
+from jaxdiv.models import Cache, Decoder, Drafter
+from jaxdiv.speculative.rules import AcceptanceRule, Keys
 from jaxdiv.speculative.trees import Tree
 
 
@@ -59,7 +59,7 @@ class Proposal(NamedTuple):
     steps: Int[Array, ""]
 
 
-class Sampling(NamedTuple):
+class BatchSampling(NamedTuple):
     """How the texts are drawn: `how` [B] each, `keys` [B]."""
 
     how: warps.Warp
@@ -93,8 +93,8 @@ class ModelDraft:
     own."""
 
     target: Decoder
-    student: Student
-    rule: Rule
+    student: Drafter
+    rule: AcceptanceRule
 
     @property
     def exit_layer(self) -> int:
@@ -156,7 +156,7 @@ class Chain(ModelDraft):
     gamma: int
     eta: Array
 
-    def propose(self, texts: Texts, sampling: Sampling) -> Proposal:
+    def propose(self, texts: Texts, sampling: BatchSampling) -> Proposal:
         batch, last = texts.length.shape[0], texts.last
         first = jnp.take_along_axis(texts.tokens, last[:, None], axis=1)[:, 0]
         tokens = jnp.zeros((batch, self.gamma + 1), jnp.int32).at[:, 0].set(first)
@@ -206,7 +206,7 @@ class Branches(ModelDraft):
 
     tree: Tree
 
-    def propose(self, texts: Texts, sampling: Sampling) -> Proposal:
+    def propose(self, texts: Texts, sampling: BatchSampling) -> Proposal:
         tree, last = self.tree, texts.last
         slots = texts.tokens.shape[1]
         tokens = [jnp.take_along_axis(texts.tokens, last[:, None], axis=1)]
@@ -279,7 +279,7 @@ class Lookup:
         """As `ModelDraft.read`, without a draft."""
         return self.target.embed(tokens), None, target_cache, draft_cache
 
-    def propose(self, texts: Texts, sampling: Sampling) -> Proposal:
+    def propose(self, texts: Texts, sampling: BatchSampling) -> Proposal:
         found, origin = jax.vmap(self._find)(texts.tokens, texts.length)
         origin, nodes = origin[:, None], jnp.arange(self.gamma + 1)[None]
         copied = origin + (nodes - 1) % (texts.length[:, None] - origin)

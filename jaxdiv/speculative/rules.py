@@ -25,7 +25,7 @@ from jaxdiv.speculative.trees import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class AcceptanceRule:
     """How a round drafts and accepts.
 
     Attributes:
@@ -97,11 +97,11 @@ def _first(accepted):
 
 
 RULES = {
-    "sampling": Rule("own", _rejection, keeps_q=True),
-    "greedy_draft": Rule(None, _match),
-    "exact_match": Rule("own", _match),
-    "coupled": Rule("shared", _match),
-    "typical": Rule(None, _typical, lossless=False),
+    "sampling": AcceptanceRule("own", _rejection, keeps_q=True),
+    "greedy_draft": AcceptanceRule(None, _match),
+    "exact_match": AcceptanceRule("own", _match),
+    "coupled": AcceptanceRule("shared", _match),
+    "typical": AcceptanceRule(None, _typical, lossless=False),
 }
 
 
@@ -120,7 +120,7 @@ class Verdict(NamedTuple):
 
 
 def walk(
-    rule: Rule,
+    rule: AcceptanceRule,
     tree: Tree,
     *,
     tokens: jax.Array,

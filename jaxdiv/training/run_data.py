@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxdiv import files
 from jaxdiv.data import images, pipeline, sources
-from jaxdiv.data.corpus import SPLITS
+from jaxdiv.data.documents import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import processes, progress, sharding
@@ -83,12 +83,14 @@ class Gallery:
     image."""
 
     classes: int
-    splits: dict[str, images.Images]
+    splits: dict[str, images.LabelledImages]
 
     @classmethod
     def load(cls, workdir: Workdir) -> "Gallery":
         """As `Corpus.load`."""
-        splits = {split: images.Images.load(_path(workdir.images, split)) for split in SPLITS}
+        splits = {
+            split: images.LabelledImages.load(_path(workdir.images, split)) for split in SPLITS
+        }
         return _as_begun(cls(workdir.config()["data"]["vocabulary"], splits), workdir)
 
     @property

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxdiv import files, models
-from jaxdiv.data import llama_tokenizer
+from jaxdiv.data import hf_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
 from jaxdiv.runs import config as run_config
@@ -124,7 +124,7 @@ class LlamaDonor:
         return {**made, "data.vocabulary": arguments["vocab_size"]}
 
     def tokenizer(self) -> Tokenizer:
-        return llama_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])
+        return hf_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         _, params = llama.read_apart(self.folder, dtype=dtype)

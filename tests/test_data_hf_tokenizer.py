@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
-from jaxdiv.data import Tokenizer, llama_tokenizer
+from jaxdiv.data import Tokenizer, hf_tokenizer
 from tests.fixtures_data import sentences
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -70,7 +70,7 @@ def piece(tmp_path_factory):
     folder = tmp_path_factory.mktemp("piece")
     sentence_piece().save(str(folder / "tokenizer.json"))
     say(folder, "config.json", eos_token_id=2)
-    bpe = llama_tokenizer.read(folder, vocab_size=270)
+    bpe = hf_tokenizer.read(folder, vocab_size=270)
     bpe.save(folder / "run" / "tokenizer.json")
     return Tokenizer.load(folder / "run" / "tokenizer.json")
 
@@ -114,22 +114,22 @@ def test_the_end_of_text_is_in_the_text_a_text(piece):
 def test_the_end_of_text_is_found(folder, files, found):
     for name, settings in files.items():
         say(folder, name, **settings)
-    assert llama_tokenizer.read(folder, vocab_size=265).end_of_text == found
+    assert hf_tokenizer.read(folder, vocab_size=265).end_of_text == found
 
 
 def test_what_cannot_serve_is_named(folder):
     with pytest.raises(
         ValueError, match="does not say which token ends a document: set `eos_token`"
     ):
-        llama_tokenizer.read(folder, vocab_size=265)
+        hf_tokenizer.read(folder, vocab_size=265)
     say(folder, "config.json", eos_token_id=2)
     with pytest.raises(
         ValueError, match=r"tokenizer.json has 265 tokens, more than the `vocab_size` 264"
     ):
-        llama_tokenizer.read(folder, vocab_size=264)
+        hf_tokenizer.read(folder, vocab_size=264)
     say(folder, "tokenizer_config.json", eos_token="<end>")
     with pytest.raises(ValueError, match=r"tokenizer.json: there is no token <end>"):
-        llama_tokenizer.read(folder, vocab_size=265)
+        hf_tokenizer.read(folder, vocab_size=265)
     say(folder, "tokenizer_config.json", eos_token=END)
     held = json.loads((folder / "tokenizer.json").read_text())
     held["model"]["byte_fallback"] = False
@@ -137,14 +137,14 @@ def test_what_cannot_serve_is_named(folder):
     with pytest.raises(
         ValueError, match=r"tokenizer.json: it must be a byte-level BPE, or one that falls back"
     ):
-        llama_tokenizer.read(folder, vocab_size=265)
+        hf_tokenizer.read(folder, vocab_size=265)
     held["model"]["vocab"]["ab"] = 300
     (folder / "tokenizer.json").write_text(json.dumps(held))
     with pytest.raises(ValueError, match=r"has 265 tokens, but none with the id 264"):
-        llama_tokenizer.read(folder, vocab_size=400)
+        hf_tokenizer.read(folder, vocab_size=400)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer.json is not there"):
-        llama_tokenizer.read(folder, vocab_size=265)
+        hf_tokenizer.read(folder, vocab_size=265)
 
 
 def test_a_byte_level_one_behind_a_pattern_of_its_own(tmp_path):
@@ -163,7 +163,7 @@ def test_a_byte_level_one_behind_a_pattern_of_its_own(tmp_path):
     bpe.train_from_iterator(sentences(20), trainer)
     bpe.save(str(tmp_path / "tokenizer.json"))
     say(tmp_path, "tokenizer_config.json", eos_token="<|end|>")
-    made = llama_tokenizer.read(tmp_path, vocab_size=290)
+    made = hf_tokenizer.read(tmp_path, vocab_size=290)
     text = "the quick é€ <|end|>\n"
     assert made.decode(made.encode(text)) == text
     assert made.byte_lengths[made.encode(text)].sum() == len(text.encode())

@@ -13,15 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from jaxdiv import warps
-from jaxdiv.models import Cache, Decoder, Student
+from jaxdiv.models import Cache, Decoder, Drafter
 from jaxdiv.speculative import rules, trees
 from jaxdiv.speculative.drafting import (
+    BatchSampling,
     Branches,
     Chain,
     Draft,
     Lookup,
     Proposal,
-    Sampling,
     Texts,
     places,
 )
@@ -30,7 +30,7 @@ PROMPT, DRAFTED, CORRECTED, BONUS = range(4)  # where a token comes from
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DraftPlan:
     """What is fixed when the loop is compiled.
 
     Attributes:
@@ -71,7 +71,7 @@ class Counts:
     draft_steps: Int[Array | np.ndarray, ""]
 
 
-class State(NamedTuple):
+class LoopState(NamedTuple):
     """The carry of the loop: the texts, where each token comes from [B, T], and the counts."""
 
     texts: Texts
@@ -81,13 +81,13 @@ class State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("plan", "graphs", "stream"))
 def run(
-    plan: Plan,
+    plan: DraftPlan,
     graphs,
     params,
     prompts,
     lengths,
     limits,
-    sampling: Sampling,
+    sampling: BatchSampling,
     eta,
     *,
     stream: Callable | None,
@@ -107,7 +107,7 @@ def run(
         origin [B, T]), in order.
 
     Returns:
-      State.
+      LoopState.
     """
     draft = make_draft(plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta)
 
@@ -124,7 +124,7 @@ def run(
     return jax.lax.while_loop(lambda state: jnp.any(state.texts.active), step, start)
 
 
-def make_draft(plan: Plan, models: Sequence[Decoder | Student], eta: Array) -> Draft:
+def make_draft(plan: DraftPlan, models: Sequence[Decoder | Drafter], eta: Array) -> Draft:
     """What drafts by `plan`: `models` are the target and, unless nothing or the text itself drafts,
     the student."""
     target = models[0].unrolled()
@@ -136,7 +136,7 @@ def make_draft(plan: Plan, models: Sequence[Decoder | Student], eta: Array) -> D
     return Chain(target, student, rule, plan.tree.depth, eta)
 
 
-def begin(plan: Plan, draft: Draft, prompts, lengths, limits) -> State:
+def begin(plan: DraftPlan, draft: Draft, prompts, lengths, limits) -> LoopState:
     """Reads all but the last token of each prompt; what a short prompt's row reads beyond it is
     written over later."""
     batch, width = prompts.shape
@@ -158,7 +158,7 @@ def begin(plan: Plan, draft: Draft, prompts, lengths, limits) -> State:
     counts = Counts(
         none, by_depth, by_depth, jnp.zeros((batch, depth + 1), jnp.int32), jnp.array(0)
     )
-    return State(texts, jnp.zeros(tokens.shape, jnp.int8), counts)
+    return LoopState(texts, jnp.zeros(tokens.shape, jnp.int8), counts)
 
 
 def _rest(draft, hidden, cache, **where) -> tuple[Array, Cache]:
@@ -176,14 +176,18 @@ def _round(plan, draft, state, limits, sampling):
     if plan.kind == "tree":
         caches = _gather(caches, texts.last, verdict.path)
     added, origin = _added(plan.tree, proposal, verdict)
-    state = State(
+    state = LoopState(
         texts._replace(target_cache=caches[0], draft_cache=caches[1]), state.origin, state.counts
     )
     return _append(plan, state, added, origin, verdict, proposal, limits)
 
 
 def verify(
-    plan: Plan, draft: Draft, last: Int[Array, " B"], proposal: Proposal, sampling: Sampling
+    plan: DraftPlan,
+    draft: Draft,
+    last: Int[Array, " B"],
+    proposal: Proposal,
+    sampling: BatchSampling,
 ) -> tuple[rules.Verdict, Cache]:
     """The target's call on a round's drafts after the token at `last`: the verdicts [B] and the
     target's cache."""
@@ -270,7 +274,7 @@ def _append(plan, state, added, origin, verdict, proposal, limits):
         lengths=counts.lengths + (mine & (offsets == verdict.accepted[:, None])),
         draft_steps=counts.draft_steps + proposal.steps,
     )
-    return State(
+    return LoopState(
         texts._replace(tokens=tokens, length=length, active=active & ~stopped & (length < limits)),
         state.origin.at[rows, slots].set(origin, mode="drop"),
         counts,

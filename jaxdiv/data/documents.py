@@ -16,7 +16,7 @@ class Text(NamedTuple):
     text: str
 
 
-class Reading(NamedTuple):
+class TextRecords(NamedTuple):
     """Texts, and the names of records that are no UTF-8 text or hold nothing but white space."""
 
     texts: list[Text]
@@ -45,7 +45,9 @@ class Documents:
     fingerprint: str
 
     @classmethod
-    def of(cls, splits: Mapping[str, Iterable[Text]], readings: Iterable[Reading]) -> "Documents":
+    def of(
+        cls, splits: Mapping[str, Iterable[Text]], readings: Iterable[TextRecords]
+    ) -> "Documents":
         """Gathers `splits` (each of train, validation and test) with what `readings` left out."""
         unreadable, empty = (
             [name for r in readings for name in getattr(r, kind)]
@@ -79,13 +81,13 @@ def _named(count, kind, names):
     return f"{count} {kind} ({', '.join([*sorted(names)[:_NAMED], *more])})" if count else ""
 
 
-def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> Reading:
+def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> TextRecords:
     """Decodes (name, file or bytes) as UTF-8; what is no text (NUL is in none), or is empty, is
     left out by name.
 
     Raises ValueError for more than MOST_BYTES in one.
     """
-    reading = Reading([], [], [])
+    reading = TextRecords([], [], [])
     for name, content in records:
         try:
             text = _content(name, content).decode()

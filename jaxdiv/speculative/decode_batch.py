@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdiv.models import Decoder, Student
-from jaxdiv.speculative import arguments, loop, rules, trees
+from jaxdiv.models import Decoder, Drafter
+from jaxdiv.speculative import arguments, decoding_loop, rules, trees
 from jaxdiv.speculative.arguments import LOOKUP
-from jaxdiv.speculative.drafting import Sampling
+from jaxdiv.speculative.drafting import BatchSampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Decoded:
 
     Attributes:
       tokens: the new tokens of each prompt, the stop token included.
-      origin: where each comes from: `loop.DRAFTED`, `CORRECTED` (in place of a draft that was
+      origin: where each comes from: `decoding_loop.DRAFTED`, `CORRECTED` (in place of a draft that was
         refused) or `BONUS` (after the last draft).
       counts: of the rounds.
     """
 
     tokens: list[np.ndarray]
     origin: list[np.ndarray]
-    counts: loop.Counts
+    counts: decoding_loop.Counts
 
     @property
     def tokens_per_call(self) -> float:
@@ -39,7 +39,7 @@ class Decoded:
 class Decoding:
     """A decoding whose arguments were checked; nothing is compiled yet."""
 
-    plan: loop.Plan
+    plan: decoding_loop.DraftPlan
     graphs: tuple
     arrays: tuple
     lengths: np.ndarray
@@ -48,19 +48,20 @@ class Decoding:
     def run(self) -> Decoded:
         """Decodes, by what an earlier decoding of the same shapes compiled if there was one."""
         return _decoded(
-            loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream), self.lengths
+            decoding_loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream),
+            self.lengths,
         )
 
     def compile(self) -> Callable[[], Decoded]:
         """What `run` does, compiled now."""
-        compiled = loop.run.lower(
+        compiled = decoding_loop.run.lower(
             self.plan, self.graphs, *self.arrays, stream=self.stream
         ).compile()
         return lambda: _decoded(compiled(*self.arrays), self.lengths)
 
 
 def decode(
-    target: Decoder, draft: Student | str | None, prompts: Sequence[Sequence[int]], **options
+    target: Decoder, draft: Drafter | str | None, prompts: Sequence[Sequence[int]], **options
 ) -> Decoded:
     """Continues each prompt; the text's distribution is the target's own, unless the rule is lossy.
 
@@ -71,7 +72,7 @@ def decode(
 
 def prepare(
     target: Decoder,
-    draft: Student | str | None,
+    draft: Drafter | str | None,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int | Sequence[int],
@@ -121,7 +122,7 @@ def prepare(
     if kind in (LOOKUP, "none") and rules.RULES[rule].lossless:
         rule = "greedy_draft"  # what was not drawn is certain, and then the lossless rules are one
     arguments.check_memory(target, padded.shape, plan_tree, rules.RULES[rule])
-    plan = loop.Plan(
+    plan = decoding_loop.DraftPlan(
         kind=kind,
         tree=plan_tree,
         rule=rule,
@@ -133,7 +134,7 @@ def prepare(
         arguments.seeds_of(range(batch) if seeds is None else seeds, batch)
     )
     how = arguments.warp_of(batch, vocab_size, temperature=temperature, top_k=top_k, top_p=top_p)
-    sampling = Sampling(how, rules.Keys(keys))
+    sampling = BatchSampling(how, rules.Keys(keys))
     parts = [nnx.split(model) for model in (target, draft) if isinstance(model, nnx.Module)]
     graphs, params = zip(*parts, strict=True)
     arrays = (params, padded, lengths, limits, sampling, jnp.float32(eta))

@@ -1,0 +1,114 @@
+"""Kangaroo's adapter (arXiv 2404.18911), a draft model on the target's first layers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxdiv.models.decoder import Cache, Config, Decoder, TeacherOutput, TokenIds
+from jaxdiv.models.layers import Activations, Attention, LayerCache, empty_cache, layout, rms_norm
+from jaxdiv.models.student import Drafter
+
+
+class KangarooAdapter(Drafter):
+    """Norm, attention, residual and norm on the teacher's early hidden state, then its head.
+
+    Section 3.2 of the paper. Hidden state and head are constants: no gradient reaches the teacher.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        exit_layer: int,
+        rope_base: float = 10000.0,
+        norm_epsilon: float = 1e-5,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.exit_layer, self.rope_base, self.dtype = exit_layer, rope_base, jnp.dtype(dtype)
+        self.attention_norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
+        self.attention = Attention(
+            width=width, heads=heads, kv_heads=kv_heads, dtype=self.dtype, rngs=rngs
+        )
+        self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
+
+    def features(self, tokens: TokenIds, teacher: TeacherOutput) -> Activations:
+        """Returns what the head multiplies; reads `teacher.hidden` alone."""
+        if teacher.hidden is None:
+            raise ValueError(
+                "the adapter reads the teacher's hidden state; run the teacher with "
+                f"exit_layer={self.exit_layer}"
+            )
+        hidden = jax.lax.stop_gradient(teacher.hidden)
+        return self._adapt(hidden, jnp.arange(hidden.shape[1])[None])[0]
+
+    def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
+        """Returns the teacher's head, as a constant."""
+        return jax.lax.stop_gradient(teacher.head)
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        attention = self.attention
+        return (empty_cache(batch, attention.kv_heads, length, attention.head_width, self.dtype),)
+
+    def extend(
+        self,
+        tokens: TokenIds,
+        hidden: Float[Array, "B L W"],
+        cache: Cache,
+        *,
+        positions: Int[Array, "B L"],
+        **places: jax.Array,
+    ) -> tuple[Activations, Cache]:
+        """See `Drafter.extend`; `tokens` are not read."""
+        features, entry = self._adapt(hidden, positions, cache[0], **places)
+        return features, (entry,)
+
+    def _adapt(
+        self,
+        hidden: Float[Array, "B L D"],
+        positions: Int[Array, "#B L"],
+        cache: LayerCache | None = None,
+        **places: jax.Array,
+    ) -> tuple[Activations, LayerCache | None]:
+        rotary = {"head_width": self.attention.head_width, "rope_base": self.rope_base}
+        where = layout(positions, cache=cache, **places, **rotary)
+        hidden = hidden.astype(self.dtype)
+        mixed, cache = self.attention(self.attention_norm(hidden), where, cache)
+        return self.norm(hidden + mixed), cache
+
+    def check_target(self, target: Decoder) -> None:
+        width, target_width = self.norm.num_features, target.head.shape[0]
+        if width != target_width or self.exit_layer > target.depth:
+            raise ValueError(
+                f"the draft reads layer {self.exit_layer} of width {width}, but the target has "
+                f"{target.depth} layers of width {target_width}; it is another model's."
+            )
+
+
+def build(
+    config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs
+) -> KangarooAdapter:
+    """Builds the adapter of `config` (heads, kv_heads, exit_layer) for this teacher.
+
+    Raises ValueError for an exit layer beyond the teacher's depth.
+    """
+    exit_layer, depth = config["exit_layer"], teacher_config["depth"]
+    if not 1 <= exit_layer <= depth:
+        raise ValueError(
+            f"`exit_layer` must be in 1..{depth}, the teacher's depth, got {exit_layer}"
+        )
+    return KangarooAdapter(
+        width=teacher_config["width"],
+        heads=config["heads"],
+        kv_heads=config["kv_heads"],
+        exit_layer=exit_layer,
+        rope_base=teacher_config["rope_base"],
+        norm_epsilon=teacher_config["norm_epsilon"],
+        dtype=jnp.dtype(teacher_config["dtype"]),
+        rngs=rngs,
+    )

@@ -1,0 +1,85 @@
+"""The interface of students: what training, evaluation and decoding ask of them.
+
+A new draft model is one file beside `kangaroo.py` with a `Drafter` and its `build`, and one line in
+`builders.STUDENTS`.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, TokenIds, project
+from jaxdiv.models.layers import Activations
+
+
+class Student(nnx.Module):
+    """A model that learns a teacher's distribution over its V classes.
+
+    Features and head are apart, since the fused losses multiply them chunk by chunk.
+
+    Attributes:
+      exit_layer: the teacher's layer after which the student reads the hidden state; None if it
+        reads none.
+      vocab_size: V, if the head is the student's own; None if the teacher's counts.
+    """
+
+    exit_layer: int | None = None
+    vocab_size: int | None = None
+
+    def features(self, inputs: Any, teacher: TeacherOutput) -> Activations:
+        """Returns [B, L, D], what the head multiplies; `inputs` are the teacher's."""
+        raise NotImplementedError
+
+    def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
+        """Returns the output matrix, whose first V columns are classes."""
+        raise NotImplementedError
+
+    def logits(self, features: Activations, teacher: TeacherOutput) -> Float[Array, "B L V"]:
+        """Returns the product of features and head, in float32 at least."""
+        return project(features, self.head(teacher), self.vocab_size or teacher.vocab_size)
+
+    def __call__(self, inputs: Any, teacher: TeacherOutput) -> Float[Array, "B L V"]:
+        """Returns the logits of every position."""
+        return self.logits(self.features(inputs, teacher), teacher)
+
+
+class Drafter(Student):
+    """A student that drafts text token by token, on a cache of its own."""
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """Returns an empty cache for `batch` sequences of at most `length` tokens."""
+        raise NotImplementedError
+
+    def extend(
+        self,
+        tokens: TokenIds,
+        hidden: Float[Array, "B L W"],
+        cache: Cache,
+        *,
+        positions: Int[Array, "B L"],
+        **places: jax.Array,
+    ) -> tuple[Activations, Cache]:
+        """Reads more tokens of texts whose beginnings are in the cache.
+
+        Args:
+          tokens: [B, L].
+          hidden: [B, L, W], the teacher's hidden states of these tokens after `exit_layer`.
+          cache: from `init_cache`.
+          positions: [B, L], each token's position in its text.
+          **places: `slots` and `visible` as of `Decoder.run_layers`, if they don't follow from the
+            positions.
+
+        Returns:
+          The tokens' features [B, L, D], and the cache with their entries.
+        """
+        raise NotImplementedError
+
+    def unrolled(self) -> "Drafter":
+        """Returns the drafter with its layers apart; see `Decoder.unrolled`."""
+        return self
+
+    def check_target(self, target: Decoder) -> None:
+        """Raises ValueError if the drafter can't draft for `target`."""
+        raise NotImplementedError

@@ -18,9 +18,26 @@ OPENINGS = re.compile(
     r"(?:Of|As|What|Whether|Where|Less|That|Those|Which|How|Why|Who|Its|Theirs|Ours)\b|[a-z(]"
 )
 # Names say what a thing is, not what was done to it.
-PARTICIPLES = frozenset(
-    "made found told given own kept held seen known wanted asked lost taken meant learnt theirs ours mine".split()
-)
+PARTICIPLES = {
+    "made",
+    "found",
+    "told",
+    "given",
+    "own",
+    "kept",
+    "held",
+    "seen",
+    "known",
+    "wanted",
+    "asked",
+    "lost",
+    "taken",
+    "meant",
+    "learnt",
+    "theirs",
+    "ours",
+    "mine",
+}
 LONGEST_PARAGRAPH = 80  # words
 
 

@@ -144,6 +144,7 @@ LARGEST = {"internal": 8, "public": 10}  # numbers of arguments
 def test_functions_take_few_arguments(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):
-            count = len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg != "self" for argument in arguments)
             limit = LARGEST["internal" if node.name.startswith("_") else "public"]
             assert count <= limit, f"{path}:{node.lineno} {node.name} takes {count} arguments"

@@ -5,13 +5,9 @@ import re
 
 import pytest
 
-from tests import runs
+from tests import sources
 
-FOLDERS = ("jaxdiv", "experiments", "configs", "tests")
-SOURCES = sorted(path for folder in FOLDERS for path in (runs.ROOT / folder).rglob("*.py"))
-PAGES = sorted(
-    [*runs.ROOT.glob("*.md"), *runs.ROOT.glob("docs/*.md"), *runs.ROOT.glob("experiments/**/*.md")]
-)
+SOURCES = sources.modules("jaxdiv", "experiments", "configs", "tests")
 
 # A docstring is a sentence with a verb, or names a thing; it doesn't begin in the middle of one.
 OPENINGS = re.compile(
@@ -72,7 +68,7 @@ def paragraphs(text):
             yield block.strip()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(runs.ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=sources.label)
 def test_code_reads_as_english(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     faults = [f"{line}: {text[:50]!r}" for line, text in docstrings(tree) if OPENINGS.match(text)]
@@ -80,7 +76,7 @@ def test_code_reads_as_english(path):
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(runs.ROOT)))
+@pytest.mark.parametrize("path", sources.PAGES, ids=sources.label)
 def test_paragraphs_are_short(path):
     words = {block: len(block.split()) for block in paragraphs(path.read_text(encoding="utf-8"))}
     faults = [

@@ -4,6 +4,7 @@ there."""
 import ast
 import doctest
 import importlib.util
+import os
 import re
 import sys
 
@@ -13,13 +14,10 @@ import jaxdiv
 from jaxdiv.audit import table as audit_table
 from jaxdiv.divergences import table
 from jaxdiv.divergences.registry import ENTRIES
-from tests import runs
+from tests import runs, sources
 
 README = (runs.ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = sorted(
-    path for folder in ("jaxdiv", "experiments") for path in (runs.ROOT / folder).rglob("*.py")
-)
-PAGES = sorted([*(runs.ROOT / "docs").glob("*.md"), *runs.ROOT.glob("*.md")])
+SOURCES = sources.modules("jaxdiv", "experiments")
 # A room may import from lower floors alone, and its own modules.
 FLOORS = {
     7: ["experiments"],
@@ -58,9 +56,9 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(runs.ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=sources.label)
 def test_imports_go_down(path):
-    module = ".".join(path.relative_to(runs.ROOT).with_suffix("").parts)
+    module = sources.label(path).removesuffix(".py").replace("/", ".")
     here = place(module)
     if here is None:
         assert module == "jaxdiv.__init__"
@@ -131,16 +129,17 @@ def test_readme_names_what_is_there():
     assert len(README.split()) <= 900
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sources.PAGES, ids=sources.label)
 def test_links_of_docs_lead_somewhere(page):
     for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / link).exists(), link
+        place = os.path.relpath((page.parent / link).resolve(), runs.ROOT)
+        assert sources.located(place).exists(), link
 
 
 LARGEST = {"internal": 8, "public": 10}  # numbers of arguments
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(runs.ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=sources.label)
 def test_functions_take_few_arguments(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):

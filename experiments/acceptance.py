@@ -16,12 +16,11 @@ startup.begin(__name__)
 from absl import flags
 
 from experiments.common import cli, run_results
-from jaxdiv import files
+from jaxdiv import files, schema
 from jaxdiv.acceptance import RULES as RULE_NAMES
-from jaxdiv.evaluation import measurement
-from jaxdiv.evaluation.contexts import GENERATED
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.schema import GENERATED_TEMPERATURES
 from jaxdiv.training import run_data, students
 
 cli.define_log_format()
@@ -47,7 +46,7 @@ DECODE_GAMMA = flags.DEFINE_integer(
     4,
     "Drafts a round of --decode.",
     lower_bound=1,
-    upper_bound=measurement.MAX_GAMMA,
+    upper_bound=schema.MAX_MEASURED_GAMMA,
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "Where results go; the run's folder, or for several one beside them."
@@ -93,9 +92,9 @@ def _check_decodable(runs, contexts):
     for run in runs:
         run_data.refuse_images(run.config())
         names = contexts or run_config.contexts(run.config()["evaluation"]["contexts"])
-        if not set(names) & set(GENERATED):
+        if not set(names) & set(GENERATED_TEMPERATURES):
             raise ValueError(
-                f"--decode needs one of the contexts {', '.join(GENERATED)}; give --contexts"
+                f"--decode needs one of the contexts {', '.join(GENERATED_TEMPERATURES)}; give --contexts"
             )
 
 

@@ -166,7 +166,7 @@ def record(step: programs.Step, plan: Plan | None, place: aot.Slice) -> dict:
 
 def main(_):
     with tempfile.TemporaryDirectory() as nothing:
-        config = teacher.settle(
+        config = teacher.resolve(
             cli.loaded(CONFIG).to_dict(), Workdir(nothing), typed=cli.typed(CONFIG)
         )
     run_data.refuse_images(config)

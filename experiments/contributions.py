@@ -24,7 +24,7 @@ from absl import flags
 
 import jaxdiv
 from experiments.common import cli
-from jaxdiv import files
+from jaxdiv import files, schema
 from jaxdiv.contributions import contributions, gauges, shares
 from jaxdiv.evaluation import contributions_by_rank
 from jaxdiv.reporting import contributions as reporting
@@ -53,7 +53,7 @@ OUTPUT = flags.DEFINE_string(
 )
 _SEEN_ON = {
     contributions_by_rank.OWN: "each loss on its own students",
-    contributions_by_rank.UNTRAINED: "all losses on untrained students",
+    schema.UNTRAINED: "all losses on untrained students",
 }
 TOLERANCE = 1e-3  # of a distribution's sum, as its digits are rounded
 

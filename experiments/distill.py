@@ -47,7 +47,7 @@ _AFTER_TEACHER = (
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = teacher.settle(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
+    config = teacher.resolve(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
     sharding.make(config)  # which refuses what this machine has not
     profile, also = watch_flags.profile(config["student"]["steps"]), watch_flags.also()
     with lock.writing(workdir.root):

@@ -35,7 +35,7 @@ FROM_HF = flags.DEFINE_string(
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = teacher.settle(_given(), workdir, typed=cli.typed(CONFIG))
+    config = teacher.resolve(_given(), workdir, typed=cli.typed(CONFIG))
     sharding.make(config)  # which refuses what this machine has not
     profile, also = watch_flags.profile(config["teacher"]["steps"]), watch_flags.also()
     if profile and config["teacher"]["checkpoint"]:

@@ -67,7 +67,7 @@ class Run:
 
     def __init__(self, config, mesh):
         self.config, self.mesh, self.rows = config, mesh, sharding.Rows(mesh, ROWS)
-        self.teachers = self._population(teacher_sources.build(config, V), [0])
+        self.teachers = self._population(teacher_sources.builder(config, V), [0])
         self.pupils = self._population(students.builder(config, V), students.seeds(config))
         # Far from uniform, so that losses and their gradients are no small numbers.
         sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(
@@ -96,18 +96,21 @@ class Run:
         step = students.step(
             self.config,
             self.pupils,
-            students.lesson(self.config, self.guide),
+            students.teacher_outputs(self.config, self.guide),
             write,
             mesh=self.mesh,
         )
         return self._train(
-            step, students.beginning(self.config, self.pupils, self.mesh), self.guide.params, steps
+            step,
+            students.initial_state(self.config, self.pupils, self.mesh),
+            self.guide.params,
+            steps,
         )
 
     def teacher(self, steps):
         step = teacher.step(self.config, self.teachers, mesh=self.mesh)
         return self._train(
-            step, teacher.beginning(self.config, self.teachers, self.mesh), None, steps
+            step, teacher.initial_state(self.config, self.teachers, self.mesh), None, steps
         )
 
     def _train(self, step, state, frozen, steps):
@@ -123,7 +126,7 @@ class Run:
         *_, batch = batches(self.config, SHORT + 1)
 
         def rates(params, frozen, inputs):
-            shared = students.teach(self.config, self.guide)(frozen, inputs)
+            shared = students.teacher_forward(self.config, self.guide)(frozen, inputs)
 
             def one(own):
                 logits = self.pupils.with_params(own)(inputs, shared)

@@ -17,7 +17,7 @@ from jaxdiv.runs import lock, manifests, metrics, trackers
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students
-from jaxdiv.training.teacher_sources import RunDonor
+from jaxdiv.training.teacher_sources import RunSource
 from tests import buckets, commands, runs, stops
 
 KILLS = 6
@@ -230,10 +230,10 @@ def test_curves_grow_here_and_go_there_as_a_whole(bucket, root):
 def test_a_run_is_read_from_a_bucket(root, tmp_path):
     commands.untrained(root, runs.write_texts(tmp_path / "texts"))
     run = Workdir(str(root))
-    tokens = run_data.Corpus.load(run).fingerprints()
+    tokens = run_data.TextData.load(run).fingerprints()
     assert all(run.facts()[name] == value for name, value in tokens.items())
     assert students.restore_one(str(root), loss="kl", seed=1).params
-    donor = RunDonor(str(root))
+    donor = RunSource(str(root))
     donor.check()
     assert donor.facts()["teacher taken from"] == "gs://bucket/a/run"
     kept = run.keep_batch(3, {"inputs": np.arange(4)})

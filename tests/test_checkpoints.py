@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxdiv.runs import manifests
 from jaxdiv.runs.checkpoints import Checkpoints
-from jaxdiv.training.state import TrainState, initial_state, population
+from jaxdiv.training.state import TrainState, population
 
 
 def build(rngs):
@@ -27,7 +27,7 @@ def states():
     """Two states of one shape; one is trained in place of the other."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     return [
-        initial_state([population(build, seeds).params] * 2, [optimizer] * 2)
+        TrainState.create([population(build, seeds).params] * 2, [optimizer] * 2)
         for seeds in ([0, 1], [2, 3])
     ]
 

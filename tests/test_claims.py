@@ -10,7 +10,7 @@ import pytest
 from experiments.sweep import claims, report
 from experiments.sweep import claims_table as reporting
 from experiments.sweep.grid import Cell
-from jaxdiv.evaluation.measurement import Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 
 BASE = Cell("adapter", "sharp", "corpus", 1.0)
 OWN = dataclasses.replace(BASE, context="student")
@@ -32,7 +32,7 @@ def measured(*, lost=(), **rates):
         for key, rate in zip(keys, both, strict=True)
     }
     seeds = {loss: SEEDS[1:] if loss in lost else SEEDS for loss in rates}
-    return Measured(seeds, found)
+    return Measurement(seeds, found)
 
 
 def table(cells):

@@ -326,10 +326,10 @@ def test_the_command_shows_a_run_by_rank(finished, tmp_path):
 def _by_hand(folder):
     """Mean share and part of cross-entropy's gradient over seeds and positions, [2, B]."""
     run = Workdir(folder)
-    config, corpus = run.config(), run_data.Corpus.load(run)
+    config, corpus = run.config(), run_data.TextData.load(run)
     guide = teacher.restore(config, run, corpus.tokenizer.vocab_size)
     context = contexts.make("corpus", config, corpus, guide)
-    shared = jax.jit(students.teach(config, guide))(guide.params, context.inputs)
+    shared = jax.jit(students.teacher_forward(config, guide))(guide.params, context.inputs)
     here, bins = context.weights > 0, contributions_by_rank.rank_bins(corpus.tokenizer.vocab_size)
     means = []
     for seed in students.seeds(config):

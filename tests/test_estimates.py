@@ -5,7 +5,7 @@ import pytest
 
 from jaxdiv import statistics
 from jaxdiv.evaluation import estimates
-from jaxdiv.evaluation.measurement import Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 
 ACCEPTANCE = Key("corpus", "acceptance", 1.0)
 COUNTS = np.array([100.0, 80, 120, 60, 90])
@@ -23,7 +23,7 @@ def run(shifts, *, seeds=(0, 1, 2), key=ACCEPTANCE, lost=None):
         values = (HARD + shift + noise)[[seeds.index(seed) for seed in kept]]
         losses[loss] = kept
         sums[loss, key] = Sums(values * COUNTS, np.broadcast_to(COUNTS, values.shape), COUNTS)
-    return Measured(losses, sums)
+    return Measurement(losses, sums)
 
 
 def row(rows, loss, measure, seed="all"):
@@ -74,7 +74,9 @@ def test_without_ce_the_first_loss_is_the_reference():
 
 def test_only_students_that_both_have_are_paired():
     measured = run({"ce": 0.0, "kl": 0.02, "tv": 0.01}, lost={"kl": [1], "tv": [0, 1, 2]})
-    measured = Measured(measured.losses, {k: v for k, v in measured.sums.items() if k[0] != "tv"})
+    measured = Measurement(
+        measured.losses, {k: v for k, v in measured.sums.items() if k[0] != "tv"}
+    )
     rows = estimates.rows([measured])
     assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "difference")] == [
         0,
@@ -101,7 +103,7 @@ def test_runs_are_pooled_over_the_losses_that_all_have():
         "all",
     ]
     assert row(rows, "kl", "acceptance")["n"] == 2 * COUNTS.sum()
-    other = Measured(
+    other = Measurement(
         {"ce": [3]}, {("ce", ACCEPTANCE): Sums(np.ones((1, 4)), np.ones((1, 4)), np.ones(4))}
     )
     with pytest.raises(ValueError, match="different documents can't be pooled"):
@@ -111,7 +113,7 @@ def test_runs_are_pooled_over_the_losses_that_all_have():
 def test_tokens_a_call_stay_between_1_and_all_drafts_and_one():
     key = Key("generated", "tau", 1.0, gamma=2)
     calls = COUNTS / np.array([[1.1, 2.9, 3.0, 1.0, 2.0], [3.0, 1.2, 1.0, 2.9, 2.0]])
-    measured = Measured(
+    measured = Measurement(
         {"ce": [0, 1]}, {("ce", key): Sums(np.broadcast_to(COUNTS, calls.shape), calls, COUNTS)}
     )
     found = row(estimates.rows([measured]), "ce", "tau")

@@ -12,7 +12,8 @@ import pytest
 from configs import gap as gap_config
 from experiments.gap import arms, causes, formulas, lessons, ratios, report
 from jaxdiv import models
-from jaxdiv.evaluation.measurement import UNTRAINED, Sums
+from jaxdiv.evaluation.measurement import Sums
+from jaxdiv.schema import UNTRAINED
 from tests import commands, runs
 
 CONFIG = gap_config.get_config().to_dict()

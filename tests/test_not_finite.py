@@ -31,7 +31,7 @@ def check_kept(message, run, config, stage):
     """The batch that the message names is the one that the step it names was given."""
     step = int(re.search(r"not finite at step (\d+)", message)[1])
     assert f"kept in {run.root / 'not_finite.npz'}" in message
-    batches = run_data.batches(config, stage, run_data.Corpus.load(run))
+    batches = run_data.batches(config, stage, run_data.TextData.load(run))
     expected = [next(batches) for _ in range(step)][-1]
     with np.load(run.root / "not_finite.npz", allow_pickle=False) as kept:
         assert kept["step"] == step
@@ -51,7 +51,7 @@ def test_in_its_own_training(begun):
 def test_in_its_students_training(begun):
     config, run, data = begun
     made = teacher.population(
-        teacher.teacher_sources.build(config, data.tokenizer.vocab_size), [0]
+        teacher.teacher_sources.builder(config, data.tokenizer.vocab_size), [0]
     ).student(0)
     broken = made.with_params(jax.tree.map(lambda x: x * jnp.nan, made.params))
     with pytest.raises(ValueError, match="what the teacher says is not finite") as error:

@@ -103,10 +103,10 @@ def test_what_follows_the_end_of_a_written_text_has_no_weight_at_the_seam(teache
 def test_each_student_learns_from_its_own_text_and_the_teachers_view_of_it(teacher):
     config, batch = make_config("student", share=1.0), make_batch()
     students = run_students.untrained(config, V)
-    teach = run_students.teach(config, teacher)
+    teach = run_students.teacher_forward(config, teacher)
     write = on_policy.writer(config, teacher, students, END)
-    step = run_students.step(config, students, run_students.lesson(config, teacher), write)
-    _, metrics = step(run_students.beginning(config, students), teacher.params, batch)
+    step = run_students.step(config, students, run_students.teacher_outputs(config, teacher), write)
+    _, metrics = step(run_students.initial_state(config, students), teacher.params, batch)
     assert metrics["alive"].all()
     for i, text in enumerate(("kl", "tv")):
         for seed in (0, 1):

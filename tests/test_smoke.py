@@ -94,10 +94,10 @@ def _together(a, b):
 
 def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
     run = Workdir(finished[0])
-    config, data = run.config(), run_data.Corpus.load(run)
+    config, data = run.config(), run_data.TextData.load(run)
     guide = teacher.restore(config, run, data.tokenizer.vocab_size)
     batch = run_data.validation_batch(config, data, sharding.alone())
-    shared = jax.jit(students.teach(config, guide))(guide.params, batch["inputs"])
+    shared = jax.jit(students.teacher_forward(config, guide))(guide.params, batch["inputs"])
     student = students.restore_one(str(run.root), loss="ce", seed=1)
 
     def gradient(text):
@@ -120,7 +120,7 @@ def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
 
 def test_a_student_restored_alone_is_the_one_that_was_measured(finished):
     run = Workdir(finished[0])
-    config, data = run.config(), run_data.Corpus.load(run)
+    config, data = run.config(), run_data.TextData.load(run)
     guide = teacher.restore(config, run, data.tokenizer.vocab_size)
     tokens, length = data.splits["test"], config["data"]["sequence_length"]
     chances, counts = 0.0, 0
@@ -128,7 +128,7 @@ def test_a_student_restored_alone_is_the_one_that_was_measured(finished):
 
     @jax.jit
     def chance(inputs):
-        shared = students.teach(config, guide)(guide.params, inputs)
+        shared = students.teacher_forward(config, guide)(guide.params, inputs)
         return acceptance.sampling(student(inputs, shared), shared.logits)
 
     for k in range(min(tokens.documents, config["evaluation"]["documents"])):
@@ -221,7 +221,7 @@ def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finishe
 
 
 def _size(folder):
-    return run_data.Corpus.load(Workdir(folder)).tokenizer.vocab_size
+    return run_data.TextData.load(Workdir(folder)).tokenizer.vocab_size
 
 
 def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path, tmp_path_factory):

@@ -15,7 +15,7 @@ from jaxdiv.data import pipeline
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students, teacher
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 from tests import runs
 from tests.test_acceptance import z_score
 
@@ -46,7 +46,7 @@ class Trained:
             *longer,
         )
         self.workdir = Workdir(folder)
-        self.config, corpus = self.workdir.config(), Corpus.load(self.workdir)
+        self.config, corpus = self.workdir.config(), TextData.load(self.workdir)
         self.vocab_size = corpus.tokenizer.vocab_size
         self.target = (
             teacher.restore(self.config, self.workdir, self.vocab_size).module().unrolled()

@@ -11,9 +11,9 @@ from configs import choose
 from experiments.sweep import grid, pace, plan, report, study, sums, tuning
 from experiments.sweep import runs as sweep_runs
 from jaxdiv import files
-from jaxdiv.evaluation.measurement import UNTRAINED
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.schema import UNTRAINED
 from jaxdiv.training import run_data
 from tests import commands, runs, stops
 
@@ -203,7 +203,7 @@ def test_a_cell_has_its_teacher_and_that_of_its_tuning(tmp_path, monkeypatch):
 def test_runs_of_other_texts_or_another_tokenizer_are_refused(tmp_path, monkeypatch):
     made = read(tmp_path)
     facts = {DATA_READY: "texts", run_data.TOKENIZER: "tokens"}
-    monkeypatch.setattr(sweep_runs.teacher, "settle", lambda config, run, typed: config)
+    monkeypatch.setattr(sweep_runs.teacher, "resolve", lambda config, run, typed: config)
     monkeypatch.setattr(sweep_runs.teacher, "prepare", lambda config, run, data: "a teacher")
     monkeypatch.setattr(sweep_runs.run_data, "prepare", lambda config, run: run.add_facts(facts))
     first, *others = (

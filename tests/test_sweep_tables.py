@@ -9,7 +9,8 @@ import pytest
 
 from experiments.sweep import comparing, ranking, report, sums
 from jaxdiv import statistics
-from jaxdiv.evaluation.measurement import UNTRAINED, Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
+from jaxdiv.schema import UNTRAINED
 
 KEY = Key("corpus", "acceptance", 1.0)
 TAU = Key("generated", "tau", 1.0, 4)
@@ -47,7 +48,7 @@ def measured(rates, *, seed=0, seeds=3, lost=(), keys=(KEY, TAU)):
         numerator = (100 * rate + shared + draw.normal(scale=0.3, size=(seeds, 12)))[losses[loss]]
         for key in keys if losses[loss] else ():
             made[loss, key] = Sums(numerator, count[losses[loss]], count[0])
-    return Measured(losses, made)
+    return Measurement(losses, made)
 
 
 CELLS = {
@@ -238,7 +239,7 @@ def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():
 
 def test_sums_are_read_as_written_or_refused(tmp_path):
     path, more = tmp_path / "sums.npz", Key("generated", "tau", 1.0, 3)
-    written = Measured(
+    written = Measurement(
         CELLS["a"].losses, {**CELLS["a"].sums, ("kl", more): CELLS["a"].sums["kl", KEY]}
     )
     sums.write(path, written)

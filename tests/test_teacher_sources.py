@@ -27,7 +27,7 @@ def settle(folder, tmp_path, **changes):
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     config.update_from_flattened_dict(changes)
-    return teacher.settle(config.to_dict(), Workdir(tmp_path / "run"), typed=changes)
+    return teacher.resolve(config.to_dict(), Workdir(tmp_path / "run"), typed=changes)
 
 
 def test_sizes_of_a_llama_replace_the_configs(folder, tmp_path, capsys):

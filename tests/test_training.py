@@ -11,7 +11,7 @@ import jaxdiv
 from configs import smoke
 from jaxdiv import models, reductions
 from jaxdiv.training import step as training_step
-from jaxdiv.training.state import initial_state, population
+from jaxdiv.training.state import TrainState, population
 
 CONFIG = smoke.get_config().to_dict()
 TEACHER = {**CONFIG["teacher"], "dtype": "float32"}
@@ -60,15 +60,17 @@ def world():
             return [reductions.token_mean(value, batch["weights"]) for value in values]
 
         step = training_step.make_step(
-            teach=lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=1),
+            teacher_forward=lambda params, inputs: teacher.with_params(params)(
+                inputs, exit_layer=1
+            ),
             objectives=means,
-            together=lambda shared: True,
+            fuse_losses=lambda shared: True,
             optimizers=[optimizer] * len(objectives),
         )
 
         def train(start=students, steps=STEPS):
             state, kept = (
-                initial_state([start.params] * len(objectives), [optimizer] * len(objectives)),
+                TrainState.create([start.params] * len(objectives), [optimizer] * len(objectives)),
                 [],
             )
             for batch in batches(steps):

@@ -20,7 +20,7 @@ from jaxdiv.runs import metrics, sharding
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import objectives, run_data, students, teacher
 from jaxdiv.training import step as training_step
-from jaxdiv.training.state import initial_state, population
+from jaxdiv.training.state import TrainState, population
 from tests import runs
 
 V, P = 64, 80
@@ -49,11 +49,11 @@ def pupils(kind):
 def step_of(drafters, frozen, **options):
     """A step of SGD at rate 1, whose change of the parameters is the gradient."""
     return training_step.make_step(
-        teach=lambda params, inputs: objectives.lesson(
+        teacher_forward=lambda params, inputs: objectives.teacher_outputs(
             frozen.with_params(params)(inputs, exit_layer=1)
         ),
         objectives=objectives.of_students(drafters, LOSSES, temperature=1.5),
-        together=lambda lesson: not lesson.is_dense,
+        fuse_losses=lambda lesson: not lesson.is_dense,
         optimizers=[optax.sgd(1.0)] * len(LOSSES),
         **options,
     )
@@ -92,7 +92,7 @@ def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     monkeypatch.setattr(sharding, "platform", lambda _: "tpu" if kind == "decoder" else "cpu")
     step = step_of(drafters, frozen)
     begin = functools.partial(
-        initial_state, [drafters.params] * len(LOSSES), [optax.sgd(1.0)] * len(LOSSES)
+        TrainState.create, [drafters.params] * len(LOSSES), [optax.sgd(1.0)] * len(LOSSES)
     )
     state, told = step(begin(), frozen.params, batch())
     for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen)):
@@ -133,7 +133,7 @@ def test_what_pads_a_vocabulary_is_never_seen():
     def read(model):
         output, student = model(given["inputs"], exit_layer=1), drafters.student(0)
         rejected = objectives.of_students(drafters, ["tv"], temperature=1.0)
-        with_head = objectives.Lesson(output, objectives.before_logits(output))
+        with_head = objectives.TeacherOutputs(output, objectives.features_and_head(output))
         return {
             "logits": output.logits,
             "acceptance": acceptance.sampling(student(given["inputs"], output), output.logits),

@@ -61,8 +61,8 @@ def stretches(
     batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones((rows, length))}
     pupils = students.untrained(config, vocab_size)
     state, step = (
-        students.beginning(config, pupils),
-        students.step(config, pupils, students.lesson(config, teacher)),
+        students.initial_state(config, pupils),
+        students.step(config, pupils, students.teacher_outputs(config, teacher)),
     )
     seconds = []
     with Checkpoints(folder, keep=1) as checkpoints:

@@ -36,7 +36,7 @@ from jaxdiv import files, models, speculative
 from jaxdiv.data import pipeline
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students, teacher
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.")
 LOSS = flags.DEFINE_string("loss", "kl", "The student's loss, as the run's config has it.")
@@ -68,7 +68,7 @@ class Run:
     @classmethod
     def load(cls, path: str, loss: str) -> "Run":
         workdir = Workdir(path)
-        config, corpus = workdir.config(), Corpus.load(workdir)
+        config, corpus = workdir.config(), TextData.load(workdir)
         target = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
         student = students.restore_one(path, loss, config["seed"])
         made = [model.module() for model in (target, student)]

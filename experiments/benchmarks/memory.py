@@ -53,12 +53,12 @@ def _resident():
     return pages * resource.getpagesize()
 
 
-def needed(config: Mapping, guide, data: run_data.Data) -> dict[str, int]:
+def needed(config: Mapping, guide, data: run_data.RunData) -> dict[str, int]:
     """Bytes of what a step can't do without, by name."""
     mesh, vocab_size = sharding.make(config), data.vocab_size
     pupils = students.untrained(config, vocab_size, mesh)
-    state = students.beginning(config, pupils, mesh)
-    step = students.step(config, pupils, students.lesson(config, guide), mesh=mesh)
+    state = students.initial_state(config, pupils, mesh)
+    step = students.step(config, pupils, students.teacher_outputs(config, guide), mesh=mesh)
     rows = sharding.Rows(mesh, config["student"]["batch_size"])
     batch = rows.put(next(run_data.batches(config, "student", data, mesh)))
     program = step.lower(state, guide.params, batch).compile()

@@ -44,7 +44,7 @@ class Setting:
         self.teacher = Model(
             *nnx.split(models.build_teacher(shapes, self._vocab_size, nnx.Rngs(0)))
         )
-        self.teach = jax.jit(students.lesson(config, self.teacher))
+        self.teach = jax.jit(students.teacher_outputs(config, self.teacher))
         rows, length = config["student"]["batch_size"], config["data"]["sequence_length"]
         tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, self._vocab_size)
         self.batch = {
@@ -86,7 +86,7 @@ class Setting:
         config = {**self._config, "seeds": count}
         group = students.untrained(config, self._vocab_size)
         step = students.step(config, group, (lambda shared, _: shared) if taught else self.teach)
-        state = students.beginning(config, group)
+        state = students.initial_state(config, group)
         teacher = self.shared if taught else self.teacher.params
 
         def call():

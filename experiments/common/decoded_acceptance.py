@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdiv import speculative
+from jaxdiv import schema, speculative
 from jaxdiv.evaluation import contexts, measurement
-from jaxdiv.evaluation.measurement import Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.runs import progress
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import teacher
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 
 
 def with_decoding(
-    run: Workdir, measured: Measured, *, names: Sequence[str], gamma: int
-) -> Measured:
+    run: Workdir, measured: Measurement, *, names: Sequence[str], gamma: int
+) -> Measurement:
     """Adds `decoded_tau` and `speed_up` of every measured student to what was measured.
 
     All prompts of a context are one batch, decoded by rejection sampling of `gamma` drafts a round.
@@ -30,12 +30,12 @@ def with_decoding(
       names: contexts, of which the corpus is passed over.
       gamma: drafts a round.
     """
-    config, corpus = run.config(), Corpus.load(run)
+    config, corpus = run.config(), TextData.load(run)
     model = teacher.restore(config, run, corpus.tokenizer.vocab_size)
     target = model.module().unrolled()
     groups = {
         loss: (model, [seeds.index(seed) for seed in measured.losses[loss]], measured.losses[loss])
-        for loss, model, seeds in measurement.groups(config, run, corpus)
+        for loss, model, seeds in measurement.student_groups(config, run, corpus)
         if measured.losses[loss]
     }
     prompts, _ = contexts.prompts(config, corpus)
@@ -46,18 +46,18 @@ def with_decoding(
     _compile(target, groups, prompts, {**how, "gamma": gamma})
     sums = dict(measured.sums)
     for name in names:
-        if name in contexts.GENERATED:
+        if name in schema.GENERATED_TEMPERATURES:
             found = _decode_all(
                 target,
                 groups,
                 prompts,
                 name,
-                {**how, "temperature": contexts.GENERATED[name]},
+                {**how, "temperature": schema.GENERATED_TEMPERATURES[name]},
                 gamma,
             )
             for loss, made in found.items():
                 sums |= {(loss, key): value for key, value in _sums(name, gamma, made)}
-    return Measured(measured.losses, sums)
+    return Measurement(measured.losses, sums)
 
 
 def _compile(target, groups, prompts, how):
@@ -98,7 +98,7 @@ def _timed(target, draft, prompts, how):
 
 
 def _sums(context, gamma, made):
-    temperature = contexts.GENERATED[context]
+    temperature = schema.GENERATED_TEMPERATURES[context]
     tokens, calls = (np.array([student[i] for student in made], np.float64) for i in (0, 1))
     yield Key(context, "decoded_tau", temperature, gamma), Sums(tokens, calls, tokens.mean(axis=0))
     # One number a student: the batch's time is no document's.

@@ -6,7 +6,7 @@ import pathlib
 
 from jaxdiv.evaluation import contexts
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 
 
 def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
@@ -28,7 +28,7 @@ def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
         return _read(pathlib.Path(path))
     if prompt is not None:
         return [_checked(prompt, "--prompt")]
-    corpus = Corpus.load(run)
+    corpus = TextData.load(run)
     return [corpus.tokenizer.decode(contexts.prompts(run.config(), corpus)[0][0])]
 
 

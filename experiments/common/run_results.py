@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.common import cli, decoded_acceptance
 from jaxdiv.evaluation import estimates, measurement
-from jaxdiv.evaluation.measurement import Measured
+from jaxdiv.evaluation.measurement import Measurement
 from jaxdiv.reporting import decoded as decoded_table
 from jaxdiv.reporting import html, pictures, results, results_table
 from jaxdiv.runs import config as run_config
@@ -34,7 +34,7 @@ def measure(
     rules: Sequence[str] = (),
     temperatures: Sequence[float] = (),
     decode_gamma: int | None = None,
-) -> list[Measured]:
+) -> list[Measurement]:
     """Measures each of `runs`.
 
     Contexts, rules and temperatures are those of each run's config where none are given; with
@@ -57,7 +57,7 @@ def measure(
 
 
 def write(
-    runs: Sequence[Workdir], measured: Sequence[Measured], *, output: pathlib.PurePath
+    runs: Sequence[Workdir], measured: Sequence[Measurement], *, output: pathlib.PurePath
 ) -> pd.DataFrame:
     """Writes results.csv, pictures and report.html of measured runs, pooled, to `output`; gives the
     results."""

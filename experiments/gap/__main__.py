@@ -46,7 +46,7 @@ def main(_):
         raise ValueError("the config has no `causes`; give one such as --config=configs/gap.py")
     text = config.pop("causes")
     _refuse_others(config)
-    config = teacher.settle(config, workdir, typed=cli.typed(CONFIG))
+    config = teacher.resolve(config, workdir, typed=cli.typed(CONFIG))
     run_data.refuse_images(config)
     found = causes.read(text, config)
     mesh = sharding.make(config)

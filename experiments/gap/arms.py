@@ -14,7 +14,7 @@ from experiments.gap import causes, formulas
 from experiments.gap.lessons import Lessons
 from jaxdiv import models
 from jaxdiv.models.decoder import project
-from jaxdiv.training.state import Model, TrainState, initial_state
+from jaxdiv.training.state import Model, TrainState
 from jaxdiv.training.step import make_optimizer, make_step
 
 
@@ -87,7 +87,7 @@ class Trainer:
 
     def beginning(self, arms: Sequence[Arm], mesh: Mesh) -> TrainState:
         """All arms start from the same students."""
-        return initial_state(
+        return TrainState.create(
             [self._params(arm) for arm in arms], [self._optimizer(arm) for arm in arms], mesh=mesh
         )
 
@@ -101,9 +101,9 @@ class Trainer:
             ]
 
         return make_step(
-            teach=self.lessons.teach({arm.change.sees for arm in arms}),
+            teacher_forward=self.lessons.teach({arm.change.sees for arm in arms}),
             objectives=objectives,
-            together=lambda _: False,
+            fuse_losses=lambda _: False,
             optimizers=[self._optimizer(arm) for arm in arms],
             mesh=mesh,
         )

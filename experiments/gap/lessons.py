@@ -50,7 +50,7 @@ class Lessons:
     def teach(self, seen: set[str]) -> Callable:
         """(teacher's parameters, inputs) -> the passes that students who see what `seen` names
         need."""
-        pass_of = students.teach(self.config, self.teacher)
+        pass_of = students.teacher_forward(self.config, self.teacher)
 
         def passes(params, inputs):
             own = pass_of(params, inputs)

@@ -9,17 +9,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.gap import arms, causes
+from jaxdiv import schema
 from jaxdiv.acceptance import RULES
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.evaluation.contexts import Context
-from jaxdiv.evaluation.measurement import Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.runs import progress, sharding
 from jaxdiv.training import students, teacher
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import TrainState
 
 GAMMA = 4  # drafts a round where accepted ones are counted by target call
-CORPUS, OWN_TEXT, OWN_TEXT_GREEDY = "corpus", *contexts.GENERATED
+CORPUS, OWN_TEXT, OWN_TEXT_GREEDY = "corpus", *schema.GENERATED_TEMPERATURES
 _LESS_THE_TARGETS_OWN = "accepted_a_call"
 Cell = tuple[str, float]  # a measure and its temperature
 # A cell to where it is measured, on text that the teacher wrote, and what it is called there.
@@ -39,7 +40,7 @@ def measure(
     trainer: arms.Trainer,
     trained: Sequence[arms.Arm],
     state: TrainState,
-    corpus: Corpus,
+    corpus: TextData,
     mesh: Mesh,
 ) -> dict[str, dict[Cell, Sums]]:
     """Arm, and `untrained`, to measure and temperature to sums over the students of all seeds, NaN
@@ -58,7 +59,7 @@ def measure(
             if arm.change.learns == learns
         ]
         if learns == causes.STUDENT:
-            group.append((measurement.UNTRAINED, trainer.pupils, seeds))
+            group.append((schema.UNTRAINED, trainer.pupils, seeds))
         if group:
             found |= _measured(config, trainer.teacher, group, on, mesh)
     for arm, own, _ in lots:
@@ -114,8 +115,8 @@ def _measured(config, guide, group, on: Sequence[Context], mesh) -> dict[str, di
     where = {"config": config, "guide": guide, "population": group, "mesh": mesh}
     whole = {"rules": RULES, "temperatures": config["evaluation"]["temperatures"]}
     parts = [
-        measurement.measure_on(on[:1], **where, **whole),
-        measurement.measure_on(on[1:], **where, rules=RULES[:1], temperatures=(1.0,)),
+        measurement.measure_students(on[:1], **where, **whole),
+        measurement.measure_students(on[1:], **where, rules=RULES[:1], temperatures=(1.0,)),
     ]
     return {
         text: {cell: sums for part in parts for cell, sums in _cells(part, text, seeds)}
@@ -123,7 +124,7 @@ def _measured(config, guide, group, on: Sequence[Context], mesh) -> dict[str, di
     }
 
 
-def _cells(measured: Measured, text, seeds):
+def _cells(measured: Measurement, text, seeds):
     kept = [seed in measured.losses.get(text, ()) for seed in seeds]
     for (name, key), sums in measured.sums.items():
         if name == text and key.context == CORPUS:

@@ -10,7 +10,8 @@ from experiments.gap import arms, formulas
 from experiments.gap.causes import BASELINE, Cause
 from experiments.gap.measuring import Cell
 from jaxdiv import statistics
-from jaxdiv.evaluation.measurement import UNTRAINED, Sums
+from jaxdiv.evaluation.measurement import Sums
+from jaxdiv.schema import UNTRAINED
 
 BOTH = "both"
 ACCEPTANCE: Cell = ("acceptance", 1.0)

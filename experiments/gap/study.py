@@ -13,7 +13,7 @@ from jaxdiv import files
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, run_data, students
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model, TrainState
 
 _ARMS = "arms.json"
@@ -50,7 +50,7 @@ def run(
     workdir: Workdir,
     causes: Sequence[Cause],
     *,
-    corpus: Corpus,
+    corpus: TextData,
     teacher: Model,
     mesh: Mesh,
     **watched: Any,
@@ -71,7 +71,7 @@ def run(
 def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
     config, seeds = trainer.config, students.seeds(trainer.config)
 
-    def report_dead(number, alive, _):
+    def report_diverged(number, alive, _):
         dead = [
             f"{every[i].text} (seed {seeds[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)
         ]
@@ -93,6 +93,6 @@ def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
         teacher=trainer.teacher.params,
         batches=run_data.batches(config, "student", corpus, mesh),
         measure=lambda _: {},
-        report_dead=report_dead,
+        report_diverged=report_diverged,
         **watched,
     )

@@ -36,8 +36,7 @@ from experiments.sweep import (
     sums,
     teachers,
 )
-from jaxdiv import files
-from jaxdiv.evaluation import measurement
+from jaxdiv import files, schema
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import lock, processes, sharding
 from jaxdiv.training import loop
@@ -156,7 +155,7 @@ def _told(made, cells):
             (cell.name, loss): {**_factors(cell), "learning_rate": rate}
             for loss, rate in zip(made.losses, rates, strict=True)
         }
-        told[cell.name, measurement.UNTRAINED] = _factors(cell)
+        told[cell.name, schema.UNTRAINED] = _factors(cell)
     return told
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from experiments.sweep import ranking
 from experiments.sweep.grid import Cell
 from jaxdiv import statistics
-from jaxdiv.evaluation.contexts import GENERATED
-from jaxdiv.evaluation.measurement import Key, Measured
+from jaxdiv.evaluation.measurement import Key, Measurement
 from jaxdiv.reporting import results
+from jaxdiv.schema import GENERATED_TEMPERATURES
 
 _ACCEPTANCE = Key("corpus", "acceptance", 1.0)
 _SAMPLED, _GREEDY = (
-    Key(context, "tau", t, 8) for context, t in zip(GENERATED, (1.0, 0.0), strict=True)
+    Key(context, "tau", t, 8) for context, t in zip(GENERATED_TEMPERATURES, (1.0, 0.0), strict=True)
 )
 _LK, _DISTILLSPEC, _DISTILLM = (
     "LK losses, 2602.23881",
@@ -64,7 +64,7 @@ CLAIMS = (
 )
 
 
-def rows(cells: Mapping[Cell, Measured]) -> list[dict]:
+def rows(cells: Mapping[Cell, Measurement]) -> list[dict]:
     """A row for each claim that the cells speak of: how much more is accepted, a fraction,
     corrected by Holm over rows.
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments.sweep.plan import REFERENCE
-from jaxdiv import statistics
+from jaxdiv import schema, statistics
 from jaxdiv.evaluation import estimates
-from jaxdiv.evaluation.measurement import UNTRAINED, Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.reporting import results
+from jaxdiv.schema import UNTRAINED
 
 
-def rows(cells: Mapping[str, Measured], told: Mapping[tuple[str, str], Mapping]) -> list[dict]:
+def rows(cells: Mapping[str, Measurement], told: Mapping[tuple[str, str], Mapping]) -> list[dict]:
     """The rows of choose.csv.
 
     Intervals of differences, p-values and verdicts are corrected by Holm over all losses and cells
@@ -66,7 +67,7 @@ def correct(family: list[dict]) -> None:
         }
 
 
-def paired(measured: Measured, loss: str, key: Key) -> tuple[Sums, Sums] | None:
+def paired(measured: Measurement, loss: str, key: Key) -> tuple[Sums, Sums] | None:
     """Sums of a loss and of the reference over the seeds that both have; None if there are none."""
     if (loss, key) not in measured.sums or (REFERENCE, key) not in measured.sums:
         return None
@@ -84,7 +85,7 @@ def _only(measured, loss, key, seeds):
 def _values(measured):
     """(loss, key, columns) of every pooled estimate but the differences."""
     for row in estimates.rows([measured]):
-        if row["seed"] == estimates.POOLED and row["measure"] != "difference":
+        if row["seed"] == schema.POOLED and row["measure"] != "difference":
             key = Key(row["context"], row["measure"], row["temperature"], row["gamma"])
             yield row["loss"], key, {name: row[name] for name in _KEPT}
 

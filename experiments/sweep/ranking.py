@@ -8,12 +8,13 @@ import numpy as np
 from experiments.sweep import comparing
 from experiments.sweep.plan import REFERENCE
 from jaxdiv import statistics
-from jaxdiv.evaluation.measurement import UNTRAINED, Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
+from jaxdiv.schema import UNTRAINED
 
 DRAWS = 20_000
 
 
-def rows(cells: Mapping[str, Measured], key: Key) -> list[dict]:
+def rows(cells: Mapping[str, Measurement], key: Key) -> list[dict]:
     """A row a loss, the best first: its mean difference to the reference, corrected over losses,
     and its ranks.
 

@@ -6,7 +6,7 @@ from typing import Any
 from experiments.sweep.plan import Plan
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import run_data, teacher
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
 
 _SHARED = (DATA_READY, run_data.TOKENIZER)  # facts
@@ -14,7 +14,7 @@ _SHARED = (DATA_READY, run_data.TOKENIZER)  # facts
 
 def begin(
     plan: Plan, run: Workdir, config: Mapping, **watched: Any
-) -> tuple[dict[str, Any], Corpus, Model]:
+) -> tuple[dict[str, Any], TextData, Model]:
     """The run's config as it will have it, its data, and its teacher, which is trained or taken
     over here.
 
@@ -23,7 +23,7 @@ def begin(
     Raises:
       ValueError: the run has other data, or other tokens of it, than the teacher of the base.
     """
-    config = teacher.settle(config, run, typed={})
+    config = teacher.resolve(config, run, typed={})
     run.claim(config)
     data = run_data.prepare(config, run)
     _refuse_other_data(run, plan.teacher_run(plan.cells[0].teacher))

@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 
 from jaxdiv import files
-from jaxdiv.evaluation.contexts import GENERATED
-from jaxdiv.evaluation.measurement import Key, Measured, Sums
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
+from jaxdiv.schema import GENERATED_TEMPERATURES
 
 FILE = "sums.npz"
 GAMMAS = (4, 8)  # drafts a round of the tokens a target call
@@ -20,14 +20,14 @@ _SIDES = ("numerator", "denominator", "tokens")
 def compared(key: Key) -> bool:
     """Whether a sweep compares losses by a measure: acceptance on held-out documents, tokens a call
     on own text."""
-    if key.context in GENERATED:
+    if key.context in GENERATED_TEMPERATURES:
         return key.measure in ("decoded_tau", "speed_up") or (
             key.measure == "tau" and key.gamma in GAMMAS
         )
     return True
 
 
-def write(path: pathlib.PurePath, measured: Measured) -> None:
+def write(path: pathlib.PurePath, measured: Measurement) -> None:
     """Writes what is compared of `measured`."""
     kept = {pair: sums for pair, sums in measured.sums.items() if compared(pair[1])}
     index = [[loss, dataclasses.asdict(key)] for loss, key in kept]
@@ -40,7 +40,7 @@ def write(path: pathlib.PurePath, measured: Measured) -> None:
         np.savez_compressed(temporary, index=json.dumps([measured.losses, index]), **arrays)
 
 
-def read(path: pathlib.PurePath) -> Measured:
+def read(path: pathlib.PurePath) -> Measurement:
     """What `write` wrote. Raises ValueError if the file holds something else."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
@@ -55,4 +55,4 @@ def read(path: pathlib.PurePath) -> Measured:
         raise ValueError(
             f"{path} is not what was written: {error}; delete it, and the sweep measures again"
         ) from None
-    return Measured(losses, sums)
+    return Measurement(losses, sums)

@@ -14,7 +14,7 @@ from jaxdiv.data import pipeline
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.runs import processes, progress, sharding
 from jaxdiv.training import run_data, teacher
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
 
 ENTROPY = "teacher, entropy in nats a token on the documents measured"
@@ -38,7 +38,7 @@ def prepare(plan: Plan, name: str, **watched: Any) -> None:
     )
 
 
-def entropy(config: Mapping, corpus: Corpus, guide: Model, mesh: Mesh) -> float:
+def entropy(config: Mapping, corpus: TextData, guide: Model, mesh: Mesh) -> float:
     """Of what the teacher says of the next token at temperature 1, nats: the mean over
     `evaluation.documents`."""
     context = contexts.make("corpus", config, corpus, guide, mesh)
@@ -51,6 +51,6 @@ def entropy(config: Mapping, corpus: Corpus, guide: Model, mesh: Mesh) -> float:
         )
 
     rows = sharding.Rows(mesh, measurement.rows_at_once(config, context.inputs.shape[1], mesh))
-    blocks = pipeline.blocks([getattr(context, part) for part in run_data.BATCH], rows.count)
+    blocks = pipeline.blocks([getattr(context, part) for part in run_data.BATCH_FIELDS], rows.count)
     summed = sum(float(total(guide.params, rows.spread(run_data.batch(block)))) for block in blocks)
     return summed / float(context.weights.sum())

@@ -70,7 +70,7 @@ class _Run:
     @classmethod
     def of(cls, config, mesh):
         vocab_size = config["data"]["vocabulary"]
-        guide = population_shapes(teacher_sources.build(config, vocab_size), 1, mesh)
+        guide = population_shapes(teacher_sources.builder(config, vocab_size), 1, mesh)
         pupils = population_shapes(students.builder(config, vocab_size), config["seeds"], mesh)
         single = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), guide.params)
         frozen = guide.with_params(sharding.shapes(single, mesh, stacked=False))
@@ -79,7 +79,7 @@ class _Run:
 
 def _student(run):
     write = on_policy.writer(run.config, run.frozen, run.pupils, end_of_text=0)
-    lesson = students.lesson(run.config, run.frozen)
+    lesson = students.teacher_outputs(run.config, run.frozen)
     learn = students.step(run.config, run.pupils, lesson, write, mesh=run.mesh)
     return _training(run, STUDENT, learn, _begun(run, students, run.pupils), run.frozen.params)
 
@@ -90,7 +90,7 @@ def _teacher(run):
 
 
 def _begun(run, stage, model):
-    begin = functools.partial(stage.beginning, run.config, mesh=run.mesh)
+    begin = functools.partial(stage.initial_state, run.config, mesh=run.mesh)
     shapes = jax.eval_shape(lambda params: begin(model.with_params(params)), model.params)
     return sharding.shapes(shapes, run.mesh)
 
@@ -130,7 +130,7 @@ def _evaluation(run):
     context = contexts.Context(
         "corpus", nothing, nothing, nothing.astype(np.float32), nothing[:, 0], start=None
     )
-    passes = measurement.passes(
+    passes = measurement.compiled_passes(
         run.config,
         run.frozen,
         run.pupils,
@@ -162,7 +162,10 @@ def _shared(made, guide, mesh):
 def _decode(run):
     """Of the beginnings of all held-out documents at once, on one chip."""
     vocab_size, how = run.config["data"]["vocabulary"], run.config["evaluation"]
-    builds = teacher_sources.build(run.config, vocab_size), students.builder(run.config, vocab_size)
+    builds = (
+        teacher_sources.builder(run.config, vocab_size),
+        students.builder(run.config, vocab_size),
+    )
     target, draft = (
         nnx.eval_shape(lambda build=build: build(nnx.Rngs(0)).unrolled()) for build in builds
     )

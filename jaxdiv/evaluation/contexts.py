@@ -15,11 +15,9 @@ from jaxdiv.data import pipeline
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import sharding
 from jaxdiv.runs.config import IMAGES, MAX_DOCUMENT_TOKENS
-from jaxdiv.training.run_data import Corpus, Data
+from jaxdiv.schema import GENERATED_TEMPERATURES
+from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model
-
-# The temperature of the teacher's own text; 0 is greedy.
-GENERATED = {"generated": 1.0, "generated_greedy": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Context:
     @property
     def temperature(self) -> float | None:
         """At which the teacher wrote the text; None for the corpus."""
-        return GENERATED.get(self.name)
+        return GENERATED_TEMPERATURES.get(self.name)
 
     def by_document(self, values: np.ndarray) -> np.ndarray:
         """Sums of rows [S, R, ...] that come from one document: [S, K, ...]."""
@@ -68,14 +66,14 @@ def check(names: Iterable[str], config: Mapping) -> None:
 
 
 def make(
-    name: str, config: Mapping, corpus: Data, teacher: Model, mesh: Mesh | None = None
+    name: str, config: Mapping, corpus: RunData, teacher: Model, mesh: Mesh | None = None
 ) -> Context:
     """The context `name` from the test documents; `teacher` writes on the `mesh` that it lies on.
 
     Raises ValueError if the documents are too few or too short.
     """
     evaluation = config["evaluation"]
-    if name in GENERATED:
+    if name in GENERATED_TEMPERATURES:
         return _generated(name, config, corpus, teacher, mesh or sharding.alone())
     limits = {
         "tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS),
@@ -88,7 +86,7 @@ def make(
 
 
 def prompts(
-    config: Mapping, corpus: Corpus
+    config: Mapping, corpus: TextData
 ) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
     """(the beginnings of test documents after which the teacher writes, each one's document)."""
     evaluation = config["evaluation"]
@@ -110,7 +108,7 @@ def _generated(name, config, corpus, teacher, mesh):
             teacher.with_params(params).module(),
             prompts,
             length=config["evaluation"]["generated_tokens"],
-            temperature=GENERATED[name],
+            temperature=GENERATED_TEMPERATURES[name],
             key=jax.random.key(config["seed"]),
         )
 

@@ -13,12 +13,12 @@ from jaxdiv import statistics
 from jaxdiv.contributions import contributions, gauges, shares
 from jaxdiv.data import pipeline
 from jaxdiv.evaluation import contexts
-from jaxdiv.evaluation.measurement import UNTRAINED
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import progress
 from jaxdiv.runs.workdir import Workdir
+from jaxdiv.schema import UNTRAINED
 from jaxdiv.training import students, teacher
-from jaxdiv.training.run_data import Corpus
+from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed
 
@@ -78,7 +78,7 @@ def measure(workdir: Workdir, *, losses: Sequence[str], student: str) -> ByRank:
         saved is damaged.
     """
     config = workdir.config()
-    corpus = Corpus.load(workdir)
+    corpus = TextData.load(workdir)
     groups = {loss: (loss,) for loss in losses} if student == OWN else {student: tuple(losses)}
     pupils = {
         source: _living(config, workdir, corpus.tokenizer.vocab_size, source) for source in groups
@@ -128,7 +128,7 @@ def _by_row(
 ):
     """Source to (loss, gauge) to sums over each row's positions, [S, R, 2, B]; one teacher pass
     serves all."""
-    teach, model = students.teach(config, guide), next(iter(pupils.values()))
+    teach, model = students.teacher_forward(config, guide), next(iter(pupils.values()))
 
     @jax.jit
     def look_up(params, inputs, labels):

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxdiv import acceptance, statistics
-from jaxdiv.evaluation.measurement import UNTRAINED, Measured
+from jaxdiv.evaluation.measurement import Measurement
+from jaxdiv.schema import POOLED, UNTRAINED
 
-POOLED = "all"
 _TOKENS_A_CALL = ("tau", "tau_greedy_draft", "decoded_tau")
 
 
@@ -46,7 +46,7 @@ class _Group:
         return sum(self.tokens[run] for run in np.unique(self.runs))
 
 
-def rows(runs: Sequence[Measured]) -> list[Mapping]:
+def rows(runs: Sequence[Measurement]) -> list[Mapping]:
     """The results' rows of one run, or of several pooled.
 
     A seed's row pools the runs that have that seed. The pooled rows' intervals carry documents and,

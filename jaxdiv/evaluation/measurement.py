@@ -16,12 +16,12 @@ from jaxdiv.evaluation import contexts
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import progress, sharding
 from jaxdiv.runs.workdir import Workdir
+from jaxdiv.schema import MAX_MEASURED_GAMMA, UNTRAINED
 from jaxdiv.training import run_data, students, teacher
-from jaxdiv.training.run_data import Data
+from jaxdiv.training.run_data import RunData
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed
 
-UNTRAINED = "untrained"
 GREEDY_MATCH = "greedy_match"
 ACCURACY = "accuracy"  # of images, whose labels are the truth
 _GIVEN = ("given", "greedy_given")  # acceptance of each token of the teacher's own text
@@ -32,7 +32,6 @@ _MEASURES = {
     "exact_match": "acceptance_exact_match",
     "typical": "acceptance_typical",
 }
-MAX_GAMMA = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Sums:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One run. `losses`: loss to the seeds of its living students; `sums`: (loss, key) to what they
     sum to."""
 
@@ -71,7 +70,7 @@ class Measured:
 
 def measure(
     workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], temperatures: Sequence[float]
-) -> Measured:
+) -> Measurement:
     """Measures a finished run's students, restored from disk, and the untrained ones.
 
     Args:
@@ -89,12 +88,14 @@ def measure(
     contexts.check(names, config)
     data, mesh = run_data.load(workdir), sharding.make_for_reading(config)
     guide = teacher.restore(config, workdir, data.vocab_size, mesh)
-    population = list(groups(config, workdir, data, mesh))
+    population = list(student_groups(config, workdir, data, mesh))
     on = (contexts.make(name, config, data, guide, mesh) for name in names)
-    return measure_on(on, config, guide, population, mesh, rules=rules, temperatures=temperatures)
+    return measure_students(
+        on, config, guide, population, mesh, rules=rules, temperatures=temperatures
+    )
 
 
-def measure_on(
+def measure_students(
     on: Iterable[contexts.Context],
     config: Mapping,
     guide: Model,
@@ -103,14 +104,14 @@ def measure_on(
     *,
     rules: Sequence[str],
     temperatures: Sequence[float],
-) -> Measured:
+) -> Measurement:
     """As `measure`, of students of one kind that are at hand.
 
     Args:
       on: the contexts.
       config: the run's.
       guide: the teacher.
-      population: of `groups`.
+      population: of `student_groups`.
       mesh: that all lies on.
       rules, temperatures: as `measure` has them.
     """
@@ -125,7 +126,7 @@ def measure_on(
 
 def _without_lost(losses, sums):
     """Leaves out students whose logits are not finite, as after a last step that went wrong."""
-    kept = Measured({loss: [] for loss in losses}, {})
+    kept = Measurement({loss: [] for loss in losses}, {})
     for loss, seeds in losses.items():
         mine = {key: found for (name, key), found in sums.items() if name == loss}
         if not mine:
@@ -142,8 +143,8 @@ def _without_lost(losses, sums):
     return kept
 
 
-def groups(
-    config: Mapping, workdir: Workdir, data: Data, mesh: Mesh | None = None
+def student_groups(
+    config: Mapping, workdir: Workdir, data: RunData, mesh: Mesh | None = None
 ) -> Iterator[tuple[str, Model, list[int]]]:
     """(loss, its living students, their seeds) in the config's order, then the untrained; spread
     over `mesh`."""
@@ -161,9 +162,11 @@ def _by_row(config, guide, groups, context, rules, temperatures, mesh):
     for all."""
     rows = sharding.Rows(mesh, rows_at_once(config, context.inputs[0].size, mesh))
     how = {"rules": rules, "temperatures": temperatures}
-    pass_of, part_of = passes(config, guide, groups[-1][1], context, mesh, **how)
+    pass_of, part_of = compiled_passes(config, guide, groups[-1][1], context, mesh, **how)
     parts = {loss: [] for loss, _, seeds in groups if seeds}
-    blocks = list(pipeline.blocks([getattr(context, name) for name in run_data.BATCH], rows.count))
+    blocks = list(
+        pipeline.blocks([getattr(context, name) for name in run_data.BATCH_FIELDS], rows.count)
+    )
     tokens = rows.count * context.labels.shape[1]
     with progress.bar(context.name, len(blocks), unit="batches", tokens=tokens) as advance:
         for block in blocks:
@@ -177,7 +180,7 @@ def _by_row(config, guide, groups, context, rules, temperatures, mesh):
     return {loss: _whole(context, made) for loss, made in parts.items()}
 
 
-def passes(
+def compiled_passes(
     config: Mapping,
     guide: Model,
     student: Model,
@@ -202,7 +205,7 @@ def passes(
       (teacher's parameters, inputs [R, L]) -> shared, teacher's logits; and (parameters [S, ...],
       shared, teacher's logits, batch) -> measure to its sums, [S, R, ...].
     """
-    teach = students.teach(config, guide)
+    teach = students.teacher_forward(config, guide)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def pass_of(params, inputs):
@@ -255,10 +258,13 @@ def _whole(context, parts):
 
 @jax.jit
 def _along_texts(given, greedy_given, valid):
-    accepted, rounds = acceptance.accepted_at(given, valid, gamma=MAX_GAMMA)
+    accepted, rounds = acceptance.accepted_at(given, valid, gamma=MAX_MEASURED_GAMMA)
     calls, calls_greedy_draft = (
         jnp.stack(
-            [acceptance.calls(chance, valid, gamma=gamma) for gamma in range(1, MAX_GAMMA + 1)],
+            [
+                acceptance.calls(chance, valid, gamma=gamma)
+                for gamma in range(1, MAX_MEASURED_GAMMA + 1)
+            ],
             axis=-1,
         )
         for chance in (given, greedy_given)
@@ -327,7 +333,7 @@ def _sums(context, measured, temperatures):
     if context.start is None:
         return
     own = context.temperature
-    for gamma in range(1, MAX_GAMMA + 1):
+    for gamma in range(1, MAX_MEASURED_GAMMA + 1):
         for name, calls in (("tau", "calls"), ("tau_greedy_draft", "calls_greedy_draft")):
             yield (
                 Key(context.name, name, own, gamma),

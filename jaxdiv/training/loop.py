@@ -152,7 +152,7 @@ def fit(
     advance: Callable[[], None],
     tracing: Callable[[int], AbstractContextManager],
     measure: Callable[[TrainState], dict[str, np.ndarray]],
-    report_dead: Callable[[int, np.ndarray, Mapping], None],
+    report_diverged: Callable[[int, np.ndarray, Mapping], None],
 ) -> TrainState:
     """Trains from `state.step` to the stage's last step.
 
@@ -167,7 +167,7 @@ def fit(
       advance: called once a step.
       tracing: gives the context of the step of a number.
       measure: what is worth measuring beside the step's own metrics, where the stage has it so.
-      report_dead: called with the step, which students [losses, S] are alive and the batch, when
+      report_diverged: called with the step, which students [losses, S] are alive and the batch, when
         one is not for the first time.
 
     Raises:
@@ -185,7 +185,7 @@ def fit(
                 seconds = time.perf_counter() - began
             now = metrics.pop("alive")
             if (alive & ~now).any():
-                report_dead(number, now, batch)
+                report_diverged(number, now, batch)
             alive = now
             metrics["learning_rate"] = rates[number - 1][:, None]
             if stage.measures(number):

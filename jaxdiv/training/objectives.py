@@ -14,7 +14,7 @@ from jaxdiv.models import meshes
 from jaxdiv.training.state import Model
 
 
-class Lesson(NamedTuple):
+class TeacherOutputs(NamedTuple):
     """What students share of a batch.
 
     Attributes:
@@ -32,16 +32,16 @@ class Lesson(NamedTuple):
         return self.target[1] is None
 
 
-def lesson(output: models.TeacherOutput) -> Lesson:
+def teacher_outputs(output: models.TeacherOutput) -> TeacherOutputs:
     """The teacher's logits are made here, once for all students, unless they take more than a chunk
     of them may."""
     size = 4 * math.prod(output.features.shape[:-1]) * output.vocab_size
-    return Lesson(
-        output, (output.logits, None) if size <= chunks.LEAST_MEMORY else before_logits(output)
+    return TeacherOutputs(
+        output, (output.logits, None) if size <= chunks.LEAST_MEMORY else features_and_head(output)
     )
 
 
-def before_logits(output: models.TeacherOutput) -> tuple[Array, Array]:
+def features_and_head(output: models.TeacherOutput) -> tuple[Array, Array]:
     """Features and head, in one type."""
     return output.features, output.head.astype(output.features.dtype)
 
@@ -49,7 +49,7 @@ def before_logits(output: models.TeacherOutput) -> tuple[Array, Array]:
 def of_students(
     model: Model, losses: Sequence[str | jaxdiv.Loss], *, temperature: float
 ) -> Callable:
-    """The losses' means as `make_step` takes them, of students of `model` under a `Lesson`."""
+    """The losses' means as `make_step` takes them, of students of `model` under a `TeacherOutputs`."""
 
     def objectives(numbers, params, batch, shared):
         def student(params):
@@ -79,7 +79,7 @@ def means(
       losses: each student's.
       students: (features [B, L, D], head [D, P]) each.
       batch: labels and weights [B, L].
-      teacher: as `Lesson.target`.
+      teacher: as `TeacherOutputs.target`.
       vocab_size: V <= P, the classes that there are.
       temperature: of the losses.
     """

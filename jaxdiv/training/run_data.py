@@ -22,14 +22,14 @@ TOKENIZER = "tokenizer fingerprint"  # a fact
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
+class TextData:
     """A run's tokenizer and its tokens by split."""
 
     tokenizer: Tokenizer
     splits: dict[str, pipeline.Tokens]
 
     @classmethod
-    def load(cls, workdir: Workdir) -> "Corpus":
+    def load(cls, workdir: Workdir) -> "TextData":
         """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged
         or another's."""
         refuse_images(workdir.config())
@@ -78,16 +78,16 @@ class Corpus:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gallery:
-    """A run's images by split, where it is about images: what `Corpus` is of text, a document an
+class ImageData:
+    """A run's images by split, where it is about images: what `TextData` is of text, a document an
     image."""
 
     classes: int
     splits: dict[str, images.LabelledImages]
 
     @classmethod
-    def load(cls, workdir: Workdir) -> "Gallery":
-        """As `Corpus.load`."""
+    def load(cls, workdir: Workdir) -> "ImageData":
+        """As `TextData.load`."""
         splits = {
             split: images.LabelledImages.load(_path(workdir.images, split)) for split in SPLITS
         }
@@ -118,13 +118,13 @@ class Gallery:
         )
 
 
-Data = Corpus | Gallery
+RunData = TextData | ImageData
 
 
-def load(workdir: Workdir) -> Data:
+def load(workdir: Workdir) -> RunData:
     """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or
     another's."""
-    return (Gallery if run_config.of_images(workdir.config()) else Corpus).load(workdir)
+    return (ImageData if run_config.of_images(workdir.config()) else TextData).load(workdir)
 
 
 def refuse_images(config: Mapping) -> None:
@@ -145,7 +145,7 @@ def _as_begun(data, workdir):
     return data
 
 
-def prepare(config: Mapping, workdir: Workdir) -> Data:
+def prepare(config: Mapping, workdir: Workdir) -> RunData:
     """Reads, splits and tokenizes the documents or images, or loads what an earlier start of this
     run saved.
 
@@ -216,7 +216,7 @@ def _make_gallery(config, workdir):
             label=data["label"],
             directory=_own_folder(config, workdir, images.DIGITS),
         )
-        gallery = Gallery(found.classes, dict(found.splits))
+        gallery = ImageData(found.classes, dict(found.splits))
         _check_sizes(config, gallery)
         for split in SPLITS:
             gallery.splits[split].save(_path(workdir.images, split))
@@ -257,7 +257,7 @@ def _make(config, workdir):
         tokenizer.save(workdir.tokenizer)
         advance()
         tokens = _tokens(documents, tokenizer, donor)
-        corpus = Corpus(tokenizer, tokens)
+        corpus = TextData(tokenizer, tokens)
         _check_enough(config, corpus)
         for split in SPLITS:
             tokens[split].save(_path(workdir.tokens, split))
@@ -278,22 +278,22 @@ def _make(config, workdir):
 def _tokens(documents, tokenizer, donor):
     """Those of the run whose tokenizer it is, if it has the same documents; else made, which takes
     far longer."""
-    lender = donor.workdir if isinstance(donor, teacher_sources.RunDonor) else None
+    lender = donor.workdir if isinstance(donor, teacher_sources.RunSource) else None
     there = lender and all(_path(lender.tokens, split).exists() for split in SPLITS)
     if there and lender.facts().get(DATA_READY) == documents.fingerprint:
-        return Corpus.load(lender).splits
+        return TextData.load(lender).splits
     return pipeline.tokenize(documents, tokenizer)
 
 
-BATCH = ("inputs", "labels", "weights")
+BATCH_FIELDS = ("inputs", "labels", "weights")
 
 
 def batch(arrays: Sequence) -> dict:
-    """Arrays in the order of `BATCH`, by name."""
-    return dict(zip(BATCH, arrays, strict=True))
+    """Arrays in the order of `BATCH_FIELDS`, by name."""
+    return dict(zip(BATCH_FIELDS, arrays, strict=True))
 
 
-def batches(config: Mapping, stage: str, data: Data, mesh: Mesh | None = None) -> Iterator:
+def batches(config: Mapping, stage: str, data: RunData, mesh: Mesh | None = None) -> Iterator:
     """The stage's training batches, without end; the order is the seed's.
 
     Of each the rows that this process's devices in `mesh` need; all without one.
@@ -303,7 +303,7 @@ def batches(config: Mapping, stage: str, data: Data, mesh: Mesh | None = None) -
     )
 
 
-def validation_batch(config: Mapping, data: Data, mesh: Mesh) -> dict:
+def validation_batch(config: Mapping, data: RunData, mesh: Mesh) -> dict:
     """The beginnings of as many validation documents as a student's batch has rows, spread over
     `mesh`."""
     limits = {
@@ -311,5 +311,5 @@ def validation_batch(config: Mapping, data: Data, mesh: Mesh) -> dict:
         "documents": config["student"]["batch_size"],
     }
     windows = data.windows("validation", config, **limits)
-    whole = batch([getattr(windows, name) for name in BATCH])
+    whole = batch([getattr(windows, name) for name in BATCH_FIELDS])
     return sharding.Rows(mesh, len(windows.inputs)).spread(whole)

@@ -57,6 +57,37 @@ class TrainState:
     opt_state: tuple[Any, ...]
     alive: tuple[Any, ...]
 
+    @classmethod
+    def create(
+        cls,
+        params: Sequence[Any],
+        optimizers: Sequence[optax.GradientTransformation],
+        *,
+        mesh: Mesh | None = None,
+    ) -> "TrainState":
+        """Returns the state before the first step, spread over `mesh`, from copies of `params`.
+
+        Args:
+          params: of each loss's students, arrays [S, ...].
+          optimizers: one a loss.
+          mesh: where the state lies; None for one device.
+        """
+        seeds = jax.tree.leaves(params[0])[0].shape[0]
+
+        def state_of(params):
+            copies = tuple(jax.tree.map(jnp.copy, own) for own in params)
+            pairs = zip(optimizers, copies, strict=True)
+            return cls(
+                step=jnp.zeros((), jnp.int32),
+                params=copies,
+                opt_state=tuple(jax.vmap(optimizer.init)(copy) for optimizer, copy in pairs),
+                alive=tuple(jnp.ones(seeds, bool) for _ in copies),
+            )
+
+        params = tuple(params)
+        shardings = sharding.shardings(jax.eval_shape(state_of, params), mesh or sharding.alone())
+        return jax.jit(state_of, out_shardings=shardings)(params)
+
 
 def population(build: Build, seeds: Sequence[int], mesh: Mesh | None = None) -> Model:
     """Parameters [S, ...], spread over `mesh`; student i draws its initial values from `seeds[i]`
@@ -77,35 +108,3 @@ def population_shapes(build: Build, seeds: int, mesh: Mesh | None = None) -> Mod
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), shapes)
     return Model(graphdef, sharding.shapes(stacked, mesh or sharding.alone()))
-
-
-def initial_state(
-    params: Sequence[Any],
-    optimizers: Sequence[optax.GradientTransformation],
-    *,
-    mesh: Mesh | None = None,
-) -> TrainState:
-    """A state, spread over `mesh`, in which each loss starts from copies of its entry of `params`,
-    arrays [S, ...].
-
-    Args:
-      params: of each loss's students.
-      optimizers: each loss's.
-      mesh: None for one device.
-    """
-    seeds = jax.tree.leaves(params[0])[0].shape[0]
-
-    def begin(params):
-        copies = tuple(jax.tree.map(jnp.copy, own) for own in params)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=copies,
-            opt_state=tuple(
-                jax.vmap(own.init)(copy) for own, copy in zip(optimizers, copies, strict=True)
-            ),
-            alive=tuple(jnp.ones(seeds, bool) for _ in copies),
-        )
-
-    params = tuple(params)
-    where = sharding.shardings(jax.eval_shape(begin, params), mesh or sharding.alone())
-    return jax.jit(begin, out_shardings=where)(params)

@@ -71,26 +71,26 @@ def _matrices(params):
 
 def make_step(
     *,
-    teach: Callable[[Any, Array], Any],
+    teacher_forward: Callable[[Any, Array], Any],
     objectives: Objectives,
-    together: Callable[[Any], bool],
+    fuse_losses: Callable[[Any], bool],
     optimizers: Sequence[optax.GradientTransformation],
     write: Write | None = None,
-    each_its_own: bool = False,
+    batch_per_student: bool = False,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
     """Builds `state, metrics = step(state, teacher, batch)`, jitted, the state donated.
 
     Args:
-      teach: (teacher, inputs [B, L]) -> what all students share; run once a step.
+      teacher_forward: (teacher, inputs [B, L]) -> what all students share; run once a step.
       objectives: what each of one seed's students makes small, which must depend on its own
         parameters alone.
-      together: whether all losses are one call of `objectives`, given what `teach` gave: they share
+      fuse_losses: whether all losses are one call of `objectives`, given what `teacher_forward` gave: they share
         what they make of it then, but their arrays live side by side. Else it is a call a loss.
       optimizers: each loss's; each student has its own state of it, so its clipping sees that
         student's gradient alone.
       write: makes the batch that is trained on from the one that was read.
-      each_its_own: whether each student writes its own batch, which then costs each a pass of the
+      batch_per_student: whether each student writes its own batch, which then costs each a pass of the
         teacher.
       mesh: where the state lies by `sharding.shardings`, and batches by `sharding.Rows`; None for
         one device.
@@ -105,7 +105,7 @@ def make_step(
 
     def lesson(teacher, params, batch, step):
         batch = write(teacher, params, batch, step) if write else batch
-        return batch, jax.lax.stop_gradient(teach(teacher, batch["inputs"]))
+        return batch, jax.lax.stop_gradient(teacher_forward(teacher, batch["inputs"]))
 
     def learn(losses, params, batch, shared):
         """(value, gradient) of the student of each loss."""
@@ -129,10 +129,10 @@ def make_step(
         return params, opt_state, alive, value, norm
 
     def step(state, teacher, batch):
-        of_all = None if each_its_own else lesson(teacher, None, batch, state.step)
+        of_all = None if batch_per_student else lesson(teacher, None, batch, state.step)
         students = list(zip(state.params, state.opt_state, state.alive, strict=True))
         every = range(len(students))
-        groups = [every] if of_all and together(of_all[1]) else [[i] for i in every]
+        groups = [every] if of_all and fuse_losses(of_all[1]) else [[i] for i in every]
 
         def one_seed(losses, students):
             params = [student[0] for student in students]

@@ -17,8 +17,8 @@ from jaxdiv.runs import progress, sharding
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, objectives, on_policy, run_data, teacher_sources
-from jaxdiv.training.run_data import Corpus, Data
-from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
+from jaxdiv.training.run_data import RunData, TextData
+from jaxdiv.training.state import Model, TrainState, population, population_shapes
 from jaxdiv.training.step import for_each_seed, make_optimizer, make_step
 
 
@@ -27,7 +27,7 @@ def seeds(config: Mapping) -> list[int]:
     return [config["seed"] + i for i in range(config["seeds"])]
 
 
-def teach(config: Mapping, teacher: Model) -> Callable:
+def teacher_forward(config: Mapping, teacher: Model) -> Callable:
     """(teacher's parameters, inputs [B, L]) -> the TeacherOutput that this config's students
     read."""
     exit_layer = (
@@ -50,17 +50,17 @@ def untrained(config: Mapping, vocab_size: int, mesh: Mesh | None = None) -> Mod
     return population(builder(config, vocab_size), seeds(config), mesh)
 
 
-def lesson(config: Mapping, teacher: Model) -> Callable:
-    """(teacher's parameters, inputs [B, L]) -> the `Lesson` that all students share."""
-    pass_of = teach(config, teacher)
-    return lambda params, inputs: objectives.lesson(pass_of(params, inputs))
+def teacher_outputs(config: Mapping, teacher: Model) -> Callable:
+    """(teacher's parameters, inputs [B, L]) -> the `TeacherOutputs` that all students share."""
+    pass_of = teacher_forward(config, teacher)
+    return lambda params, inputs: objectives.teacher_outputs(pass_of(params, inputs))
 
 
-def beginning(config: Mapping, students: Model, mesh: Mesh | None = None) -> TrainState:
+def initial_state(config: Mapping, students: Model, mesh: Mesh | None = None) -> TrainState:
     """The state, spread over `mesh`, in which every loss of the config starts from `students`, of
     `untrained`."""
     losses = run_config.losses(config)
-    return initial_state([students.params] * len(losses), _optimizers(config), mesh=mesh)
+    return TrainState.create([students.params] * len(losses), _optimizers(config), mesh=mesh)
 
 
 def step(
@@ -76,18 +76,18 @@ def step(
     Args:
       config: the run's.
       students: of `untrained`, or their shapes.
-      teach: the teacher's pass, of `lesson`.
+      teach: the teacher's pass, of `teacher_outputs`.
       write: of `on_policy.writer`.
       mesh: as `make_step` has it.
     """
     losses, temperature = run_config.losses(config), config["temperature"]
     return make_step(
-        teach=teach,
+        teacher_forward=teach,
         objectives=objectives.of_students(students, losses, temperature=temperature),
-        together=lambda shared: not shared.is_dense,
+        fuse_losses=lambda shared: not shared.is_dense,
         optimizers=_optimizers(config),
         write=write,
-        each_its_own=config["data"]["context"] == run_config.STUDENT_TEXT,
+        batch_per_student=config["data"]["context"] == run_config.STUDENT_TEXT,
         mesh=mesh,
     )
 
@@ -104,7 +104,9 @@ def _settings(config):
     ]
 
 
-def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **watched: Any) -> None:
+def train(
+    config: Mapping, workdir: Workdir, corpus: RunData, teacher: Model, **watched: Any
+) -> None:
     """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them
     then.
 
@@ -114,9 +116,9 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
     rows = sharding.Rows(mesh, config["student"]["batch_size"])
     vocab_size = corpus.vocab_size
     students = population_shapes(builder(config, vocab_size), config["seeds"], mesh)
-    teach_all = lesson(config, teacher)
+    teach_all = teacher_outputs(config, teacher)
     write = None
-    if isinstance(corpus, Corpus):
+    if isinstance(corpus, TextData):
         write = on_policy.writer(config, teacher, students, corpus.tokenizer.end_of_text)
     held_out = run_data.validation_batch(config, corpus, mesh)
     rejected = objectives.of_students(students, ["tv"], temperature=1.0)
@@ -136,7 +138,7 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
         finite = [jnp.isfinite(part).all() for part in jax.tree.leaves(target)]
         return sharding.everywhere(jnp.stack(finite).all(), mesh)
 
-    def report_dead(number, alive, batch):
+    def report_diverged(number, alive, batch):
         if not taught_finite(teacher.params, batch):
             kept = workdir.keep_batch(number, rows.whole(batch))
             raise ValueError(
@@ -160,14 +162,14 @@ def train(config: Mapping, workdir: Workdir, corpus: Data, teacher: Model, **wat
         seeds=seeds(config),
         optimizers=_settings(config),
         mesh=mesh,
-        begin=lambda: beginning(config, untrained(config, vocab_size, mesh), mesh),
+        begin=lambda: initial_state(config, untrained(config, vocab_size, mesh), mesh),
         step=step(config, students, teach_all, write, mesh=mesh),
         teacher=teacher.params,
         batches=run_data.batches(config, "student", corpus, mesh),
         measure=lambda state: {
             "acceptance": np.asarray(held_out_acceptance(state.params, teacher.params, held_out))
         },
-        report_dead=report_dead,
+        report_diverged=report_diverged,
         **watched,
     )
 

@@ -15,8 +15,8 @@ from jaxdiv.runs import processes, progress, sharding
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import loop, objectives, run_data, teacher_sources
-from jaxdiv.training.run_data import Corpus, Data, Gallery
-from jaxdiv.training.state import Model, TrainState, initial_state, population, population_shapes
+from jaxdiv.training.run_data import ImageData, RunData, TextData
+from jaxdiv.training.state import Model, TrainState, population, population_shapes
 from jaxdiv.training.step import make_optimizer, make_step
 from jaxdiv.training.teacher_sources import restore
 
@@ -24,7 +24,7 @@ QUALITY = "teacher, nats a UTF-8 byte on test documents"
 ACCURACY = "teacher, accuracy on test images"
 
 
-def settle(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
     """The config as the run will have it, checked: a teacher that is taken over brings its sizes
     and vocabulary.
 
@@ -81,7 +81,7 @@ def _taken(config, workdir):
     return path, donor.sizes()
 
 
-def prepare(config: Mapping, workdir: Workdir, corpus: Data, **watched: Any) -> Model:
+def prepare(config: Mapping, workdir: Workdir, corpus: RunData, **watched: Any) -> Model:
     """The teacher that the config asks for, restored from the run's own folder, where it is put
     first if need be.
 
@@ -105,7 +105,7 @@ def quality(config: Mapping) -> str:
     return ACCURACY if run_config.of_images(config) else QUALITY
 
 
-def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh) -> float:
+def nats_a_byte(config: Mapping, corpus: TextData, teacher: Model, mesh: Mesh) -> float:
     """Nats a UTF-8 byte of the test documents' first tokens; ends of text count as 0 bytes."""
     windows = corpus.windows("test", config)
 
@@ -116,7 +116,7 @@ def nats_a_byte(config: Mapping, corpus: Corpus, teacher: Model, mesh: Mesh) -> 
     return total / float((corpus.tokenizer.byte_lengths[windows.labels] * windows.weights).sum())
 
 
-def accuracy(config: Mapping, gallery: Gallery, teacher: Model, mesh: Mesh) -> float:
+def accuracy(config: Mapping, gallery: ImageData, teacher: Model, mesh: Mesh) -> float:
     """The share of test images whose likeliest class is theirs."""
     windows = gallery.windows("test", config)
 
@@ -135,7 +135,7 @@ def _summed(config, measure, teacher, windows, mesh):
         return sharding.everywhere(measure(params, batch), mesh)
 
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
-    blocks = pipeline.blocks([getattr(windows, name) for name in run_data.BATCH], rows.count)
+    blocks = pipeline.blocks([getattr(windows, name) for name in run_data.BATCH_FIELDS], rows.count)
     return sum(
         float(measured(teacher.params, rows.spread(run_data.batch(block)))) for block in blocks
     )
@@ -155,7 +155,7 @@ def _adopt(config, workdir, mesh):
             for fault in checkpoints.damaged():
                 progress.say(f"{fault}; taking the teacher over again")
             donor = teacher_sources.find(config["teacher"]["checkpoint"])
-            teacher_sources.refuse_another(donor, workdir.facts())
+            teacher_sources.check_same_source(donor, workdir.facts())
             workdir.add_facts(donor.facts())
             checkpoints.save(
                 teacher_sources.last_step(config),
@@ -165,7 +165,7 @@ def _adopt(config, workdir, mesh):
 
 
 def _train(config, workdir, corpus, mesh, watched):
-    seeds, build = [config["seed"]], teacher_sources.build(config, corpus.vocab_size)
+    seeds, build = [config["seed"]], teacher_sources.builder(config, corpus.vocab_size)
     model = population_shapes(build, 1, mesh)
     held_out = run_data.validation_batch(config, corpus, mesh)
     rows = sharding.Rows(mesh, config["teacher"]["batch_size"])
@@ -176,7 +176,7 @@ def _train(config, workdir, corpus, mesh, watched):
             _cross_entropy(model.with_params(params).student(0), batch), mesh
         )
 
-    def report_dead(number, _, batch):
+    def report_diverged(number, _, batch):
         raise ValueError(
             f"the teacher's loss or gradient is not finite at step {number}, whose batch is kept in "
             f"{workdir.keep_batch(number, rows.whole(batch))}; lower `config.teacher.optimizer.learning_rate`"
@@ -191,32 +191,32 @@ def _train(config, workdir, corpus, mesh, watched):
         seeds=seeds,
         optimizers=[config["teacher"]["optimizer"]],
         mesh=mesh,
-        begin=lambda: beginning(config, population(build, seeds, mesh), mesh),
+        begin=lambda: initial_state(config, population(build, seeds, mesh), mesh),
         step=step(config, model, mesh=mesh),
         teacher=None,
         batches=run_data.batches(config, "teacher", corpus, mesh),
         measure=lambda state: {
             "validation_loss": np.asarray(validation_loss(state.params[0], held_out)).reshape(1, 1)
         },
-        report_dead=report_dead,
+        report_diverged=report_diverged,
         **watched,
     )
 
 
-def beginning(config: Mapping, model: Model, mesh: Mesh | None = None) -> TrainState:
+def initial_state(config: Mapping, model: Model, mesh: Mesh | None = None) -> TrainState:
     """The state, spread over `mesh`, in which the teacher's training starts; `model` is a
     population of one."""
-    return initial_state([model.params], [_optimizer(config)], mesh=mesh)
+    return TrainState.create([model.params], [_optimizer(config)], mesh=mesh)
 
 
 def step(config: Mapping, model: Model, *, mesh: Mesh | None = None) -> Callable:
     """The teacher's training step, on the next token alone; `mesh` as `make_step` has it."""
     return make_step(
-        teach=lambda _, inputs: None,
+        teacher_forward=lambda _, inputs: None,
         objectives=lambda _, params, batch, shared: [
             _cross_entropy(model.with_params(params[0]), batch)
         ],
-        together=lambda shared: False,
+        fuse_losses=lambda shared: False,
         optimizers=[_optimizer(config)],
         mesh=mesh,
     )
@@ -229,5 +229,5 @@ def _optimizer(config):
 def _cross_entropy(teacher, batch):
     """Nats a token of the batch."""
     output = teacher(batch["inputs"])
-    student = objectives.before_logits(output)
+    student = objectives.features_and_head(output)
     return objectives.means(["ce_data"], [student], batch, vocab_size=output.vocab_size)[0]

@@ -34,7 +34,7 @@ _SIZES = (
 )
 
 
-def build(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
+def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
     """Makes an untrained teacher of the run's config."""
     return lambda rngs: models.build_teacher(run_config.teacher(config), vocab_size, rngs)
 
@@ -62,7 +62,7 @@ def restore(config: Mapping, workdir: Workdir, vocab_size: int, mesh: Mesh | Non
 
 def _restore(config, workdir, vocab_size, mesh):
     """A population of one, as it was saved."""
-    shapes = population_shapes(build(config, vocab_size), 1, mesh)
+    shapes = population_shapes(builder(config, vocab_size), 1, mesh)
     with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
         restored, _ = checkpoints.restore({"params": (shapes.params,)}, step=last_step(config))
     return shapes.with_params(restored["params"][0])
@@ -76,7 +76,7 @@ def sizes(config: Mapping) -> dict[str, Any]:
     }
 
 
-class RunDonor:
+class RunSource:
     """The teacher of another run."""
 
     def __init__(self, path: str | os.PathLike):
@@ -107,7 +107,7 @@ class RunDonor:
         return {SOURCE: str(self.workdir.root), SOURCE_FINGERPRINT: inherited or own}
 
 
-class LlamaDonor:
+class LlamaSource:
     """The model and tokenizer of a Llama folder; the same methods."""
 
     def __init__(self, folder: str | os.PathLike):
@@ -142,10 +142,10 @@ class LlamaDonor:
         return {SOURCE: str(self.folder), SOURCE_FINGERPRINT: digest.hexdigest()[:16]}
 
 
-Donor = RunDonor | LlamaDonor
+TeacherSource = RunSource | LlamaSource
 
 
-def refuse_another(donor: Donor, known: Mapping[str, Any]) -> None:
+def check_same_source(donor: TeacherSource, known: Mapping[str, Any]) -> None:
     """Raises ValueError if a run's `known` facts say that it took its teacher from other files than
     the donor's."""
     before, now = known.get(SOURCE_FINGERPRINT), donor.facts()
@@ -156,13 +156,13 @@ def refuse_another(donor: Donor, known: Mapping[str, Any]) -> None:
         )
 
 
-def find(path: str | os.PathLike) -> Donor:
+def find(path: str | os.PathLike) -> TeacherSource:
     """What lies in `path`, a run or a Llama; raises FileNotFoundError or ValueError if it is
     neither."""
     config = files.path_of(path) / llama.CONFIG
     held = files.read_json(config) if config.is_file() else None
     if not (isinstance(held, dict) and "model_type" in held):
-        return RunDonor(path)
+        return RunSource(path)
     if files.in_bucket(path):
         raise ValueError(f"{path}: a Llama folder is read from this machine alone; copy it")
-    return LlamaDonor(path)
+    return LlamaSource(path)

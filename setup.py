@@ -14,6 +14,7 @@ TRAIN = [
     "grain>=0.2.18",
     "importlib_resources>=6.5",  # TFDS imports it without declaring it
     "jaxtyping>=0.3.11",
+    "jinja2>=3.1.6",
     "matplotlib>=3.11",
     "ml_collections>=1.1",
     "optax>=0.2.8",
@@ -46,6 +47,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["jaxdiv", "jaxdiv.*"]),
+    package_data={"jaxdiv.reporting": ["*.html.j2", "*.css"]},
     install_requires=["jax>=0.10.2"],
     extras_require={
         "train": TRAIN,

@@ -27,8 +27,7 @@ from experiments.common import cli
 from jaxdiv import files, schema
 from jaxdiv.contributions import contributions, gauges, shares
 from jaxdiv.evaluation import contributions_by_rank
-from jaxdiv.reporting import contributions as reporting
-from jaxdiv.reporting import ranks as rank_reporting
+from jaxdiv.reporting import class_contributions, rank_contributions
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import Workdir
 
@@ -78,7 +77,7 @@ def distribution(name: str, text: str | None) -> np.ndarray:
 
 
 def split(losses: tuple[str, ...], p: np.ndarray, q: np.ndarray) -> pd.DataFrame:
-    """Parts and shares of each loss in every gauge it has; columns `reporting.COLUMNS`."""
+    """Parts and shares of each loss in every gauge it has; columns `class_contributions.COLUMNS`."""
     with np.errstate(divide="ignore"):
         teacher_logits, student_logits = jnp.log(p), jnp.log(q)
     rows = []
@@ -89,7 +88,7 @@ def split(losses: tuple[str, ...], p: np.ndarray, q: np.ndarray) -> pd.DataFrame
                 p, q, np.asarray(parts, float), np.asarray(shares(parts), float), strict=True
             )
             rows += [(loss, gauge, i, *row) for i, row in enumerate(numbers)]
-    return pd.DataFrame(rows, columns=list(reporting.COLUMNS))
+    return pd.DataFrame(rows, columns=list(class_contributions.COLUMNS))
 
 
 def main(_):
@@ -117,11 +116,13 @@ def _of_distributions():
         if jaxdiv.get(loss).needs_labels:
             raise ValueError(f"`{loss}` is of data labels, which two distributions have none of")
     frame = split(losses, p, q)
-    for made in reporting.tables(frame):
+    for made in class_contributions.tables(frame):
         _print(made)
-    print(reporting.finding(frame))
+    print(class_contributions.finding(frame))
     if OUTPUT.value:
-        _write(files.path_of(OUTPUT.value), "contributions", frame, reporting.render(frame))
+        _write(
+            files.path_of(OUTPUT.value), "contributions", frame, class_contributions.render(frame)
+        )
 
 
 def _of_run(run):
@@ -132,10 +133,12 @@ def _of_run(run):
         jaxdiv.get(loss)
     student = STUDENT.value or contributions_by_rank.common_student(config)
     measured = contributions_by_rank.measure(run, losses=losses, student=student)
-    frame = pd.DataFrame(contributions_by_rank.rows(measured), columns=list(rank_reporting.COLUMNS))
-    for made in rank_reporting.tables(frame):
+    frame = pd.DataFrame(
+        contributions_by_rank.rows(measured), columns=list(rank_contributions.COLUMNS)
+    )
+    for made in rank_contributions.tables(frame):
         _print(made)
-    print(rank_reporting.finding(frame))
+    print(rank_contributions.finding(frame))
     positions = measured.positions
     subtitle = (
         f"Mean share over the {positions.sum():,.0f} positions of {len(positions)} held-out documents; "
@@ -145,7 +148,7 @@ def _of_run(run):
         files.path_of(OUTPUT.value or run.root),
         "contributions_by_rank",
         frame,
-        rank_reporting.render(frame, subtitle=subtitle),
+        rank_contributions.render(frame, subtitle=subtitle),
     )
 
 

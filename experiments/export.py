@@ -17,7 +17,7 @@ from experiments.common import cli
 from jaxdiv import files
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import KangarooAdapter, llama, llama_tensors
-from jaxdiv.reporting import card, results
+from jaxdiv.reporting import model_card, results
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
 
@@ -61,7 +61,7 @@ def main(_):
         guide = teacher.restore(config, run, tokenizer.vocab_size).module()
         if TEACHER.value:
             _write_decoder(folder, guide, tokenizer, config)
-            text = card.teacher(use=_LLAMA, config=config, facts=run.facts())
+            text = model_card.teacher(use=_LLAMA, config=config, facts=run.facts())
         else:
             text = _write_student(folder, run, config, guide, tokenizer)
         tokenizer.save(folder / FILE)
@@ -90,7 +90,7 @@ def _write_student(folder, run, config, guide, tokenizer):
         _write_decoder(folder, student.decoder, tokenizer, config)
         told = {"kind": "Llama decoder", "library": "transformers", "use": _ASSISTANT}
     frame = results.read_csv(run.results)
-    return card.student(
+    return model_card.student(
         loss=LOSS.value, seed=SEED.value, frame=frame, **told, config=config, facts=run.facts()
     )
 

@@ -4,7 +4,7 @@ import collections
 import csv
 import itertools
 
-from jaxdiv.reporting import results
+from jaxdiv import schema
 from tests import runs
 
 CONTEXTS = ("corpus", "generated", "generated_greedy")
@@ -27,7 +27,7 @@ def read(folder):
 def check_whole(folder, *, losses=("ce", "kl", "tv"), seeds=("0", "1", "all"), contexts=CONTEXTS):
     """Every row that the config asks for is there, once, with a value its measure can have."""
     rows = read(folder)
-    assert tuple(rows[0]) == results.COLUMNS
+    assert tuple(rows[0]) == schema.COLUMNS
     assert len({tuple(row.values())[:6] for row in rows}) == len(rows)
     of = collections.defaultdict(set)
     for row in rows:

@@ -14,7 +14,7 @@ from rich.text import Text
 from experiments.gap import pictures
 from jaxdiv import files
 from jaxdiv.reporting import style
-from jaxdiv.reporting.results_table import code, in_markdown
+from jaxdiv.reporting.formats import code, in_markdown
 
 COLUMNS = (
     "cause",

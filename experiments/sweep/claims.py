@@ -9,7 +9,7 @@ from experiments.sweep import ranking
 from experiments.sweep.grid import Cell
 from jaxdiv import statistics
 from jaxdiv.evaluation.measurement import Key, Measurement
-from jaxdiv.reporting import results
+from jaxdiv.reporting import verdicts
 from jaxdiv.schema import GENERATED_TEMPERATURES
 
 _ACCEPTANCE = Key("corpus", "acceptance", 1.0)
@@ -81,7 +81,7 @@ def rows(cells: Mapping[Cell, Measurement]) -> list[dict]:
 
 def _row(claim, estimate, by_seed, count, level, p_value):
     at = estimate.at_level(level)
-    verdict = results.verdict(at.value, at.low, at.high, by_seed)
+    verdict = verdicts.verdict(at.value, at.low, at.high, by_seed)
     if verdict == "real":
         verdict = "holds" if at.value > 0 else "the opposite"
     change = {"change": at.value, "change_low": at.low, "change_high": at.high}

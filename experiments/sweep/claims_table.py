@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from jaxdiv.reporting import results_table
+from jaxdiv.reporting import formats
 
 COLUMNS = (
     "source", "reported", "loss", "than", "trained_on", "measure", "temperature", "gamma", "cells", "change",
@@ -29,7 +29,7 @@ def rows(frame: pd.DataFrame) -> Iterator[list[str]]:
             if row.measure == "tau"
             else f"accepted T={row.temperature:g}",
             f"{row.cells:g}",
-            f"{results_table.points(row.change)} [{results_table.points(row.change_low)}, {results_table.points(row.change_high)}]",
+            f"{formats.points(row.change)} [{formats.points(row.change_low)}, {formats.points(row.change_high)}]",
             row.verdict,
         ]
 

@@ -9,7 +9,7 @@ from experiments.sweep.plan import REFERENCE
 from jaxdiv import schema, statistics
 from jaxdiv.evaluation import estimates
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
-from jaxdiv.reporting import results
+from jaxdiv.reporting import verdicts
 from jaxdiv.schema import UNTRAINED
 
 
@@ -63,7 +63,7 @@ def correct(family: list[dict]) -> None:
         }
         row |= {
             "p_value": p_value,
-            "verdict": results.verdict(found.value, found.low, found.high, row["by_seed"]),
+            "verdict": verdicts.verdict(found.value, found.low, found.high, row["by_seed"]),
         }
 
 

@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxdiv.reporting import results_table, style
+from jaxdiv.reporting import formats, style
 from jaxdiv.reporting.style import Theme
 
 FACTORS = (
@@ -102,7 +102,7 @@ def _map(axes, known, losses, cells, theme):
         axes.text(
             column,
             row,
-            results_table.points(value / 100),
+            formats.points(value / 100),
             ha="center",
             va="center",
             fontsize=8,
@@ -172,7 +172,7 @@ def _numbers(margin, place, row, reference, theme):
             0.6, -0.85, f"against {style.short(reference)}", **at, ha="right", color=theme.muted
         )
     if row.verdict != "reference":
-        words = results_table.points(row.difference, row.difference_low, row.difference_high)
+        words = formats.points(row.difference, row.difference_low, row.difference_high)
         margin.text(
             0.6,
             place,

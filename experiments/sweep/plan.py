@@ -9,13 +9,12 @@ from typing import Any
 import jaxdiv
 from experiments.sweep import grid
 from experiments.sweep.grid import Cell
-from jaxdiv import files
-from jaxdiv.reporting import results_table
+from jaxdiv import files, schema
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 
 REFERENCE = "kl"
-TEMPERATURE = results_table.TEMPERATURE
+TEMPERATURE = schema.HEADLINE_TEMPERATURE
 _EACH_CELLS_OWN = {
     "temperature": "temperatures",
     "data.context": "contexts",

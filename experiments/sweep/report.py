@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.sweep import claims_table, pictures
-from jaxdiv import files
-from jaxdiv.reporting import results, results_table, style
+from jaxdiv import files, schema
+from jaxdiv.reporting import formats, style, verdicts
 
 COLUMNS = (
     "cell", *pictures.FACTORS, "loss", "learning_rate", "measure", "temperature", "gamma", "value", "low",
@@ -28,7 +28,7 @@ RANK_COLUMNS = (
 FILES = FILE, RANKS, CLAIMS = "choose.csv", "ranks.csv", "claims.csv"
 HEADLINE = (
     "acceptance",
-    results_table.TEMPERATURE,
+    schema.HEADLINE_TEMPERATURE,
     math.nan,
 )  # the measure that ranks losses, its temperature and gamma
 _KEY = ["measure", "temperature", "gamma"]
@@ -126,7 +126,7 @@ def _drawn(found, theme):
 def finding(found: Choice) -> str:
     """Which losses can be the best, and which are shown to differ from the reference, in two
     sentences."""
-    ranked, few = found.ranked(), found.seeds < results.ENOUGH_SEEDS
+    ranked, few = found.ranked(), found.seeds < verdicts.ENOUGH_SEEDS
     if ranked.empty:
         return "No loss is ranked: each lost students."
     first = ranked[ranked["rank_low"].eq(1)]
@@ -143,7 +143,8 @@ def finding(found: Choice) -> str:
 def _against(ranked, reference, few):
     if ranked["difference"].isna().all():
         return f"Nothing was compared with {reference}."
-    sides = ranked.apply(results_table.side, axis=1)
+    columns = ["verdict", "difference", "difference_low", "difference_high"]
+    sides = ranked[columns].apply(lambda row: verdicts.side(*row), axis=1)
     shown = [
         f"{words} {reference}: {', '.join(ranked.loc[sides.eq(sign), 'loss']) or 'none'}"
         for words, sign in (("better than", 1), ("worse than", -1))
@@ -212,7 +213,7 @@ def markdown(found: Choice) -> str:
     tables = "\n".join(_markdown(rows) for rows in (_of_ranks(found), _of_cells(found)))
     told = f"{finding(found)}\n\n{tables}\n{notes(found)}\n"
     if len(found.claims):
-        told += f"\n{results_table.in_markdown(claims_table.HEADING, claims_table.rows(found.claims), (4, 5))}\n{claims_table.NOTE}\n"
+        told += f"\n{formats.in_markdown(claims_table.HEADING, claims_table.rows(found.claims), (4, 5))}\n{claims_table.NOTE}\n"
     return told
 
 
@@ -224,8 +225,8 @@ def _of_ranks(found):
         yield [
             row.loss,
             _span(row.rank_low, row.rank_high),
-            results_table.percent(row.value),
-            results_table.points(row.difference, row.difference_low, row.difference_high),
+            formats.percent(row.value),
+            formats.points(row.difference, row.difference_low, row.difference_high),
             row.verdict,
             *(
                 _short(other.loc[row.loss]) if row.loss in other.index else _DASH
@@ -250,7 +251,7 @@ def _of_cells(found):
     cells = list(found.frame["cell"].unique())
     yield ["loss", *cells]
     for loss in dict.fromkeys([*found.ranked()["loss"], *headline.index.get_level_values(0)]):
-        if loss not in (found.reference, results.UNTRAINED):
+        if loss not in (found.reference, schema.UNTRAINED):
             yield [
                 loss,
                 *(
@@ -267,7 +268,7 @@ def _span(low, high):
 
 def _short(row):
     """A difference, in points where it is one of acceptance."""
-    words = results_table.points(row["difference"] / (1 if row["measure"] == "acceptance" else 100))
+    words = formats.points(row["difference"] / (1 if row["measure"] == "acceptance" else 100))
     return words + (_REAL if row["verdict"] == "real" else "")
 
 
@@ -291,6 +292,6 @@ def _rich(rows, title, caption=None):
 
 def _markdown(rows):
     heads, *rows = rows
-    return results_table.in_markdown(
-        heads, ([results_table.code(loss), *others] for loss, *others in rows), range(1, len(heads))
+    return formats.in_markdown(
+        heads, ([formats.code(loss), *others] for loss, *others in rows), range(1, len(heads))
     )

@@ -1,0 +1,64 @@
+"""Numbers, names and tables as text: what the terminal, Markdown, pages and pictures all print."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+DASH = "–"
+
+
+def number(value: float, form: str) -> str:
+    """Returns the number in a format such as `.2f`, or a dash if it was not measured."""
+    return DASH if math.isnan(value) else format(value, form)
+
+
+def percent(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """Returns a fraction in percent, with the longer half of its interval: `77.0 ±0.6`."""
+    return number(100 * value, ".1f") + _half(100 * value, 100 * low, 100 * high, ".1f")
+
+
+def points(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """Returns a difference of fractions in percentage points: `+1.21 ±0.19`."""
+    rounded = round(100 * value, 2) + 0.0  # adding 0 turns -0.00 into 0.00
+    signed = number(rounded, "+.2f").replace("-", "−")
+    return signed + _half(100 * value, 100 * low, 100 * high, ".2f")
+
+
+def tokens(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """Returns tokens a target call, or a speed-up: `2.61 ±0.04`."""
+    return number(value, ".2f") + _half(value, low, high, ".2f")
+
+
+def _half(value, low, high, form):
+    half = max(value - low, high - value)
+    return f" ±{half:{form}}" if math.isfinite(half) else ""
+
+
+def interval(low: float, high: float) -> str:
+    """Returns a difference's interval in points, `−0.77 to +1.83`, or "" if there is none."""
+    finite = math.isfinite(low) and math.isfinite(high)
+    return unbroken(f"{points(low)} to {points(high)}") if finite else ""
+
+
+def unbroken(text: str) -> str:
+    """Returns the text with spaces at which no line breaks."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def count(size: int, noun: str) -> str:
+    """Returns `1 seed` or `3 seeds`."""
+    return unbroken(f"{size} {noun}{'' if size == 1 else 's'}")
+
+
+def code(name: str) -> str:
+    """Returns a name as code in a Markdown table, in which a backtick or bar ends neither."""
+    safe = name.replace("|", "\\|").replace("\n", " ")
+    return f"`` {safe} ``" if "`" in safe else f"`{safe}`"
+
+
+def in_markdown(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()
+) -> str:
+    """Returns a Markdown table; the columns `right` hold numbers and are aligned to the right."""
+    right = set(right)
+    rule = ["---:" if i in right else "---" for i in range(len(heads))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))

@@ -129,14 +129,14 @@ def test_peers_that_are_asked_for_must_be_installed(monkeypatch):
         raise ImportError(f"No module named '{name}'")
 
     monkeypatch.setattr(peers.importlib, "import_module", missing)
-    found, left_out = losses._libraries(None)
+    found, left_out = losses.installed_libraries(None)
     assert [library.name for library in found] == ["jaxdiv", "jnp"]
     assert sorted(left_out) == ["distrax", "optax", "torch"]
     with pytest.raises(
         ValueError,
         match=r"--peers=torch: can't be imported \(No module named 'torch'\); pip install",
     ):
-        losses._libraries(["torch"])
+        losses.installed_libraries(["torch"])
 
 
 def _record(library, value, error=0.0):
@@ -158,7 +158,7 @@ def test_only_correct_peers_count():
 
 
 def _errors(name, loss, distance, classes):
-    given = losses.inputs(loss, 3, classes, jnp.float32, distance)
+    given = losses.random_inputs(loss, 3, classes, jnp.float32, distance)
     return losses.errors(losses.contestant(peers.load(name), loss, given), loss, given)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxdiv
-from tests import cases, references
+from experiments.benchmarks import references
+from tests import cases
 
 LOSSES = [
     *(name for name in jaxdiv.names() if name != "cross_entropy_top_k"),

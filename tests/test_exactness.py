@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import jaxdiv
-from tests import references, runs
+from experiments.benchmarks import references
+from tests import runs
 
 RNG = np.random.default_rng(12)
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)

@@ -1,15 +1,13 @@
-"""What head and divergence cost together, against the same loss on whole logits and against its
-products alone.
+"""What head and divergence cost together, against whole logits and against the bare products.
 
   python -m experiments.benchmarks.fused --losses=kl,tv --tokens=4096 --width=256 --vocabulary=32768
   python -m experiments.benchmarks.fused --students=8 --frozen --teacher_width=1024
 
-Value and gradient of the sum by a student's hidden states and head, all contestants in turn in one
-process: `fused`; on whole logits `dense`, jaxdiv's loss, and `jnp`, the loss as one writes it with
-  jax.nn.log_softmax; and `products`, the
-matrix products alone that no form can do without. Memory is what XLA sets apart for temporaries.
-With several students `fused` shares the teacher's logits among them, and `calls` is as many single
-calls.
+All contestants compute value and gradient of the sum by a student's hidden states and head, in turn
+in one process. `fused` is `jaxdiv.linear_divergence`. On whole logits, `dense` is jaxdiv's loss and
+`jnp` the loss as one writes it with jax.nn.log_softmax. `products` are the matrix products alone
+that no form can do without. Memory is what XLA sets apart for temporaries. With several students
+`fused` shares the teacher's logits among them, and `calls` is as many single calls.
 """
 
 from experiments.common import startup
@@ -18,19 +16,18 @@ startup.begin(__name__)
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 import jaxdiv
-from experiments.benchmarks import peers
+from experiments.benchmarks import peers, tables
 from experiments.common import cli, timing
-from jaxdiv import files
 from jaxdiv.divergences import registry
 from jaxdiv.fused import chunks
 
@@ -63,84 +60,83 @@ FUSED = "fused"
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Hidden states of S students [S, N, D], their heads [S, D, V] or a frozen one [D, V], the
-    teacher's of both."""
+    """Hidden states and heads of S students and their teacher.
+
+    Attributes:
+      hidden: [S, N, D].
+      head: [S, D, V], or a frozen one [D, V].
+      teacher: ([N, D'], [D', V]).
+    """
 
     hidden: jax.Array
     head: jax.Array
-    teacher_hidden: jax.Array
-    teacher_head: jax.Array
+    teacher: tuple[jax.Array, jax.Array]
 
     @classmethod
-    def draw(cls) -> "Inputs":
-        tokens, width, classes, students = (
-            TOKENS.value,
-            WIDTH.value,
-            VOCABULARY.value,
-            STUDENTS.value,
-        )
-        wide = TEACHER_WIDTH.value or width
-        keys = jax.random.split(jax.random.key(0), 4)
-        shapes = [(students, tokens, width), (width, classes), (tokens, wide), (wide, classes)]
-        if not FROZEN.value:
-            shapes[1] = (students, *shapes[1])
-        made = (
+    def random(cls) -> "Inputs":
+        """Draws inputs of the sizes that the flags give."""
+        tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
+        wide, students = TEACHER_WIDTH.value or width, STUDENTS.value
+        head = (width, classes) if FROZEN.value else (students, width, classes)
+        shapes = [(students, tokens, width), head, (tokens, wide), (wide, classes)]
+        keys = jax.random.split(jax.random.key(0), len(shapes))
+        hidden, head, teacher_hidden, teacher_head = (
             jax.random.normal(key, shape, DTYPE.value)
             for key, shape in zip(keys, shapes, strict=True)
         )
-        hidden, head, teacher_hidden, teacher_head = made
-        return cls(hidden, head * width**-0.5, teacher_hidden, teacher_head * wide**-0.5)
+        return cls(hidden, head * width**-0.5, (teacher_hidden, teacher_head * wide**-0.5))
 
-    def of(self, i: int) -> tuple[jax.Array, jax.Array]:
+    def student(self, i: int) -> tuple[jax.Array, jax.Array]:
+        """Returns hidden states [N, D] and head [D, V] of one student."""
         return self.hidden[i], self.head if FROZEN.value else self.head[i]
 
 
-def contestants(loss: str, inputs: Inputs) -> dict:
-    """Calls, each compiled already, with the bytes of their temporaries: {name: (call, bytes)}."""
-    teacher = inputs.teacher_hidden, inputs.teacher_head
+def contestants(loss: str, inputs: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
+    """Returns by name a compiled call, and the bytes of its temporaries."""
     if STUDENTS.value > 1:
-        together = (
-            _gradient(functools.partial(_of_all, loss))
-            .lower(inputs.hidden, inputs.head, *teacher)
-            .compile()
+        together = _compile(
+            _gradient(_fused_students, loss), (inputs.hidden, inputs.head, *inputs.teacher)
         )
-        alone = _gradient(functools.partial(_fused, loss)).lower(*inputs.of(0), *teacher).compile()
-        pairs = [inputs.of(i) for i in range(STUDENTS.value)]
-        return {
-            FUSED: (lambda: together(inputs.hidden, inputs.head, *teacher), _temporaries(together)),
-            "calls": (lambda: [alone(*pair, *teacher) for pair in pairs], _temporaries(alone)),
-        }
-    whole = {"dense": jaxdiv.get(loss)}
+        alone, size = _compile(_gradient(_fused, loss), (*inputs.student(0), *inputs.teacher))
+        students = [inputs.student(i) for i in range(STUDENTS.value)]
+        program = alone.func
+
+        def calls():
+            return [program(*student, *inputs.teacher) for student in students]
+
+        return {FUSED: together, "calls": (calls, size)}
+    functions = {FUSED: _gradient(_fused, loss), "dense": _gradient(_dense, jaxdiv.get(loss))}
     name = registry.canonical(loss) if loss.isidentifier() else loss
     if name in (plain := peers.load("jnp").losses):
-        whole["jnp"] = plain[name]
-    functions = {FUSED: _gradient(functools.partial(_fused, loss))}
-    functions |= {
-        name: _gradient(functools.partial(_dense, function)) for name, function in whole.items()
-    }
+        functions["jnp"] = _gradient(_dense, plain[name])
     functions["products"] = jax.jit(_products)
-    arguments = *inputs.of(0), *teacher
-    compiled = {name: function.lower(*arguments).compile() for name, function in functions.items()}
-    return {
-        name: (functools.partial(run, *arguments), _temporaries(run))
-        for name, run in compiled.items()
-    }
+    arguments = (*inputs.student(0), *inputs.teacher)
+    return {name: _compile(function, arguments) for name, function in functions.items()}
 
 
-def _gradient(function):
-    return jax.jit(jax.value_and_grad(function, argnums=0 if FROZEN.value else (0, 1)))
+def _compile(function, arguments: tuple) -> tuple[functools.partial, float]:
+    program = function.lower(*arguments).compile()
+    memory = program.memory_analysis()
+    size = memory.temp_size_in_bytes if memory else float("nan")
+    return functools.partial(program, *arguments), size
+
+
+def _gradient(function, loss):
+    arguments = 0 if FROZEN.value else (0, 1)
+    return jax.jit(jax.value_and_grad(functools.partial(function, loss), argnums=arguments))
 
 
 def _fused(loss, hidden, head, *teacher):
     return jaxdiv.linear_divergence(loss, hidden, head, *teacher, chunk=CHUNK.value).sum()
 
 
-def _of_all(loss, hidden, head, *teacher):
-    heads = [head if FROZEN.value else head[i] for i in range(len(hidden))]
-    made, _ = jaxdiv.linear_divergences(
-        [loss] * len(hidden), list(hidden), heads, *teacher, chunk=CHUNK.value
+def _fused_students(loss, hidden, head, *teacher):
+    count = len(hidden)
+    heads = [head if FROZEN.value else head[i] for i in range(count)]
+    values, _ = jaxdiv.linear_divergences(
+        [loss] * count, list(hidden), heads, *teacher, chunk=CHUNK.value
     )
-    return sum(values.sum() for values in made)
+    return sum(each.sum() for each in values)
 
 
 def _dense(loss, hidden, head, teacher_hidden, teacher_head):
@@ -148,67 +144,31 @@ def _dense(loss, hidden, head, teacher_hidden, teacher_head):
     return loss(*(jnp.matmul(*side, preferred_element_type=jnp.float32) for side in sides)).sum()
 
 
-def _chunk():
-    return min(
-        CHUNK.value or chunks.size(TOKENS.value, VOCABULARY.value, WIDTH.value), TOKENS.value
-    )
-
-
 def _products(hidden, head, teacher_hidden, teacher_head):
-    """The products alone: both sides' logits, and one of them in place of the gradient by
-    logits."""
+    """Both sides' logits, and the student's in place of the gradient by logits."""
     float32 = {"preferred_element_type": jnp.float32}
-    of_teacher = jnp.matmul(teacher_hidden, teacher_head, **float32)
+    teacher_logits = jnp.matmul(teacher_hidden, teacher_head, **float32)
     logits = jnp.matmul(hidden, head, **float32).astype(hidden.dtype)
     by_hidden = jnp.matmul(logits, head.T, **float32)
     by_head = () if FROZEN.value else jnp.matmul(hidden.T, logits, **float32)
-    return of_teacher, by_hidden, by_head
-
-
-def _temporaries(compiled):
-    memory = compiled.memory_analysis()
-    return memory.temp_size_in_bytes if memory else float("nan")
+    return teacher_logits, by_hidden, by_head
 
 
 def measure(loss: str, inputs: Inputs) -> list[dict]:
-    """A row a contestant."""
-    made = contestants(loss, inputs)
-    seconds = timing.interleaved(
-        {name: call for name, (call, _) in made.items()}, rounds=ROUNDS.value
-    )
-    first = seconds[FUSED]
+    """Returns a record a contestant."""
+    entered = contestants(loss, inputs)
+    calls = {name: call for name, (call, _) in entered.items()}
+    seconds = timing.interleaved(calls, rounds=ROUNDS.value)
     return [
         {
             "loss": loss,
             "contestant": name,
-            "ms": 1e3 * np.median(seconds[name]),
-            "fused_over_it": np.median(first / seconds[name]),
-            "temporaries_mb": temporaries / 1e6,
+            "ms": 1e3 * float(np.median(seconds[name])),
+            "fused_over_it": float(np.median(seconds[FUSED] / seconds[name])),
+            "temporaries_mb": size / 1e6,
         }
-        for name, (_, temporaries) in made.items()
+        for name, (_, size) in entered.items()
     ]
-
-
-def table(rows: list[dict]) -> Table:
-    made = Table()
-    for column in rows[0]:
-        made.add_column(
-            column.replace("_", " "),
-            justify="right" if column not in ("loss", "contestant") else "left",
-        )
-    for row in rows:
-        made.add_row(
-            *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values())
-        )
-    return made
-
-
-def _title():
-    head = "frozen" if FROZEN.value else "trained"
-    return (
-        f"N = {TOKENS.value}, D = {WIDTH.value}, D' = {TEACHER_WIDTH.value or WIDTH.value}, V = {VOCABULARY.value}, "
-        f"{DTYPE.value}, {STUDENTS.value} student(s), {head} head, chunks of {_chunk()} tokens"
-    )
 
 
 def main(_):
@@ -216,13 +176,19 @@ def main(_):
     for loss in losses:
         if jaxdiv.get(loss).needs_labels:
             raise ValueError(f"--losses: `{loss}` needs labels, which nothing here has")
-    inputs = Inputs.draw()
-    rows = [row for loss in losses for row in measure(loss, inputs)]
+    inputs = Inputs.random()
+    records = [record for loss in losses for record in measure(loss, inputs)]
+    tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
+    chunk = min(CHUNK.value or chunks.size(tokens, classes, width), tokens)
     console = Console(width=120, highlight=False)
-    console.print(_title())
-    console.print(table(rows))
+    console.print(
+        f"N = {tokens}, D = {width}, D' = {TEACHER_WIDTH.value or width}, V = {classes}, "
+        f"{DTYPE.value}, {STUDENTS.value} student(s), {'frozen' if FROZEN.value else 'trained'} "
+        f"head, chunks of {chunk} tokens"
+    )
+    console.print(tables.table(records))
     if OUTPUT.value:
-        files.write_text(OUTPUT.value, pd.DataFrame(rows).to_csv(index=False))
+        tables.write_csv(OUTPUT.value, records)
     return 0
 
 

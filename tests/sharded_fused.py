@@ -60,7 +60,9 @@ def check_traffic(program):
     """Of every token the gradient by its hidden state is added up over the classes, and a few
     numbers beside it."""
     tokens = TOKENS[0] * TOKENS[1]
-    sent = sum(kind.size for kind in cost_model.of(program).collectives.values()) / (4 * tokens)
+    sent = sum(kind.size for kind in cost_model.estimate(program).collectives.values()) / (
+        4 * tokens
+    )
     assert WIDTH < sent < WIDTH + 12, sent
 
 

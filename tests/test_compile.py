@@ -13,7 +13,7 @@ import jaxdiv
 from configs import large_vocab, smoke
 from experiments import compile
 from experiments.benchmarks import tpu_table
-from experiments.tpu import aot, cost_model, programs
+from experiments.tpu import aot, cost_model, steps
 from jaxdiv.fused import chunks
 from jaxdiv.runs import sharding
 from tests import runs
@@ -38,7 +38,7 @@ def small(**changes):
 
 def made(config, stage):
     """How many elements the arrays of the stage's step have."""
-    step = programs.of(config, ALONE)[stage]
+    step = steps.build(config, ALONE)[stage]
     made = equations(jax.make_jaxpr(step.run)(*step.shapes).jaxpr)
     return {
         math.prod(getattr(out.aval, "shape", ())) for equation in made for out in equation.outvars
@@ -51,7 +51,7 @@ def made(config, stage):
 )
 def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
     config = small(**changes)
-    logits = programs.of_all_logits(config, programs.of(config, ALONE)[stage], ALONE)
+    logits = steps.logits_sizes(config, steps.build(config, ALONE)[stage], ALONE)
     assert made(config, stage) & logits, "small ones are made, and would be seen"
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     assert not made(config, stage) & logits
@@ -59,9 +59,9 @@ def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
 
 def test_the_large_vocabulary_is_beyond_what_is_made_at_once():
     config = large_vocab.get_config().to_dict()
-    known = programs.of(config, ALONE)
+    known = steps.build(config, ALONE)
     for stage in STAGES:
-        assert 4 * min(programs.of_all_logits(config, known[stage], ALONE)) > chunks.LEAST_MEMORY
+        assert 4 * min(steps.logits_sizes(config, known[stage], ALONE)) > chunks.LEAST_MEMORY
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
@@ -78,7 +78,7 @@ def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(
 
     monkeypatch.setattr(jaxdiv, "linear_divergences", spy)
     config = small(**{"student.kind": "decoder", "dtype": "bfloat16"})
-    step = programs.of(config, ALONE)["student"]
+    step = steps.build(config, ALONE)["student"]
     jax.make_jaxpr(step.run)(*step.shapes)
     losses, half = jaxdiv.split(config["losses"]), frozenset(["bfloat16"])
     # The teacher's dense logits are float32.
@@ -94,15 +94,15 @@ def slice_of(hbm, sizes=(1,), kind="v5e"):
 def test_rows_tell_what_a_compiled_step_takes(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     config = small()
-    known = programs.of(config, ALONE)
+    known = steps.build(config, ALONE)
     for name, most, verdict in (("student", 1e-9, "no"), ("teacher", 1e9, "yes")):
         step, place = known[name], slice_of(most)
-        plan = compile.plan(config, step, ALONE)
+        plan = compile.compile_step(config, step, ALONE)
         told, *parts, room, fits, whole, largest = compile.memory_row(name, plan, place)
         assert (told, room, fits, whole) == (name, str(most), verdict, "no")
         assert compile.fits(plan, place) == (verdict == "yes")
         assert len(parts) == 4
-        assert 0 < float(largest) < min(programs.of_all_logits(config, step, ALONE)) / 1e6
+        assert 0 < float(largest) < min(steps.logits_sizes(config, step, ALONE)) / 1e6
         told, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(
             name, step, plan, place
         )
@@ -122,21 +122,21 @@ def test_a_step_that_does_not_fit_has_a_row():
 
 def test_steps_are_chosen_by_name():
     config = smoke.get_config().to_dict()
-    assert list(programs.of(config, ALONE, ["evaluate_teacher", "student"])) == [
+    assert list(steps.build(config, ALONE, ["evaluate_teacher", "student"])) == [
         "evaluate_teacher",
         "student",
     ]
-    assert list(compile.chosen([], programs.known(config))) == list(programs.NAMES)
+    assert list(compile.choose([], steps.names(config))) == list(steps.NAMES)
     config["teacher"]["checkpoint"] = "runs/other"
-    known = [name for name in programs.NAMES if name != "teacher"]
-    assert list(programs.known(config)) == known, "it is not trained"
+    known = [name for name in steps.NAMES if name != "teacher"]
+    assert list(steps.names(config)) == known, "it is not trained"
     with pytest.raises(
         ValueError, match=f"--steps=student,teacher: .* 'teacher'; known: {', '.join(known)}$"
     ):
-        compile.chosen(["student", "teacher"], known)
+        compile.choose(["student", "teacher"], known)
 
 
-PLAN = compile.Plan(aot.Memory(1, 2, 3, 6), cost_model.Costs(), logits=True, largest=7)
+PLAN = compile.CompiledStep(aot.Memory(1, 2, 3, 6), cost_model.Costs(), has_logits=True, largest=7)
 
 
 def products(config, *, of, length):
@@ -153,14 +153,15 @@ def products(config, *, of, length):
 
 def test_evaluation_and_decoding_cost_what_their_models_do():
     config = smoke.get_config().to_dict()
-    known, teacher = programs.of(config, ALONE), config["teacher"]
+    known, teacher = steps.build(config, ALONE), config["teacher"]
     layers, seeds = teacher["depth"], config["seeds"]
     head, length = (
         2 * teacher["width"] * config["data"]["vocabulary"],
         config["data"]["sequence_length"],
     )
     found = {
-        name: compile.plan(config, known[name], ALONE).costs for name in set(known) - set(STAGES)
+        name: compile.compile_step(config, known[name], ALONE).costs
+        for name in set(known) - set(STAGES)
     }
     tokens = known["evaluate_teacher"].predictions
     assert tokens % length == known["evaluate_students"].predictions - tokens == 0
@@ -170,7 +171,7 @@ def test_evaluation_and_decoding_cost_what_their_models_do():
     assert found["evaluate_students"].flops == tokens * seeds * student_pass
     # A round: the student reads each of the drafts and the token before them, but makes no logits
     # of the last, nor more than its keys and values; the teacher's other layers read all at once.
-    drafts, how = programs.GAMMA, config["evaluation"]
+    drafts, how = steps.GAMMA, config["evaluation"]
     slots = how["prompt_tokens"] + how["generated_tokens"] + drafts
     adapter = products(config, of="student", length=slots)
     reading = layers * products(config, of="teacher", length=slots) + adapter
@@ -217,16 +218,16 @@ def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology)
     with pytest.raises(
         ValueError, match=r"--topology must look like v5e:2x2, of v4, .*, got '" + topology
     ) as error:
-        aot.chips(topology)
+        aot.describe_slice(topology)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"libtpu, .* is not installed: pip install"):
-        aot.chips(topology)
+        aot.describe_slice(topology)
     assert dict(jax.config.values) == before
 
 
 def test_what_is_recorded_is_what_was_planned():
-    step, place = programs.Step(None, (), 1024), slice_of(16)
+    step, place = steps.UncompiledStep(None, (), 1024), slice_of(16)
     found = compile.record(step, PLAN, place)
     assert (found["fits"], found["memory"], found["hbm"], found["predictions"]) == (
         True,
@@ -310,7 +311,7 @@ def test_a_config_is_compiled_for_a_tpu():
     """In a process of its own: a TPU's compiler is for all of a process."""
     done = runs.run("compile", runs.SMOKE, "--config.losses=kl", "--topology=v5e:2x2")
     assert (done.returncode, done.stderr) == (0, "")
-    for step in programs.of(smoke.get_config().to_dict(), ALONE):
+    for step in steps.build(smoke.get_config().to_dict(), ALONE):
         cells = [line.split("│") for line in done.stdout.splitlines() if f"│ {step} " in line]
         assert len(cells) == 2, "a row of memory and one of costs"
         assert cells[0][7].strip() == "yes"

@@ -49,7 +49,7 @@ def convolution(**how):
 )
 def test_a_program_without_loops_costs_what_xla_says(function, shapes):
     program = compiled(function, *shapes)
-    found, theirs = cost_model.of(program.as_text()), program.cost_analysis()
+    found, theirs = cost_model.estimate(program.as_text()), program.cost_analysis()
     assert found.traffic == theirs["bytes accessed"]
     assert found.flops in (theirs["flops"], 0), "XLA counts what is no product, too"
     assert found.flops or len(shapes) == 1 or shapes[0] == ROWS
@@ -59,12 +59,12 @@ def test_what_is_updated_or_gathered_counts_as_what_it_touches():
     update = compiled(
         lambda a, i, u: jax.lax.dynamic_update_slice(a, u, (i, 0)), ROWS, INDEX, FEW, donate=(0,)
     )
-    assert cost_model.of(update.as_text()).traffic == 2 * 4 * 4 * 32 + 4
+    assert cost_model.estimate(update.as_text()).traffic == 2 * 4 * 4 * 32 + 4
     chosen = (jnp.arange(5) * 7) % 64
     gather = compiled(lambda a: a[chosen], ROWS)
-    assert cost_model.of(gather.as_text()).traffic < 4 * 64 * 32
+    assert cost_model.estimate(gather.as_text()).traffic < 4 * 64 * 32
     write = compiled(lambda a, u: a.at[chosen[:4]].set(u), ROWS, FEW, donate=(0,))
-    assert cost_model.of(write.as_text()).traffic < 4 * 64 * 32
+    assert cost_model.estimate(write.as_text()).traffic < 4 * 64 * 32
 
 
 def nested(weights, x):
@@ -82,7 +82,7 @@ def test_loops_in_loops_count_as_often_as_they_run(noted):
     program = compiled(nested, (3, 5, 64, 64), (128, 64))
     text = program.as_text()
     assert "known_trip_count" in text
-    found = cost_model.of(text if noted else text.replace("known_trip_count", "unknown"))
+    found = cost_model.estimate(text if noted else text.replace("known_trip_count", "unknown"))
     product = 2 * 128 * 64 * 64
     assert found.flops == 3 * 5 * product
     assert (found.bounded, found.unknown) == (0, ())
@@ -100,7 +100,7 @@ def test_a_counter_need_not_start_at_0_nor_its_end_be_a_constant_of_the_conditio
         )[1]
 
     text = compiled(run, (16, 16), INDEX).as_text().replace("known_trip_count", "unknown")
-    assert cost_model.of(text).flops == 3 * 2 * 16**3
+    assert cost_model.estimate(text).flops == 3 * 2 * 16**3
 
 
 def test_loops_that_nothing_ends_count_once_and_are_told():
@@ -113,7 +113,7 @@ def test_loops_that_nothing_ends_count_once_and_are_told():
         lambda x: jax.lax.while_loop(lambda x: jnp.any(x > 1), lambda x: drafts(x) @ x, x @ x),
         (16, 16),
     )
-    found, product = cost_model.of(program.as_text()), 2 * 16**3
+    found, product = cost_model.estimate(program.as_text()), 2 * 16**3
     (body,) = found.unknown
     assert body.flops == (5 + 1) * product, "the inner loop ends after five at most"
     assert body.bounded == found.bounded == 1
@@ -125,14 +125,14 @@ def test_of_a_choice_the_dearest_counts():
     choose = compiled(
         lambda i, x: jax.lax.cond(i > 0, lambda x: x @ x @ x, lambda x: x @ x, x), INDEX, (16, 16)
     )
-    assert cost_model.of(choose.as_text()).flops == 2 * 2 * 16**3
+    assert cost_model.estimate(choose.as_text()).flops == 2 * 2 * 16**3
 
 
 @pytest.mark.parametrize("order", ["", ", device_ids=([4,2]T(1,0))"])
 def test_collectives_on_a_ring(order):
     """Of a mesh whose devices may stand in another order than their numbers."""
     text = tpu_programs.COLLECTIVES.replace("'tensor'=2] {", f"'tensor'=2]{order} {{")
-    found, size = cost_model.of(text), 4 * 64 * 128
+    found, size = cost_model.estimate(text), 4 * 64 * 128
     assert found.collectives == {
         "all-gather": Collective(1, size, size),  # of two chips
         "all-reduce": Collective(1, 2 * size, 2 * 2 * size * 3 / 4),  # two arrays, of four chips
@@ -146,7 +146,11 @@ def test_collectives_on_a_ring(order):
 
 
 def test_collectives_beside_products_count_once():
-    found, part, whole = cost_model.of(tpu_programs.BESIDE_PRODUCTS), 2 * 256 * 64, 2 * 256 * 256
+    found, part, whole = (
+        cost_model.estimate(tpu_programs.BESIDE_PRODUCTS),
+        2 * 256 * 64,
+        2 * 256 * 256,
+    )
     assert found.flops == 6 * 2 * 128 * 256 * 256
     assert found.collectives == {
         "all-gather": Collective(6, 6 * part, 6 * 3 * part),
@@ -159,7 +163,7 @@ def test_collectives_beside_products_count_once():
 
 def test_groups_of_devices_in_another_form_are_no_guess():
     with pytest.raises(ValueError, match="form that is not known: replica_groups=some"):
-        cost_model.of(
+        cost_model.estimate(
             tpu_programs.COLLECTIVES.replace("replica_groups=mesh[", "replica_groups=some[")
         )
 
@@ -167,4 +171,4 @@ def test_groups_of_devices_in_another_form_are_no_guess():
 @pytest.mark.parametrize("text", ["", "HloModule jit_f\n", "some words"])
 def test_another_text_is_refused(text):
     with pytest.raises(ValueError, match="no compiled program"):
-        cost_model.of(text)
+        cost_model.estimate(text)

@@ -44,7 +44,7 @@ AXIS = "tensor"
 def mesh() -> jax.sharding.Mesh:
     """The chips that are compiled for. Raises ValueError if there is no such slice, or it has
     fewer."""
-    chips = aot.chips(TOPOLOGY.value).devices
+    chips = aot.describe_slice(TOPOLOGY.value).devices
     if len(chips) < CLASSES_OVER.value:
         raise ValueError(
             f"--topology={TOPOLOGY.value} has {len(chips)} chips, --classes_over={CLASSES_OVER.value}"
@@ -82,7 +82,7 @@ def dense(hidden, head, teacher_hidden, teacher_head):
 
 def added_up(program: jax.stages.Compiled) -> float:
     """Bytes of the arrays that a chip gives to the program's collectives."""
-    return sum(kind.size for kind in cost_model.of(program.as_text()).collectives.values())
+    return sum(kind.size for kind in cost_model.estimate(program.as_text()).collectives.values())
 
 
 def main(_):

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from absl import flags
 
 from experiments.common import cli
-from experiments.tpu import programs
+from experiments.tpu import steps
 from jaxdiv import files
 
 RECORDS = flags.DEFINE_string("records", "tpu.json", "The JSON file of what is compiled.")
@@ -62,7 +62,7 @@ class Cell:
     def command(self) -> str:
         """Arguments of experiments.compile, by which the cell is known."""
         return (
-            f"--config={self.config} --topology={self.topology} --steps={programs.STUDENT} --config.mesh.data=-1 "
+            f"--config={self.config} --topology={self.topology} --steps={steps.STUDENT} --config.mesh.data=-1 "
             f"--config.mesh.fsdp={self.fsdp} --config.student.batch_size={self.rows * self.chips}"
         )
 
@@ -146,7 +146,7 @@ def _line(cells):
 
 def _seconds(found):
     """Of the longest of three, or None."""
-    spent = found.get("steps", {}).get(programs.STUDENT, {}).get("seconds")
+    spent = found.get("steps", {}).get(steps.STUDENT, {}).get("seconds")
     return spent and max(spent.values())
 
 
@@ -160,7 +160,7 @@ def _row(cell, found):
     ]
     if "error" in found:
         return [*told, cell.rows, "not compiled", *[""] * 9]
-    step = found["steps"][programs.STUDENT]
+    step = found["steps"][steps.STUDENT]
     told += [
         f"{cell.rows}, {step['predictions'] / cell.chips:,.0f}",
         "yes" if step["fits"] else "no",
@@ -185,7 +185,7 @@ def _growths(made):
     """A sentence for each config and kind of chip that has slices of several sizes."""
     groups = {}
     for cell, found in made.items():
-        speed = found["steps"][programs.STUDENT]["predictions"] / _seconds(found)
+        speed = found["steps"][steps.STUDENT]["predictions"] / _seconds(found)
         groups.setdefault((cell.config, cell.topology.split(":")[0]), []).append(
             (cell.chips, speed)
         )

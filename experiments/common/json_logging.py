@@ -1,4 +1,4 @@
-"""--log_format=json: standard error as JSON, one object a line. This module imports nothing slow."""
+"""--log_format=json: standard error as JSON, one object a line. Imports nothing slow."""
 
 import datetime
 import itertools

@@ -1,4 +1,4 @@
-"""Programs compiled ahead of time for TPUs that are not there, and what XLA plans for them."""
+"""Ahead-of-time compilation for absent TPUs, and what XLA plans for the compiled programs."""
 
 import collections
 import dataclasses
@@ -13,21 +13,19 @@ from jax.experimental import topologies
 from experiments.tpu import hlo
 from experiments.tpu.cost_model import Costs
 
-# Without these libtpu looks for the machine that it is not on, and lets one process at a time
-# compile.
-ELSEWHERE = {
+# Without these libtpu looks for the machine that it should be on, and only one process can compile.
+_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any that it knows
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any type that it knows
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What the vendor says of a kind: docs.cloud.google.com/tpu/docs/v5e and its like, links as
-    JAX's "scaling book".
+    """A kind of TPU, by its vendor's figures (docs.cloud.google.com/tpu/docs/v5e and its like).
 
     Attributes:
       hbm: GB.
@@ -35,7 +33,7 @@ class Chip:
       bandwidth: of HBM, bytes a second.
       link: bytes a second to one neighbour (jax-ml.github.io/scaling-book/tpus).
       ring: chips along an axis of a slice that close to a ring.
-      options: what a topology of one device a chip is asked for with.
+      options: options with which a topology has one device for each chip.
     """
 
     hbm: int
@@ -46,17 +44,15 @@ class Chip:
     options: tuple[tuple[str, str], ...] = ()
 
     def interconnect(self, sizes: Sequence[int]) -> float:
-        """Bytes that a chip of a slice sends a second, round all axes of more than one chip at
-        once.
+        """Returns the bytes a second that a chip sends along all axes of more than one chip.
 
-        A line of chips has half of what a ring has. Three-dimensional slices are rings if they are
-        of whole cubes.
+        A line of chips has half the links of a ring. A three-dimensional slice has rings only if
+        it consists of whole cubes.
         """
         closed = [size % self.ring == 0 for size in sizes]
         closed = [all(closed)] * len(sizes) if len(sizes) == 3 else closed
-        return self.link * sum(
-            1 + ring for size, ring in zip(sizes, closed, strict=True) if size > 1
-        )
+        axes = zip(sizes, closed, strict=True)
+        return self.link * sum(1 + ring for size, ring in axes if size > 1)
 
 
 CHIPS = {
@@ -69,7 +65,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice such as `v5e:2x2`."""
+    """A slice of a TPU, such as `v5e:2x2`."""
 
     kind: Chip
     sizes: tuple[int, ...]
@@ -77,45 +73,50 @@ class Slice:
 
     @property
     def interconnect(self) -> float:
-        """Bytes a second, of a chip."""
+        """Returns the bytes that a chip sends a second."""
         return self.kind.interconnect(self.sizes)
 
 
-def chips(topology: str) -> Slice:
-    """A slice such as `v5e:2x2`. Raises ValueError if there is no such slice, or no libtpu."""
+def describe_slice(topology: str) -> Slice:
+    """Returns the slice with a name such as `v5e:2x2`.
+
+    Raises:
+      ValueError: there is no such slice, or libtpu is not installed.
+    """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "libtpu, which compiles for TPUs, is not installed: pip install -e '.[train,tpu]'"
         )
-    told = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
-    if not told or told[1] not in CHIPS:
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
+    if not match or match[1] not in CHIPS:
         raise ValueError(
             f"--topology must look like v5e:2x2, of {', '.join(CHIPS)}, got {topology!r}"
         )
-    kind, sizes = CHIPS[told[1]], tuple(int(size) for size in told[2].split("x"))
-    for name, value in ELSEWHERE.items():
+    kind, sizes = CHIPS[match[1]], tuple(int(size) for size in match[2].split("x"))
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")  # nor is JAX to look for a TPU
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # which can't give back what no device here runs
-    # A host has four chips, unless one is all that is asked for.
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if set(sizes) == {1} else {}
+    jax.config.update("jax_platforms", "cpu")  # JAX itself must not look for a TPU either
+    # The compilation cache can't restore programs that no device of this machine runs.
+    jax.config.update("jax_enable_compilation_cache", False)
+    # A host has four chips, except in a slice of one.
+    single = {"chips_per_host_bounds": (1, 1, 1)} if set(sizes) == {1} else {}
     try:
-        found = topologies.get_topology_desc(
-            topology_name=topology, platform="tpu", **alone, **dict(kind.options)
+        description = topologies.get_topology_desc(
+            topology_name=topology, platform="tpu", **single, **dict(kind.options)
         )
-    except Exception as error:  # of many kinds, after libtpu's own
+    except Exception as error:  # libtpu raises many types
         raise ValueError(
             f"can't compile for --topology={topology}: {str(error).splitlines()[0]}"
         ) from None
-    return Slice(kind, sizes, found.devices)
+    return Slice(kind, sizes, description.devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of a chip that a program takes; `total` counts once what an output takes over from an
-    argument."""
+    """Bytes of a chip that a program takes.
+
+    `total` counts an output that takes over the memory of an argument once.
+    """
 
     arguments: int
     outputs: int
@@ -124,36 +125,31 @@ class Memory:
 
     @classmethod
     def of(cls, program: jax.stages.Compiled) -> "Memory":
-        planned = program.memory_analysis()
-        parts = (
-            planned.argument_size_in_bytes,
-            planned.output_size_in_bytes,
-            planned.temp_size_in_bytes,
-        )
-        return cls(*parts, total=sum(parts) - planned.alias_size_in_bytes)
+        plan = program.memory_analysis()
+        parts = plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes
+        return cls(*parts, total=sum(parts) - plan.alias_size_in_bytes)
 
 
 def elements(text: str) -> collections.Counter:
-    """How often a compiled program's text names arrays of how many elements."""
+    """Counts the arrays in a compiled program's text by their number of elements."""
     return collections.Counter(array.elements for array in hlo.arrays(text))
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds that a call's products, HBM traffic and collectives need at least, each alone at the
-    chip's full rate."""
+    """The least seconds for a call's products, HBM traffic and collectives, each at full rate."""
 
     products: float
     memory: float
     links: float
 
     @classmethod
-    def of(cls, costs: Costs, place: Slice) -> "Roofline":
-        kind, sent = place.kind, costs.sent
-        links = sent / place.interconnect if sent else 0.0
+    def of(cls, costs: Costs, tpu: Slice) -> "Roofline":
+        kind, sent = tpu.kind, costs.sent
+        links = sent / tpu.interconnect if sent else 0.0
         return cls(costs.flops / kind.flops, costs.traffic / kind.bandwidth, links)
 
     @property
     def seconds(self) -> float:
-        """If all three overlap wholly."""
+        """Returns the time of a call if all three overlap entirely."""
         return max(self.products, self.memory, self.links)

@@ -1,8 +1,7 @@
-"""What a compiled program costs each device that runs it: matrix products, memory traffic,
-collectives.
+"""Costs of a compiled program for each device: matrix products, memory traffic, collectives.
 
-XLA's own analysis counts a loop's body once; here it counts as often as it runs. Read from the
-program's text, which is the partitioned one: every number is of one device.
+XLA's own analysis counts the body of a loop once; this one counts it as often as it runs. The text
+of a program is the partitioned one, so every number is of one device.
 """
 
 import dataclasses
@@ -12,19 +11,10 @@ from collections.abc import Mapping
 from experiments.tpu import hlo, loop_counts, matrix_products, memory_traffic
 
 _FREE = (
-    *(
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "opt-barrier",
-        "domain",
-    ),
-    *("partition-id", "replica-id"),
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("opt-barrier", "domain", "partition-id", "replica-id"),
 )
-_RUN = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
+_CALLS = ("to_apply", "calls", "branch_computations", "true_computation", "false_computation")
 # Bytes that each of n devices of a ring sends for a byte of its operand.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
@@ -37,41 +27,40 @@ _SENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Of one kind.
+    """All collectives of one kind.
 
     Attributes:
-      count: how many are run.
+      count: the number of runs.
       size: bytes of their operands.
-      sent: bytes that a device sends if they go round a ring, as JAX's "scaling book" counts them:
-        of n devices (n-1)/n of what all-gather gives and of what reduce-scatter and all-to-all
-        take, twice that for all-reduce.
+      sent: bytes that a device sends around a ring, as JAX's "scaling book" counts them. Of n
+        devices, each sends (n-1)/n of the result of all-gather and of the operand of
+        reduce-scatter and all-to-all, and twice that for all-reduce.
     """
 
     count: int = 0
     size: float = 0
     sent: float = 0
 
-    def __add__(self, other: "Collective") -> "Collective":
-        return Collective(self.count + other.count, self.size + other.size, self.sent + other.sent)
-
-    def times(self, count: int) -> "Collective":
-        return Collective(self.count * count, self.size * count, self.sent * count)
+    def plus(self, other: "Collective", times: int = 1) -> "Collective":
+        return Collective(
+            self.count + other.count * times,
+            self.size + other.size * times,
+            self.sent + other.sent * times,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one device.
+    """Costs of a program or a part of it, for one device.
 
     Attributes:
-      flops: of matrix products and convolutions, a multiplication and an addition each counted.
-        Those inside custom calls, as GPUs have them, are not seen.
-      traffic: bytes read from and written to main memory, by instructions outside fusions; a slice
-        that is read and an update in place count as what they touch, and arrays in a TPU's vector
-        memory not at all.
+      flops: multiplications and additions of matrix products and convolutions. Those inside custom
+        calls, as GPUs have them, are not counted.
+      traffic: bytes that instructions read from and write to main memory (see memory_traffic).
       collectives: by kind.
-      bounded: loops that may end before their counter does, but are counted as if they did not.
-      unknown: of each loop that no counter ends, what one run of its body costs; `flops` and all
-        above have it once.
+      bounded: the number of loops that may end before their counter does; they count in full.
+      unknown: the cost of one run of the body, for each loop without a counter. `flops` and the
+        other totals have it once.
     """
 
     flops: float = 0
@@ -80,97 +69,82 @@ class Costs:
     bounded: int = 0
     unknown: tuple["Costs", ...] = ()
 
-    def __add__(self, other: "Costs") -> "Costs":
-        kinds = {*self.collectives, *other.collectives}
-        none = Collective()
+    def plus(self, other: "Costs", times: int = 1) -> "Costs":
+        """Returns the sum of these costs and `other`, run `times` times."""
+        collectives = dict(self.collectives)
+        for kind, each in other.collectives.items() if times else ():
+            collectives[kind] = collectives.get(kind, Collective()).plus(each, times)
         return Costs(
-            self.flops + other.flops,
-            self.traffic + other.traffic,
-            {
-                k: self.collectives.get(k, none) + other.collectives.get(k, none)
-                for k in sorted(kinds)
-            },
+            self.flops + other.flops * times,
+            self.traffic + other.traffic * times,
+            dict(sorted(collectives.items())),
             self.bounded + other.bounded,
             self.unknown + other.unknown,
         )
 
-    def times(self, count: int) -> "Costs":
-        """Of so many runs."""
-        collectives = {kind: each.times(count) for kind, each in self.collectives.items() if count}
-        return Costs(
-            self.flops * count, self.traffic * count, collectives, self.bounded, self.unknown
-        )
-
     @property
     def sent(self) -> float:
-        """Bytes of all collectives."""
+        """Returns the bytes that all collectives send."""
         return sum(each.sent for each in self.collectives.values())
 
 
-def of(text: str) -> Costs:
-    """The costs of a program, given as `jax.stages.Compiled.as_text()`. Raises ValueError for
-    another text."""
-    program = hlo.parse(text)
-    return _Reader(program).body(program.entry)
+def estimate(text: str) -> Costs:
+    """Returns the costs of a program, from the text of `jax.stages.Compiled.as_text`.
 
+    Raises:
+      ValueError: the text is no compiled program, or has groups of devices of an unknown form.
+    """
+    module = hlo.parse(text)
 
-class _Reader:
-    def __init__(self, program: hlo.Program):
-        self.program = program
-        self.body = functools.cache(self._body)
+    @functools.cache
+    def total(name: str) -> Costs:
+        computation, costs = module.computations[name], Costs()
+        for instruction in computation.instructions.values():
+            costs = costs.plus(instruction_costs(computation, instruction))
+        return costs
 
-    def _body(self, name: str) -> Costs:
-        computation = self.program.computations[name]
-        return sum(
-            (self._instruction(computation, each) for each in computation.instructions.values()),
-            Costs(),
-        )
-
-    def _instruction(self, computation, made) -> Costs:
-        if made.opcode == "while":
-            return self._loop(computation, made)
-        if made.opcode in ("call", "conditional") or (
-            made.opcode.endswith("-start") and made.called("calls")
-        ):
-            runs = [self.body(name) for attribute in _RUN for name in made.called(attribute)]
-            return max(runs, key=lambda costs: (costs.flops, costs.traffic))
-        if (
-            made.opcode in _FREE
-            or made.opcode.endswith(("-done", "-update"))
-            or "AllocateBuffer" in made.attributes
-        ):
+    def instruction_costs(computation, instruction):
+        opcode, attributes = instruction.opcode, instruction.attributes
+        if opcode == "while":
+            body = total(instruction.called("body")[0])
+            count, early = loop_counts.trips(module, computation, instruction)
+            if count is None:
+                return dataclasses.replace(body, unknown=(body,))
+            return Costs(bounded=int(early)).plus(body, count)
+        is_async_call = opcode.endswith("-start") and instruction.called("calls")
+        if opcode in ("call", "conditional") or is_async_call:
+            branches = [total(name) for key in _CALLS for name in instruction.called(key)]
+            return max(branches, key=lambda costs: (costs.flops, costs.traffic))
+        ends_async = opcode.endswith(("-done", "-update"))
+        if opcode in _FREE or ends_async or "AllocateBuffer" in attributes:
             return Costs()
-        return Costs(traffic=memory_traffic.of(self.program, computation, made)) + self._computed(
-            computation, made
-        )
+        traffic = memory_traffic.count(module, computation, instruction)
+        return Costs(traffic=traffic).plus(_work(module, computation, instruction))
 
-    def _loop(self, around, made) -> Costs:
-        body = self.body(made.called("body")[0])
-        count, early = loop_counts.trips(self.program, around, made)
-        if count is None:
-            return dataclasses.replace(body, unknown=(body,))
-        runs = body.times(count)
-        return dataclasses.replace(runs, bounded=runs.bounded + early)
+    return total(module.entry)
 
-    def _computed(self, computation, made, fused=False) -> Costs:
-        """Products and collectives of an instruction, in a fusion those inside."""
-        if made.opcode == "fusion":
-            inner = self.program.called(made)
-            return sum(
-                (self._computed(inner, each, fused=True) for each in inner.instructions.values()),
-                Costs(),
-            )
-        kind = made.opcode.removesuffix("-start")
-        if kind not in _SENT:
-            return Costs(flops=matrix_products.flops(computation, made))
-        if hlo.continues(computation, made):
-            return Costs()
-        if fused and {user.opcode for user in computation.users(made.name)} == {"dynamic-slice"}:
-            kind = "reduce-scatter"  # as which a TPU runs a sum of which each device keeps a part
-        size = sum(
-            array.bytes
-            for operand in made.operands
-            for array in computation.instructions[operand].arrays
-        )
-        sent = size * _SENT[kind](hlo.group_size(made, self.program.devices))
-        return Costs(collectives={kind: Collective(1, size, sent)})
+
+def _work(
+    module: hlo.Module,
+    computation: hlo.Computation,
+    instruction: hlo.Instruction,
+    fused: bool = False,
+) -> Costs:
+    """Returns an instruction's products and collectives; for a fusion those inside it."""
+    if instruction.opcode == "fusion":
+        inner, costs = module.fused(instruction), Costs()
+        for each in inner.instructions.values():
+            costs = costs.plus(_work(module, inner, each, fused=True))
+        return costs
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in _SENT:
+        return Costs(flops=matrix_products.flops(computation, instruction))
+    if hlo.continues_async(computation, instruction):
+        return Costs()
+    # A TPU runs a fused sum, of which each device keeps one part, as a reduce-scatter.
+    if fused and {user.opcode for user in computation.users(instruction.name)} == {"dynamic-slice"}:
+        kind = "reduce-scatter"
+    operands = computation.operand_arrays(instruction)
+    size = sum(array.bytes for arrays in operands for array in arrays)
+    sent = size * _SENT[kind](hlo.group_size(instruction, module.devices))
+    return Costs(collectives={kind: Collective(1, size, sent)})

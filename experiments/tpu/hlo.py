@@ -1,5 +1,4 @@
-"""XLA's text of a compiled program, read: its computations, their instructions, the arrays of a
-type."""
+"""Reads XLA's text of a compiled program: computations, their instructions and array types."""
 
 import dataclasses
 import math
@@ -7,22 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,<=]*)\](\{[^{}]*\})?")
-_HEAD = re.compile(r"(ENTRY )?%(\S+) \(.*\) -> .*\{$")
+_MEMORY_SPACE = re.compile(r"S\((\d+)\)")
+_COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
-_COMMENT = re.compile(r"/\*.*?\*/")
 _NAME = re.compile(r"%([\w.\-]+)")
-_SPACE = re.compile(r"S\((\d+)\)")
-_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
-_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=")
-_AXES = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=[^{]*)? ?\{(.*?)\}")
-_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
-_BEGINS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
-_DEVICES = re.compile(r"(?:num_partitions|replica_count)=(\d+)")
+_ASYNC_START, _ASYNC_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """`space` is where it lies: 0 is the device's main memory (HBM), 1 a TPU's vector memory."""
+    """The type of an array. `space` 0 is main memory (HBM), 1 a TPU's vector memory."""
 
     sizes: tuple[int, ...]
     bits: int
@@ -34,14 +27,21 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Without what a layout pads."""
+        """Returns the size without the padding of a layout."""
         return -(-self.elements * self.bits // 8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. `operands` are names; `literal` is what stands in the parentheses; `attributes`
-    what follows them."""
+    """One line of a computation.
+
+    Attributes:
+      name: without `%`.
+      opcode: such as `dot`.
+      type: of the result.
+      literal: the text between the parentheses.
+      attributes: the text after them.
+    """
 
     name: str
     opcode: str
@@ -55,61 +55,60 @@ class Instruction:
 
     @property
     def arrays(self) -> list[Array]:
-        """Of its result, tuples taken apart."""
+        """Returns the arrays of the result, a tuple's one by one."""
         return list(arrays(self.type))
 
     def called(self, attribute: str) -> list[str]:
-        """The computations that `calls`, `body` or another attribute names."""
-        found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
-        return _NAME.findall(found[1]) if found else []
+        """Returns the names of the computations in `calls`, `body` or another attribute."""
+        match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
+        return _NAME.findall(match[1]) if match else []
 
     def numbers(self, attribute: str) -> list[int]:
-        """Of an attribute such as `lhs_contracting_dims={0,1}` or `index=3`."""
-        found = re.search(rf"\b{attribute}=\{{?([\d,]*)", self.attributes)
-        return [int(n) for n in found[1].split(",") if n] if found else []
+        """Returns the numbers of an attribute such as `lhs_contracting_dims={0,1}` or `index=3`."""
+        match = re.search(rf"\b{attribute}=\{{?([\d,]*)", self.attributes)
+        return [int(n) for n in match[1].split(",") if n] if match else []
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """`instructions` by name, operands before their users."""
+    """A sequence of instructions, by name; operands stand before their users."""
 
     name: str
-    root: str
+    root: Instruction
     instructions: Mapping[str, Instruction]
 
-    def users(self, name: str) -> Iterator[Instruction]:
-        return (user for user in self.instructions.values() if name in user.operands)
+    def users(self, name: str) -> list[Instruction]:
+        return [user for user in self.instructions.values() if name in user.operands]
+
+    def operand_arrays(self, instruction: Instruction) -> list[list[Array]]:
+        """Returns the arrays of each operand."""
+        return [self.instructions[name].arrays for name in instruction.operands]
 
     @property
     def parameters(self) -> list[str]:
-        """Names, in order."""
-        found = {
-            int(each.literal): each.name
-            for each in self.instructions.values()
-            if each.opcode == "parameter"
-        }
-        return [found[i] for i in sorted(found)]
+        """Returns the names of the parameters in their order."""
+        parameters = [x for x in self.instructions.values() if x.opcode == "parameter"]
+        return [x.name for x in sorted(parameters, key=lambda x: int(x.literal))]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """`devices` is how many run it together."""
+class Module:
+    """A compiled program; `devices` is the number of devices that run it together."""
 
     entry: str
     computations: Mapping[str, Computation]
     devices: int
 
-    def called(self, fusion: Instruction) -> Computation:
-        """What a fusion consists of."""
+    def fused(self, fusion: Instruction) -> Computation:
+        """Returns the computation that a fusion consists of."""
         (name,) = fusion.called("calls")
         return self.computations[name]
 
 
 def arrays(text: str) -> Iterator[Array]:
-    """Every array that a text names, such as f32[8]{0} and (bf16[2,8], pred[])."""
+    """Yields every array type in a text, such as f32[8]{0} and (bf16[2,8], pred[])."""
     for kind, sizes, layout in _ARRAY.findall(text):
-        space = _SPACE.search(layout)
-        bits = re.search(r"\d+", kind)
+        space, bits = _MEMORY_SPACE.search(layout), re.search(r"\d+", kind)
         yield Array(
             tuple(int(n.lstrip("<=")) for n in sizes.split(",") if n),
             int(bits[0]) if bits else 8,
@@ -117,36 +116,40 @@ def arrays(text: str) -> Iterator[Array]:
         )
 
 
-def parse(text: str) -> Program:
-    """Reads what `jax.stages.Compiled.as_text` gives. Raises ValueError if it is no scheduled
-    program."""
-    computations, entry, name, root, made = {}, None, None, None, {}
-    for line in _COMMENT.sub("", text).splitlines():
+def parse(text: str) -> Module:
+    """Parses the text of `jax.stages.Compiled.as_text`.
+
+    Raises:
+      ValueError: the text is no scheduled program.
+    """
+    computations, entry, name, root, instructions = {}, None, None, None, {}
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         if name is None:
-            if head := _HEAD.match(line):
-                name, root, made = head[2], None, {}
-                entry = name if head[1] else entry
+            if match := _COMPUTATION.match(line):
+                name, instructions = match[2], {}
+                entry = name if match[1] else entry
         elif line.startswith("}"):
-            computations[name], name = Computation(name, root, made), None
-        elif found := _INSTRUCTION.match(line):
-            instruction = _instruction(found[2], line[found.end() :])
-            made[instruction.name] = instruction
-            root = instruction.name if found[1] else root
+            computations[name], name = Computation(name, root, instructions), None
+        elif match := _INSTRUCTION.match(line):
+            instruction = _parse_instruction(match[2], line[match.end() :])
+            instructions[instruction.name] = instruction
+            root = instruction if match[1] else root
     if entry is None:
         raise ValueError("this text is no compiled program: it has no ENTRY computation")
-    devices = math.prod(int(n) for n in _DEVICES.findall(text.split("\n", 1)[0]))
-    return Program(entry, computations, devices)
+    head = text.split("\n", 1)[0]
+    counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", head)
+    return Module(entry, computations, math.prod(map(int, counts)))
 
 
-def _instruction(name, rest):
-    kind, rest = _balanced(rest) if rest.startswith("(") else rest.split(" ", 1)
+def _parse_instruction(name, rest):
+    kind, rest = _split_parentheses(rest) if rest.startswith("(") else rest.split(" ", 1)
     opcode, rest = rest.strip().split("(", 1)
-    literal, attributes = _balanced("(" + rest)
+    literal, attributes = _split_parentheses("(" + rest)
     return Instruction(name, opcode, kind, literal[1:-1], attributes)
 
 
-def _balanced(text):
-    """The text up to the parenthesis that closes its first one, and what follows."""
+def _split_parentheses(text):
+    """Splits a text after the parenthesis that closes its first one."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -156,38 +159,41 @@ def _balanced(text):
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """How many devices a collective runs over; its groups may be written in XLA's three ways, or
-    not at all for all.
+    """Returns how many of all `devices` a collective runs over.
 
-    Raises ValueError for a fourth.
+    Raises:
+      ValueError: its groups are in none of the three forms that XLA had when this was written.
     """
     attributes = instruction.attributes
-    if found := _LISTED.search(attributes):
-        return found[1].count(",") + 1
-    if found := _IOTA.search(attributes):
-        return int(found[1].split(",")[-1])
-    if found := _AXES.search(attributes):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        return math.prod(int(part or sizes[axis]) for axis, part in _AXIS.findall(found[2]))
-    if found := re.search(r"replica_groups=(?!\{\})\S*", attributes):
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[([\d,]+)\]<=", attributes):
+        return int(match[1].split(",")[-1])
+    if match := re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=[^{]*)? ?\{(.*?)\}", attributes
+    ):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    if match := re.search(r"replica_groups=(?!\{\})\S*", attributes):
         raise ValueError(
-            f"a compiled program has groups of devices in a form that is not known: {found[0]}"
+            f"a compiled program has groups of devices in a form that is not known: {match[0]}"
         )
     return devices
 
 
-def begins(made: Instruction) -> bool:
-    """Whether it begins a collective that runs beside other fusions, on TPUs."""
-    return _BEGINS in made.attributes
+def starts_async(instruction: Instruction) -> bool:
+    """Returns whether it starts a collective that runs beside other fusions, as on TPUs."""
+    return _ASYNC_START in instruction.attributes
 
 
-def continues(fused: Computation, made: Instruction) -> bool:
-    """Whether it stands in a fusion for a collective that an earlier one began: a TPU names it in
-    each beside it."""
-    if _ENDS in made.attributes:
+def continues_async(fused: Computation, instruction: Instruction) -> bool:
+    """Returns whether it stands for a collective that an earlier fusion started.
+
+    A TPU's program names such a collective again in every fusion that runs beside it.
+    """
+    users = fused.users(instruction.name)
+    if any(_ASYNC_DONE in x.attributes for x in (instruction, *users)):
         return True
-    users = list(fused.users(made.name))
-    beside = "async_collective_fusion_config" in made.attributes
-    return any(_ENDS in user.attributes for user in users) or (
-        beside and not any(map(begins, users))
-    )
+    beside = "async_collective_fusion_config" in instruction.attributes
+    return beside and not any(map(starts_async, users))

@@ -1,114 +1,101 @@
-"""How often the loops of a compiled program run, where its text tells."""
+"""How often the loops of a compiled program run, as far as its text says so."""
 
 import re
 
-from experiments.tpu.hlo import Computation, Instruction, Program
+from experiments.tpu.hlo import Computation, Instruction, Module
 
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _STATE = "state"
 _SAME = ("copy", "bitcast", "convert", "reshape")
 
 
-def trips(program: Program, around: Computation, loop: Instruction) -> tuple[int | None, bool]:
-    """(how often a `while` of `around` runs its body; whether it may end before).
+def trips(module: Module, around: Computation, loop: Instruction) -> tuple[int | None, bool]:
+    """Returns (the number of runs of a loop's body, whether the loop may end earlier).
 
-    It is what XLA noted, or follows from a counter that goes up by a constant to a constant. Where
-    the condition asks for more than the counter this is an upper bound; None where it asks for no
-    counter.
+    The number is XLA's own note, or follows from a counter that goes up by a constant to a
+    constant. It is an upper bound if the condition depends on more than the counter, and None if
+    it depends on no counter.
+
+    Args:
+      module: the program.
+      around: the computation that holds the loop.
+      loop: a `while` instruction.
     """
-    if noted := _KNOWN.search(loop.attributes):
-        return int(noted[1]), False
-    condition, body = (program.computations[loop.called(name)[0]] for name in ("condition", "body"))
-    asked = _all_of(_value(program, condition, condition.root, [(_STATE,)]))
-    bounds = [_bound(program, around, loop, body, each) for each in asked]
-    known = [bound for bound in bounds if bound is not None]
+    if match := _KNOWN.search(loop.attributes):
+        return int(match[1]), False
+    condition, body = (module.computations[loop.called(name)[0]] for name in ("condition", "body"))
+    start = around.instructions[loop.operands[0]]
+
+    def initial(index):
+        """Returns the number with which the loop starts at a place of its state."""
+        if start.opcode != "tuple":
+            return None
+        value = _value(module, around, start.operands[index], [])
+        return value if isinstance(value, int) else None
+
+    def updated(index):
+        if body.root.opcode != "tuple":
+            return None
+        return _value(module, body, body.root.operands[index], [(_STATE,)])
+
+    def constant(value):
+        """Returns a number, also one in the state that the body only passes on."""
+        match value:
+            case int():
+                return value
+            case (_, index) if updated(index) == value:
+                return initial(index)
+        return None
+
+    def bound(part):
+        match part:
+            case ("compare", (_, counter), limit):
+                match updated(counter):
+                    case ("add", *terms) if (_STATE, counter) in terms:
+                        terms.remove((_STATE, counter))
+                        first, step, last = initial(counter), constant(terms[0]), constant(limit)
+                        if None not in (first, step, last) and step > 0:
+                            return max(0, -(-(last - first) // step))
+        return None
+
+    parts = [_value(module, condition, condition.root.name, [(_STATE,)])]
+    bounds = []
+    while parts:
+        match parts.pop():
+            case ("and", left, right):
+                parts += [left, right]
+            case part:
+                bounds.append(bound(part))
+    known = [count for count in bounds if count is not None]
     return (min(known) if known else None), len(known) < len(bounds)
 
 
-def _all_of(asked):
-    """The parts of a conjunction."""
-    if isinstance(asked, tuple) and asked[0] == "and":
-        return [part for each in asked[1:] for part in _all_of(each)]
-    return [asked]
+def _value(module: Module, computation: Computation, name: str, arguments: list):
+    """Returns what an instruction computes, as far as it matters for counters.
 
-
-def _bound(program, around, loop, body, asked):
-    """How often one part of a condition lets a loop run, None if that is not known."""
-    match asked:
-        case ("compare", (_, counter), limit):
-            start = _begins(program, around, loop, counter)
-            limit = _fixed(program, around, loop, body, limit)
-            step = _step(program, around, loop, body, counter)
-            if None not in (start, limit, step) and step > 0:
-                return max(0, -(-(limit - start) // step))
-    return None
-
-
-def _begins(program, around, loop, index):
-    """What the loop starts with at a place of its state."""
-    start = around.instructions[loop.operands[0]]
-    if start.opcode != "tuple":
-        return None
-    value = _value(program, around, start.operands[index], [])
-    return value if isinstance(value, int) else None
-
-
-def _fixed(program, around, loop, body, value):
-    """A value that the body only passes on, as it was before the loop."""
-    match value:
-        case int():
-            return value
-        case (_, index) if _next(program, body, index) == (_STATE, index):
-            return _begins(program, around, loop, index)
-    return None
-
-
-def _step(program, around, loop, body, counter):
-    match _next(program, body, counter):
-        case ("add", (_, index), by) if index == counter:
-            return _fixed(program, around, loop, body, by)
-        case ("add", by, (_, index)) if index == counter:
-            return _fixed(program, around, loop, body, by)
-    return None
-
-
-def _next(program, body, index):
-    root = body.instructions[body.root]
-    return (
-        _value(program, body, root.operands[index], [(_STATE,)]) if root.opcode == "tuple" else None
-    )
-
-
-def _value(program, computation, name, given):
-    """A number, a place ("state", i) of a loop's state, an operation on such values, or None.
-
-    Args:
-      program: the whole.
-      computation, name: of the instruction.
-      given: values of the computation's parameters.
+    That is a number, a place ("state", i) of a loop's state, an operation on such values such as
+    ("add", x, y), or None. `arguments` are the values of the computation's parameters.
     """
     instruction = computation.instructions[name]
-    opcode = instruction.opcode
+    opcode, operands = instruction.opcode, instruction.operands
 
-    def of(operand):
-        return _value(program, computation, operand, given)
+    def value(operand):
+        return _value(module, computation, operand, arguments)
 
     if opcode == "constant":
         return int(instruction.literal) if re.fullmatch(r"-?\d+", instruction.literal) else None
     if opcode == "parameter":
         place = int(instruction.literal)
-        return given[place] if place < len(given) else None
+        return arguments[place] if place < len(arguments) else None
     if opcode in _SAME:
-        return of(instruction.operands[0])
+        return value(operands[0])
     if opcode == "get-tuple-element":
-        whole = of(instruction.operands[0])
-        return (_STATE, *instruction.numbers("index")) if whole == (_STATE,) else None
+        return (_STATE, *instruction.numbers("index")) if value(operands[0]) == (_STATE,) else None
     if opcode in ("fusion", "call"):
         (called,) = instruction.called("calls") or instruction.called("to_apply")
-        inner = program.computations[called]
-        return _value(program, inner, inner.root, [of(operand) for operand in instruction.operands])
-    if opcode in ("add", "and") or (
-        opcode == "compare" and "direction=LT" in instruction.attributes
-    ):
-        return (opcode, *(of(operand) for operand in instruction.operands))
+        inner = module.computations[called]
+        return _value(module, inner, inner.root.name, [value(operand) for operand in operands])
+    less = opcode == "compare" and "direction=LT" in instruction.attributes
+    if opcode in ("add", "and") or less:
+        return (opcode, *(value(operand) for operand in operands))
     return None

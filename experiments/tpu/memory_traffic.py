@@ -1,39 +1,38 @@
 """Bytes that an instruction of a compiled program reads from and writes to main memory.
 
-A fusion is one instruction: what is inside it stays in registers and caches. A slice counts as what
-  it takes out of an
-operand, and an update in place as what it changes; the rest is counted whole, as if nothing were
-ever found in a cache. Arrays that XLA itself keeps in another memory, as in a TPU's vector memory,
-count nothing.
+A fusion is one instruction: what is inside it stays in registers and caches. A slice counts as the
+part that it takes of an operand, an update in place as the part that it changes. All else counts
+whole, as if caches held nothing. Arrays that XLA keeps in another memory, such as a TPU's vector
+memory, count nothing.
 """
 
 from experiments.tpu import hlo
-from experiments.tpu.hlo import Array, Computation, Instruction, Program
+from experiments.tpu.hlo import Array, Computation, Instruction, Module
 
-# What takes its first operand's place, and which operand says what changes.
+# Opcodes that take their first operand's place, and the operand that says what changes.
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
-def of(program: Program, computation: Computation, made: Instruction) -> int:
-    """Bytes, read and written."""
-    return _read(program, computation, made) + _written(program, computation, made)
-
-
-def _read(program, computation, made):
-    total = 0
-    for name in set(made.operands):
+def count(module: Module, computation: Computation, instruction: Instruction) -> int:
+    """Returns the bytes that an instruction reads and writes."""
+    read = 0
+    for name in set(instruction.operands):
         whole = _bytes(computation.instructions[name].arrays)
-        total += min(whole, _touched(program, made, name, whole))
-    return total
+        read += min(whole, _read_by(module, instruction, name, whole))
+    results, changed = _results(instruction), _changed(module, computation, instruction)
+    if len(changed) != len(results):
+        return read + _bytes(results)
+    pairs = [pair for pair in zip(results, changed, strict=True) if not pair[0].space]
+    return read + sum(x.bytes if part is None else min(x.bytes, part) for x, part in pairs)
 
 
 def _bytes(arrays: list[Array]) -> int:
     return sum(array.bytes for array in arrays if not array.space)
 
 
-def _touched(program, user, name, whole):
-    """Bytes that an instruction reads of an operand, `whole` if it reads all."""
+def _read_by(module: Module, user: Instruction, name: str, whole: int) -> int:
+    """Returns the bytes that an instruction reads of an operand; `whole` if it reads all."""
     places = [place for place, operand in enumerate(user.operands) if operand == name]
     opcode = user.opcode.removesuffix("-start")
     if opcode in _IN_PLACE and places == [0]:
@@ -42,85 +41,67 @@ def _touched(program, user, name, whole):
         return sum(array.bytes for array in _results(user))
     if opcode != "fusion":
         return whole
-    inner = program.called(user)
-    return sum(_within(program, inner, inner.parameters[place], whole) for place in places)
+    fused = module.fused(user)
+    return sum(_read_inside(module, fused, fused.parameters[place], whole) for place in places)
 
 
-def _within(program, fused, name, whole):
-    """Bytes that a fusion reads of what `name` in it stands for."""
-    if name == fused.root:
+def _read_inside(module: Module, fused: Computation, name: str, whole: int) -> int:
+    """Returns the bytes that a fusion reads of the array that `name` stands for inside it."""
+    if name == fused.root.name:
         return whole
     read = 0
     for user in fused.users(name):
-        if user.opcode == "bitcast" or (
-            user.opcode == "fusion" and _is_parameter(program.called(user))
-        ):
-            read += _within(program, fused, user.name, whole)
-        elif user.opcode != "tuple" and not hlo.continues(fused, user):
-            read += _touched(program, user, name, whole)
+        passes_on = user.opcode == "fusion" and _is_parameter(module.fused(user))
+        if user.opcode == "bitcast" or passes_on:
+            read += _read_inside(module, fused, user.name, whole)
+        elif user.opcode != "tuple" and not hlo.continues_async(fused, user):
+            read += _read_by(module, user, name, whole)
     return min(read, whole)
 
 
-def _is_parameter(fused):
-    """Whether a fusion gives its operand as it is."""
-    made = fused.instructions[fused.root]
-    while made.opcode == "bitcast":
-        made = fused.instructions[made.operands[0]]
-    return made.opcode == "parameter"
+def _is_parameter(fused: Computation) -> bool:
+    """Returns whether a fusion passes its operand on unchanged."""
+    instruction = fused.root
+    while instruction.opcode == "bitcast":
+        instruction = fused.instructions[instruction.operands[0]]
+    return instruction.opcode == "parameter"
 
 
-def _results(made):
-    """The arrays that an instruction makes; one that only starts names its operands beside them."""
-    arrays, given = made.arrays, len(made.operands)
-    if made.opcode == "copy-start":
+def _results(instruction: Instruction) -> list[Array]:
+    """Returns the arrays that an instruction makes.
+
+    The type of an asynchronous start names its operands beside its results.
+    """
+    arrays, operands = instruction.arrays, len(instruction.operands)
+    if instruction.opcode == "copy-start":
         return arrays[:1]
-    if made.opcode.endswith("-start") and len(arrays) >= 2 * given:
-        return arrays[given : 2 * given]
+    if instruction.opcode.endswith("-start") and len(arrays) >= 2 * operands:
+        return arrays[operands : 2 * operands]
     return arrays
 
 
-def _written(program, computation, made):
-    arrays, changed = _results(made), _changed(program, computation, made)
-    if len(changed) != len(arrays):
-        return _bytes(arrays)
-    pairs = zip(arrays, changed, strict=True)
-    return sum(
-        min(array.bytes, array.bytes if part is None else part)
-        for array, part in pairs
-        if not array.space
-    )
+def _changed(
+    module: Module, computation: Computation, instruction: Instruction
+) -> list[int | None]:
+    """Returns the bytes that are new in each array of a result.
 
-
-def _changed(program, computation, made) -> list[int | None]:
-    """For each array of a result the bytes that are new where it takes an operand's place, None
-    where it takes none."""
-    opcode = made.opcode.removesuffix("-start")
+    They are None for an array that takes no operand's place, and so is written whole.
+    """
+    opcode = instruction.opcode.removesuffix("-start")
     if opcode in _IN_PLACE:
-        return [
-            sum(
-                array.bytes
-                for array in computation.instructions[made.operands[_IN_PLACE[opcode]]].arrays
-            )
-        ]
+        update = computation.operand_arrays(instruction)[_IN_PLACE[opcode]]
+        return [sum(array.bytes for array in update)]
     if opcode == "parameter":
         return [0]
     if opcode in ("bitcast", "tuple"):
-        parts = [
-            _changed(program, computation, computation.instructions[operand])
-            for operand in made.operands
-        ]
-        return [part for each in parts for part in each]
+        operands = [computation.instructions[name] for name in instruction.operands]
+        return [part for x in operands for part in _changed(module, computation, x)]
     if opcode == "fusion":
-        inner = program.called(made)
-        # An operand that alone is the result is copied; beside others it stays where it is.
-        return (
-            [None]
-            if _is_parameter(inner)
-            else _changed(program, inner, inner.instructions[inner.root])
-        )
-    fresh = [None] * len(_results(made))
-    if hlo.continues(computation, made):
-        return [0] * len(fresh)
-    return (
-        [0, *fresh[1:]] if hlo.begins(made) else fresh
-    )  # what begins a collective passes its operand on
+        fused = module.fused(instruction)
+        # An operand that is the only result is copied; beside other results it stays in place.
+        return [None] if _is_parameter(fused) else _changed(module, fused, fused.root)
+    new = [None] * len(_results(instruction))
+    if hlo.continues_async(computation, instruction):
+        return [0] * len(new)
+    # A fusion that starts a collective passes its operand on as its first result.
+    return [0, *new[1:]] if hlo.starts_async(instruction) else new

@@ -19,6 +19,7 @@ from experiments.common import cli, run_results
 from jaxdiv import files, schema
 from jaxdiv.acceptance import RULES as RULE_NAMES
 from jaxdiv.runs import config as run_config
+from jaxdiv.runs import config_keys, specs
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.schema import GENERATED_TEMPERATURES
 from jaxdiv.training import run_data, students
@@ -29,7 +30,7 @@ TEMPERATURES = flags.DEFINE_list(
     "temperatures", None, "Sampling temperatures, by commas; the runs' own if not given."
 )
 CONTEXTS = flags.DEFINE_string(
-    "contexts", None, f"Some of {','.join(run_config.CONTEXTS)}; the runs' own if not given."
+    "contexts", None, f"Some of {','.join(schema.CONTEXTS)}; the runs' own if not given."
 )
 RULES = flags.DEFINE_string(
     "rules",
@@ -73,14 +74,14 @@ def main(_):
     runs = [Workdir(path) for path in WORKDIR.value]
     _check_alike(runs)
     output = files.path_of(OUTPUT.value) if OUTPUT.value else _folder(runs)
-    contexts = _given(CONTEXTS, run_config.SOME_CONTEXTS, run_config.contexts)
+    contexts = _given(CONTEXTS, config_keys.KEYS["evaluation.contexts"].rule, config_keys.names_in)
     if DECODE.value:
         _check_decodable(runs, contexts)
     run_results.measure_and_report(
         runs,
         output=output,
         contexts=contexts,
-        rules=_given(RULES, run_config.SOME_RULES, run_config.rules),
+        rules=_given(RULES, config_keys.KEYS["evaluation.rules"].rule, specs.parse_rules),
         temperatures=_temperatures(TEMPERATURES.value or ()),
         decode_gamma=DECODE_GAMMA.value if DECODE.value else None,
     )
@@ -91,7 +92,7 @@ def main(_):
 def _check_decodable(runs, contexts):
     for run in runs:
         run_data.refuse_images(run.config())
-        names = contexts or run_config.contexts(run.config()["evaluation"]["contexts"])
+        names = contexts or config_keys.names_in(run.config()["evaluation"]["contexts"])
         if not set(names) & set(GENERATED_TEMPERATURES):
             raise ValueError(
                 f"--decode needs one of the contexts {', '.join(GENERATED_TEMPERATURES)}; give --contexts"
@@ -130,7 +131,7 @@ def _check_alike(runs):
 def _given(flag, rule, read):
     if flag.value is None:
         return ()
-    run_config.check_value(f"--{flag.name}", rule, flag.value)
+    config_keys.check_value(f"--{flag.name}", rule, flag.value)
     return read(flag.value)
 
 
@@ -140,7 +141,7 @@ def _temperatures(given):
     except ValueError:
         temperatures = ()
     if given:
-        run_config.check_value("--temperatures", run_config.TEMPERATURES, temperatures or given)
+        config_keys.check_value("--temperatures", config_keys.TEMPERATURES, temperatures or given)
     return temperatures
 
 

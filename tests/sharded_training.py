@@ -14,7 +14,7 @@ import optax
 from configs import smoke
 from jaxdiv import acceptance, models
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import sharding
+from jaxdiv.runs import config_keys, sharding
 from jaxdiv.training import on_policy, students, teacher, teacher_sources
 from jaxdiv.training.state import population
 
@@ -39,7 +39,7 @@ def config_of(dtype, kind):
         stage.optimizer.warmup_steps = 1
     if kind == models.CLASSIFIER:
         config.teacher.kind, config.teacher.padded_vocabulary = kind, 0
-        config.data.kind, config.data.channels = run_config.IMAGES, CHANNELS
+        config.data.kind, config.data.channels = config_keys.IMAGES, CHANNELS
         config.losses, config.teacher.depth, config.student.depth = (
             "kl",
             2,

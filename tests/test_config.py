@@ -7,10 +7,10 @@ import pytest
 
 from configs import quickstart, smoke
 from jaxdiv.runs import config as run_config
+from jaxdiv.runs import config_keys
+from jaxdiv.runs.specs import RunSpec
 
-CONFIGS = sorted(
-    path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
-)
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 OF_STUDIES = ("causes", "sweep")  # keys that a study takes out of its config before it is a run's
 
@@ -21,14 +21,14 @@ def changed(key, value):
     return config.to_dict()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
 def test_every_config_passes_its_own_check(name):
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
     run_config.check({key: value for key, value in config.items() if key not in OF_STUDIES})
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("losses", "ce,klx", r"`config.losses`: unknown loss `klx`; did you mean `kl`\?"),
         ("losses", "ce,ce", "`config.losses`"),
@@ -67,7 +67,7 @@ def test_every_config_passes_its_own_check(name):
             "'ce' must be LOSS: RATE of another one of the run's losses, ce, kl",
         ),
         ("student.learning_rates", "kl: 1; kl: 2", "'kl: 2' must be LOSS: RATE of another one"),
-        ("student.learning_rates", "kl: fast", "of kl, must be a finite number above 0, got nan"),
+        ("student.learning_rates", "kl: fast", "of kl must be a finite number above 0, got nan"),
         ("student.kind", "medusa", "`config.student.kind` must be one of kangaroo, decoder"),
         ("evaluation.temperatures", (-1.0,), "`config.evaluation.temperatures`"),
         ("evaluation.temperatures", (1.0, 1.0), "`config.evaluation.temperatures`"),
@@ -81,8 +81,8 @@ def test_every_config_passes_its_own_check(name):
         ("evaluation.prompt_tokens", 64, "must be below `config.evaluation.document_tokens` = 64"),
     ],
 )
-def test_wrong_values_are_named_in_one_line(key, value, told):
-    with pytest.raises(ValueError, match=told) as error:
+def test_wrong_values_are_named_in_one_line(key, value, message):
+    with pytest.raises(ValueError, match=message) as error:
         run_config.check(changed(key, value))
     assert "\n" not in str(error.value)
 
@@ -97,23 +97,29 @@ def test_missing_and_undeclared_keys_are_refused():
         run_config.check(config)
 
 
-def test_the_schema_declares_what_the_configs_hold():
-    def leaves(schema, prefix="config"):
-        for key, rule in schema.items():
-            yield from (
-                leaves(rule, f"{prefix}.{key}") if isinstance(rule, dict) else [f"{prefix}.{key}"]
-            )
+def test_the_page_of_keys_is_up_to_date():
+    page = (CONFIGS.parent / "docs" / "config.md").read_text(encoding="utf-8")
+    assert page == config_keys.page(), "python -m jaxdiv.runs.config_keys > docs/config.md"
 
-    assert sorted(leaves(run_config.SCHEMA)) == sorted(
-        run_config.flatten(quickstart.get_config().to_dict())
-    )
+
+def test_specs_hold_what_the_config_says_and_compare_by_results():
+    run = RunSpec.from_config(smoke.get_config().to_dict())
+    assert [loss.text for loss in run.losses] == ["ce", "kl", "tv"]
+    assert (run.seeds, run.teacher.last_step, run.on_policy) == ((0, 1), 20, None)
+    assert run.student_stage.members == ("ce", "kl", "tv")
+    assert run.evaluation.contexts == ("corpus", "generated", "generated_greedy")
+    assert RunSpec.from_config(changed("checkpoint.every", 7)) == run
+    assert RunSpec.from_config(changed("data.directory", "elsewhere")) == run
+    assert RunSpec.from_config(changed("seed", 1)) != run
+    taken = RunSpec.from_config(changed("teacher.checkpoint", "runs/other"))
+    assert taken.teacher.last_step == 0
+    written = RunSpec.from_config(changed("data.context", "teacher")).on_policy
+    assert (written.writer, written.rows, written.prompt_tokens) == ("teacher", 4, 8)
 
 
 def test_learning_rates_of_single_losses():
     config = changed("student.learning_rates", "jsd(beta=0.3): 1e-2;kl: 2")
     config["losses"] = "ce,jsd(beta=0.3),kl"
-    assert run_config.learning_rates(config) == (
-        config["student"]["optimizer"]["learning_rate"],
-        1e-2,
-        2.0,
-    )
+    stage = RunSpec.from_config(config).student_stage
+    default = config["student"]["optimizer"]["learning_rate"]
+    assert [optimizer.learning_rate for optimizer in stage.optimizers] == [default, 1e-2, 2.0]

@@ -14,7 +14,7 @@ from jaxdiv.evaluation.measurement import Measurement
 from jaxdiv.reporting import decoded as decoded_table
 from jaxdiv.reporting import html, pictures, results, results_table
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import metrics, processes
+from jaxdiv.runs import config_keys, metrics, processes, specs
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students
 
@@ -43,11 +43,11 @@ def measure(
     measured = []
     for run in runs:
         settings = run.config()["evaluation"]
-        names = contexts or run_config.contexts(settings["contexts"])
+        names = contexts or config_keys.names_in(settings["contexts"])
         found = measurement.measure(
             run,
             names=names,
-            rules=rules or run_config.rules(settings["rules"]),
+            rules=rules or specs.parse_rules(settings["rules"]),
             temperatures=temperatures or tuple(settings["temperatures"]),
         )
         if decode_gamma:

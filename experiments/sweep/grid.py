@@ -6,33 +6,33 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxdiv.runs import config as run_config
-from jaxdiv.runs.config import TRAINING_CONTEXTS
+from jaxdiv.runs import config_keys
+from jaxdiv.runs.config_keys import TRAINING_CONTEXTS
 
 FACTORS = ("student", "teacher", "context", "temperature")
 _LEVEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")  # of a folder's name
-_POSITIVE_ONES = run_config.Rule(
+_POSITIVE_ONES = config_keys.KeyRule(
     "finite numbers above 0, by commas, which differ within six digits",  # which name folders
     lambda v: (
         len(v) > 0
-        and all(map(run_config.POSITIVE.holds, v))
+        and all(map(config_keys.POSITIVE.holds, v))
         and len({f"{x:g}" for x in v}) == len(v)
     ),
 )
 _SCHEMA = {
-    "base": run_config.NAME,
-    "extra": run_config.TEXT,
-    "contexts": run_config.NAME,
+    "base": config_keys.NAME,
+    "extra": config_keys.TEXT,
+    "contexts": config_keys.NAME,
     "temperatures": _POSITIVE_ONES,
-    "decoded": run_config.TEXT,
+    "decoded": config_keys.TEXT,
     "rates": _POSITIVE_ONES,
-    "tuning_steps": run_config.STAGE["steps"],
+    "tuning_steps": config_keys.whole(1),
 }
 # What makes a student or a teacher; all cells have the same steps and batches of students, so the
 # same tokens.
 _CHANGES = {
-    "students": ("kind", "exit_layer", *run_config.DECODER),
-    "teachers": ("checkpoint", "steps", *run_config.DECODER),
+    "students": ("kind", "exit_layer", *config_keys.DECODER_SIZES),
+    "teachers": ("checkpoint", "steps", *config_keys.DECODER_SIZES),
 }
 
 
@@ -128,7 +128,7 @@ def _check(sweep):
         if key not in sweep:
             raise ValueError(f"`config.sweep.{key}` is missing; see configs/choose.py")
     for key, rule in _SCHEMA.items():
-        run_config.check_value(f"`config.sweep.{key}`", rule, sweep[key])
+        config_keys.check_value(f"`config.sweep.{key}`", rule, sweep[key])
     for key, known in _CHANGES.items():
         _check_changes(key, sweep[key], known)
     for name in _names(sweep["contexts"]):

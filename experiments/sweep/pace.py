@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.sweep.grid import Cell
 from experiments.sweep.plan import Plan
-from jaxdiv.runs.config import STUDENT_TEXT, on_policy_rows
+from jaxdiv.runs.config_keys import STUDENT_TEXT
+from jaxdiv.runs.specs import on_policy_rows
 
 # Seconds on 2 CPU cores, a token of each student: an adapter's of configs/quickstart.py.
 _BEGIN = 60.0  # of a cell: data, compilations, files

@@ -11,6 +11,7 @@ from experiments.sweep import grid
 from experiments.sweep.grid import Cell
 from jaxdiv import files, schema
 from jaxdiv.runs import config as run_config
+from jaxdiv.runs import config_keys
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 
 REFERENCE = "kl"
@@ -200,7 +201,7 @@ def _check(plan):
             f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and lack ce, which has "
             f"its gradient; got {', '.join(names)}"
         )
-    if TEMPERATURE not in evaluation["temperatures"] or "corpus" not in run_config.contexts(
+    if TEMPERATURE not in evaluation["temperatures"] or "corpus" not in config_keys.names_in(
         evaluation["contexts"]
     ):
         raise ValueError(

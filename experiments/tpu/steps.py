@@ -14,8 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxdiv import schema, speculative
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
-from jaxdiv.runs import config as run_config
-from jaxdiv.runs import sharding
+from jaxdiv.runs import sharding, specs
 from jaxdiv.speculative import decoding_loop
 from jaxdiv.training import on_policy, students, teacher, teacher_sources
 from jaxdiv.training.state import Model, population_shapes
@@ -180,7 +179,7 @@ class _Builder:
             self._students,
             context,
             self._mesh,
-            rules=run_config.rules(settings["rules"]),
+            rules=specs.parse_rules(settings["rules"]),
             temperatures=settings["temperatures"],
         )
         return *passes, self._batch(self._evaluated_rows())

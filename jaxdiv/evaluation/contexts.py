@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
 
-from jaxdiv import models
+from jaxdiv import models, schema
 from jaxdiv.data import pipeline
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import sharding
-from jaxdiv.runs.config import IMAGES, MAX_DOCUMENT_TOKENS
+from jaxdiv.runs.config_keys import IMAGES, MAX_DOCUMENT_TOKENS
 from jaxdiv.schema import GENERATED_TEMPERATURES
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model
@@ -57,7 +57,7 @@ def check(names: Iterable[str], config: Mapping) -> None:
     """Raises ValueError for a context that there is none of where the run's data are images, or
     texts."""
     images = run_config.of_images(config)
-    known = [name for name in run_config.CONTEXTS if (name == IMAGES) == images]
+    known = [name for name in schema.CONTEXTS if (name == IMAGES) == images]
     for name in names:
         if name not in known:
             raise ValueError(

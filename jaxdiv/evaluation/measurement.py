@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdiv import acceptance
+from jaxdiv import acceptance, schema
 from jaxdiv.data import pipeline
 from jaxdiv.evaluation import contexts
 from jaxdiv.runs import config as run_config
@@ -294,7 +294,7 @@ def _measures(student_logits, teacher_logits, labels, weights, context, rules, t
             summed(chance_at(student_logits, teacher_logits, temperature=t)) for t in temperatures
         ]
         found[_MEASURES[rule]] = jnp.stack(at, axis=-1)
-    if context.name == run_config.IMAGES:
+    if context.name == schema.IMAGES:
         found[ACCURACY] = summed(jnp.argmax(student_logits, axis=-1) == labels)
     if context.start is None:
         return found

@@ -12,8 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdiv.models.meshes import AXES, ROWS
-
-REST = -1  # of an axis: all devices that the others leave
+from jaxdiv.runs.config_keys import REST
 
 # What the last axes of a parameter are spread over, by the end of its path: of a matrix its inputs
 # and its outputs, of the embedding its tokens and its width. Any axes before them are layers, which

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiv import models
-from jaxdiv.runs.config import TEACHER_TEXT, on_policy_rows
+from jaxdiv.runs.config_keys import TEACHER_TEXT
+from jaxdiv.runs.specs import on_policy_rows
 from jaxdiv.training.state import Model
 
 TEMPERATURE = 1.0

@@ -14,7 +14,7 @@ from jaxdiv.data import images, pipeline, sources
 from jaxdiv.data.documents import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.runs import config_keys, processes, progress, sharding
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import teacher_sources
 
@@ -176,7 +176,7 @@ def _check_enough(config, corpus):
         if corpus.splits[split].longest < 2:
             raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
     with _naming("config.evaluation.prompt_tokens"):
-        if set(run_config.contexts(evaluation["contexts"])) - {"corpus"}:
+        if set(config_keys.names_in(evaluation["contexts"])) - {"corpus"}:
             pipeline.prompts(corpus.splits["test"], length=evaluation["prompt_tokens"])
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxdiv import models
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import progress, sharding
+from jaxdiv.runs import config_keys, progress, sharding
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, objectives, on_policy, run_data, teacher_sources
@@ -87,7 +87,7 @@ def step(
         fuse_losses=lambda shared: not shared.is_dense,
         optimizers=_optimizers(config),
         write=write,
-        batch_per_student=config["data"]["context"] == run_config.STUDENT_TEXT,
+        batch_per_student=config["data"]["context"] == config_keys.STUDENT_TEXT,
         mesh=mesh,
     )
 

@@ -150,7 +150,7 @@ def record(
 def main(_):
     with tempfile.TemporaryDirectory() as empty:
         config = teacher.resolve(
-            cli.loaded(CONFIG).to_dict(), Workdir(empty), typed=cli.typed(CONFIG)
+            cli.load_config(CONFIG), Workdir(empty), typed=cli.overrides(CONFIG)
         )
     run_data.refuse_images(config)
     names = choose(STEPS.value, steps.names(config))

@@ -47,9 +47,9 @@ _AFTER_TEACHER = (
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = teacher.resolve(cli.loaded(CONFIG).to_dict(), workdir, typed=cli.typed(CONFIG))
+    config = teacher.resolve(cli.load_config(CONFIG), workdir, typed=cli.overrides(CONFIG))
     sharding.make(config)  # which refuses what this machine has not
-    profile, also = watch_flags.profile(config["student"]["steps"]), watch_flags.also()
+    profile, also = watch_flags.profiled_steps(config["student"]["steps"]), watch_flags.trackers()
     with lock.writing(workdir.root):
         return _run(config, workdir, profile, also)
 

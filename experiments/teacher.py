@@ -35,9 +35,9 @@ FROM_HF = flags.DEFINE_string(
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = teacher.resolve(_given(), workdir, typed=cli.typed(CONFIG))
+    config = teacher.resolve(_given(), workdir, typed=cli.overrides(CONFIG))
     sharding.make(config)  # which refuses what this machine has not
-    profile, also = watch_flags.profile(config["teacher"]["steps"]), watch_flags.also()
+    profile, also = watch_flags.profiled_steps(config["teacher"]["steps"]), watch_flags.trackers()
     if profile and config["teacher"]["checkpoint"]:
         raise ValueError(
             f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained"
@@ -65,7 +65,7 @@ def _run(config, workdir, profile, also):
 
 def _given():
     """The config; --from_hf is `config.teacher.checkpoint` that must be a Llama folder."""
-    config, folder = cli.loaded(CONFIG).to_dict(), FROM_HF.value
+    config, folder = cli.load_config(CONFIG), FROM_HF.value
     if folder is None:
         return config
     if not (pathlib.Path(folder) / "config.json").is_file():

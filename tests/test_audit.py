@@ -509,8 +509,10 @@ def test_an_interrupted_audit_has_nothing_to_go_on_from(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "TRACEBACK", types.SimpleNamespace(value=True))
-    monkeypatch.setattr(cli, "keep_compilations", lambda: None)
-    monkeypatch.setattr(cli, "_join", lambda resumes: None)  # by flags, which nobody parsed
+    monkeypatch.setattr(cli, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(
+        cli, "_join_processes", lambda resumes: None
+    )  # by flags, which nobody parsed
     for resumes in (False, True):
         with pytest.raises(SystemExit) as ended:
             cli._guarded(interrupted, ["audit"], resumes)

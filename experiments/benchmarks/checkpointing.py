@@ -109,7 +109,7 @@ def start(config: dict, run: pathlib.Path, cache: pathlib.Path) -> float:
 
 
 def main(_):
-    config = cli.loaded(CONFIG).to_dict()
+    config = cli.load_config(CONFIG)
     run_config.check(config)
     with tempfile.TemporaryDirectory(prefix="jaxdiv-checkpointing-") as name:
         folder = pathlib.Path(name)

@@ -75,7 +75,7 @@ def _size(tree):
 
 
 def main(_):
-    config = cli.loaded(CONFIG).to_dict()
+    config = cli.load_config(CONFIG)
     config["teacher"].update(
         {"steps": 2, "optimizer": {**config["teacher"]["optimizer"], "warmup_steps": 1}}
     )

@@ -139,7 +139,7 @@ def table(seconds: dict, sizes: list[int]) -> Table:
 
 
 def main(_):
-    config = cli.loaded(CONFIG).to_dict()
+    config = cli.load_config(CONFIG)
     run_config.check(config)
     run_data.refuse_images(config)
     if len(run_config.losses({"losses": LOSS.value})) != 1:

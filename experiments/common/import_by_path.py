@@ -1,4 +1,4 @@
-"""What of the user's own code a flag names, as module:name."""
+"""Imports the user's own code that a flag names as module:name."""
 
 import importlib
 import os
@@ -7,53 +7,50 @@ from collections.abc import Callable
 from typing import Any
 
 
-def find(text: str | None, *, flag: str, kind: str) -> Callable[..., Any]:
-    """The function or class that `module:name` names; name may be `Class.method`. Modules are found
-    from here, too.
+def find(path: str | None, *, flag: str, kind: str) -> Callable[..., Any]:
+    """Returns the function or class at `module:name`, where name may be `Class.method`.
+
+    Modules are also imported from the current folder.
 
     Args:
-      text: what the flag was given.
-      flag: its name.
-      kind: what it names, function or class.
+      path: the value of the flag.
+      flag: the flag's name.
+      kind: "function" or "class".
 
     Raises:
-      ValueError: if the text has no such form, there is no such module or name, or it can't be
-        called.
+      ValueError: the path has another form, the module or name is missing, or can't be called.
     """
-    if not text or text.count(":") != 1 or not all(text.split(":")):
+    if not path or path.count(":") != 1 or not all(path.split(":")):
         raise ValueError(
-            f"`--{flag}` must be module:{kind}, such as my_project.{flag}:mine, got {text or 'nothing'}."
+            f"`--{flag}` must be module:{kind}, such as my_project.{flag}:mine, "
+            f"got {path or 'nothing'}."
         )
-    module_name, name = text.split(":")
-    found = _module(module_name, flag)
+    module, name = path.split(":")
+    value = _import_module(module, flag)
     for part in name.split("."):
-        if not hasattr(found, part):
-            known = ", ".join(
-                key for key, value in vars(found).items() if callable(value) and key[0] != "_"
-            )
+        if not hasattr(value, part):
+            names = [key for key, x in vars(value).items() if callable(x) and key[0] != "_"]
             raise ValueError(
-                f"--{flag}={text}: there is no `{part}` in `{module_name}`; known: {known or f'no {kind}'}"
+                f"--{flag}={path}: there is no `{part}` in `{module}`; "
+                f"known: {', '.join(names) or f'no {kind}'}"
             )
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"--{flag}={text}: `{name}` must be a {kind}, got {type(found).__name__}.")
-    return found
+        value = getattr(value, part)
+    if not callable(value):
+        raise ValueError(f"--{flag}={path}: `{name}` must be a {kind}, got {type(value).__name__}.")
+    return value
 
 
-def _module(name, flag):
+def _import_module(name, flag):
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise ValueError(
-                f"--{flag}={name}: there is no module `{error.name}` from {os.getcwd()}."
-            ) from error
-        raise ValueError(
-            f"--{flag}={name}: it needs the module `{error.name}`, which is not installed."
-        ) from error
-    except Exception as error:  # a module is a program: whatever it raises is about that file
-        raise ValueError(
-            f"--{flag}={name}: it can't be imported: {type(error).__name__}: {error}"
-        ) from error
+            reason = f"there is no module `{error.name}` from {os.getcwd()}."
+        else:
+            reason = f"it needs the module `{error.name}`, which is not installed."
+        raise ValueError(f"--{flag}={name}: {reason}") from error
+    except Exception as error:  # a module is a program and may raise anything
+        reason = f"it can't be imported: {type(error).__name__}: {error}"
+        raise ValueError(f"--{flag}={name}: {reason}") from error

@@ -1,11 +1,12 @@
-"""Flags of the binaries that train: what of the training is profiled, and where its numbers go."""
+"""Flags of programs that train: the steps to profile, and more trackers for the metrics."""
 
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from experiments.common import import_by_path
-from jaxdiv.runs import profiling, trackers
+from jaxdiv.runs import profiling
+from jaxdiv.runs import trackers as run_trackers
 
 PROFILE = flags.DEFINE_string(
     "profile",
@@ -16,12 +17,12 @@ PROFILE = flags.DEFINE_string(
 TRACKERS = flags.DEFINE_list(
     "trackers",
     [],
-    "More places for the training's numbers, each module:class as docs/runs.md has it, by commas.",
+    "More trackers of the training metrics, each module:class as in docs/runs.md, by commas.",
 )
 
 
-def profile(total: int) -> range:
-    """The steps to trace of a stage of so many. Raises ValueError if they aren't there."""
+def profiled_steps(total: int) -> range:
+    """Returns the steps to trace of a stage of `total` steps. Raises ValueError outside of it."""
     if PROFILE.value is None:
         return range(0)
     try:
@@ -30,6 +31,6 @@ def profile(total: int) -> range:
         raise ValueError(f"--profile: {error}") from None
 
 
-def also() -> Sequence[Callable[[trackers.Stage], trackers.Tracker]]:
-    """What --trackers names. Raises ValueError for what isn't there."""
+def trackers() -> Sequence[Callable[[run_trackers.Stage], run_trackers.Tracker]]:
+    """Returns the classes that --trackers names. Raises ValueError for an unknown one."""
     return [import_by_path.find(text, flag="trackers", kind="class") for text in TRACKERS.value]

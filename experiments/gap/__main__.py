@@ -41,16 +41,16 @@ MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = cli.loaded(CONFIG).to_dict()
+    config = cli.load_config(CONFIG)
     if "causes" not in config:
         raise ValueError("the config has no `causes`; give one such as --config=configs/gap.py")
     text = config.pop("causes")
     _refuse_others(config)
-    config = teacher.resolve(config, workdir, typed=cli.typed(CONFIG))
+    config = teacher.resolve(config, workdir, typed=cli.overrides(CONFIG))
     run_data.refuse_images(config)
     found = causes.read(text, config)
     mesh = sharding.make(config)
-    profile, also = watch_flags.profile(config["student"]["steps"]), watch_flags.also()
+    profile, also = watch_flags.profiled_steps(config["student"]["steps"]), watch_flags.trackers()
     with lock.writing(workdir.root):
         study.check(
             workdir, found

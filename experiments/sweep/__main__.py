@@ -59,9 +59,9 @@ MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the tables as Markdown.")
 
 
 def main(_):
-    config = cli.loaded(CONFIG).to_dict()
+    config = cli.load_config(CONFIG)
     made = plan.read(
-        config, files.path_of(WORKDIR.value), typed=cli.typed(CONFIG), losses=LOSSES.value
+        config, files.path_of(WORKDIR.value), typed=cli.overrides(CONFIG), losses=LOSSES.value
     )
     cells = (
         made.cells if CELLS.value is None else grid.cut(made.cells, CELLS.value or [""], "--cells")
@@ -75,7 +75,7 @@ def main(_):
             "--profile: a sweep is many trainings; profile one of them by experiments.distill"
         )
     sharding.make(made.config)  # which refuses what this machine has not
-    also = watch_flags.also()
+    also = watch_flags.trackers()
     with lock.writing(made.root):
         study.claim(made)
         try:

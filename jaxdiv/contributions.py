@@ -24,19 +24,18 @@ class Movers(NamedTuple):
 def contributions(
     text: str, student_logits, teacher_logits, *, gauge: str = "fixed", labels=None
 ) -> jax.Array:
-    """Each class's part of a loss, nats.
+    """Splits a loss into its classes' parts, nats.
 
     In the gauges `raw` and `fixed` the parts sum to the loss. They differ by multiples of q - p,
-    which sum to 0: what a class's part says about a loss is therefore a matter of convention. What
-      the class's logit feels is not: that is
-    `gradient`.
+    which sum to 0, so that a class's share of the loss is a matter of convention. Its share of the
+    gradient is not: that is the gauge `gradient`.
 
     Args:
-      text: what `jaxdiv.get` takes.
+      text: a loss as `jaxdiv.get` reads it.
       student_logits: [..., V].
       teacher_logits: [..., V].
-      gauge: `raw`, the formula as written, where that is a sum over classes, such as -p·log q;
-        `fixed`, each part >= 0 and, for an f-divergence, 0 where q = p; `gradient`, dD/dz of the
+      gauge: `raw`, the formula as written if that is a sum over classes, such as -p·log q;
+        `fixed`, each part >= 0 and, for an f-divergence, 0 where q = p; `gradient`, dD/dz by the
         student's logits, which every loss has.
       labels: [...] integers, for the gradient of losses that need them.
 
@@ -51,8 +50,8 @@ def contributions(
     loss = get(text)
     for part in loss.parts:
         if gauge not in _gauges(part):
-            known = " or ".join(_gauges(part))
-            raise ValueError(f"`{part.name}` has no parts in the gauge {gauge}; use {known}.")
+            others = " or ".join(_gauges(part))
+            raise ValueError(f"`{part.name}` has no parts in the gauge {gauge}; use {others}.")
     student, teacher = prepare(student_logits, teacher_logits, axis=-1, where=None)
     if gauge == "gradient":
         return jax.grad(lambda logits: loss(logits, teacher, labels=labels).sum())(student)
@@ -61,40 +60,40 @@ def contributions(
 
 
 def gauges(text: str) -> tuple[str, ...]:
-    """Those of `GAUGES` that the loss has parts in."""
+    """Returns the members of `GAUGES` that the loss has parts in."""
     parts = get(text).parts
     return tuple(gauge for gauge in GAUGES if all(gauge in _gauges(part) for part in parts))
 
 
 def shares(parts) -> jax.Array:
-    """Each part's size over the sum of all sizes.
+    """Divides each part's size by the sum of all sizes.
 
     Args:
       parts: [..., V].
 
     Returns:
-      [..., V] in [0, 1], float32 at least; 0 where all parts are 0. Infinite parts share all alike.
+      [..., V] in [0, 1], float32 at least; 0 where all parts are 0. Infinite parts share equally.
     """
     parts = jnp.asarray(parts)
     parts = parts.astype(jnp.promote_types(parts.dtype, jnp.float32))
-    # Bounded so that no sum of them overflows.
+    # Bounded, so that their sum does not overflow.
     sizes = jnp.minimum(jnp.abs(parts), jnp.finfo(parts.dtype).max / (8 * parts.shape[-1]))
     total = jnp.sum(sizes, axis=-1, keepdims=True)
     return sizes / jnp.where(total == 0, 1, total)
 
 
 def top_movers(parts, k: int) -> Movers:
-    """The k largest parts by size, whatever their sign; of equal ones the first class comes first.
+    """Returns the k largest parts by size, whatever their sign; of equal ones the first class.
 
     Args:
       parts: [..., V].
-      k: how many, from 1 to V.
+      k: number of parts, from 1 to V.
 
     Returns:
       `Movers`, with the parts' signs.
 
     Raises:
-      ValueError: if there are no k classes.
+      ValueError: if there are fewer than k classes.
     """
     parts = jnp.asarray(parts)
     if not 1 <= k <= parts.shape[-1]:
@@ -121,7 +120,7 @@ def _fixed(part, student, teacher):
 
 
 def _smoothed(student, teacher, smoothing):
-    """The teacher's logits with its labels smoothed over the classes that the student has."""
+    """Smooths the teacher's logits [..., V] over the classes that the student has."""
     if smoothing == 0:
         return teacher
     present = ~jnp.isneginf(student)
@@ -130,16 +129,16 @@ def _smoothed(student, teacher, smoothing):
 
 
 def _times(weight, ratio):
-    """weight·ratio; 0 where the ratio is -inf, for the probability that is the weight is then 0."""
+    """Multiplies; 0 where the ratio is -inf, as the weight, a probability, is 0 there."""
     return jnp.where(jnp.isinf(ratio), jnp.maximum(ratio, 0), weight * ratio)
 
 
 def _log_mixture(alpha, r):
-    """log(α + (1-α)eʳ)."""
+    """Computes log(α + (1-α)eʳ)."""
     return jnp.logaddexp(math.log(alpha), math.log1p(-alpha) + r)
 
 
-# Formulas to whose terms the engine's, where it has them, add a multiple of q - p.
+# Formulas as written; the engine's terms differ from them by multiples of q - p.
 _WRITTEN = {
     "forward_kl": lambda rows: _times(rows.p, -rows.r),
     "reverse_kl": lambda rows: _times(rows.q, rows.r),
@@ -147,7 +146,7 @@ _WRITTEN = {
     "negative_acceptance": lambda rows: -jnp.minimum(rows.p, rows.q),
     "skew_reverse_kl": lambda rows, alpha: _times(rows.q, -_log_mixture(alpha, -rows.r)),
 }
-# Those whose terms are the engine's as they stand.
+# Losses whose terms in the engine are their formulas as written.
 _WRITTEN_AS_FIXED = (
     "jeffreys",
     "jensen_shannon",
@@ -163,4 +162,4 @@ def _gauges(part):
     soft = part.name == "cross_entropy"
     raw = soft or part.name in _WRITTEN or part.name in _WRITTEN_AS_FIXED
     fixed = soft or part.entry.term is not None
-    return tuple(gauge for gauge, there in zip(GAUGES, (raw, fixed, True), strict=True) if there)
+    return tuple(gauge for gauge, has in zip(GAUGES, (raw, fixed, True), strict=True) if has)

@@ -1,6 +1,6 @@
-"""Files and folders that are either whole or not there, on this machine or in a bucket.
+"""Files and folders that are written whole or not at all, on this machine or in a bucket.
 
-A path is a pathlib.Path, or in a bucket an epath.Path, of which the house uses what both have;
+A path is a pathlib.Path, or in a bucket an epath.Path; the project uses the methods that both have.
 `path_of` makes either.
 """
 
@@ -22,91 +22,95 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether `path` is not of this machine."""
+    """Returns whether `path` lies in a bucket, not on this machine."""
     return os.fspath(path).startswith(_BUCKET)
 
 
-def path_of(given: str | os.PathLike) -> pathlib.PurePath:
-    """The path that `given` names, which may be `gs://BUCKET/FOLDER`.
+def path_of(name: str | os.PathLike) -> pathlib.PurePath:
+    """Returns the path of a name, which may be `gs://BUCKET/FOLDER`.
 
-    Raises ValueError for any other scheme, and where no package is there that reaches a bucket.
+    Raises:
+      ValueError: for any other scheme, and if no installed package reaches a bucket.
     """
-    if in_bucket(given):
-        return _epath().Path(given)
-    if scheme := _SCHEME.match(os.fspath(given)):
+    if in_bucket(name):
+        return _epath().Path(name)
+    if scheme := _SCHEME.match(os.fspath(name)):
         raise ValueError(
-            f"{given}: {scheme[0]} is not known; give a folder of this machine, or {_BUCKET}BUCKET/FOLDER"
+            f"{name}: {scheme[0]} is not known; give a folder of this machine, or "
+            f"{_BUCKET}BUCKET/FOLDER"
         )
-    return pathlib.Path(given)
+    return pathlib.Path(name)
 
 
 @functools.cache
 def _epath() -> ModuleType:
-    """Looked for where it is needed: losses alone, without training, do without it."""
+    """Imports epath on demand: the losses alone do without it."""
     import fsspec
     from etils import epath
 
-    if importlib.util.find_spec("tensorflow") is None:  # which epath takes where it is there
+    if importlib.util.find_spec("tensorflow") is None:  # epath prefers tensorflow's file system
         try:
             fsspec.get_filesystem_class("gcs")
         except ImportError:
             raise ValueError(
                 f"{_BUCKET} needs a package that is not there: pip install gcsfs"
             ) from None
-        # What it remembers of a folder lacks what Orbax writes there on its own way.
+        # Orbax writes around gcsfs, whose cached listings would lack those files.
         fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return epath
 
 
 def check_reachable(path: pathlib.PurePath) -> None:
-    """Raises OSError, which names `path`, if it is in a bucket that can't be reached."""
+    """Raises OSError, with the path, if it is in a bucket that can't be reached."""
     if in_bucket(path):
-        with _naming_errors(f"{path} can't be reached"):
+        with _as_os_error(f"{path} can't be reached"):
             path.exists()
 
 
 @contextlib.contextmanager
-def _naming_errors(what):
-    """Buckets have errors of several libraries, few of which are OSErrors."""
+def _as_os_error(message):
+    """Turns the errors of bucket libraries, few of which are OSErrors, into OSErrors."""
     try:
         yield
     except Exception as error:
-        raise OSError(f"{what}: {type(error).__name__}: {error}") from error
+        raise OSError(f"{message}: {type(error).__name__}: {error}") from error
 
 
 def below(folder: pathlib.PurePath) -> dict[str, pathlib.PurePath]:
-    """All files below `folder` by their names from there, with `/` between."""
-    paths = (
-        _walk(folder)
-        if in_bucket(folder)
-        else (path for path in folder.rglob("*") if path.is_file())
-    )
+    """Returns all files below `folder` by their relative POSIX names."""
+    if in_bucket(folder):
+        paths = _walk(folder)
+    else:
+        paths = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def empty(folder: pathlib.PurePath) -> None:
-    """Removes every file below `folder`, of which nothing stays then in a bucket."""
+    """Removes every file below `folder`; an empty folder of a bucket does not exist."""
     for path in below(folder).values():
         path.unlink(missing_ok=True)
 
 
 def _walk(folder):
     for path in folder.iterdir() if folder.exists() else ():
-        if path == folder:  # an empty object that stands for it
+        if path == folder:  # an empty object that stands for the folder
             continue
         yield from _walk(path) if path.is_dir() else [path]
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path of this machine that takes the place of `path` when the block ends
-    without an error.
+    """Yields a temporary path of this machine that replaces `path` if the block ends without error.
 
-    Raises OSError, which names `path`, if it can't be written.
+    Raises:
+      OSError: with the path, if it can't be written.
     """
     path = path_of(path)
     if in_bucket(path):
-        yield from _sending(path)
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder, path.name)
+            yield temporary
+            _send(temporary, path)
         return
     try:
         yield from _replacing(path)
@@ -114,12 +118,12 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise OSError(f"{path} can't be written: {error.strerror or error}") from error
 
 
-def _replacing(path):
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
-        # mkstemp's files are private; the one that stays gets what any new file would.
+        # mkstemp's files are private; the result gets the mode of any new file.
         os.chmod(name, 0o666 & ~umask())
         yield pathlib.Path(name)
         os.replace(name, path)
@@ -128,25 +132,19 @@ def _replacing(path):
             os.unlink(name)
 
 
-def _sending(path):
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = pathlib.Path(folder, path.name)
-        yield temporary
-        _send(temporary, path)
-
-
 def _send(file, path):
-    """An object is there as a whole or not at all."""
-    with _naming_errors(f"{path} can't be written"):
+    """Writes an object of a bucket, which exists as a whole or not at all."""
+    with _as_os_error(f"{path} can't be written"):
         path.write_bytes(file.read_bytes())
 
 
-class Mirror:
-    """A folder of this machine in which files may grow, for one in a bucket, where they can't; else
-    that folder itself.
+class BucketCache:
+    """A folder of this machine in which files may grow, for a folder in a bucket, where they can't.
+
+    A folder of this machine is its own cache.
 
     Attributes:
-      local: where to write.
+      local: the folder to write to.
     """
 
     def __init__(self, folder: pathlib.PurePath):
@@ -156,7 +154,7 @@ class Mirror:
         self.local = pathlib.Path(self._temporary.name) if self._temporary else folder
 
     def fetch(self) -> None:
-        """Brings what lies in the bucket."""
+        """Copies the bucket's folder here."""
         if self._temporary:
             for name, path in below(self._folder).items():
                 file = self.local / name
@@ -165,8 +163,7 @@ class Mirror:
                 self._sent[name] = _state(file)
 
     def send(self) -> None:
-        """Brings to the bucket every file that has changed, as a whole. Raises OSError if that
-        fails."""
+        """Copies every file that has changed to the bucket. Raises OSError if that fails."""
         for name, file in below(self.local).items() if self._temporary else ():
             if self._sent.get(name) != (state := _state(file)):
                 _send(file, self._folder / name)
@@ -178,32 +175,30 @@ class Mirror:
 
 
 def _state(file):
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
-def mirrored(folder: pathlib.PurePath) -> Iterator[Mirror]:
-    """Yields a mirror that has what lies in `folder`, where the block's end, also by an error,
-    brings what changed."""
-    with contextlib.closing(Mirror(folder)) as mirror:
-        mirror.fetch()
+def cached(folder: pathlib.PurePath) -> Iterator[BucketCache]:
+    """Yields a cache with the files of `folder`; sends changes at the end, even after an error."""
+    with contextlib.closing(BucketCache(folder)) as cache:
+        cache.fetch()
         try:
-            yield mirror
+            yield cache
         except BaseException:
             with contextlib.suppress(OSError):
-                mirror.send()
+                cache.send()
             raise
-        mirror.send()
+        cache.send()
 
 
 @contextlib.contextmanager
 def making_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder beside `path` that becomes `path` when the block ends without an
-    error.
+    """Yields a temporary folder that becomes `path` if the block ends without error.
 
-    Raises ValueError before anything is made if `path` is there and no empty folder, or in a
-    bucket.
+    Raises:
+      ValueError: before the block, if `path` is in a bucket, or exists and is no empty folder.
     """
     if in_bucket(path):
         raise ValueError(f"{path} is in a bucket; give a folder of this machine")
@@ -221,15 +216,14 @@ def making_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def umask() -> int:
-    """The rights that new files of this process lack."""
+    """Returns the process's umask, the permissions that new files lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    r"""Writes `text` as UTF-8; of file names that are not UTF-8 the bytes stay, as JSON reads them:
-    \udcff."""
+    r"""Writes `text` as UTF-8; undecodable bytes of file names become escapes such as \udcff."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -240,8 +234,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Raises ValueError that names the file if it is not JSON."""
+    """Reads JSON. Raises ValueError, with the path, if the file is none."""
     try:
         return json.loads(path_of(path).read_bytes().decode())
-    except (ValueError, RecursionError) as error:  # numbers can be too long, and lists too deep
+    except (ValueError, RecursionError) as error:  # numbers may be too long, lists too deep
         raise ValueError(f"{path} is not JSON: {error}") from None

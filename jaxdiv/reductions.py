@@ -1,19 +1,17 @@
-"""From one value a position to one number: sums and counts that do not depend on how a batch was
-cut."""
+"""Reductions from one value a position to one number that don't depend on micro-batches."""
 
 import jax
 import jax.numpy as jnp
 
 
 def token_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum and the weights' sum, to be added over micro-batches or devices before they are
-    divided.
+    """Sums weighted values, and weights; add both over micro-batches or devices, then divide.
 
-    A position of weight 0 counts nothing in value and gradient, even where its value is NaN or
+    A position of weight 0 counts nothing in value and gradient, even if its value is NaN or
     infinite.
 
     Args:
-      values: [...] one value a position.
+      values: [...], one value a position.
       weights: [...] of the same shape, >= 0; constants.
 
     Returns:
@@ -22,8 +20,8 @@ def token_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Arr
     Raises:
       ValueError: if the shapes differ.
     """
-    kept, weights = _weighted(values, weights)
-    return jnp.sum(kept), jnp.sum(weights)
+    products, weights = _weighted(values, weights)
+    return jnp.sum(products), jnp.sum(weights)
 
 
 def _weighted(values, weights):
@@ -38,47 +36,48 @@ def _weighted(values, weights):
 
 
 def token_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted mean of `token_sum`; 0 with a gradient of 0 where every weight is 0.
+    """Returns the weighted mean, a scalar; 0 with a gradient of 0 if every weight is 0.
 
-    Args and Raises as in `token_sum`; returns a scalar of float32 at least.
+    Arguments and errors as in `token_sum`.
     """
     return mean(*token_sum(values, weights))
 
 
 def sequence_sum(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum of each sequence's own weighted mean, and how many sequences have a weight: a short text
-    counts as a long.
+    """Sums the weighted means of sequences, so that a short text counts as much as a long one.
 
     Args:
       values: [..., L], one value a position, sequences along the last axis.
       weights: [..., L], >= 0; constants.
 
     Returns:
-      (total, count), scalars of float32 at least, to be added over micro-batches or devices.
+      (total, number of sequences that have a weight), scalars of float32 at least; add both over
+      micro-batches or devices.
 
     Raises:
       ValueError: if the shapes differ.
     """
-    kept, weights = _weighted(values, weights)
+    products, weights = _weighted(values, weights)
     counts = jnp.sum(weights, axis=-1)
-    return jnp.sum(mean(jnp.sum(kept, axis=-1), counts)), jnp.sum((counts > 0).astype(counts.dtype))
+    means = mean(jnp.sum(products, axis=-1), counts)
+    return jnp.sum(means), jnp.sum((counts > 0).astype(counts.dtype))
 
 
 def sequence_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean over sequences of `sequence_sum`; 0 with a gradient of 0 where every weight is 0."""
+    """Returns the mean over sequences; 0 with a gradient of 0 if every weight is 0."""
     return mean(*sequence_sum(values, weights))
 
 
 def mean(total: jax.Array, count: jax.Array) -> jax.Array:
-    """total / count; 0 where count is 0."""
+    """Divides total by count; 0 where count is 0."""
     return total / jnp.where(count == 0, 1, count)
 
 
 def position_weights(length: int, decay: float) -> jax.Array:
-    """decayⁱ for positions i = 0, 1, ... of a draft, [length] float32: an early rejection costs all
-    that follow it.
+    """Returns decayⁱ for positions i = 0, 1, ... of a draft, [length] float32.
 
-    Multiply a batch's weights [..., length] by it before they go to a sum.
+    An early rejection costs all drafts after it. Multiply a batch's weights [..., length] by this
+    before the reduction.
 
     Raises:
       ValueError: if `length` is below 1 or `decay` not in (0, 1].

@@ -2,8 +2,7 @@
 
 A measure is, for each seed, a ratio of sums over documents (accepted by drafted, tokens by calls),
 and its value the mean over seeds. Its variance is the variance between seeds plus that between
-documents; either alone calls differences real that are not. NumPy, and SciPy for Student's t; every
-count is a double.
+documents; either one alone would make chance differences look real. Everything is in float64.
 """
 
 import dataclasses
@@ -19,15 +18,18 @@ _UNBOUNDED = (-math.inf, math.inf)
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval; NaN where the data can't tell.
+    """A value with its confidence interval; NaN if the data are too few.
 
-    value: the estimate; low, high: the interval; sources: (variance, degrees of freedom) of each
-      source of noise;
-    p_value: two-sided, for a true value of 0; bounds: the range that the interval is clipped to.
+    The interval reaches √Σ v·t²_df on either side: each source has its own Student's t. A single t
+    by Satterthwaite has too light tails if few seeds carry the noise, and Holm's correction works
+    in the tails.
 
-    The interval reaches √Σ v·t²_df on either side: each source has its own Student's t.
-    Satterthwaite's single t has tails too light where few seeds carry the noise, and Holm's
-    correction works in the tails.
+    Attributes:
+      value: the estimate.
+      low, high: the interval.
+      sources: (variance, degrees of freedom) of each source of noise.
+      p_value: two-sided, for a true value of 0.
+      bounds: the range that the interval is clipped to.
     """
 
     value: float
@@ -42,7 +44,7 @@ class Estimate:
         return math.sqrt(sum(variance for variance, _ in self.sources))
 
     def at_level(self, level: float) -> "Estimate":
-        """The same estimate with its interval at another confidence level in (0, 1)."""
+        """Returns the estimate with its interval at another confidence level in (0, 1)."""
         _check_level(level)
         reach = _reach(self.sources, 1 - level)
         low, high = np.clip([self.value - reach, self.value + reach], *self.bounds)
@@ -57,26 +59,26 @@ def interval(
     level: float = 0.95,
     bounds: Bounds = _UNBOUNDED,
 ) -> Estimate:
-    """The mean over seeds of sum(sums) / sum(counts), with an interval that covers documents and
-    seeds.
+    """Estimates the mean over seeds of sum(sums) / sum(counts), over documents and seeds.
 
     Args:
       sums: [S, K], one row a seed, one column a document.
       counts: [S, K], or [K] if the seeds share them; documents that count nothing are dropped.
-      runs: [S] labels, the run that each seed belongs to. With two runs or more their means stand
-        in place of the seeds, since seeds of one run share its teacher and its data order.
+      runs: [S] labels, the run of each seed. With two runs or more their means replace the seeds,
+        since seeds of one run share its teacher and its data order.
       level: confidence of the interval.
-      bounds: the range of the measure; the interval is clipped to it.
+      bounds: range of the measure; the interval is clipped to it.
 
     Returns:
       An `Estimate`. With one seed it covers documents alone; with one document it has no interval.
 
     Raises:
-      ValueError: shapes that don't fit, or a level outside (0, 1).
+      ValueError: if shapes don't fit, or the level is outside (0, 1).
     """
     sums, counts = _rows(sums, counts)
-    kept = np.any(counts != 0, axis=0)
-    return estimate(*ratios(sums[:, kept], counts[:, kept]), runs=runs, level=level, bounds=bounds)
+    counted = np.any(counts != 0, axis=0)
+    values, influence = ratios(sums[:, counted], counts[:, counted])
+    return estimate(values, influence, runs=runs, level=level, bounds=bounds)
 
 
 def paired_difference(
@@ -89,9 +91,10 @@ def paired_difference(
     level: float = 0.95,
     bounds: Bounds = _UNBOUNDED,
 ) -> Estimate:
-    """The measure of a minus that of b, over the same seeds and documents; arguments as `interval`.
+    """Estimates the measure of a minus that of b, over the same seeds and documents.
 
-    What a and b share, a hard document or a lucky seed, drops out before the variances are taken.
+    A hard document or a lucky seed that a and b share cancels before the variances are taken.
+    Arguments as in `interval`.
     """
     (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
     return estimate(
@@ -107,11 +110,10 @@ def paired_log_ratio(
     *,
     level: float = 0.95,
 ) -> Estimate:
-    """The natural logarithm of the measure of a over that of b, both means over seeds; arguments as
-    `interval`.
+    """Estimates the natural logarithm of the measure of a over that of b, both means over seeds.
 
-    The interval is linearised about both means; there is none where one of them is 0, and the value
-    is infinite or NaN.
+    The interval is linearised about both means. If one of them is 0, the value is infinite or NaN,
+    without an interval. Arguments as in `interval`.
     """
     (values_a, influence_a), (values_b, influence_b) = _pairs(sums_a, counts_a, sums_b, counts_b)
     if not (np.mean(values_a) > 0 and np.mean(values_b) > 0):
@@ -124,10 +126,10 @@ def paired_log_ratio(
 def log_ratio(
     values_a: np.ndarray, influence_a: np.ndarray, values_b: np.ndarray, influence_b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `estimate` takes for the logarithm of a over b, of `ratios`' values [S] and influences
-    [S, K] of either.
+    """Returns values [S] and influences [S, K] of the logarithm of a over b, for `estimate`.
 
-    It is linearised about both means, which must be above 0.
+    They are linearised about both means, which must be above 0. The arguments are results of
+    `ratios`.
     """
     mean_a, mean_b = np.mean(values_a), np.mean(values_b)
     logarithms = np.log(mean_a / mean_b) + (values_a / mean_a - values_b / mean_b)
@@ -135,8 +137,7 @@ def log_ratio(
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values for [m] comparisons: reject where they are below the error rate of
-    the whole family.
+    """Returns Holm's adjusted p-values of [m] comparisons, to compare with the family's error rate.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
@@ -148,12 +149,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def holm_levels(p_values: Sequence[float], *, level: float = 0.95) -> np.ndarray:
-    """A confidence level for each of [m] comparisons, so that its interval excludes 0 exactly when
-    Holm rejects.
+    """Returns a confidence level a comparison whose interval excludes 0 exactly if Holm rejects.
 
-    Holm's steps: the smallest p-value is held against (1 - level) / m, the next against (1 - level)
-    / (m - 1), and so on up to the first that fails, whose level all the rest take. For
-    `Estimate.at_level`.
+    Holm compares the smallest p-value with (1 - level) / m, the next with (1 - level) / (m - 1), up
+    to the first that fails; the rest take its level. For `Estimate.at_level`.
     """
     _check_level(level)
     p = np.asarray(p_values, float)
@@ -179,20 +178,20 @@ def _rows(sums, counts):
 
 
 def _pairs(sums_a, counts_a, sums_b, counts_b):
-    """`ratios` of both, without the documents that count nothing in either."""
+    """Returns `ratios` of both, without the documents that count nothing in either."""
     sums_a, counts_a = _rows(sums_a, counts_a)
     sums_b, counts_b = _rows(sums_b, counts_b)
     if sums_a.shape != sums_b.shape:
         raise ValueError(
             f"`sums_a` and `sums_b` must have one shape, got {sums_a.shape} and {sums_b.shape}."
         )
-    kept = np.any((counts_a != 0) | (counts_b != 0), axis=0)
-    return ratios(sums_a[:, kept], counts_a[:, kept]), ratios(sums_b[:, kept], counts_b[:, kept])
+    counted = np.any((counts_a != 0) | (counts_b != 0), axis=0)
+    pairs = ((sums_a, counts_a), (sums_b, counts_b))
+    return tuple(ratios(sums[:, counted], counts[:, counted]) for sums, counts in pairs)
 
 
 def ratios(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each seed's ratio [S] of sums [S, K], and how much of it each document moves (linearised) [S,
-    K]."""
+    """Returns each seed's ratio [S] of sums [S, K], and each document's influence on it [S, K]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         total = np.sum(counts, axis=1)
         values = np.sum(sums, axis=1) / total
@@ -207,45 +206,37 @@ def estimate(
     level: float = 0.95,
     bounds: Bounds = _UNBOUNDED,
 ) -> Estimate:
-    """The mean over seeds of any number that is linear in ratios: of `ratios`' values [S] and
-    influences [S, K].
+    """Estimates the mean over seeds of a number that is linear in ratios.
 
-    Sums and differences of ratios over the same seeds and documents have the sums and differences
-    of these. Other arguments as `interval`.
+    Args:
+      values: [S], as `ratios` returns them, or sums and differences of such.
+      influence: [S, K], likewise.
+      runs, level, bounds: as in `interval`.
     """
     values, influence = _clusters(values, influence, runs)
-    documents = influence.shape[1]
+    documents, value = influence.shape[1], float(np.mean(values))
     if documents < 2 or not np.all(np.isfinite(values)):
-        return Estimate(
-            float(np.mean(values)), math.nan, math.nan, ((math.nan, 1),), math.nan, bounds
-        )
-    value = float(np.mean(values))
-    sources = [
-        (
-            documents / (documents - 1) * float(np.sum(np.mean(influence, axis=0) ** 2)),
-            documents - 1,
-        )
-    ]
+        return Estimate(value, math.nan, math.nan, ((math.nan, 1),), math.nan, bounds)
+    squares = float(np.sum(np.mean(influence, axis=0) ** 2))
+    sources = [(documents / (documents - 1) * squares, documents - 1)]
     if values.size > 1:
         sources.append((float(np.var(values, ddof=1)) / values.size, values.size - 1))
     sources = tuple(sources)
-    return Estimate(value, math.nan, math.nan, sources, _p_value(value, sources), bounds).at_level(
-        level
-    )
+    p_value = _p_value(value, sources)
+    return Estimate(value, math.nan, math.nan, sources, p_value, bounds).at_level(level)
 
 
 def _reach(sources, tails):
-    """Half the width of the interval that leaves out `tails`."""
-    return math.sqrt(
-        sum(variance * special.stdtrit(df, tails / 2) ** 2 for variance, df in sources)
-    )
+    """Returns half the width of the interval that leaves out `tails`."""
+    squares = (variance * special.stdtrit(df, tails / 2) ** 2 for variance, df in sources)
+    return math.sqrt(sum(squares))
 
 
 def _p_value(value, sources):
-    """The tails at which the interval just reaches 0."""
+    """Returns the tails at which the interval just reaches 0."""
     if all(variance == 0 for variance, _ in sources):
         return float(value == 0)
-    least = -300.0  # a logarithm; beyond it the square of Student's t may overflow
+    least = -300.0  # a logarithm; below it the square of Student's t may overflow
     if value == 0 or _reach(sources, math.exp(least)) <= abs(value):
         return float(value == 0)
     return math.exp(
@@ -253,8 +244,10 @@ def _p_value(value, sources):
     )
 
 
-def _clusters(values, influence, runs):
-    """Means over the seeds of each run, if there are two runs or more; else as they are."""
+def _clusters(
+    values: np.ndarray, influence: np.ndarray, runs: Sequence | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Averages values [S] and influences [S, K] over each run, if there are two runs or more."""
     if runs is None:
         return values, influence
     names, index = np.unique(np.asarray(runs), return_inverse=True)

@@ -1,9 +1,7 @@
-"""What a teacher hands over where it is not dense logits: labels, its most probable classes, or
-samples.
+"""Teachers other than dense logits: labels, the most probable classes, or samples.
 
-Dense logits and log-probabilities need no wrapping: a loss takes both as they are. Each class here
-is a pytree, so that it passes through `jit`, `vmap` and shardings like an array, and is given to a
-loss in the teacher's place:
+A loss takes dense logits and log-probabilities as they are. Each class here is a pytree, which
+passes through `jit`, `vmap` and shardings like an array, and takes the teacher's place in a loss:
 
   jaxdiv.get("kl")(student_logits, targets.top_k(teacher_logits, 64))
 """
@@ -26,8 +24,7 @@ def _pytree(*, meta=()):
 
 @_pytree()
 class Labels:
-    """One class a row, as a teacher that is certain of it, heated like any other under a
-    distillation temperature.
+    """One class a row: a teacher that is certain of it, at any distillation temperature.
 
     Attributes:
       classes: [...] integers in [0, V).
@@ -40,15 +37,15 @@ class Labels:
 class TopK:
     """A teacher's k most probable classes, and the others as one.
 
-    A divergence is then taken between k+1 classes, the student's others summed as well. For every
-    f-divergence, and for Rényi's and the acceptance losses, that is at most the divergence of the
+    A divergence is then between k+1 classes, as the student's other classes are summed too. For
+    every f-divergence, Rényi's and the acceptance losses that is at most the divergence of the
     whole rows.
 
     Attributes:
       indices: [..., k] integers, distinct in a row where their logit is above -inf.
       logits: [..., k], in the units of `tail`; -inf where a row has fewer classes.
       tail: [...], the log-sum-exp of the other logits; -inf for a teacher cut to its k classes.
-      temperature: at which it was cut: a sum of exponentials can't be brought to another.
+      temperature: the temperature of the cut; a sum of exponentials can't be converted to another.
     """
 
     indices: jax.Array
@@ -61,14 +58,14 @@ class TopK:
 class Samples:
     """Classes drawn from the teacher.
 
-    The mean over them of -log q is unbiased for the cross-entropy; with the teacher's
-    log-probabilities that of φ/p is for every f-divergence whose support the teacher covers, in
-    value and gradient. Logarithms and other functions of such a mean are not.
+    Their mean of -log q is an unbiased estimate of the cross-entropy. With the teacher's
+    log-probabilities the mean of φ/p is one of every f-divergence whose support the teacher covers,
+    in value and gradient. Logarithms and other functions of such a mean are biased.
 
     Attributes:
       classes: [..., n] integers in [0, V).
-      log_probabilities: [..., n], the teacher's of these, or None.
-      temperature: at which they were drawn.
+      log_probabilities: [..., n], the teacher's log-probabilities of these classes, or None.
+      temperature: the temperature of the draws.
     """
 
     classes: jax.Array
@@ -77,7 +74,7 @@ class Samples:
 
 
 def top_k(teacher_logits: jax.Array, k: int, *, temperature: float = 1.0) -> TopK:
-    """The k largest of dense logits [..., V], with the others' mass.
+    """Returns the k largest of dense logits [..., V], with the mass of the others.
 
     Raises:
       ValueError: if k is not in 1..V.
@@ -88,15 +85,15 @@ def top_k(teacher_logits: jax.Array, k: int, *, temperature: float = 1.0) -> Top
     if not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}.")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
-    kept, indices = jax.lax.top_k(logits, k)
-    return TopK(indices, kept, log_sum_exp(without(logits, indices, kept)), temperature)
+    largest, indices = jax.lax.top_k(logits, k)
+    return TopK(indices, largest, log_sum_exp(without(logits, indices, largest)), temperature)
 
 
 def renormalized_top_k(teacher_logits: jax.Array, k: int, *, temperature: float = 1.0) -> TopK:
-    """The k largest of dense logits [..., V] as if there were no others.
+    """Returns the k largest of dense logits [..., V] as if there were no others.
 
-    Biased: the student is drawn to put nothing outside of them, and no bound holds. Raises as
-      `top_k`.
+    Biased: the student learns to put nothing outside of them, and no bound holds. Errors as in
+    `top_k`.
     """
     cut = top_k(teacher_logits, k, temperature=temperature)
     return dataclasses.replace(cut, tail=jnp.full_like(cut.tail, -jnp.inf))
@@ -105,23 +102,20 @@ def renormalized_top_k(teacher_logits: jax.Array, k: int, *, temperature: float 
 def top_k_of_log_probabilities(
     indices: jax.Array, log_probabilities: jax.Array, *, temperature: float = 1.0
 ) -> TopK:
-    """From what a serving stack returns: normalized log-probabilities [..., k] of the classes
-    `indices` [..., k].
+    """Converts what a serving stack returns: log-probabilities [..., k] of `indices` [..., k].
 
-    The tail is what they leave to 1, but no less than rounding can tell (1e-7 in float32): a tail
-    of 0 would make divergences infinite that are not.
+    The tail is the rest to 1, but at least the rounding error (1e-7 in float32): a tail of 0 would
+    make finite divergences infinite.
     """
-    log_probabilities = jnp.asarray(log_probabilities)
-    log_probabilities = log_probabilities.astype(
-        jnp.promote_types(log_probabilities.dtype, jnp.float32)
-    )
-    left = 1 - jnp.sum(jnp.exp(log_probabilities), axis=-1)
-    tail = jnp.log(jnp.maximum(left, jnp.finfo(left.dtype).eps))
-    return TopK(jnp.asarray(indices), log_probabilities, tail, temperature)
+    logits = jnp.asarray(log_probabilities)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    rest = 1 - jnp.sum(jnp.exp(logits), axis=-1)
+    tail = jnp.log(jnp.maximum(rest, jnp.finfo(rest.dtype).eps))
+    return TopK(jnp.asarray(indices), logits, tail, temperature)
 
 
 def as_top_k(target: Labels | TopK, temperature: float, rows: tuple[int, ...]) -> TopK:
-    """A target of few classes in one form.
+    """Returns labels and top-k targets in one form.
 
     Raises:
       ValueError: if it was cut at another temperature, its classes are no integers, or labels do
@@ -140,19 +134,23 @@ def as_top_k(target: Labels | TopK, temperature: float, rows: tuple[int, ...]) -
     return target
 
 
-def check(classes: jax.Array, given: float, temperature: float) -> None:
-    """Raises ValueError if a target's classes are no integers or its temperature is not the
-    loss's."""
+def check(classes: jax.Array, target_temperature: float, temperature: float) -> None:
+    """Raises ValueError if classes are no integers, or target and loss differ in temperature."""
     if not jnp.issubdtype(jnp.asarray(classes).dtype, jnp.integer):
         raise ValueError(f"a target's classes must be integers, got {jnp.asarray(classes).dtype}.")
-    if isinstance(temperature, jax.core.Tracer) or given != temperature:
+    if isinstance(temperature, jax.core.Tracer) or target_temperature != temperature:
         raise ValueError(
-            f"the target was made at temperature {given}, the loss is at {temperature}; make both the same."
+            f"the target was made at temperature {target_temperature}, the loss is at "
+            f"{temperature}; make both the same."
         )
 
 
 def coarse(student: jax.Array, target: TopK) -> tuple[jax.Array, jax.Array]:
-    """Logits [..., k+1] of student [..., V] and teacher on the target's classes and the rest.
+    """Returns logits [..., k+1] of student and teacher on the target's classes and the rest.
+
+    Args:
+      student: logits [..., V].
+      target: the teacher.
 
     Raises:
       ValueError: if the rows do not fit.
@@ -164,41 +162,40 @@ def coarse(student: jax.Array, target: TopK) -> tuple[jax.Array, jax.Array]:
         or target.tail.shape != rows
     ):
         raise ValueError(
-            f"a top-k target must have rows {rows}, got indices {target.indices.shape}, logits {target.logits.shape}, "
-            f"tail {target.tail.shape}."
+            f"a top-k target must have rows {rows}, got indices {target.indices.shape}, "
+            f"logits {target.logits.shape}, tail {target.tail.shape}."
         )
     absent = jnp.isneginf(target.logits)
-    kept = jnp.where(absent, -jnp.inf, at(student, target.indices))
+    top = jnp.where(absent, -jnp.inf, at(student, target.indices))
     rest = log_sum_exp(without(student, target.indices, target.logits))
     teacher = jnp.concatenate([target.logits, target.tail[..., None]], axis=-1)
-    return jnp.concatenate([kept, rest[..., None]], axis=-1), jax.lax.stop_gradient(teacher)
+    return jnp.concatenate([top, rest[..., None]], axis=-1), jax.lax.stop_gradient(teacher)
 
 
 def at(values: jax.Array, indices: jax.Array) -> jax.Array:
-    """values [..., V] at indices [..., k]; NaN at an index outside of 0..V-1."""
-    return jnp.take_along_axis(
-        values, _none_from_the_end(indices, values), axis=-1, mode="fill", fill_value=jnp.nan
-    )
+    """Gathers values [..., V] at indices [..., k]; NaN at an index outside of 0..V-1."""
+    indices = _without_negative(indices, values)
+    return jnp.take_along_axis(values, indices, axis=-1, mode="fill", fill_value=jnp.nan)
 
 
-def _none_from_the_end(indices, values):
-    """Indices below 0 as ones outside."""
+def _without_negative(indices, values):
+    """Replaces indices below 0, which NumPy counts from the end, by V."""
     return jnp.where(indices < 0, values.shape[-1], indices)
 
 
-def without(logits: jax.Array, indices: jax.Array, kept: jax.Array) -> jax.Array:
-    """logits [..., V] with -inf at indices [..., k] whose `kept` is above -inf."""
+def without(logits: jax.Array, indices: jax.Array, top: jax.Array) -> jax.Array:
+    """Returns logits [..., V] with -inf at indices [..., k] whose logit in `top` is not -inf."""
 
     @functools.partial(jnp.vectorize, signature="(v),(k),(k)->(v)")
     def row(logits, indices, present):
-        taken = jnp.zeros(logits.shape, bool).at[indices].max(present, mode="drop")
-        return jnp.where(taken, -jnp.inf, logits)
+        removed = jnp.zeros(logits.shape, bool).at[indices].max(present, mode="drop")
+        return jnp.where(removed, -jnp.inf, logits)
 
-    return row(logits, _none_from_the_end(indices, logits), ~jnp.isneginf(kept))
+    return row(logits, _without_negative(indices, logits), ~jnp.isneginf(top))
 
 
 def log_sum_exp(logits: jax.Array) -> jax.Array:
-    """[..., V] -> [...]; -inf, with a gradient of 0, for a row of -inf."""
+    """Reduces [..., V] to [...]; -inf, with a gradient of 0, for a row of -inf."""
     some = jnp.any(~jnp.isneginf(logits), axis=-1)
-    held = jax.nn.logsumexp(jnp.where(some[..., None], logits, 0), axis=-1)
-    return jnp.where(some, held, -jnp.inf)
+    sums = jax.nn.logsumexp(jnp.where(some[..., None], logits, 0), axis=-1)
+    return jnp.where(some, sums, -jnp.inf)

@@ -1,9 +1,7 @@
-"""What turns logits into the distribution that is sampled from: temperature, then top-k, then
-top-p.
+"""Warps from logits to the distribution to sample from: temperature, then top-k, then top-p.
 
 Target and draft must be warped alike. Temperatures and cut-offs may be numbers, fixed at trace
-time, or arrays of one value a row, so that the sequences of a batch are each decoded in their own
-way.
+time, or arrays of one value a row, so that each sequence of a batch has its own.
 """
 
 import math
@@ -14,13 +12,13 @@ import jax.numpy as jnp
 
 
 class Warp(NamedTuple):
-    """How a distribution is sampled; each a number, or an array that broadcasts to the rows [...].
+    """Settings of sampling, each a number or an array that broadcasts to the rows [...].
 
     Attributes:
-      temperature: 0 is greedy.
-      top_k: only the k likeliest classes, and those equal to the last of them; None for all.
-      top_p: only the likeliest classes whose masses add up to p, the one that crosses it included,
-        and those equal to the last of them (arXiv 1904.09751, section 3.1); None for all.
+      temperature: divisor of the logits; 0 is greedy.
+      top_k: number of likeliest classes that remain, with ties of the last; None for all.
+      top_p: mass of likeliest classes that remain, with the class that crosses it and its ties
+        (arXiv 1904.09751, section 3.1); None for all.
     """
 
     temperature: jax.Array | float = 1.0
@@ -29,60 +27,60 @@ class Warp(NamedTuple):
 
 
 def warp(logits: jax.Array, how: Warp) -> jax.Array:
-    """Logits of the distribution that is sampled from, [..., V], float32 at least; -inf for a class
-    left out.
+    """Returns logits [..., V] of the distribution to sample from, float32 at least.
 
     Args:
       logits: [..., V]; -inf is a class that does not exist.
-      how: its arrays broadcast to [...].
+      how: settings that broadcast to [...]. Classes that they exclude become -inf.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     temperature = _a_row(how.temperature, logits)
     greedy = temperature == 0
-    # The largest logit goes before the division: a tiny temperature overflows otherwise.
+    # Subtract the largest logit before the division: a tiny temperature overflows otherwise.
     scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(greedy, 1, temperature)
     if how.top_k is not None or how.top_p is not None:
-        scaled = jnp.where(scaled >= _smallest_kept(scaled, how), scaled, -jnp.inf)
+        scaled = jnp.where(scaled >= _threshold(scaled, how), scaled, -jnp.inf)
     first = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     first = first == jnp.argmax(logits, axis=-1, keepdims=True)
     return jnp.where(greedy, jnp.where(first, 0, -jnp.inf), scaled)
 
 
-def _smallest_kept(scaled, how):
+def _threshold(scaled: jax.Array, how: Warp) -> jax.Array:
+    """Returns the smallest logit [..., 1] that top-k and top-p let remain of [..., V]."""
     falling = jnp.flip(jnp.sort(scaled, axis=-1), axis=-1)
     ranks = jax.lax.broadcasted_iota(jnp.int32, scaled.shape, scaled.ndim - 1)
-    kept = ranks >= 0
+    inside = ranks >= 0
     if how.top_k is not None:
-        kept &= ranks < _a_row(how.top_k, scaled)
+        inside &= ranks < _a_row(how.top_k, scaled)
     if how.top_p is not None:
-        masses = jax.nn.softmax(jnp.where(kept, falling, -jnp.inf), axis=-1)
+        masses = jax.nn.softmax(jnp.where(inside, falling, -jnp.inf), axis=-1)
         before = jnp.cumsum(masses, axis=-1) - masses
-        # At p = 1 nothing is left out, not even what rounding puts beyond it.
-        kept &= (before < _a_row(how.top_p, scaled)) | (_a_row(how.top_p, scaled) == 1)
-    # The likeliest stays, however small the mass: 1e-50 is 0 in float32.
-    last = jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True) - 1, 0)
+        # At p = 1 every class remains, even one that rounding puts beyond 1.
+        inside &= (before < _a_row(how.top_p, scaled)) | (_a_row(how.top_p, scaled) == 1)
+    # The likeliest class remains at any top_p: 1e-50 is 0 in float32.
+    last = jnp.maximum(jnp.sum(inside, axis=-1, keepdims=True) - 1, 0)
     return jnp.take_along_axis(falling, last, axis=-1)
 
 
 def _a_row(value, logits):
-    """The number, or the values with an axis for the classes."""
+    """Broadcasts a number or values [...] to [..., 1]."""
     value = jnp.asarray(value)
     return jnp.broadcast_to(value, logits.shape[:-1])[..., None]
 
 
 def probabilities(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
-    """The distribution that sampling at `temperature` draws from: softmax(logits / temperature).
+    """Computes the distribution of sampling at a temperature: softmax(logits / temperature).
 
     Args:
       logits: [..., V]; -inf is a class that does not exist.
-      temperature: a number, fixed at trace time; 0 is greedy: one at the largest logit (the first
-        of equals).
+      temperature: a number, fixed at trace time; 0 is greedy, all mass on the largest logit (the
+        first of equals).
 
     Returns:
-      [..., V], float32 at least, each row sums to 1.
+      [..., V], float32 at least; each row sums to 1.
 
     Raises:
-      ValueError: the temperature is negative or not finite.
+      ValueError: if the temperature is negative or not finite.
     """
     check_temperature(temperature)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -92,13 +90,12 @@ def probabilities(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
 
 
 def draw(key: jax.Array, warped: jax.Array) -> jax.Array:
-    """One class of warped logits [V], by the Gumbel-max trick: int32 scalar."""
+    """Draws one class from warped logits [V] by the Gumbel-max trick, an int32 scalar."""
     return jnp.argmax(warped + noise(key, warped), axis=-1).astype(jnp.int32)
 
 
 def noise(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """Gumbel's, of the shape of `logits`: the order of logits plus noise samples without
-    replacement."""
+    """Draws Gumbel noise like `logits`; the order of their sum samples without replacement."""
     return jax.random.gumbel(key, logits.shape, jnp.float32)
 
 

@@ -1,5 +1,4 @@
-"""Divergences of a student's logits from a teacher's: functions, and the registry that finds them
-by name."""
+"""Divergences between a student's and a teacher's logits, as functions and by name."""
 
 from jaxdiv.divergences.acceptance import lk_hybrid, negative_acceptance, negative_log_acceptance
 from jaxdiv.divergences.adaptive import adaptive_kl

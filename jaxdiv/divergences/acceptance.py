@@ -1,4 +1,4 @@
-"""Losses of the chance that rejection sampling accepts a draft, Σ min(p, q) = 1 - TV."""
+"""Losses on the chance that rejection sampling accepts a draft, Σ min(p, q) = 1 - TV."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,12 @@ _LEAST = -60.0  # log acceptance below which probabilities may underflow
 
 @in_blocks
 def negative_acceptance(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
-    """-Σ min(p, q), a row, [...] in [-1, 0]: total variation less 1, with all digits where little
-    is accepted.
+    """Computes the negative acceptance -Σ min(p, q) = TV - 1, one value a row, in [-1, 0].
 
-    Arguments and errors as in `forward_kl`. Source: Leviathan et al., arXiv 2211.17192, corollary
-    3.6.
+    Total variation in the form that logs can show as acceptance, with all digits where little is
+    accepted. Arguments and errors as in `forward_kl`.
+
+    Source: Leviathan et al., arXiv 2211.17192, corollary 3.6.
     """
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     return _negative_acceptance(student, teacher)
@@ -29,12 +30,9 @@ def negative_acceptance(student_logits, teacher_logits, *, axis: int = -1, where
 def _negative_acceptance(student, teacher):
     rows = compare(student, teacher)
     variation = total(terms.TOTAL_VARIATION.value(rows))
-    return jnp.where(variation < 0.5, variation - 1, -_common_mass(rows))[..., 0]
-
-
-def _common_mass(rows):
-    # Vectorised, XLA's minimum takes the number where the other is NaN.
-    return total(jnp.where(jnp.isnan(rows.r), rows.r, jnp.minimum(rows.p, rows.q)))
+    # XLA's vectorised minimum returns the number where the other operand is NaN.
+    common = total(jnp.where(jnp.isnan(rows.r), rows.r, jnp.minimum(rows.p, rows.q)))
+    return jnp.where(variation < 0.5, variation - 1, -common)[..., 0]
 
 
 @_negative_acceptance.defjvp
@@ -47,13 +45,14 @@ def _negative_acceptance_jvp(primals, tangents):
 def negative_log_acceptance(
     student_logits, teacher_logits, *, axis: int = -1, where=None
 ) -> jax.Array:
-    """-log Σ min(p, q), nats a row; its gradient is that of total variation over the acceptance.
+    """Computes the negative log acceptance -log Σ min(p, q), nats a row.
 
-    Arguments and errors as in `forward_kl`. Finite as long as one class has both probabilities,
-    however small.
+    It maximizes acceptance as total variation does, but divides the gradient by the acceptance, so
+    that a draft that is rarely accepted still learns. Finite if one class has both probabilities,
+    however small. Arguments and errors as in `forward_kl`.
 
     Returns:
-      [...] in [0, inf]; inf where no class is common, with a gradient of 0.
+      [...] in [0, inf]; inf, with a gradient of 0, where no class is common.
 
     Source: LK losses, arXiv 2602.23881, L_LK^α.
     """
@@ -64,22 +63,17 @@ def negative_log_acceptance(
 @jax.custom_jvp
 def _negative_log_acceptance(student, teacher):
     rows = compare(student, teacher)
-    return _value(rows, _common(student, teacher))
-
-
-def _value(rows, common):
     variation = total(terms.TOTAL_VARIATION.value(rows))
     # One form alone fails: the first is infinite where little is common, the second loses all
     # digits near equality.
     close = -jnp.log1p(-jnp.minimum(variation, 0.5))
-    return jnp.where(variation < 0.5, close, -common)[..., 0]
+    return jnp.where(variation < 0.5, close, -_log_acceptance(student, teacher))[..., 0]
 
 
-def _common(student, teacher):
-    """log Σ min(p, q), [..., 1]."""
-    return jax.nn.logsumexp(
-        jnp.minimum(log_probabilities(student), log_probabilities(teacher)), axis=-1, keepdims=True
-    )
+def _log_acceptance(student, teacher):
+    """Returns log Σ min(p, q), [..., 1]."""
+    smaller = jnp.minimum(log_probabilities(student), log_probabilities(teacher))
+    return jax.nn.logsumexp(smaller, axis=-1, keepdims=True)
 
 
 @_negative_log_acceptance.defjvp
@@ -90,44 +84,46 @@ def _negative_log_acceptance_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _gradient(student, teacher):
-    """The share of each class that follows the student, less q times their sum, negated."""
+    """Computes q·Σshare - share with the shares of `_share`."""
     rows = compare(student, teacher)
-    common = _common(student, teacher)
-    close = terms.TOTAL_VARIATION.slope(rows) / jnp.exp(jnp.maximum(common, _LEAST))
-    share = _share(student, rows, common)
-    return jnp.where(common > _LEAST, close, rows.q * total(share) - share)
+    log_acceptance = _log_acceptance(student, teacher)
+    close = terms.TOTAL_VARIATION.slope(rows) / jnp.exp(jnp.maximum(log_acceptance, _LEAST))
+    share = _share(student, rows, log_acceptance)
+    return jnp.where(log_acceptance > _LEAST, close, rows.q * total(share) - share)
 
 
-def _share(student, rows, common):
-    """min(p, q)/Σmin(p, q) where q < p, the classes whose acceptance follows the student; half of
-    it where q = p."""
-    common = jnp.maximum(common, jnp.finfo(student.dtype).min)
-    return (0.5 - 0.5 * jnp.sign(rows.r)) * jnp.exp(
-        jnp.minimum(log_probabilities(student) - common, 0)
-    )
+def _share(student, rows, log_acceptance):
+    """Returns min(p, q)/Σmin(p, q) where q < p, half of it where q = p, and 0 elsewhere.
+
+    These are the classes whose acceptance rises with the student's probability.
+    """
+    log_acceptance = jnp.maximum(log_acceptance, jnp.finfo(student.dtype).min)
+    ratio = jnp.exp(jnp.minimum(log_probabilities(student) - log_acceptance, 0))
+    return (0.5 - 0.5 * jnp.sign(rows.r)) * ratio
 
 
 @_gradient.defjvp
 def _gradient_jvp(primals, tangents):
     rows = compare(*primals)
-    share = _share(primals[0], rows, _common(*primals))
-    moved = tangents[0] - total(rows.q * tangents[0])
-    mean = total(share * moved)
-    product = rows.q * (moved * total(share) + mean - mean * total(share)) - share * (moved - mean)
-    return _gradient(*primals), product
+    share = _share(primals[0], rows, _log_acceptance(*primals))
+    log_q_dot = tangents[0] - total(rows.q * tangents[0])
+    mean = total(share * log_q_dot)
+    by_student = rows.q * (log_q_dot * total(share) + mean - mean * total(share))
+    return _gradient(*primals), by_student - share * (log_q_dot - mean)
 
 
 @in_blocks
 def lk_hybrid(
     student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None
 ) -> jax.Array:
-    """λ·KL(teacher ‖ student) + (1-λ)·TV with λ = exp(-rate·acceptance), the acceptance taken as a
-    constant.
+    """Computes λ·KL(teacher ‖ student) + (1-λ)·TV with λ = exp(-rate·acceptance), one value a row.
 
-    λ is each row's own. Other arguments and errors as in `forward_kl`.
+    For a student that starts from nothing: it begins as forward KL, whose gradient does not vanish,
+    and ends as total variation, which is what acceptance needs. Each row has its own λ, a constant
+    for the gradient. Other arguments and errors as in `forward_kl`.
 
     Args:
-      rate: how fast λ falls with the acceptance, >= 0.
+      rate: the speed at which λ falls with the acceptance, >= 0.
 
     Returns:
       [...] in [0, inf].
@@ -137,22 +133,19 @@ def lk_hybrid(
 
     Source: LK losses, arXiv 2602.23881, L_LK^λ with η = 3.
     """
-    kl, variation = lk_hybrid_parts(
-        student_logits, teacher_logits, rate=rate, axis=axis, where=where
-    )
+    options = {"rate": rate, "axis": axis, "where": where}
+    kl, variation = lk_hybrid_parts(student_logits, teacher_logits, **options)
     return kl + variation
 
 
 def lk_hybrid_parts(
     student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None
 ):
-    """The two parts of `lk_hybrid`, λ·KL and (1-λ)·TV: a distillation temperature scales each by
-    its own factor."""
+    """Computes λ·KL and (1-λ)·TV of `lk_hybrid` apart; each has its own temperature factor."""
     if not 0 <= rate < float("inf"):
         raise ValueError(f"`rate` must be in [0, inf), got {rate}.")
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     variation = divergence(terms.TOTAL_VARIATION, student, teacher)
+    kl = divergence(terms.FORWARD_KL, student, teacher)
     weight = jnp.exp(-rate * (1 - jax.lax.stop_gradient(variation)))
-    return weighted(weight, divergence(terms.FORWARD_KL, student, teacher)), weighted(
-        1 - weight, variation
-    )
+    return weighted(weight, kl), weighted(1 - weight, variation)

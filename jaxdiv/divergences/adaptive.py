@@ -1,5 +1,4 @@
-"""Adaptive KL: forward KL where the student misses the teacher's head, reverse KL where it misses
-the tail."""
+"""Adaptive KL: forward KL where the student misses the teacher's head, else reverse KL."""
 
 import functools
 
@@ -19,14 +18,16 @@ HEAD = 0.5
 def adaptive_kl(
     student_logits, teacher_logits, *, head: float = HEAD, axis: int = -1, where=None
 ) -> jax.Array:
-    """λ·KL(teacher ‖ student) + (1-λ)·KL(student ‖ teacher), nats a row, [...] in [0, inf].
+    """Computes λ·KL(teacher ‖ student) + (1-λ)·KL(student ‖ teacher), nats a row, in [0, inf].
 
-    λ is the head's share of Σ|p-q|, taken as a constant. The head is the teacher's most probable
-    class and those after it while their probabilities, in falling order, sum to no more than
-    `head`; equal ones go together. Arguments otherwise as in `forward_kl`.
+    It adapts the direction to each row: forward KL where the student misses the head of the
+    teacher's distribution, reverse KL where it misses the tail. λ, a constant for the gradient, is
+    the head's share of Σ|p-q|. The head is the most probable class and those after it while their
+    probabilities, in falling order, sum to at most `head`; equal ones go together. Other arguments
+    as in `forward_kl`.
 
     Args:
-      head: in (0, 1).
+      head: mass of the head, in (0, 1).
 
     Raises:
       ValueError: if `head` is not in (0, 1).
@@ -37,9 +38,8 @@ def adaptive_kl(
         raise ValueError(f"`head` must be in (0, 1), got {head}.")
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
     weight = _head_share(jax.lax.stop_gradient(student), teacher, head)
-    forward, reverse = (
-        divergence(term, student, teacher) for term in (terms.FORWARD_KL, terms.REVERSE_KL)
-    )
+    forward = divergence(terms.FORWARD_KL, student, teacher)
+    reverse = divergence(terms.REVERSE_KL, student, teacher)
     return weighted(weight, forward) + weighted(1 - weight, reverse)
 
 
@@ -51,12 +51,11 @@ def _head_share(student, teacher, head):
     return (total(jnp.where(inside, gap, 0)) / jnp.where(whole == 0, 1, whole))[..., 0]
 
 
-def _least_inside(p, head):
-    """The smallest x >= 0 such that Σ p over p >= x is no more than `head`, at most the largest p,
-    [..., 1].
+def _least_inside(p: jax.Array, head: float) -> jax.Array:
+    """Finds the least x in [0, max p] with Σ p over p >= x at most `head`, or max p, [..., 1].
 
-    Bisects the bits of x, which are in the order of floats >= 0: exact, and cheaper than to sort a
-    vocabulary.
+    It bisects the bits of x, which have the order of floats >= 0: exact, and cheaper than sorting
+    a vocabulary.
     """
     bits = jnp.uint32 if p.dtype == jnp.float32 else jnp.uint64
     as_bits = functools.partial(jax.lax.bitcast_convert_type, new_dtype=bits)

@@ -1,4 +1,4 @@
-"""Cross-entropies of the student with a soft teacher, whole or cut to its most probable classes."""
+"""Cross-entropies with a soft teacher, over all classes or the most probable ones."""
 
 import functools
 
@@ -17,13 +17,13 @@ CLASSES = 10
 def cross_entropy(
     student_logits, teacher_logits, *, smoothing: float = 0.0, axis: int = -1, where=None
 ) -> jax.Array:
-    """-Σ p·log q, nats a row, its own plain formula; arguments and errors as in `forward_kl`.
+    """Computes the cross-entropy -Σ p·log q, nats a row, by its own plain formula.
 
-    Its gradient, q - p, is that of forward KL: the two differ by the teacher's entropy.
+    The loss that everybody has. Its gradient, q - p, is that of forward KL: for a fixed teacher the
+    two differ by a constant, the teacher's entropy. Other arguments and errors as in `forward_kl`.
 
     Args:
-      smoothing: ε in [0, 1): the share of p that is spread equally on the classes that the student
-        has.
+      smoothing: ε in [0, 1), the share of p that is spread equally over the student's classes.
 
     Returns:
       [...] in [0, inf]; inf where the student lacks a class that the teacher has.
@@ -39,15 +39,14 @@ def cross_entropy(
 def cross_entropy_top_k(
     student_logits, teacher_logits, *, k: int = CLASSES, axis: int = -1, where=None
 ) -> jax.Array:
-    """-Σ p·log q over the teacher's k most probable classes, nats a row; equal ones at the end
-    count together.
+    """Computes -Σ p·log q over the teacher's k most probable classes, nats a row.
 
-    What is left out is not renormalized, so that it adds to another loss (`ce + ce_top_k(k=10)`);
-    alone it is lowest where the student puts nothing outside the k classes, not where q = p. Other
-    arguments as in `forward_kl`.
+    It adds weight on likely tokens to another loss (`ce + ce_top_k(k=10)`), and so p is not
+    renormalized; alone it is lowest where the student puts nothing outside the k classes, not where
+    q = p. Classes as probable as the k-th count too. Other arguments as in `forward_kl`.
 
     Args:
-      k: how many, 1 to V.
+      k: number of classes, 1 to V.
 
     Returns:
       [...] in [0, inf].
@@ -61,23 +60,24 @@ def cross_entropy_top_k(
     classes = teacher.shape[-1]
     if not (1 <= k <= classes and k == int(k)):
         raise ValueError(
-            f"`k` of `ce_top_k` must be a whole number from 1 to the {classes} classes, got {k}; such as "
-            f"`ce_top_k(k={classes})`."
+            f"`k` of `ce_top_k` must be a whole number from 1 to the {classes} classes, got {k}; "
+            f"such as `ce_top_k(k={classes})`."
         )
     return _soft_top_k(int(k), student, teacher)
 
 
 def _log_sum(exp):
-    """log Σexp, [..., 1], of numbers whose largest is 1, with all digits where that one is nearly
-    alone."""
-    # XLA may fuse what makes the logits once with the maximum and once with the exponential,
-    # rounded in two ways, so that the largest is not 1 to the last digit.
+    """Returns log Σexp, [..., 1], of numbers whose largest is 1, precise even where the sum is.
+
+    XLA may round the logits differently for the maximum and for the exponential, so that the
+    largest number is not 1 to the last digit.
+    """
     high = exp >= 0.5
     return jnp.log1p(jnp.maximum(total(exp - high) + (total(high.astype(exp.dtype)) - 1), 0))
 
 
 def cross_entropy_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """-p·log q of prepared logits, [..., V]; 0 for a class that the teacher lacks."""
+    """Returns -p·log q of prepared logits, [..., V]; 0 for a class that the teacher lacks."""
     shifted = student - top(student)
     surprise = _log_sum(jnp.exp(shifted)) - shifted
     p = softmax(teacher)
@@ -95,24 +95,23 @@ def _soft_jvp(primals, tangents):
 
 
 def cross_entropy_gradient(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """q - p of prepared logits, [..., V]."""
+    """Returns q - p of prepared logits, [..., V]."""
     return softmax(student) - jax.lax.stop_gradient(softmax(teacher))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _soft_top_k(k, student, teacher):
-    return jnp.sum(
-        jnp.where(_largest(teacher, k), cross_entropy_terms(student, teacher), 0), axis=-1
-    )
+    every = cross_entropy_terms(student, teacher)
+    return jnp.sum(jnp.where(_is_top_k(teacher, k), every, 0), axis=-1)
 
 
 @_soft_top_k.defjvp
 def _soft_top_k_jvp(k, primals, tangents):
     student, teacher = primals
-    kept = jax.lax.stop_gradient(jnp.where(_largest(teacher, k), softmax(teacher), 0))
-    slope = softmax(student) * total(kept) - kept
+    p = jax.lax.stop_gradient(jnp.where(_is_top_k(teacher, k), softmax(teacher), 0))
+    slope = softmax(student) * total(p) - p
     return _soft_top_k(k, *primals), along(slope, tangents[0])
 
 
-def _largest(logits, k):
+def _is_top_k(logits, k):
     return logits >= jax.lax.top_k(logits, k)[0][..., -1:]

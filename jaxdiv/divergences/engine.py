@@ -1,5 +1,4 @@
-"""From a term to a divergence: value, gradient and Hessian product by the student's logits, all in
-closed form."""
+"""The engine of f-divergences: a term's value, gradient and Hessian product in closed form."""
 
 import functools
 
@@ -12,7 +11,7 @@ from jaxdiv.divergences.terms import Term
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def divergence(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Σφ over the last axis of prepared logits [..., V] -> [...]; the teacher is a constant."""
+    """Sums a term over the classes of prepared logits [..., V]; the teacher is a constant."""
     return total(term.value(compare(student, teacher)))[..., 0]
 
 
@@ -24,7 +23,7 @@ def _divergence_jvp(term, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def gradient(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """dD/dz_s = φ_b - q·Σφ_b, [..., V]."""
+    """Computes dD/dz_s = φ_b - q·Σφ_b, [..., V], by the student's logits."""
     rows = compare(student, teacher)
     slope = term.slope(rows)
     if term.balanced:
@@ -34,8 +33,10 @@ def gradient(term: Term, student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 
 def _centered(slope, q):
-    """Less the multiple of q that makes it 0 by the likeliest class, where slope - q·Σ would leave
-    few digits."""
+    """Subtracts the multiple of q that makes the likeliest class's slope 0.
+
+    Without it slope - q·Σslope would leave few digits there.
+    """
     likeliest = q == jnp.max(q, axis=-1, keepdims=True)
     mass = jnp.maximum(total(jnp.where(likeliest, q, 0)), jnp.finfo(q.dtype).tiny)
     return slope - q * (total(jnp.where(likeliest, slope, 0)) / mass)
@@ -44,14 +45,15 @@ def _centered(slope, q):
 @gradient.defjvp
 def _gradient_jvp(term, primals, tangents):
     rows = compare(*primals)
-    moved = tangents[0] - total(rows.q * tangents[0])  # of log q
-    bent = _held(term.curvature(rows)) * moved
-    product = bent - rows.q * (total(bent) + moved * total(_held(term.slope(rows))))
+    log_q_dot = tangents[0] - total(rows.q * tangents[0])
+    slope_dot = _bounded(term.curvature(rows)) * log_q_dot
+    product = slope_dot - rows.q * (
+        total(slope_dot) + log_q_dot * total(_bounded(term.slope(rows)))
+    )
     return gradient(term, *primals), product
 
 
-def _held(values):
-    """Cut where a product with a tangent might overflow, and so turn to NaN where it meets a
-    probability of 0."""
+def _bounded(values):
+    """Clips values whose product with a tangent might overflow, and then be NaN times 0."""
     largest = float(jnp.finfo(values.dtype).max) ** 0.75 / values.shape[-1]
     return jnp.clip(values, -largest, largest)

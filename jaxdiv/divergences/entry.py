@@ -1,4 +1,4 @@
-"""What the registry says of a loss."""
+"""The registry's record of a loss and of its parameters."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from jaxdiv.divergences.terms import Term
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that a loss takes, in an interval that is closed at its ends only where said."""
+    """A number that a loss takes, in an interval that is open unless an end is included."""
 
     default: float
     low: float
@@ -19,15 +19,16 @@ class Parameter:
     whole: bool = False
 
     def allows(self, value: float) -> bool:
-        at_end = (self.low_included and value == self.low) or (
-            self.high_included and value == self.high
-        )
-        return (self.low < value < self.high or at_end) and (not self.whole or value == int(value))
+        at_low = self.low_included and value == self.low
+        at_high = self.high_included and value == self.high
+        inside = self.low < value < self.high or at_low or at_high
+        return inside and (not self.whole or value == int(value))
 
     @property
     def interval(self) -> str:
-        ends = f"{'[' if self.low_included else '('}{self.low:g}, {self.high:g}{']' if self.high_included else ')'}"
-        return f"{ends}, a whole number" if self.whole else ends
+        opening, closing = "[" if self.low_included else "(", "]" if self.high_included else ")"
+        whole = ", a whole number" if self.whole else ""
+        return f"{opening}{self.low:g}, {self.high:g}{closing}{whole}"
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,22 @@ class Entry:
     """One loss.
 
     Attributes:
-      function: as in `jaxdiv`.
+      function: the public function of `jaxdiv`.
       aliases: shorter names.
-      temperature_power: T to this power keeps the gradient's size under a distillation temperature;
-        0: stays at T = 1.
-      formula: with p the teacher, q the student.
-      range: of the value.
+      temperature_power: the power of T that keeps the gradient's size at a distillation temperature
+        T; 0 for a loss that stays at T = 1.
+      formula: the loss in text, p the teacher and q the student.
+      range: the values that it can take.
       symmetric: whether student and teacher can change places.
-      source: the paper, with its equation or section where there is one.
-      target: what the function takes beside the student's logits: `logits`, `labels` or nothing
-        (``).
-      coarsens: whether classes can be summed to fewer before it, as a top-k target has them.
-      parameters: by name.
-      parts: where parts of a loss scale differently, a function that gives them, and each one's
-        power.
-      term: of an f-divergence, from its parameters.
-      mirror: from its parameters, the loss (weight, name, parameters) that it is with student and
-        teacher exchanged; None where there is none on the menu.
+      source: the paper, with its equation or section if it has one.
+      target: what the function compares the student with: `logits`, `labels` or nothing (``).
+      coarsens: whether classes may be summed before the loss, as a top-k target sums its tail.
+      parameters: the loss's parameters by name.
+      parts: a function that returns the parts of a loss that scale differently, and the power of T
+        of each.
+      term: the term of an f-divergence, made from its parameters.
+      mirror: the loss (weight, name, parameters) with student and teacher exchanged, made from its
+        parameters; None if the registry has none.
     """
 
     function: Callable
@@ -67,6 +67,10 @@ class Entry:
     parts: tuple[Callable, tuple[int, ...]] | None = None
     term: Callable[..., Term] | None = None
     mirror: Callable[..., tuple[float, str, dict[str, float]] | None] = lambda **_: None
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
 
     @property
     def defaults(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One loss of a sum, from whatever the teacher gives: rows, rows of summed classes, or samples."""
+"""One loss of a sum, for any kind of teacher: logits, summed classes or samples."""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from jaxdiv.divergences.rows import Rows, log_normalizer
 from jaxdiv.divergences.terms import Term
 
 
-class Given(NamedTuple):
-    """What a loss is called with; see `Loss.__call__`."""
+class LossInputs(NamedTuple):
+    """The arguments of a loss; see `Loss.__call__`."""
 
     student_logits: jax.Array
     teacher: Any
@@ -24,97 +24,86 @@ class Given(NamedTuple):
     where: jax.Array | None
 
 
-def evaluate(entry: Entry, parameters: dict[str, float], given: Given) -> jax.Array:
-    """One value a row, [...], with the temperature's factor.
+def evaluate(entry: Entry, parameters: dict[str, float], inputs: LossInputs) -> jax.Array:
+    """Returns one value a row, [...], with the temperature's factor.
 
     Raises:
-      ValueError: if the loss can't be had from what the teacher gives.
+      ValueError: if the loss can't be computed from this kind of teacher.
     """
+    student, teacher, labels, temperature, axis, where = inputs
     if entry.target == "":
-        return entry.function(
-            given.student_logits, axis=given.axis, where=given.where, **parameters
-        )
+        return entry.function(student, axis=axis, where=where, **parameters)
     if entry.target == "labels":
-        return entry.function(
-            given.student_logits, given.labels, axis=given.axis, where=given.where, **parameters
-        )
-    if isinstance(given.teacher, targets.Samples):
-        return (
-            _mean_over_samples(entry, parameters, given)
-            * given.temperature**entry.temperature_power
-        )
-    if isinstance(given.teacher, targets.Labels | targets.TopK):
-        return _of_rows(entry, parameters, given.temperature, *_coarse(entry, parameters, given))
-    student, teacher = (
-        _heated(logits, given.temperature) for logits in (given.student_logits, given.teacher)
-    )
-    return _of_rows(entry, parameters, given.temperature, student, teacher, given.axis, given.where)
-
-
-def _heated(logits, temperature):
-    logits = jnp.asarray(logits)
-    if isinstance(temperature, (int, float)) and temperature == 1:
-        return logits
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
-
-
-def _of_rows(entry, parameters, temperature, student, teacher, axis=-1, where=None):
+        return entry.function(student, labels, axis=axis, where=where, **parameters)
+    if isinstance(teacher, targets.Samples):
+        values = _mean_over_samples(entry, parameters, inputs)
+        return values * temperature**entry.temperature_power
+    if isinstance(teacher, targets.Labels | targets.TopK):
+        student, teacher = _coarse(entry, parameters, inputs)
+        axis, where = -1, None
+    else:
+        student, teacher = (_at_temperature(x, temperature) for x in (student, teacher))
     function, powers = entry.parts or (entry.function, (entry.temperature_power,))
     values = function(student, teacher, axis=axis, where=where, **parameters)
     values = values if entry.parts else (values,)
     return sum(value * temperature**power for value, power in zip(values, powers, strict=True))
 
 
-def _student_rows(given):
-    dtype = jnp.promote_types(given.student_logits.dtype, jnp.float32)
-    student = classes_last(given.student_logits, dtype=dtype, axis=given.axis, where=given.where)
-    return _heated(student, given.temperature)
+def _at_temperature(logits, temperature):
+    logits = jnp.asarray(logits)
+    if isinstance(temperature, (int, float)) and temperature == 1:
+        return logits
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
 
 
-def _coarse(entry, parameters, given):
-    if isinstance(given.teacher, targets.TopK):
+def _student_rows(inputs):
+    dtype = jnp.promote_types(inputs.student_logits.dtype, jnp.float32)
+    student = classes_last(inputs.student_logits, dtype=dtype, axis=inputs.axis, where=inputs.where)
+    return _at_temperature(student, inputs.temperature)
+
+
+def _coarse(
+    entry: Entry, parameters: dict[str, float], inputs: LossInputs
+) -> tuple[jax.Array, jax.Array]:
+    """Returns logits [..., k+1] of student and teacher on a target's classes and the rest."""
+    if isinstance(inputs.teacher, targets.TopK):
         if not entry.coarsens:
             raise ValueError(
-                f"`{_name(entry)}` looks at single classes, which a top-k target's tail hides."
+                f"`{entry.name}` looks at single classes, which a top-k target's tail hides."
             )
         if parameters.get("smoothing"):
             raise ValueError(
-                f"`{_name(entry)}` with smoothing spreads over all classes, which a top-k target sums up."
+                f"`{entry.name}` with smoothing spreads over all classes, which a top-k target "
+                "sums up."
             )
-    student = _student_rows(given)
-    return targets.coarse(
-        student, targets.as_top_k(given.teacher, given.temperature, student.shape[:-1])
-    )
+    student = _student_rows(inputs)
+    target = targets.as_top_k(inputs.teacher, inputs.temperature, student.shape[:-1])
+    return targets.coarse(student, target)
 
 
-def _mean_over_samples(entry, parameters, given):
-    samples, student = given.teacher, _student_rows(given)
-    targets.check(samples.classes, samples.temperature, given.temperature)
+def _mean_over_samples(entry: Entry, parameters: dict[str, float], inputs: LossInputs) -> jax.Array:
+    """Estimates the loss [...] by the mean over the teacher's samples."""
+    samples, student = inputs.teacher, _student_rows(inputs)
+    targets.check(samples.classes, samples.temperature, inputs.temperature)
     if samples.classes.shape[:-1] != student.shape[:-1]:
         raise ValueError(
             f"samples must have rows {student.shape[:-1]}, got classes {samples.classes.shape}."
         )
     log_q = targets.at(student, samples.classes) - log_normalizer(student)
-    return jnp.mean(_of_sample(entry, parameters, log_q, samples.log_probabilities), axis=-1)
-
-
-def _of_sample(entry, parameters, log_q, log_p):
-    name = _name(entry)
-    if name == "cross_entropy" and not parameters.get("smoothing"):
-        return -log_q
+    if entry.name == "cross_entropy" and not parameters.get("smoothing"):
+        return jnp.mean(-log_q, axis=-1)
     if entry.term is None:
         raise ValueError(
-            f"`{name}` is no mean over the teacher's samples, so that theirs is biased; give its logits."
+            f"`{entry.name}` is no mean over the teacher's samples, so that theirs is biased; "
+            "give its logits."
         )
-    if log_p is None:
+    if samples.log_probabilities is None:
         raise ValueError(
-            f"`{name}` needs the samples' `log_probabilities`; without them only cross_entropy is unbiased."
+            f"`{entry.name}` needs the samples' `log_probabilities`; without them only "
+            "cross_entropy is unbiased."
         )
-    return _ratio(entry.term(**parameters), log_q - jax.lax.stop_gradient(log_p))
-
-
-def _name(entry):
-    return entry.function.__name__
+    log_ratio = log_q - jax.lax.stop_gradient(samples.log_probabilities)
+    return jnp.mean(_term_over_p(entry.term(**parameters), log_ratio), axis=-1)
 
 
 def _rows_of_ratio(r):
@@ -123,12 +112,12 @@ def _rows_of_ratio(r):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _ratio(term: Term, r: jax.Array) -> jax.Array:
-    """φ/p, which depends on r = log(q/p) alone."""
+def _term_over_p(term: Term, r: jax.Array) -> jax.Array:
+    """Returns φ/p, which depends on r = log(q/p) alone."""
     return term.value(_rows_of_ratio(r))
 
 
-@_ratio.defjvp
-def _ratio_jvp(term, primals, tangents):
+@_term_over_p.defjvp
+def _term_over_p_jvp(term, primals, tangents):
     slope = term.pointwise or term.slope
-    return _ratio(term, *primals), slope(_rows_of_ratio(*primals)) * tangents[0]
+    return _term_over_p(term, *primals), slope(_rows_of_ratio(*primals)) * tangents[0]

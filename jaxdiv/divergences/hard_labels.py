@@ -1,5 +1,4 @@
-"""Cross-entropies of the student with one class a row: the teacher's most probable, or a label of
-the data."""
+"""Cross-entropies with one class a row: the teacher's most probable, or a label of the data."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,10 @@ from jaxdiv.divergences.rows import along, softmax, top, total
 def cross_entropy_argmax(
     student_logits, teacher_logits, *, smoothing: float = 0.0, axis: int = -1, where=None
 ) -> jax.Array:
-    """-log q of the teacher's most probable class (the first, if several), nats a row.
+    """Computes -log q of the teacher's most probable class (the first of equals), nats a row.
 
-    Arguments and errors as in `cross_entropy`; [...] in [0, inf].
+    For greedy drafts of an independent decoder, which then match a greedy target more often, while
+    sampled drafts are accepted less. In [0, inf]. Arguments and errors as in `cross_entropy`.
 
     Source: the hard-label limit of Hinton et al., arXiv 1503.02531, section 2.
     """
@@ -28,14 +28,13 @@ def cross_entropy_argmax(
 def cross_entropy_data(
     student_logits, labels, *, smoothing: float = 0.0, axis: int = -1, where=None
 ) -> jax.Array:
-    """-log q of the label, nats a row.
+    """Computes -log q of the label, nats a row: plain next-token training, which needs no teacher.
 
     Args:
       student_logits: [..., V], any float type; computed in float32 at least.
       labels: [...] integers in [0, V); a label outside gives NaN.
-      smoothing: ε in [0, 1): the share of the label that is spread equally on the classes that
-        exist.
-      axis: the classes.
+      smoothing: ε in [0, 1), the share of the label that is spread equally over existing classes.
+      axis: the axis of the classes.
       where: classes that exist, broadcast to the logits.
 
     Returns:
@@ -62,7 +61,7 @@ def cross_entropy_data(
 
 
 def _first_largest(logits):
-    """jnp.argmax, which is slow on CPU, as two plain reductions; V where a logit is NaN."""
+    """Computes argmax as two plain reductions, faster on CPU; V where a logit is NaN."""
     largest = jnp.max(logits, axis=-1, keepdims=True)
     return jnp.min(jnp.where(logits == largest, _classes(logits), logits.shape[-1]), axis=-1)
 
@@ -80,8 +79,8 @@ def _hard(student, labels):
     value = jnp.where(
         ahead == 0, jnp.log1p(rest), jnp.log(jnp.maximum(rest + jnp.exp(ahead), 1)) - ahead
     )
-    known = (labels >= 0) & (labels < student.shape[-1])
-    return jnp.where(known, value[..., 0], jnp.nan)
+    exists = (labels >= 0) & (labels < student.shape[-1])
+    return jnp.where(exists, value[..., 0], jnp.nan)
 
 
 def _exp_and_chosen(student, labels):

@@ -1,12 +1,11 @@
-"""What the caller hands over, brought to one form: classes last, float32 at least, absent classes
--inf."""
+"""Logits in one form: classes last, float32 at least, absent classes -inf."""
 
 import jax
 import jax.numpy as jnp
 
 
 def prepare(student_logits, teacher_logits, *, axis: int, where) -> tuple[jax.Array, jax.Array]:
-    """Student and (constant) teacher logits [..., V] of one shape and type.
+    """Returns student and (constant) teacher logits [..., V] of one shape and type.
 
     Raises:
       ValueError: if the shapes do not fit.
@@ -17,24 +16,22 @@ def prepare(student_logits, teacher_logits, *, axis: int, where) -> tuple[jax.Ar
     if student_logits.shape[axis] != teacher_logits.shape[axis]:
         raise ValueError(
             f"student and teacher must have the same classes, got {student_logits.shape[axis]} and "
-            f"{teacher_logits.shape[axis]} on axis {axis}; cut both to the common vocabulary, as `vocab_size` does."
+            f"{teacher_logits.shape[axis]} on axis {axis}; cut both to the common vocabulary, as "
+            "`vocab_size` does."
         )
-    dtype = jnp.promote_types(
-        jnp.promote_types(student_logits.dtype, teacher_logits.dtype), jnp.float32
-    )
-    student = classes_last(student_logits, dtype=dtype, axis=axis, where=where)
-    teacher = classes_last(
-        jax.lax.stop_gradient(teacher_logits), dtype=dtype, axis=axis, where=where
-    )
+    both = jnp.promote_types(student_logits.dtype, teacher_logits.dtype)
+    shared = {"dtype": jnp.promote_types(both, jnp.float32), "axis": axis, "where": where}
+    student = classes_last(student_logits, **shared)
+    teacher = classes_last(jax.lax.stop_gradient(teacher_logits), **shared)
     shape = jnp.broadcast_shapes(student.shape, teacher.shape)
     return _spread(student, shape), _spread(teacher, shape)
 
 
 def cut(logits, vocab_size: int | None, axis: int) -> jax.Array:
-    """The first `vocab_size` classes of logits; what pads a vocabulary takes no part in it.
+    """Returns the first `vocab_size` classes of logits, without the padding of a vocabulary.
 
     Raises:
-      ValueError: if there are fewer.
+      ValueError: if the logits have fewer classes.
     """
     logits = jnp.asarray(logits)
     if vocab_size is None:
@@ -47,7 +44,11 @@ def cut(logits, vocab_size: int | None, axis: int) -> jax.Array:
 
 
 def classes_last(logits, *, dtype, axis: int, where) -> jax.Array:
-    """Logits [..., V] of `dtype`, -inf where `where` is False."""
+    """Returns logits [..., V] of `dtype`, -inf where `where` is False.
+
+    Raises:
+      ValueError: if `where` does not broadcast to the logits.
+    """
     logits = jnp.asarray(logits).astype(dtype)
     if where is not None:
         where = jnp.asarray(where, dtype=bool)

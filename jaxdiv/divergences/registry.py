@@ -1,5 +1,4 @@
-"""Every loss by name: its function, aliases, parameters, temperature factor, formula, range and
-source."""
+"""The registry: every loss by name, with its function, parameters, formula, range and source."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ def _one(name: str, **interval) -> Mapping[str, Parameter]:
 
 
 def _as(name: str) -> Callable:
-    """`Entry.mirror` of a loss that is another of the same parameters."""
+    """Returns the `Entry.mirror` of a loss whose mirror `name` has the same parameters."""
     return lambda **parameters: (1.0, name, parameters)
 
 
@@ -293,25 +292,22 @@ _BY_ALIAS = {alias: name for name, entry in ENTRIES.items() for alias in (name, 
 
 
 def names() -> tuple[str, ...]:
-    """Every loss's full name, sorted."""
+    """Returns the full names of all losses, sorted."""
     return tuple(sorted(ENTRIES))
 
 
 def canonical(name: str) -> str:
-    """The full name of a name or alias.
+    """Returns the full name of a name or alias.
 
     Raises:
-      ValueError: with the nearest known name.
+      ValueError: if there is none; the message has the nearest name.
     """
     if name in _BY_ALIAS:
         return _BY_ALIAS[name]
     near = difflib.get_close_matches(name.lower(), _BY_ALIAS, n=1)
-    mend = f"did you mean `{near[0]}`? " if near else ""
-    raise ValueError(f"unknown loss `{name}`; {mend}Known: {', '.join(_known())}")
-
-
-def _known():
-    return (
-        f"{name} ({', '.join(ENTRIES[name].aliases)})" if ENTRIES[name].aliases else name
-        for name in names()
+    hint = f"did you mean `{near[0]}`? " if near else ""
+    candidates = (
+        f"{full} ({', '.join(ENTRIES[full].aliases)})" if ENTRIES[full].aliases else full
+        for full in names()
     )
+    raise ValueError(f"unknown loss `{name}`; {hint}Known: {', '.join(candidates)}")

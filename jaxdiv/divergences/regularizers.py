@@ -1,4 +1,4 @@
-"""Terms that look at the student alone: the uniform part of label smoothing, and the z-loss."""
+"""Terms of the student alone: the uniform part of label smoothing, and the z-loss."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,14 @@ from jaxdiv.divergences.rows import along, log_normalizer, log_probabilities, so
 
 
 def z_loss(student_logits, *, axis: int = -1, where=None) -> jax.Array:
-    """(log Σ exp z)² of the student's logits z, a row: it keeps their normalizer, which no
-    divergence sees, near 1.
+    """Computes (log Σ exp z)² of the student's logits z, one value a row.
 
-    Asked for in a sum such as `ce + 1e-4*z_loss`; under a distillation temperature it stays at T =
-    1.
+    It keeps the normalizer, which no divergence sees, near 1, so that logits do not drift. Write it
+    in a sum such as `ce + 1e-4*z_loss`; it stays at T = 1 under a distillation temperature.
 
     Args:
       student_logits: [..., V], any float type; computed in float32 at least.
-      axis: the classes.
+      axis: the axis of the classes.
       where: classes that exist, broadcast to the logits.
 
     Returns:
@@ -38,13 +37,12 @@ def _squared_normalizer(student):
 @_squared_normalizer.defjvp
 def _squared_normalizer_jvp(primals, tangents):
     (student,) = primals
-    return _squared_normalizer(student), along(
-        2 * log_normalizer(student) * softmax(student), tangents[0]
-    )
+    slope = 2 * log_normalizer(student) * softmax(student)
+    return _squared_normalizer(student), along(slope, tangents[0])
 
 
 def smoothed(loss: jax.Array, student: jax.Array, smoothing: float) -> jax.Array:
-    """(1-ε)·loss + ε·(the cross-entropy with equal labels on every class that the student has).
+    """Computes (1-ε)·loss + ε·(the cross-entropy with equal labels on the student's classes).
 
     Args:
       loss: [...], a cross-entropy.
@@ -61,18 +59,17 @@ def smoothed(loss: jax.Array, student: jax.Array, smoothing: float) -> jax.Array
 
 @jax.custom_jvp
 def _uniform(student):
+    terms = _equal_labels(student) * log_probabilities(student)
+    return -jnp.sum(jnp.where(jnp.isneginf(student), 0, terms), axis=-1)
+
+
+def _equal_labels(student):
     present = ~jnp.isneginf(student)
-    return -jnp.sum(
-        jnp.where(present, _share(present, student) * log_probabilities(student), 0), axis=-1
-    )
-
-
-def _share(present, student):
     return present / jnp.maximum(total(present.astype(student.dtype)), 1)
 
 
 @_uniform.defjvp
 def _uniform_jvp(primals, tangents):
     (student,) = primals
-    slope = softmax(student) - _share(~jnp.isneginf(student), student)
+    slope = softmax(student) - _equal_labels(student)
     return _uniform(student), along(slope, tangents[0])

@@ -1,5 +1,4 @@
-"""Rényi's divergences, logarithms of the affinity Σ p^α·q^(1-α), in log space where it is far from
-1."""
+"""Rényi's divergences, logarithms of the affinity Σ p^α·q^(1-α); in log space where it is small."""
 
 import functools
 
@@ -19,14 +18,15 @@ LARGEST = 5.0
 def renyi(
     student_logits, teacher_logits, *, alpha: float = 0.5, axis: int = -1, where=None
 ) -> jax.Array:
-    """log(Σ p^α·q^(1-α))/(α-1), nats a row, [...] in [0, inf]; other arguments as in `forward_kl`.
+    """Computes Rényi's divergence log(Σ p^α·q^(1-α))/(α-1), nats a row, in [0, inf].
 
-    Forward KL at α = 1. Symmetric at α = ½. For α < 1 finite as long as one class is common, for α
-    > 1 as long as the student has every class of the teacher; the gradient, q less the normalized
-    p^α·q^(1-α), is finite everywhere.
+    Its gradient, q minus the normalized p^α·q^(1-α), is bounded whatever the distance, as forward
+    KL's (α = 1) is; a smaller α tolerates missing classes. Finite for α < 1 if one class is common,
+    for α > 1 if the student has every class of the teacher. Symmetric at α = ½. Other arguments as
+    in `forward_kl`.
 
     Args:
-      alpha: in (0, 5].
+      alpha: the order, in (0, 5].
 
     Raises:
       ValueError: if `alpha` is not in (0, 5].
@@ -42,9 +42,12 @@ def renyi(
 
 @in_blocks
 def bhattacharyya(student_logits, teacher_logits, *, axis: int = -1, where=None) -> jax.Array:
-    """-log Σ √(pq), nats a row, [...] in [0, inf]: half of `renyi` at α = ½. Symmetric.
+    """Computes Bhattacharyya's distance -log Σ √(pq), nats a row: half of `renyi` at α = ½.
 
-    Arguments as in `forward_kl`. Source: Bhattacharyya (1943).
+    Like the Hellinger distance near equality, but its gradient does not vanish far from it. In
+    [0, inf] and symmetric. Arguments as in `forward_kl`.
+
+    Source: Bhattacharyya (1943).
     """
     return renyi(student_logits, teacher_logits, alpha=0.5, axis=axis, where=where) / 2
 
@@ -53,23 +56,18 @@ def bhattacharyya(student_logits, teacher_logits, *, axis: int = -1, where=None)
 def _renyi(alpha, student, teacher):
     rows = compare(student, teacher)
     change = -alpha * (1 - alpha) * total(terms.alpha_divergence(alpha).value(rows))
-    log_affinity = _close_or_far(
-        change, jnp.log1p(jnp.clip(change, -0.5, 0.5)), _log_affinity(rows, alpha)
-    )
-    return log_affinity[..., 0] / (alpha - 1)
+    close = jnp.log1p(jnp.clip(change, -0.5, 0.5))
+    far = jax.nn.logsumexp(terms.log_power(rows, alpha), axis=-1, keepdims=True)
+    return _close_or_far(change, close, far)[..., 0] / (alpha - 1)
 
 
 def _close_or_far(change, close, far):
-    """`close` where the affinity, 1 + change, is near 1."""
+    """Chooses `close` where the affinity, 1 + change, is near 1."""
     return jnp.where(jnp.abs(change) < 0.5, close, far)
 
 
-def _log_affinity(rows, alpha):
-    return jax.nn.logsumexp(terms.log_power(rows, alpha), axis=-1, keepdims=True)
-
-
 def _share(rows, alpha):
-    """p^α·q^(1-α) over its sum; 0 where student and teacher have nothing in common."""
+    """Normalizes p^α·q^(1-α) over the classes; 0 where student and teacher share no class."""
     log = jnp.clip(terms.log_power(rows, alpha), -HUGE, HUGE)
     largest = jnp.max(log, axis=-1, keepdims=True)
     share = jnp.exp(log - largest)

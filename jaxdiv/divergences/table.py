@@ -1,4 +1,4 @@
-"""The registry as a Markdown table, for the docs: python -m jaxdiv.divergences.table"""
+"""The registry as a Markdown table for the docs: python -m jaxdiv.divergences.table"""
 
 from jaxdiv.divergences.entry import Entry
 from jaxdiv.divergences.registry import ENTRIES
@@ -8,7 +8,7 @@ _FACTORS = {0: "1", 1: "T", 2: "T²"}
 
 
 def markdown() -> str:
-    """One row a loss, in the registry's order, with parameters at their defaults."""
+    """Returns one row a loss, in the registry's order, with parameters at their defaults."""
     lines = [_line(_HEADINGS), _line("---" for _ in _HEADINGS)]
     return "\n".join([*lines, *(_line(_cells(name, entry)) for name, entry in ENTRIES.items())])
 

@@ -1,4 +1,4 @@
-"""Each f-divergence as its term φ(log p, log q): value, first and second derivative by log q.
+"""The terms φ(log p, log q) of the f-divergences, with two derivatives by log q.
 
 Every term is gauge-fixed: a multiple of q - p has been added so that it is >= 0 and, the kink of
 total variation aside, flat where student and teacher agree. r = log(q/p).
@@ -19,10 +19,10 @@ Elementwise = Callable[[Rows], jax.Array]
 
 
 class Term(NamedTuple):
-    """φ, dφ/db and d²φ/db², each from Rows to [..., V].
+    """The functions φ, dφ/db and d²φ/db² with b = log q, each from Rows to [..., V].
 
-    `pointwise` is dφ/db where `slope` looks at the whole row; `balanced` says that a row's slopes
-    sum to 0 as they are.
+    `pointwise` is dφ/db of one class where `slope` depends on the whole row. `balanced` means that
+    a row's slopes already sum to 0.
     """
 
     value: Elementwise
@@ -41,8 +41,7 @@ def _bounded(r):
 
 
 def _kl(p, q, r):
-    """p(eʳ-1-r); away from 0 through the larger of p and q, so that nothing overflows and one
-    rounding counts."""
+    """Returns p(eʳ-1-r); away from 0 by the larger of p and q, so that nothing overflows."""
     small = jnp.exp(-jnp.abs(r))
     above = q * (1 - small * (1 + jnp.minimum(r, HUGE)))
     below = jnp.maximum(p, _tiny(r)) * (small - 1 - r)
@@ -58,8 +57,10 @@ def _total_variation(rows):
 
 
 def _balanced_sign(rows):
-    """½q·sign(r) less the multiple of q that makes it sum to 0: a class of probability near 1 keeps
-    its digits."""
+    """Returns ½q·sign(r) minus the multiple of q that makes it sum to 0.
+
+    In this form a class of probability near 1 keeps its digits.
+    """
     up = jnp.where(rows.r > 0, rows.q, jnp.where(rows.r < 0, 0, 0.5 * rows.q))
     down = rows.q - up
     return up * total(down) - down * total(up)
@@ -90,23 +91,21 @@ TOTAL_VARIATION = Term(
     pointwise=lambda rows: 0.5 * rows.q * jnp.sign(rows.r),
     balanced=True,
 )
-_MOST, _FAR = (
-    80.0,
-    1e4,
-)  # an exponent that does not overflow; a log ratio beyond which a probability is 0
+_MOST = 80.0  # an exponent that does not overflow
+_FAR = 1e4  # a log ratio beyond which a probability is 0
 
 
 @functools.lru_cache
 def alpha_divergence(alpha: float) -> Term:
-    """p[(1-α)(eʳ-1) - (e^((1-α)r)-1)]/(α(1-α)) for any α; at 0 and 1 the KLs."""
+    """Returns the term p[(1-α)(eʳ-1) - (e^((1-α)r)-1)]/(α(1-α)); at α = 0 and 1 the KLs."""
     if min(abs(alpha), abs(1 - alpha)) < 1e-12:
         return FORWARD_KL if alpha > 0.5 else REVERSE_KL
     series = tuple(
         0.0 if k < 2 else _geometric(1 - alpha, k - 1) / math.factorial(k) for k in range(40)
     )
 
-    # One term in two forms, with p and q changed, each exact where the other divides by a number
-    # near 0.
+    # One term in two forms, with p and q exchanged: each is exact where the other divides by a
+    # number near 0.
     forward = alpha >= 0.5
     scale = 1 - alpha if forward else alpha
 
@@ -134,21 +133,21 @@ def alpha_divergence(alpha: float) -> Term:
 
 
 def log_power(rows: Rows, alpha: float) -> jax.Array:
-    """log(p^α·q^(1-α)), [..., V], in [-inf, inf]."""
-    # From the side whose power is above 0: where it lacks a class, nothing of the other counts.
+    """Returns log(p^α·q^(1-α)), [..., V], in [-inf, inf]."""
+    # A class absent from the side whose power is above 0 counts nothing, whatever the other side.
     if alpha >= 0.5:
         return jnp.where(jnp.isneginf(rows.log_p), -jnp.inf, rows.log_p + (1 - alpha) * rows.r)
     return jnp.where(jnp.isneginf(rows.log_q), -jnp.inf, rows.log_q - alpha * rows.r)
 
 
 def power(rows: Rows, alpha: float) -> jax.Array:
-    """p^α·q^(1-α), [..., V], cut where the sum over the classes would overflow."""
+    """Returns p^α·q^(1-α), [..., V], clipped where the sum over the classes would overflow."""
     largest = math.log(float(jnp.finfo(rows.r.dtype).max) / rows.r.shape[-1]) - 1
     return jnp.exp(jnp.minimum(log_power(rows, alpha), largest))
 
 
 def _geometric(x, count):
-    """1 + x + ... + x^(count-1)."""
+    """Sums 1 + x + ... + x^(count-1)."""
     return sum(x**k for k in range(count))
 
 
@@ -157,9 +156,9 @@ def _scaled_expm1(r, scale):
 
 
 def _times(factor, term):
-    parts = {name: part for name, part in term._asdict().items() if callable(part)}
+    functions = {name: part for name, part in term._asdict().items() if callable(part)}
     return term._replace(
-        **{name: lambda rows, part=part: factor * part(rows) for name, part in parts.items()}
+        **{name: lambda rows, part=part: factor * part(rows) for name, part in functions.items()}
     )
 
 
@@ -170,11 +169,11 @@ NEYMAN_CHI_SQUARED = _times(2.0, alpha_divergence(-1.0))
 
 @functools.lru_cache
 def skew_kl(alpha: float) -> Term:
-    """p·log(p/M) + (1-α)(q-p), M = αp + (1-α)q."""
+    """Returns the term p·log(p/M) + (1-α)(q-p), M = αp + (1-α)q."""
     divergence = _skew(alpha)
 
     def share(rows):
-        """(1-α)q/M."""
+        """Returns (1-α)q/M."""
         mixture = alpha * rows.p + (1 - alpha) * rows.q
         return (1 - alpha) * rows.q / jnp.maximum(mixture, _tiny(rows.r))
 
@@ -191,17 +190,17 @@ def skew_kl(alpha: float) -> Term:
 
 @functools.lru_cache
 def skew_reverse_kl(alpha: float) -> Term:
-    """q·log(q/M) + (1-α)(p-q), M = αq + (1-α)p."""
+    """Returns the term q·log(q/M) + (1-α)(p-q), M = αq + (1-α)p."""
     divergence = _skew(alpha)
 
-    def own(rows):
-        """(1-α)p/M, and (q-p)/M."""
+    def ratios(rows):
+        """Returns (1-α)p/M and (q-p)/M."""
         mixture = jnp.maximum(alpha * rows.q + (1 - alpha) * rows.p, _tiny(rows.r))
         return (1 - alpha) * rows.p / mixture, rows.excess / mixture
 
     def slope(rows):
         value, log = divergence(rows.q, rows.p, -rows.r)
-        share, gap = own(rows)
+        share, gap = ratios(rows)
         plain = -rows.q * (log + alpha * (1 - alpha) * gap)
         if alpha <= _SKEWED:
             return plain
@@ -209,19 +208,18 @@ def skew_reverse_kl(alpha: float) -> Term:
         return near_or_far(change, value + (1 - alpha) * share * rows.excess, plain)
 
     def curvature(rows):
-        return slope(rows) + rows.q * jnp.square(own(rows)[0])
+        return slope(rows) + rows.q * jnp.square(ratios(rows)[0])
 
     return Term(
         value=lambda rows: divergence(rows.q, rows.p, -rows.r)[0], slope=slope, curvature=curvature
     )
 
 
-def _skew(alpha):
-    """Of (p, q, r): p·g(x) with x = (1-α)(eʳ-1) and g(x) = x - log(1+x), and log(α + (1-α)eʳ) =
-    log(1+x)."""
+def _skew(alpha: float) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns the function (p, q, r) -> (p·(x - log(1+x)), log(1+x)) with x = (1-α)(eʳ-1)."""
     log_series, value_series = _log_mixture_series(alpha), _skew_series(alpha)
 
-    def of(p, q, r):
+    def value_and_log(p, q, r):
         small = jnp.exp(-jnp.abs(r))
         log = _far_log_mixture(alpha, r)
         above = q * ((1 - alpha) * (1 - small) - small * log)
@@ -235,25 +233,25 @@ def _skew(alpha):
         value = near_or_far(r, p * polynomial(value_series, r), far)
         return value, near_or_far(r, polynomial(log_series, r), log)
 
-    return of
+    return value_and_log
 
 
-_SKEWED = 0.75  # α above which x is small, and x - log(1+x) cancels, at log ratios that are not
+# Above this α, x is small and x - log(1+x) cancels even at large log ratios.
+_SKEWED = 0.75
 _LESS_LOG1P = (0.0, 0.0, *((-1) ** k / k for k in range(2, 64)))  # x - log(1+x)
 
 
 def _skew_series(alpha):
-    """Power series in r of g(x): its derivative is x times the logistic function of
-    `_logistic_series`."""
-    product = (1 - alpha) * np.convolve(expm1_series(), _logistic_series(alpha))[
-        : len(expm1_series())
-    ]
+    """Returns the power series in r of x - log(1+x), whose derivative is x times the logistic
+    function of `_logistic_series`."""
+    count = len(expm1_series())
+    product = (1 - alpha) * np.convolve(expm1_series(), _logistic_series(alpha))[:count]
     return (0.0, *(product[:-1] / np.arange(1, len(product))).tolist())
 
 
 @functools.lru_cache
 def jensen_shannon(beta: float) -> Term:
-    """βp·log(p/M) + (1-β)q·log(q/M), M = βp + (1-β)q."""
+    """Returns the term βp·log(p/M) + (1-β)q·log(q/M), M = βp + (1-β)q."""
     by_p_series, by_q_series = _log_mixture_series(beta), _log_mixture_series(1 - beta)
     value_series = _jensen_shannon_series(beta, by_p_series)
 
@@ -272,16 +270,14 @@ def jensen_shannon(beta: float) -> Term:
         return -(1 - beta) * rows.q * by_q
 
     def curvature(rows):
-        mixture = beta * rows.p + (1 - beta) * rows.q
-        return slope(rows) + (1 - beta) * rows.q * beta * rows.p / jnp.maximum(
-            mixture, _tiny(rows.r)
-        )
+        mixture = jnp.maximum(beta * rows.p + (1 - beta) * rows.q, _tiny(rows.r))
+        return slope(rows) + (1 - beta) * rows.q * beta * rows.p / mixture
 
     return Term(value=value, slope=slope, curvature=curvature)
 
 
 def _jensen_shannon_series(beta, by_p):
-    """Power series in r of the whole term over p, from that of log(M/p)."""
+    """Returns the power series in r of the whole term over p, from that of log(M/p)."""
     by_p = np.array(by_p)
     log_ratio = -by_p  # log(q/M) = r - log(M/p)
     log_ratio[1] = beta
@@ -292,29 +288,27 @@ def _jensen_shannon_series(beta, by_p):
 
 
 def _far_change(weight, r):
-    """(1-w)(eʳ-1) where |r| >= NEAR."""
+    """Returns (1-w)(eʳ-1) where |r| >= NEAR."""
     small = jnp.exp(-jnp.abs(r))
     return (1 - weight) * jnp.where(r > 0, (1 - small) / jnp.maximum(small, _tiny(r)), small - 1)
 
 
 def _far_log_mixture(weight, r):
-    """log(w + (1-w)eʳ) where |r| >= NEAR."""
+    """Returns log(w + (1-w)eʳ) where |r| >= NEAR."""
     change = _far_change(weight, r)
-    return jnp.where(
-        change < -0.5, jnp.log(weight + (1 - weight) * jnp.exp(-jnp.abs(r))), jnp.log1p(change)
-    )
+    direct = jnp.log(weight + (1 - weight) * jnp.exp(-jnp.abs(r)))
+    return jnp.where(change < -0.5, direct, jnp.log1p(change))
 
 
 def _log_mixture_series(weight):
-    """Power series in r of log(w + (1-w)eʳ)."""
+    """Returns the power series in r of log(w + (1-w)eʳ)."""
     logistic = _logistic_series(weight)
     return (0.0, *(logistic[:-1] / np.arange(1, len(logistic))).tolist())
 
 
 @functools.lru_cache
 def _logistic_series(weight, count=40):
-    """Power series in r of (1-w)eʳ/(w + (1-w)eʳ), the logistic function: it solves s' = s(1 -
-    s)."""
+    """Returns the power series in r of (1-w)eʳ/(w + (1-w)eʳ), which solves s' = s(1 - s)."""
     logistic = np.zeros(count)
     logistic[0] = 1 - weight
     for k in range(count - 1):

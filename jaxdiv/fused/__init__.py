@@ -1,4 +1,4 @@
-"""The head's product and the divergence together, a chunk of tokens at a time."""
+"""Heads and divergences fused: chunks of tokens go from hidden states to values and gradients."""
 
 from jaxdiv.fused.heads import Head
 from jaxdiv.fused.linear import linear_divergence, linear_divergences

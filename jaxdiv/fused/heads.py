@@ -1,4 +1,4 @@
-"""The last matrix of a model and what is done to its product before it is logits."""
+"""Heads: the last matrix of a model, and the steps from its product to logits."""
 
 import dataclasses
 import functools
@@ -16,16 +16,16 @@ import jax.numpy as jnp
 )
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """logits = cap(scale · (hidden @ matrix + bias)), with cap(z) = soft_cap · tanh(z / soft_cap).
+    """Computes cap(scale · (hidden @ matrix + bias)), with cap(z) = soft_cap · tanh(z / soft_cap).
 
     Attributes:
-      matrix: [D, V]; of a tied head the transposed embedding.
-      bias: [V] or None; -inf is a class that does not exist, such as one that pads the vocabulary.
-      scale: of the logits, as Cohere's models have it.
-      soft_cap: their bound, as Gemma 2's (arXiv 2408.00118, section 2) have it; None for none.
+      matrix: [D, V]; the transposed embedding if the head is tied.
+      bias: [V] or None; -inf is a class that does not exist, such as padding of the vocabulary.
+      scale: factor of the logits, as in Cohere's models.
+      soft_cap: bound of the logits, as in Gemma 2 (arXiv 2408.00118, section 2), or None.
 
     Raises:
-      ValueError: if `scale` or `soft_cap` is no finite number above 0 that is known at trace time.
+      ValueError: if `scale` or `soft_cap` is not a plain finite number above 0.
     """
 
     matrix: jax.Array
@@ -45,11 +45,11 @@ class Head:
                 raise ValueError(f"`{name}` of a head must be finite and above 0, got {value}.")
 
     def product(self, hidden: jax.Array) -> jax.Array:
-        """hidden [C, D] @ matrix, [C, V] in float32 at least."""
+        """Multiplies hidden [C, D] by the matrix, [C, V] in float32 at least."""
         return matmul(hidden, self.matrix, "cd,dv->cv")
 
     def logits(self, product: jax.Array, bias: jax.Array | None) -> jax.Array:
-        """What becomes of a product [C, V]."""
+        """Applies bias, scale and soft cap to a product [C, V]."""
         z = product if bias is None else product + bias.astype(product.dtype)[None]
         z = z if self.scale == 1 else self.scale * z
         if self.soft_cap is None:
@@ -58,6 +58,6 @@ class Head:
 
 
 def matmul(a: jax.Array, b: jax.Array, axes: str) -> jax.Array:
-    """einsum(axes, a, b) with sums in float32 at least."""
+    """Computes einsum(axes, a, b) with sums in float32 at least."""
     dtype = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     return jnp.einsum(axes, a, b, preferred_element_type=dtype)

@@ -198,27 +198,27 @@ def test_a_second_run_is_told_but_not_refused(bucket, root, capsys):
 
 
 def test_curves_grow_here_and_go_there_as_a_whole(bucket, root):
-    def stage(mirror, done):
-        return trackers.Stage(mirror.local, "student", ("kl",), (0,), done, 9)
+    def stage(cache, done):
+        return trackers.Stage(cache.local, "student", ("kl",), (0,), done, 9)
 
     def tell(curves, step):
         curves.write(step, {"loss": np.array([[float(step)]])}, {})
 
     with (
-        files.mirrored(root / "curves") as mirror,
-        contextlib.closing(metrics.Curves(stage(mirror, 0))) as curves,
+        files.cached(root / "curves") as cache,
+        contextlib.closing(metrics.Curves(stage(cache, 0))) as curves,
     ):
         tell(curves, 1)
         assert bucket.objects == {}
-        mirror.send()
-        mirror.send()
+        cache.send()
+        cache.send()
         assert len(bucket.changes) == 1
         tell(curves, 2)
     bucket.changes.clear()
     with (
         contextlib.suppress(ZeroDivisionError),
-        files.mirrored(root / "curves") as mirror,
-        contextlib.closing(metrics.Curves(stage(mirror, 1))) as curves,
+        files.cached(root / "curves") as cache,
+        contextlib.closing(metrics.Curves(stage(cache, 1))) as curves,
     ):
         tell(curves, 2)
         tell(curves, 3)
@@ -258,10 +258,10 @@ def test_killed_runs_in_a_bucket_end_as_one_on_a_disk_and_serve_all_readers(buck
         process = runs.start_code(BINARY, *flags)
         stops.stop_when(process, lambda end=changes: len(bucket.changes) >= end, signal.SIGKILL)
     told(*flags, "--config.log.every=4")
-    with contextlib.closing(files.Mirror(files.path_of("gs://bucket/run"))) as mirror:
-        mirror.fetch()
-        stops.check_same_end(tmp_path / "disk", mirror.local)
-        assert not (mirror.local / lock.NAME).exists()
+    with contextlib.closing(files.BucketCache(files.path_of("gs://bucket/run"))) as cache:
+        cache.fetch()
+        stops.check_same_end(tmp_path / "disk", cache.local)
+        assert not (cache.local / lock.NAME).exists()
     of_run = "--workdir=gs://bucket/run"
     table = runs.succeed("report", f"--workdir={tmp_path / 'disk'}", "--markdown")
     assert told("report", of_run, "--markdown") == table

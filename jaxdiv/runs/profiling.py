@@ -40,10 +40,10 @@ class Trace:
 
     def __init__(self, folder: pathlib.PurePath, name: str, steps: range, *, done: int):
         self._folder, self._name, self._running = folder, name, False
-        self._mirror = files.Mirror(folder)
+        self._cache = files.BucketCache(folder)
         self._steps = range(max(steps.start, done + 1), max(steps.stop, done + 1))
         if self._steps:
-            self._mirror.local.mkdir(exist_ok=True)
+            self._cache.local.mkdir(exist_ok=True)
         if left_out := len(steps) - len(self._steps):
             progress.say(
                 f"{left_out} of the {len(steps)} steps to profile were trained before and are left out"
@@ -54,7 +54,7 @@ class Trace:
 
     def __exit__(self, *_):
         self._stop()
-        self._mirror.close()
+        self._cache.close()
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -63,7 +63,7 @@ class Trace:
             yield
             return
         if not self._running:
-            jax.profiler.start_trace(self._mirror.local)
+            jax.profiler.start_trace(self._cache.local)
             self._running = True
         with jax.profiler.StepTraceAnnotation(self._name, step_num=number):
             yield
@@ -76,7 +76,7 @@ class Trace:
         self._running = False
         try:
             jax.profiler.stop_trace()
-            self._mirror.send()
+            self._cache.send()
         except (jax.errors.JaxRuntimeError, OSError) as error:
             progress.say(f"the profile can't be written to {self._folder}: {error}")
         else:

@@ -90,7 +90,7 @@ def run_stage(
         Checkpoints(
             folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]
         ) as checkpoints,
-        files.mirrored(workdir.curves) as curves,
+        files.cached(workdir.curves) as curves,
     ):
         state = _restore(checkpoints, begin, mesh, batches)
         done = int(state.step)

@@ -4,10 +4,11 @@ import csv
 import re
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.benchmarks import losses, peers
-from tests import commands, runs
+from tests import commands, references, runs
 
 
 def _rows(printed):
@@ -164,6 +165,16 @@ def _errors(name, loss, distance, classes):
 
 @pytest.mark.parametrize("loss", sorted(peers.load("jnp").losses))
 def test_plain_peers_agree_with_the_definitions(loss):
+    inputs = losses.random_inputs(loss, 3, 1000, jnp.float32)
+    value, gradient = losses.reference(loss, inputs, np.arange(3))
+    student, teacher = np.asarray(inputs.student), np.asarray(inputs.teacher)
+    if losses.takes_labels(loss):
+        labels = np.asarray(inputs.target)
+        np.testing.assert_allclose(value, references.label_loss(student, labels), rtol=1e-12)
+    else:
+        np.testing.assert_allclose(value, references.VALUES[loss](student, teacher), rtol=1e-9)
+        right = references.gradient(loss, student, teacher)
+        np.testing.assert_allclose(gradient, right, rtol=1e-7, atol=1e-12)
     for name in ("jaxdiv", "jnp", "optax"):
         if loss in peers.load(name).losses:
             assert max(_errors(name, loss, 1.0, 1000)) < 1e-5

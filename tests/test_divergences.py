@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdiv
-from experiments.benchmarks import references
-from tests import cases
+from tests import cases, references
 
 LOSSES = [
     *(name for name in jaxdiv.names() if name != "cross_entropy_top_k"),

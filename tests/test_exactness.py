@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import jaxdiv
-from experiments.benchmarks import references
-from tests import runs
+from tests import references, runs
 
 RNG = np.random.default_rng(12)
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxdiv
-from experiments.benchmarks import references
 from jaxdiv import reductions, targets
+from tests import references
 
 RNG = np.random.default_rng(31)
 TEACHER = (3 * RNG.normal(size=(4, 6, 30))).astype(np.float32)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import jaxdiv
-from experiments.benchmarks import references
 from jaxdiv import targets
+from tests import references
 
 RNG = np.random.default_rng(8)
 V, K = 40, 6

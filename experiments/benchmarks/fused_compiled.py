@@ -1,14 +1,12 @@
-"""What head and divergence take on a TPU that is not there: compiled for it ahead of time, nothing
-is run.
+"""What head and divergence take on a TPU that is not there; nothing is run.
 
   pip install -e '.[train,tpu]'
   python -m experiments.benchmarks.fused_compiled --topology=v5e:2x2
   python -m experiments.benchmarks.fused_compiled --topology=v5e:2x4 --classes_over=8
 
-Value and gradient of `kl` by hidden states and head in bfloat16, fused and on whole logits: memory
-  of one chip as XLA
-plans it and, with the heads' classes spread over several chips, what each of these sends to be
-added up in one step.
+Value and gradient of `kl` by hidden states and head in bfloat16 are compiled ahead of time, fused
+and on whole logits. The table has the memory of one chip as XLA plans it and, with the heads'
+classes spread over several chips, what each of them gives to collectives in one step.
 """
 
 from experiments.common import startup
@@ -20,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
 
 import jaxdiv
+from experiments.benchmarks import tables
 from experiments.common import cli
 from experiments.tpu import aot, cost_model
 from jaxdiv.fused import chunks
@@ -42,31 +40,25 @@ AXIS = "tensor"
 
 
 def mesh() -> jax.sharding.Mesh:
-    """The chips that are compiled for. Raises ValueError if there is no such slice, or it has
-    fewer."""
-    chips = aot.describe_slice(TOPOLOGY.value).devices
-    if len(chips) < CLASSES_OVER.value:
+    """Returns the chips to compile for. Raises ValueError if the slice has fewer, or is unknown."""
+    chips, count = aot.describe_slice(TOPOLOGY.value).devices, CLASSES_OVER.value
+    if len(chips) < count:
         raise ValueError(
-            f"--topology={TOPOLOGY.value} has {len(chips)} chips, --classes_over={CLASSES_OVER.value}"
+            f"--topology={TOPOLOGY.value} has {len(chips)} chips, --classes_over={count}"
         )
     axis_types = (jax.sharding.AxisType.Auto,)
-    return jax.sharding.Mesh(np.array(chips[: CLASSES_OVER.value]), (AXIS,), axis_types=axis_types)
+    return jax.sharding.Mesh(np.array(chips[:count]), (AXIS,), axis_types=axis_types)
 
 
-def compiled(function, over: jax.sharding.Mesh):
-    """Its value and gradients, for hidden states that every chip has and heads of which each has
-    its classes."""
+def compiled(function, over: jax.sharding.Mesh) -> jax.stages.Compiled:
+    """Compiles value and gradients; every chip has the hidden states, and its classes of the heads."""
     whole, by_class = (jax.NamedSharding(over, spec) for spec in (jax.P(), jax.P(None, AXIS)))
-
-    def shape(*sizes, sharding):
-        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=sharding)
-
-    hidden = shape(TOKENS.value, WIDTH.value, sharding=whole)
-    head = shape(WIDTH.value, VOCABULARY.value, sharding=by_class)
-    run = jax.jit(
-        jax.value_and_grad(function, argnums=(0, 1)), out_shardings=(whole, (whole, by_class))
-    )
-    return run.lower(hidden, head, hidden, head).compile()
+    tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
+    hidden = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16, sharding=whole)
+    head = jax.ShapeDtypeStruct((width, classes), jnp.bfloat16, sharding=by_class)
+    shardings = (whole, (whole, by_class))
+    step = jax.jit(jax.value_and_grad(function, argnums=(0, 1)), out_shardings=shardings)
+    return step.lower(hidden, head, hidden, head).compile()
 
 
 def fused(*sides):
@@ -75,33 +67,33 @@ def fused(*sides):
 
 def dense(hidden, head, teacher_hidden, teacher_head):
     sides = (hidden, head), (teacher_hidden, teacher_head)
-    return jaxdiv.forward_kl(
-        *(jnp.matmul(*side, preferred_element_type=jnp.float32) for side in sides)
-    ).mean()
-
-
-def added_up(program: jax.stages.Compiled) -> float:
-    """Bytes of the arrays that a chip gives to the program's collectives."""
-    return sum(kind.size for kind in cost_model.estimate(program.as_text()).collectives.values())
+    logits = (jnp.matmul(*side, preferred_element_type=jnp.float32) for side in sides)
+    return jaxdiv.forward_kl(*logits).mean()
 
 
 def main(_):
     over = mesh()
-    chunk = CHUNK.value or chunks.size(TOKENS.value, VOCABULARY.value, WIDTH.value)
-    title = (
-        f"{TOPOLOGY.value}, classes over {over.size}: N = {TOKENS.value}, D = {WIDTH.value}, V = {VOCABULARY.value}, "
-        f"bfloat16, chunks of {chunk}"
-    )
-    made = Table(title=title, title_justify="left")
-    for column in ("", "temporaries, GB a chip", "arguments", "outputs", "added up, × N·D·4 bytes"):
-        made.add_column(column, justify="right" if column else "left")
+    tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
+    records = []
     for name, function in (("fused", fused), ("dense", dense)):
         program = compiled(function, over)
         memory = aot.Memory.of(program)
-        sizes = memory.temporaries, memory.arguments, memory.outputs
-        traffic = added_up(program) / (TOKENS.value * WIDTH.value * 4)
-        made.add_row(name, *(f"{size / 1e9:.2f}" for size in sizes), f"{traffic:.2f}")
-    Console(width=120).print(made)
+        collectives = cost_model.estimate(program.as_text()).collectives.values()
+        traffic = sum(each.size for each in collectives) / (tokens * width * 4)
+        records.append(
+            {
+                "": name,
+                "temporaries, GB a chip": f"{memory.temporaries / 1e9:.2f}",
+                "arguments": f"{memory.arguments / 1e9:.2f}",
+                "outputs": f"{memory.outputs / 1e9:.2f}",
+                "added up, × N·D·4 bytes": f"{traffic:.2f}",
+            }
+        )
+    title = (
+        f"{TOPOLOGY.value}, classes over {over.size}: N = {tokens}, D = {width}, V = {classes}, "
+        f"bfloat16, chunks of {CHUNK.value or chunks.size(tokens, classes, width)}"
+    )
+    Console(width=120).print(tables.table(records, title=title))
     return 0
 
 

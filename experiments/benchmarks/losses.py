@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from experiments.benchmarks import peers, references, tables
+from experiments.benchmarks import peers, tables
 from experiments.common import cli, timing
 from jaxdiv.divergences import registry
 
@@ -137,32 +137,28 @@ def _torch_contestant(function: Callable) -> Contestant:
 
 
 def errors(contestant: Contestant, loss: str, inputs: Inputs) -> tuple[float, float]:
-    """Returns the largest relative errors of value and (by norm) gradient over two of the rows.
-
-    The reference is float64 NumPy.
-    """
+    """Returns the largest relative errors of value and (by norm) gradient over two of the rows."""
     rows = np.unique([0, inputs.student.shape[0] - 1])
-    value, gradient = (_float64(contestant.calls[kind](inputs)[rows]) for kind in KINDS[:2])
-    right_value, right_gradient = _reference(loss, inputs, rows)
+    value, gradient = (
+        np.asarray(array.float() if hasattr(array, "float") else array, np.float64)
+        for array in (contestant.calls[kind](inputs)[rows] for kind in ("value", "gradient"))
+    )
+    right_value, right_gradient = reference(loss, inputs, rows)
     value_error = np.abs(value - right_value) / np.abs(right_value)
     distance = np.linalg.norm(gradient - right_gradient, axis=-1)
     gradient_error = distance / np.linalg.norm(right_gradient, axis=-1)
     return float(np.max(value_error)), float(np.max(gradient_error))
 
 
-def _reference(loss: str, inputs: Inputs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    student, teacher = _float64(inputs.student[rows]), _float64(inputs.teacher[rows])
-    if not takes_labels(loss):
-        value = references.VALUES[loss](student, teacher)
-        return value, references.gradient(loss, student, teacher)
-    labels = np.asarray(inputs.target[rows])
-    chosen = np.arange(student.shape[-1]) == labels[:, None]
-    gradient = np.exp(references.log_softmax(student)) - chosen
-    return references.label_loss(student, labels), gradient
-
-
-def _float64(array):
-    return np.asarray(array.float() if hasattr(array, "float") else array, np.float64)
+def reference(loss: str, inputs: Inputs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns values and gradients of some rows by the plain formula in float64."""
+    function = peers.load("jnp").losses[loss]
+    student, target = (np.asarray(array[rows]) for array in (inputs.student, inputs.target))
+    with jax.enable_x64(True):
+        student = jnp.asarray(student, jnp.float64)
+        target = target if target.ndim == 1 else jnp.asarray(target, jnp.float64)
+        gradient = jax.grad(lambda student: jnp.sum(function(student, target)))
+        return np.asarray(function(student, target)), np.asarray(gradient(student))
 
 
 def measure(

@@ -85,7 +85,7 @@ def main(_):
         temperatures=_temperatures(TEMPERATURES.value or ()),
         decode_gamma=DECODE_GAMMA.value if DECODE.value else None,
     )
-    cli.say(f"\nWritten to {output}: open {output / 'report.html'}")
+    cli.log(f"\nWritten to {output}: open {output / 'report.html'}")
     return 0
 
 

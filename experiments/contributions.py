@@ -161,7 +161,7 @@ def _write(folder, name, frame, picture):
     files.write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     with files.replacing(folder / f"{name}.png") as temporary:
         temporary.write_bytes(picture)
-    cli.say(f"\nWritten to {folder}: open {folder / f'{name}.png'}")
+    cli.log(f"\nWritten to {folder}: open {folder / f'{name}.png'}")
 
 
 if __name__ == "__main__":

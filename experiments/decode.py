@@ -224,7 +224,7 @@ def _timed(function):
         made = futures.ThreadPoolExecutor(1).submit(function)
         return made.result(), time.perf_counter() - start
     except interrupts.Interrupted as interrupted:
-        cli.say("\nerror: interrupted")
+        cli.log("\nerror: interrupted")
         os._exit(128 + interrupted.signum)
 
 

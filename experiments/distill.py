@@ -50,13 +50,13 @@ def main(_):
     config = teacher.resolve(cli.load_config(CONFIG), workdir, typed=cli.overrides(CONFIG))
     sharding.make(config)  # which refuses what this machine has not
     profile, also = watch_flags.profiled_steps(config["student"]["steps"]), watch_flags.trackers()
-    with lock.writing(workdir.root):
+    with lock.hold(workdir.root):
         return _run(config, workdir, profile, also)
 
 
 def _run(config, workdir, profile, also):
     try:
-        workdir.claim(config)
+        workdir.initialize_or_resume(config)
     except ConfigDiffers as error:
         raise ValueError(f"{error}. {_mend(error.keys, workdir)}") from None
     try:
@@ -64,10 +64,10 @@ def _run(config, workdir, profile, also):
         guide = teacher.prepare(config, workdir, data, also=also)
         students.train(config, workdir, data, guide, profile=profile, also=also)
     except loop.Stopped as stopped:
-        cli.say(f"{stopped}; the same command goes on from there")
+        cli.log(f"{stopped}; the same command goes on from there")
         return 128 + stopped.signum
     run_results.measure_and_report([workdir], output=workdir.root)
-    cli.say(
+    cli.log(
         f"\nEverything lies in {workdir.root}: open {workdir.report}. Measure again with other temperatures by "
         f"python -m experiments.acceptance --workdir={workdir.root} --temperatures=0.7,1.5",
     )

@@ -66,7 +66,7 @@ def main(_):
             text = _write_student(folder, run, config, guide, tokenizer)
         tokenizer.save(folder / FILE)
         files.write_text(folder / "README.md", text)
-    cli.say(f"written to {OUTPUT.value}")
+    cli.log(f"written to {OUTPUT.value}")
     return 0
 
 

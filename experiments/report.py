@@ -27,7 +27,7 @@ def main(_):
     frame = results.read_csv(run.results)
     run_results.report([run], frame, output=run.root)
     run_results.show(frame, markdown=MARKDOWN.value)
-    cli.say(f"\nOpen {run.report}")
+    cli.log(f"\nOpen {run.report}")
     return 0
 
 

@@ -42,21 +42,21 @@ def main(_):
         raise ValueError(
             f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained"
         )
-    with lock.writing(workdir.root):
+    with lock.hold(workdir.root):
         return _run(config, workdir, profile, also)
 
 
 def _run(config, workdir, profile, also):
-    workdir.claim(config)
+    workdir.initialize_or_resume(config)
     try:
         teacher.prepare(
             config, workdir, run_data.prepare(config, workdir), profile=profile, also=also
         )
     except loop.Stopped as stopped:
-        cli.say(f"{stopped}; the same command goes on from there")
+        cli.log(f"{stopped}; the same command goes on from there")
         return 128 + stopped.signum
     quality = teacher.quality(config)
-    cli.say(
+    cli.log(
         f"{quality}: {workdir.facts()[quality]}. It lies in {workdir.teacher}; take it elsewhere by "
         f"--config.teacher.checkpoint={workdir.root}",
     )

@@ -63,7 +63,7 @@ def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
     config = smoke.get_config().to_dict()
     config["data"]["files"] = f"{texts}/*.txt"
     run = Workdir(folder)
-    run.claim(config)
+    run.initialize_or_resume(config)
     vocab_size = run_data.prepare(config, run).tokenizer.vocab_size
     teacher = state.population(
         lambda rngs: build_teacher(
@@ -84,5 +84,5 @@ def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
 
 def of_images(folder: pathlib.Path) -> pathlib.Path:
     """The folder of a run on images that was but begun."""
-    Workdir(folder).claim(digits.get_config().to_dict())
+    Workdir(folder).initialize_or_resume(digits.get_config().to_dict())
     return folder

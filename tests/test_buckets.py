@@ -187,11 +187,11 @@ def test_a_damaged_step_is_passed_over_and_replaced(bucket, root, cut):
 
 
 def test_a_second_run_is_told_but_not_refused(bucket, root, capsys):
-    with lock.writing(root):
+    with lock.hold(root):
         named = json.loads(bucket.objects[f"a/run/{lock.NAME}"])
         assert (named["host"], named["process"]) == (socket.gethostname(), os.getpid())
         assert "no second run out" in capsys.readouterr().err
-        with lock.writing(root):
+        with lock.hold(root):
             first = f"names process {os.getpid()} on {socket.gethostname()} since {named['time']}, which was killed or"
             assert first in " ".join(capsys.readouterr().err.split())
     assert bucket.objects == {}
@@ -199,7 +199,7 @@ def test_a_second_run_is_told_but_not_refused(bucket, root, capsys):
 
 def test_curves_grow_here_and_go_there_as_a_whole(bucket, root):
     def stage(cache, done):
-        return trackers.Stage(cache.local, "student", ("kl",), (0,), done, 9)
+        return trackers.TrackedStage(cache.local, "student", ("kl",), (0,), done, 9)
 
     def tell(curves, step):
         curves.write(step, {"loss": np.array([[float(step)]])}, {})
@@ -236,7 +236,7 @@ def test_a_run_is_read_from_a_bucket(root, tmp_path):
     donor = RunSource(str(root))
     donor.check()
     assert donor.facts()["teacher taken from"] == "gs://bucket/a/run"
-    kept = run.keep_batch(3, {"inputs": np.arange(4)})
+    kept = run.save_batch(3, {"inputs": np.arange(4)})
     with kept.open("rb") as file, np.load(file) as arrays:
         assert arrays["inputs"].tolist() == [0, 1, 2, 3]
 

@@ -278,7 +278,7 @@ def finished(tmp_path_factory):
     config = smoke.get_config()
     config.losses, config.data.files = "ce", f"{runs.write_texts(folder / 'texts')}/*.txt"
     config, run = config.to_dict(), Workdir(folder / "run")
-    run.claim(config)
+    run.initialize_or_resume(config)
     size = run_data.prepare(config, run).tokenizer.vocab_size
     shape = {**config["teacher"], "dtype": config["dtype"]}
     guide = population(lambda rngs: models.build_teacher(shape, size, rngs), [config["seed"]])

@@ -215,5 +215,5 @@ def test_a_lent_teachers_tokens_serve_for_the_same_documents(tmp_path, monkeypat
 
 def prepared(config, folder):
     run = Workdir(folder)
-    run.claim(config.to_dict())
+    run.initialize_or_resume(config.to_dict())
     return run_data.prepare(config.to_dict(), run)

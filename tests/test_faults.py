@@ -183,7 +183,7 @@ def test_more_steps_of_the_students_are_trained_and_kept_in_mind(whole, tmp_path
 
 
 def test_the_second_of_two_runs_is_refused(tmp_path):
-    with lock.writing(tmp_path):
+    with lock.hold(tmp_path):
         done = runs.run("distill", runs.SMOKE, f"--workdir={tmp_path}")
     runs.check_refusal(done, f"work folder {tmp_path} is in use by process {os.getpid()} on")
     assert os.listdir(tmp_path) == []

@@ -172,7 +172,7 @@ def read_manifest(path):
 
 
 def read_lock(path):
-    with lock.writing(path.parent):
+    with lock.hold(path.parent):
         pass
 
 
@@ -213,12 +213,14 @@ def wholes(tmp_path_factory):
     run, far = folder / "run", folder / "llama"
     far.mkdir()
     bpe = data.Tokenizer.train(sentences(20), 300)
-    Workdir(run).claim(smoke.get_config().to_dict())
+    Workdir(run).initialize_or_resume(smoke.get_config().to_dict())
     bpe.save(run / "tokenizer.json")
     texts = documents.read([("a", b"some text")]).texts
     corpus = data.Documents.of(dict.fromkeys(documents.SPLITS, texts), [])
     data.tokenize(corpus, bpe)["train"].save(run / "tokens.npz")
-    with trackers.opened(trackers.Stage(run, "student", ["kl"], [0, 1]), [metrics.Curves]) as write:
+    with trackers.open_trackers(
+        trackers.TrackedStage(run, "student", ["kl"], [0, 1]), [metrics.Curves]
+    ) as write:
         write(1, {"loss": np.ones((1, 2))}, 1.0)
     results.write_csv(reporting_cases.frame(losses=("ce", "tv"), seeds=1), run / "results.csv")
     (run / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
@@ -270,7 +272,7 @@ def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):
     config = smoke.get_config()
     config.data.files = f"{texts}/*.txt"
     (tmp_path / "run" / "data" / "incomplete.ABCDEF_1.0.0" / "left").mkdir(parents=True)
-    Workdir(tmp_path / "run").claim(config.to_dict())
+    Workdir(tmp_path / "run").initialize_or_resume(config.to_dict())
     run_data.prepare(config.to_dict(), Workdir(tmp_path / "run"))
     assert os.listdir(tmp_path / "run" / "data") == []
     told = "1 no UTF-8 text (<b>.txt); 1 empty (none.txt)"
@@ -279,7 +281,7 @@ def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):
 
 
 def test_lines_for_people_hold_nothing_that_terminals_obey(capsys):
-    progress.say("\x1b[2J\ud800 [red]é\u202e")
+    progress.log("\x1b[2J\ud800 [red]é\u202e")
     assert capsys.readouterr().err == "\\x1b[2J\\ud800 [red]é\\u202e\n"
 
 

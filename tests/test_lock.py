@@ -11,8 +11,8 @@ from jaxdiv.runs import lock
 from tests import runs
 
 HOLD = """import sys, time
-from jaxdiv.training import lock
-with lock.writing(sys.argv[1]):
+from jaxdiv.runs import lock
+with lock.hold(sys.argv[1]):
     print(flush=True)
     time.sleep(60)
 """
@@ -35,14 +35,14 @@ def test_the_second_is_told_who_is_the_first_and_a_killed_one_is_taken_over(hold
             ValueError,
             match=f"in use by process {holder.pid} on {socket.gethostname()}; wait for it or",
         ),
-        lock.writing(folder),
+        lock.hold(folder),
     ):
         pass
     assert (folder / lock.NAME).exists()
     holder.send_signal(signal.SIGKILL)
     holder.wait(runs.LIMIT)
     assert (folder / lock.NAME).exists()
-    with lock.writing(folder):
+    with lock.hold(folder):
         assert json.loads((folder / lock.NAME).read_text()) == {
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -52,7 +52,7 @@ def test_the_second_is_told_who_is_the_first_and_a_killed_one_is_taken_over(hold
 
 def test_a_host_that_is_gone_is_taken_over_and_told(tmp_path, capsys):
     (tmp_path / lock.NAME).write_text(json.dumps({"host": "elsewhere", "process": 12}))
-    with lock.writing(tmp_path):
+    with lock.hold(tmp_path):
         assert json.loads((tmp_path / lock.NAME).read_text())["host"] == socket.gethostname()
     assert (
         "was in use by process 12 on elsewhere, which holds it no more" in capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_a_host_that_is_gone_is_taken_over_and_told(tmp_path, capsys):
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"host": 3}', "\0" * 10_000, "[" * 10_000])
 def test_what_names_nobody_is_taken_over(tmp_path, left):
     (tmp_path / lock.NAME).write_text(left)
-    with lock.writing(tmp_path):
+    with lock.hold(tmp_path):
         pass
 
 
@@ -73,6 +73,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "linked"):
         with (
             pytest.raises(OSError, match=rf"work folder {folder} can't be written to"),
-            lock.writing(folder),
+            lock.hold(folder),
         ):
             pass

@@ -171,7 +171,7 @@ def test_one_process_that_fails_ends_all_with_its_cause(tmp_path):
     for done in (runs.end(first), runs.end(second)):
         assert done.returncode == 2, done.stderr
         assert "the teacher's loss or gradient is not finite at step" in done.stderr
-    with lock.writing(tmp_path / "held"):
+    with lock.hold(tmp_path / "held"):
         first, second = start_two(tmp_path / "held", texts)
         ends = runs.end(first), runs.end(second)
     cause = f"work folder {tmp_path / 'held'} is in use by process {os.getpid()}"
@@ -222,7 +222,7 @@ def test_a_coordinator_that_is_no_address_is_refused(coordinator):
     with pytest.raises(
         ValueError, match=f"--coordinator must be HOST:PORT or auto, got '{coordinator}'"
     ):
-        processes.begin(coordinator, 2, 1, print)
+        processes.initialize(coordinator, 2, 1, print)
 
 
 def test_a_first_process_that_does_not_come_is_told(monkeypatch):
@@ -230,4 +230,4 @@ def test_a_first_process_that_does_not_come_is_told(monkeypatch):
     with pytest.raises(
         ValueError, match=r"no first process came to --coordinator=localhost:\d+ in 0 s"
     ):
-        processes.begin(f"localhost:{free_port()}", 2, 1, print)
+        processes.initialize(f"localhost:{free_port()}", 2, 1, print)

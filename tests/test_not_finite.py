@@ -23,7 +23,7 @@ def begun(tmp_path):
         {"learning_rate": 1e30, "clip_norm": 0.0, "name": "sgd", "warmup_steps": 1}
     )
     run = Workdir(tmp_path / "run")
-    run.claim(config.to_dict())
+    run.initialize_or_resume(config.to_dict())
     return config.to_dict(), run, run_data.prepare(config.to_dict(), run)
 
 

@@ -169,19 +169,19 @@ def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
     )
     teachers = {"blunt": {"steps": 300}}
     names = read(tmp_path, teachers=teachers, base="adapter1-blunt-corpus-T1", decoded="")
-    study.claim(names)
-    study.claim(other)
-    study.claim(first)  # nothing was made for the others
+    study.initialize_or_resume(names)
+    study.initialize_or_resume(other)
+    study.initialize_or_resume(first)  # nothing was made for the others
     first.teacher_run("flat").add_facts({DATA_READY: ""})
-    study.claim(first)
-    study.claim(more)  # cells alone differ
+    study.initialize_or_resume(first)
+    study.initialize_or_resume(more)  # cells alone differ
     with pytest.raises(
         ValueError, match=r"another config: config.sweep.base is 'adapter1-sharp-corpus-T1' there"
     ):
         study.check(names)
     message = "another config: config.sweep.tuning_steps is 80 there, 50 here; give this one a folder of its own"
     with pytest.raises(ValueError, match=message):
-        study.claim(other)
+        study.initialize_or_resume(other)
 
 
 def test_a_cell_has_its_teacher_and_that_of_its_tuning(tmp_path, monkeypatch):
@@ -236,7 +236,7 @@ def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
         (run.curves / "student.jsonl").write_text(text, encoding="utf-8")
         own = read(tmp_path, losses="kl,tv,rkl").tuning_config("adapter1", rate)
         own["seeds"], own["student"]["steps"], own["student"]["optimizer"]["warmup_steps"] = 1, 8, 0
-        run.claim(own)
+        run.initialize_or_resume(own)
         ends = tuning.at_end(run, own)
         assert set(ends) == {"kl", "tv"}
         files.write_json(run.root / tuning.FILE, ends)

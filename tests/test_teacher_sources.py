@@ -106,7 +106,7 @@ def test_another_weight_is_another_fingerprint(folder, tmp_path):
 def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_path, capsys):
     llama_folders.write(tmp_path / "llama", llama_folders.make_decoder())
     config, run = settle(tmp_path / "llama", tmp_path), Workdir(tmp_path / "run")
-    run.claim(config)
+    run.initialize_or_resume(config)
 
     def damage():
         (run.teacher / "0" / manifests.NAME).unlink()
@@ -128,7 +128,7 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
 
 def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder, tmp_path):
     config, run, mesh = settle(folder, tmp_path), Workdir(tmp_path / "run"), sharding.alone()
-    run.claim(config)
+    run.initialize_or_resume(config)
     teacher._adopt(config, run, mesh)
     first = teacher_sources.find(folder)
     first.tokenizer().save(run.tokenizer)

@@ -166,7 +166,7 @@ def test_the_large_vocabularys_config_trains_in_a_tiny_form(tmp_path):
     config.data.files = f"{runs.write_texts(tmp_path / 'texts')}/*.txt"
     config.teacher.padded_vocabulary = 640
     config, run = config.to_dict(), Workdir(tmp_path / "run")
-    run.claim(config)
+    run.initialize_or_resume(config)
     data = run_data.prepare(config, run)
     frozen = teacher.prepare(config, run, data)
     assert frozen.params["head"].shape == (32, 640)

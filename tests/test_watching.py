@@ -229,8 +229,8 @@ def test_what_is_no_range_of_steps_is_refused(text):
         ValueError,
         match="FIRST:LAST must be" if re.fullmatch(r"\d:\d+", text, re.A) else "it must be",
     ):
-        profiling.steps(text, 12)
-    assert list(profiling.steps("3:5", 5)) == [3, 4, 5]
+        profiling.parse_steps(text, 12)
+    assert list(profiling.parse_steps("3:5", 5)) == [3, 4, 5]
 
 
 def test_a_profile_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, capsys):
@@ -308,11 +308,11 @@ def test_trackers_are_closed_also_when_one_fails(tmp_path):
         def close(self):
             closed.append(self.name)
 
-    stage = trackers.Stage(tmp_path, "student", ["kl"], [3])
+    stage = trackers.TrackedStage(tmp_path, "student", ["kl"], [3])
     numbers = {"loss": np.array([[np.nan]])}
 
     def run():
-        with trackers.opened(stage, [*metrics.BUILT_IN, Noting, Noting]) as write:
+        with trackers.open_trackers(stage, [*metrics.BUILT_IN, Noting, Noting]) as write:
             write(1, numbers, 1.0)
             write(2, numbers, 1.0)
 

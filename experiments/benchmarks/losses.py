@@ -290,13 +290,13 @@ def main(_):
     if OUTPUT.value and os.path.isdir(OUTPUT.value):
         raise ValueError(f"--output={OUTPUT.value} is a folder; give a CSV file")
     for name, reason in left_out.items():
-        cli.say(f"{name} is left out: {reason}")
+        cli.log(f"{name} is left out: {reason}")
     dtype = jnp.dtype(DTYPE.value)
     sizes = {"rows": ROWS.value, "vocabulary": VOCABULARY.value}
     records = []
     for record in measure(losses, libraries, **sizes, dtype=dtype, rounds=ROUNDS.value):
         records.append(record)
-        cli.say(f"measured {record['loss']} of {record['library']}")
+        cli.log(f"measured {record['loss']} of {record['library']}")
     jaxdiv_records = {r["loss"]: r for r in records if r["library"] == "jaxdiv"}
     rows = [row(record, jaxdiv_records[record["loss"]]) for record in records]
     machine = f"{os.cpu_count()} cores, JAX {jax.__version__}"

@@ -85,7 +85,7 @@ def main(_):
     seen: list[tuple[int, int]] = []
     with tempfile.TemporaryDirectory(prefix="jaxdiv-memory-") as name:
         run = Workdir(name)
-        run.claim(config)
+        run.initialize_or_resume(config)
         data = run_data.prepare(config, run)
         guide = teacher.prepare(config, run, data)
         students.train(config, run, data, guide, also=[lambda stage: Memory(seen)])

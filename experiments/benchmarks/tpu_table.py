@@ -112,7 +112,7 @@ def complete(path: str | os.PathLike, cells: Iterable[Cell]) -> dict:
         held = {"versions": versions(), "cells": {}}
     for cell in cells:
         if "steps" not in held["cells"].get(cell.command, {}):
-            cli.say(f"compiling {cell.command}")
+            cli.log(f"compiling {cell.command}")
             held["cells"][cell.command] = compiled(cell)
             files.write_json(path, held)
     return held

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from experiments.common import interrupts, json_logging
 from jaxdiv.runs import processes, progress
-from jaxdiv.runs.progress import say
+from jaxdiv.runs.progress import log
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
 COORDINATOR = flags.DEFINE_string(
@@ -101,12 +101,14 @@ def _as_json():
     """Turns all that Python writes on standard error within the block into events."""
 
     def warn(message, kind, *_):
-        progress.event("warning", text=f"{kind.__name__}: {message}")
+        progress.emit_event("warning", text=f"{kind.__name__}: {message}")
 
     def fail(error):
-        progress.event("warning", text=f"in a thread: {error.exc_type.__name__}: {error.exc_value}")
+        progress.emit_event(
+            "warning", text=f"in a thread: {error.exc_type.__name__}: {error.exc_value}"
+        )
 
-    with progress.told_to(json_logging.emit), warnings.catch_warnings():
+    with progress.redirect_events(json_logging.emit), warnings.catch_warnings():
         warnings.showwarning = warn
         before, threading.excepthook = threading.excepthook, fail
         try:
@@ -129,22 +131,22 @@ def _guarded(main, argv, resumes):
             _join_processes(resumes)
             code = main(argv)
             sys.stdout.flush()  # here a closed pipe can still be caught
-            progress.event("end", code=code or 0)
+            progress.emit_event("end", code=code or 0)
     except BrokenPipeError:
         # `| head` closes the pipe. Python would flush again at its end, and fail with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        progress.event("end", code=CLOSED_PIPE)
+        progress.emit_event("end", code=CLOSED_PIPE)
         sys.exit(CLOSED_PIPE)
     except (KeyboardInterrupt, Exception) as error:
         # A signal inside a callback arrives as the error of the callback's caller.
         if interrupt.signum is not None or isinstance(error, KeyboardInterrupt):
             remedy = "; the same command goes on from what was saved" if resumes else ""
             _fail("interrupted" + remedy, code=128 + (interrupt.signum or signal.SIGINT))
-        processes.heed()
+        processes.check_for_failure()
         if not TRACEBACK.value and isinstance(error, ValueError | OSError):
             _fail(error)
         text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-        if not progress.event("error", text=text, code=UNEXPECTED, traceback=trace):
+        if not progress.emit_event("error", text=text, code=UNEXPECTED, traceback=trace):
             traceback.print_exc()
         processes.fail(text, UNEXPECTED)
         sys.exit(UNEXPECTED)
@@ -161,7 +163,7 @@ def _join_processes(resumes):
     if COORDINATOR.value and not resumes:
         raise ValueError("--coordinator is for what trains; this runs in one process")
     if resumes:
-        processes.begin(COORDINATOR.value, PROCESSES.value, PROCESS.value, _print_error)
+        processes.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value, _print_error)
 
 
 def _libraries_log():
@@ -224,5 +226,5 @@ def _fail(message, code=BAD_INPUT):
 
 def _print_error(text: str, code: int) -> None:
     """Prints the error that ends the process with `code`."""
-    if not progress.event("error", text=text, code=code):
-        say("error: " + text, anyone=True)
+    if not progress.emit_event("error", text=text, code=code):
+        log("error: " + text, anyone=True)

@@ -79,7 +79,7 @@ def _tell_lost(run, found):
         if seed not in kept
     ]
     if lost:
-        cli.say(f"not finite, left out of the table of {run.root}: {', '.join(lost)}")
+        cli.log(f"not finite, left out of the table of {run.root}: {', '.join(lost)}")
 
 
 def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.PurePath) -> None:

@@ -26,7 +26,7 @@ def profiled_steps(total: int) -> range:
     if PROFILE.value is None:
         return range(0)
     try:
-        return profiling.steps(PROFILE.value, total)
+        return profiling.parse_steps(PROFILE.value, total)
     except ValueError as error:
         raise ValueError(f"--profile: {error}") from None
 

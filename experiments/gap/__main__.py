@@ -51,12 +51,12 @@ def main(_):
     found = causes.read(text, config)
     mesh = sharding.make(config)
     profile, also = watch_flags.profiled_steps(config["student"]["steps"]), watch_flags.trackers()
-    with lock.writing(workdir.root):
+    with lock.hold(workdir.root):
         study.check(
             workdir, found
         )  # before the folder takes a config that differs in what may change
-        workdir.claim(config)
-        study.claim(workdir, found)
+        workdir.initialize_or_resume(config)
+        study.initialize_or_resume(workdir, found)
         try:
             data = run_data.prepare(config, workdir)
             guide = teacher.prepare(config, workdir, data, also=also)
@@ -71,7 +71,7 @@ def main(_):
                 also=also,
             )
         except loop.Stopped as stopped:
-            cli.say(f"{stopped}; the same command goes on from there")
+            cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
             _report(*made, workdir.root)
@@ -94,7 +94,7 @@ def _report(rows, acceptance, folder):
         print(report.markdown(frame), end="")
     else:
         cli.console(150).print(report.rich_table(frame))
-    cli.say(f"\nEverything lies in {folder}: {report.FILE}, {report.ACCEPTANCE} and two pictures")
+    cli.log(f"\nEverything lies in {folder}: {report.FILE}, {report.ACCEPTANCE} and two pictures")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _with_own_teachers(trainer, text, own, corpus, mesh):
             _measured(config, guide, group, _contexts(config, corpus, guide, mesh), mesh)[text]
         )
         quality.append(f"{teacher.nats_a_byte(config, corpus, guide, mesh):.2f}")
-    progress.say(f"{text} left teachers of {', '.join(quality)} nats a byte")
+    progress.log(f"{text} left teachers of {', '.join(quality)} nats a byte")
     known = next((part for part in parts if part), {})
     return {
         text: {

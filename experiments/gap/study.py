@@ -35,7 +35,7 @@ def check(workdir: Workdir, causes: Sequence[Cause]) -> None:
         )
 
 
-def claim(workdir: Workdir, causes: Sequence[Cause]) -> None:
+def initialize_or_resume(workdir: Workdir, causes: Sequence[Cause]) -> None:
     """Keeps which students the folder trains, for `check`."""
     if processes.is_first():
         files.write_json(workdir.root / _ARMS, _names(causes))
@@ -75,7 +75,7 @@ def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
         dead = [
             f"{every[i].text} (seed {seeds[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)
         ]
-        progress.say(
+        progress.log(
             f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red"
         )
 

@@ -76,12 +76,12 @@ def main(_):
         )
     sharding.make(made.config)  # which refuses what this machine has not
     also = watch_flags.trackers()
-    with lock.writing(made.root):
-        study.claim(made)
+    with lock.hold(made.root):
+        study.initialize_or_resume(made)
         try:
             study.run(made, cells, also=also)
         except loop.Stopped as stopped:
-            cli.say(f"{stopped}; the same command goes on from there")
+            cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
             _report(made, cells)
@@ -135,7 +135,7 @@ def _report(made, cells):
             sep="\n",
             markup=False,
         )
-    cli.say(f"\nEverything lies in {made.root}: {', '.join(report.FILES)} and pictures")
+    cli.log(f"\nEverything lies in {made.root}: {', '.join(report.FILES)} and pictures")
 
 
 def _keys(measured):

@@ -24,7 +24,7 @@ def begin(
       ValueError: the run has other data, or other tokens of it, than the teacher of the base.
     """
     config = teacher.resolve(config, run, typed={})
-    run.claim(config)
+    run.initialize_or_resume(config)
     data = run_data.prepare(config, run)
     _refuse_other_data(run, plan.teacher_run(plan.cells[0].teacher))
     return config, data, teacher.prepare(config, run, data, **watched)

@@ -48,10 +48,10 @@ def check(plan: Plan) -> None:
             )
 
 
-def claim(plan: Plan) -> None:
+def initialize_or_resume(plan: Plan) -> None:
     """Begins a sweep in its folder, or goes on with it, as `check` allows."""
     check(plan)
-    processes.meet("sweep read")  # by all, before the first writes
+    processes.barrier("sweep read")  # by all, before the first writes
     if processes.is_first():
         files.write_json(plan.root / FILE, plan.whole())
 
@@ -70,7 +70,7 @@ def run(plan: Plan, cells: Sequence[Cell], **watched: Any) -> None:
     Raises:
       loop.Stopped: a signal came in training; the step under way was finished and saved.
     """
-    left = [cell for cell in cells if not processes.from_first(is_done(plan, cell))]
+    left = [cell for cell in cells if not processes.broadcast_from_first(is_done(plan, cell))]
     for name in plan.teachers(left) if left else ():
         teachers.prepare(plan, name, **watched)
     rates = {
@@ -81,7 +81,7 @@ def run(plan: Plan, cells: Sequence[Cell], **watched: Any) -> None:
     going = pace.Pace([pace.seconds(plan, cell, decoded=cell in decoded) for cell in left])
     for cell in left:
         begun = plan.cell_run(cell).students.exists()  # of which only the rest is timed
-        with going.part(whole=not begun), progress.place(cell=cell.name):
+        with going.part(whole=not begun), progress.event_fields(cell=cell.name):
             _tell(plan, cell, cells, going.left())
             _run_cell(
                 plan, cell, rates[plan.tuned_as(cell)], decoded=cell in decoded, watched=watched
@@ -92,7 +92,7 @@ def run(plan: Plan, cells: Sequence[Cell], **watched: Any) -> None:
 def _tell(plan, cell, cells, minutes):
     number, count = cells.index(cell) + 1, len(plan.losses) * plan.config["seeds"]
     what = f"cell {number} of {len(cells)}, {cell.name}: {count} students"
-    progress.say(f"{what}, about {max(1, round(minutes))} min left", style="bold")
+    progress.log(f"{what}, about {max(1, round(minutes))} min left", style="bold")
 
 
 def _run_cell(plan, cell, rates, *, decoded, watched):
@@ -103,4 +103,4 @@ def _run_cell(plan, cell, rates, *, decoded, watched):
     if processes.is_first():
         run_results.write([place], measured, output=place.root)
         sums.write(place.root / sums.FILE, measured[0])  # last, as it says that all is there
-    processes.meet(f"measured {cell.name}")
+    processes.barrier(f"measured {cell.name}")

@@ -27,13 +27,13 @@ def prepare(plan: Plan, name: str, **watched: Any) -> None:
     `watched` is what `loop.run_stage` takes of `profile` and `also`.
     """
     run = plan.teacher_run(name)
-    if not processes.from_first(ENTROPY in run.facts()):
-        with progress.place(teacher=name):
+    if not processes.broadcast_from_first(ENTROPY in run.facts()):
+        with progress.event_fields(teacher=name):
             config, data, guide = runs.begin(plan, run, plan.teacher_config(name), **watched)
             run.add_facts({ENTROPY: round(entropy(config, data, guide, sharding.make(config)), 4)})
-            processes.meet(f"teacher {name}")
+            processes.barrier(f"teacher {name}")
     facts = run.facts()
-    progress.say(
+    progress.log(
         f"teacher {name}: entropy {facts[ENTROPY]} nats a token, {facts[teacher.QUALITY]} nats a byte"
     )
 

@@ -27,12 +27,12 @@ def rates(plan: Plan, student: str, **watched: Any) -> dict[str, float]:
     reached = {}
     for rate in plan.sweep["rates"]:
         run = plan.tuning_run(student, rate)
-        with progress.place(tuning=run.root.name):
+        with progress.event_fields(tuning=run.root.name):
             reached[rate] = _reached(plan, run, plan.tuning_config(student, rate), watched)
     made = best(reached, plan.losses)
     ends = [loss for loss, rate in made.items() if rate in (min(reached), max(reached))]
     told = ", ".join(f"{loss} {rate:g}" for loss, rate in made.items())
-    progress.say(
+    progress.log(
         f"learning rates of {student}: {told}; at an end of those tried: {', '.join(ends) or 'none'}"
     )
     return made
@@ -52,12 +52,12 @@ def best(reached: Reached, losses: list[str]) -> dict[str, float]:
 def _reached(plan, run: Workdir, config, watched):
     """Loss to acceptance on the validation batch at the end of a short run."""
     path = run.root / FILE
-    if not processes.from_first(path.exists()):
+    if not processes.broadcast_from_first(path.exists()):
         config, data, guide = runs.begin(plan, run, config)
         students.train(config, run, data, guide, **watched)
         if processes.is_first():
             files.write_json(path, at_end(run, config))
-        processes.meet(f"tuned {run.root.name}")
+        processes.barrier(f"tuned {run.root.name}")
     return read(run, plan.losses)
 
 

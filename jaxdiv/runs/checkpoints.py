@@ -13,7 +13,7 @@ from orbax.checkpoint import args as ocp_args
 
 from jaxdiv import files
 from jaxdiv.runs import manifests, processes, step_folders
-from jaxdiv.runs.progress import event
+from jaxdiv.runs.progress import emit_event
 
 STATE, PROGRESS = "state", "progress.json"
 
@@ -51,7 +51,7 @@ class Checkpoints:
         if not read_only:
             if processes.is_first():
                 self._steps.open()
-            processes.meet(f"{self.folder} open")
+            processes.barrier(f"{self.folder} open")
         self._read_only = read_only
         self._faults: dict[int, str | None] = {}
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
@@ -65,7 +65,7 @@ class Checkpoints:
         try:
             self.wait()
             if error is None and not self._read_only:
-                processes.meet(f"{self.folder} saved")
+                processes.barrier(f"{self.folder} saved")
         finally:
             self._worker.shutdown()
             self._orbax.close()
@@ -73,7 +73,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest whole step; None if there is none. Of several processes the first looks."""
         found = self._latest() if processes.is_first() else None
-        found = processes.from_first(-1 if found is None else found)
+        found = processes.broadcast_from_first(-1 if found is None else found)
         return None if found < 0 else found
 
     def _latest(self):
@@ -98,7 +98,7 @@ class Checkpoints:
         """
         self.wait()
         with self._saves(step):
-            if not processes.from_first(processes.is_first() and self._makes_place(step)):
+            if not processes.broadcast_from_first(processes.is_first() and self._makes_place(step)):
                 return
             self._orbax.save(
                 self._steps.draft(step) / STATE, args=ocp_args.PyTreeSave(_by_name(tree))
@@ -134,7 +134,7 @@ class Checkpoints:
             self._steps.commit(step)
             self._faults[step] = None
             self._prune(step)
-        event("checkpoint", step=step, path=str(self._path(step)))
+        emit_event("checkpoint", step=step, path=str(self._path(step)))
 
     @contextlib.contextmanager
     def _saves(self, step):

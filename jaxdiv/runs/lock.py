@@ -15,7 +15,7 @@ NAME = "lock.json"
 
 
 @contextlib.contextmanager
-def writing(folder: str | os.PathLike) -> Iterator[None]:
+def hold(folder: str | os.PathLike) -> Iterator[None]:
     """Makes `folder` if need be and holds it, alone, for the block.
 
     The system ends the lock with the process, even one that is killed, and what that one left of
@@ -32,7 +32,7 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
         yield
         return
     try:
-        release = _name(folder) if files.in_bucket(folder) else _hold(folder)
+        release = _name(folder) if files.in_bucket(folder) else _lock_folder(folder)
     except OSError as error:
         raise OSError(
             f"work folder {folder} can't be written to: {error.strerror or error}"
@@ -47,11 +47,11 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
 def _name(folder):
     """A bucket has no locks: this process is named there, and the one that was is told."""
     path = folder / NAME
-    progress.say(
+    progress.log(
         f"work folder {folder} is in a bucket, which keeps no second run out: see to it that there is none"
     )
     if path.exists():
-        progress.say(
+        progress.log(
             f"{path} names {_named(path.read_bytes())[0]}, which was killed or still writes there"
         )
     files.write_json(
@@ -60,7 +60,7 @@ def _name(folder):
     return lambda: None
 
 
-def _hold(folder):
+def _lock_folder(folder):
     """Locks the folder; gives what ends that."""
     folder.mkdir(parents=True, exist_ok=True)
     file = _locked(folder)
@@ -97,7 +97,7 @@ def _take(folder, file):
     if host not in (None, socket.gethostname()):
         # As after a machine that was taken away; a file system without locks between hosts would
         # look alike.
-        progress.say(
+        progress.log(
             f"work folder {folder} was in use by {words}, which holds it no more: going on here"
         )
     os.ftruncate(file, 0)

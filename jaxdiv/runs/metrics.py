@@ -15,7 +15,7 @@ from tensorboardX.summary import scalar
 
 from jaxdiv import files
 from jaxdiv.runs import progress
-from jaxdiv.runs.trackers import Stage
+from jaxdiv.runs.trackers import TrackedStage
 
 CURVE_COLUMNS = ["step", "loss", "seed", "metric", "value"]
 
@@ -28,7 +28,7 @@ class Curves:
     Raises OSError, here and in `write`, if the folder can't be written to.
     """
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: TrackedStage):
         self._stage = stage
         path = stage.folder / f"{stage.name}.jsonl"
         kept = [line for line, record in _records(path) if record["step"] <= stage.done]
@@ -51,7 +51,7 @@ class Board:
     """An event file of TensorBoard. tensorboardX's own SummaryWriter waits for ever once its thread
     met a full disk."""
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: TrackedStage):
         self._stage = stage
         folder = stage.folder / "tensorboard" / stage.name
         with _writing(stage.folder):
@@ -82,7 +82,7 @@ class Board:
 class Events:
     """An event `metrics` at each measurement, where a machine reads along."""
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: TrackedStage):
         self._stage = stage
 
     def write(
@@ -94,7 +94,7 @@ class Events:
                 "students": self._stage.by_loss(students),
                 "clock": dict(clock),
             }
-            progress.event("metrics", step=step, **told)
+            progress.emit_event("metrics", step=step, **told)
 
     def close(self) -> None:
         pass

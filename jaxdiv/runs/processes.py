@@ -27,7 +27,7 @@ _COME = 300  # seconds in which the first process must come
 _PATIENCE = 5000  # ms that a process that failed waits for each of the others to hear of it
 
 
-def begin(coordinator: str, count: int, number: int, tell: Callable[[str, int], None]) -> None:
+def initialize(coordinator: str, count: int, number: int, tell: Callable[[str, int], None]) -> None:
     """Joins the other processes, before any device is used: those named, or those that a TPU slice
     has.
 
@@ -91,49 +91,53 @@ def _on_tpu():
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
-def are_several() -> bool:
+def is_multiprocess() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
     """Whether this process speaks and writes."""
-    return not are_several() or jax.process_index() == 0
+    return not is_multiprocess() or jax.process_index() == 0
 
 
-def meet(what: str) -> None:
+def barrier(what: str) -> None:
     """Waits until all processes have come to `what`."""
-    if are_several():
+    if is_multiprocess():
         multihost_utils.sync_global_devices(what)
 
 
-def largest(value: int) -> int:
+def maximum(value: int) -> int:
     """The largest of what each process gives."""
     return (
-        int(np.max(multihost_utils.process_allgather(np.int32(value)))) if are_several() else value
+        int(np.max(multihost_utils.process_allgather(np.int32(value))))
+        if is_multiprocess()
+        else value
     )
 
 
-def from_first(value: int) -> int:
+def broadcast_from_first(value: int) -> int:
     """What the first process gives."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if are_several() else value
+    return (
+        int(multihost_utils.broadcast_one_to_all(np.int32(value))) if is_multiprocess() else value
+    )
 
 
-def fields() -> dict[str, int]:
+def event_fields() -> dict[str, int]:
     """What an event says of the process that tells it: its number as `process`, or nothing where it
     is alone."""
-    return {"process": jax.process_index()} if are_several() else {}
+    return {"process": jax.process_index()} if is_multiprocess() else {}
 
 
-def heed() -> None:
+def check_for_failure() -> None:
     """After an error that may be another's, whose own cause then comes within this time and ends
     this process."""
-    if are_several():
+    if is_multiprocess():
         time.sleep(3 * _SECONDS)
 
 
 def fail(cause: str, code: int) -> None:
     """Ends this process and all others, whose cause is this one's; alone it does nothing."""
-    if are_several():
+    if is_multiprocess():
         told = {
             "process": jax.process_index(),
             "host": socket.gethostname(),

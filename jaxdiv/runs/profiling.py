@@ -11,7 +11,7 @@ from jaxdiv import files
 from jaxdiv.runs import progress
 
 
-def steps(text: str, total: int) -> range:
+def parse_steps(text: str, total: int) -> range:
     """The steps that `FIRST:LAST` names, both included.
 
     Raises:
@@ -45,7 +45,7 @@ class Trace:
         if self._steps:
             self._cache.local.mkdir(exist_ok=True)
         if left_out := len(steps) - len(self._steps):
-            progress.say(
+            progress.log(
                 f"{left_out} of the {len(steps)} steps to profile were trained before and are left out"
             )
 
@@ -78,6 +78,6 @@ class Trace:
             jax.profiler.stop_trace()
             self._cache.send()
         except (jax.errors.JaxRuntimeError, OSError) as error:
-            progress.say(f"the profile can't be written to {self._folder}: {error}")
+            progress.log(f"the profile can't be written to {self._folder}: {error}")
         else:
-            progress.say(f"profiled, see {self._folder}")
+            progress.log(f"profiled, see {self._folder}")

@@ -27,7 +27,7 @@ _place: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
-def told_to(emit: Callable[..., None]) -> Iterator[None]:
+def redirect_events(emit: Callable[..., None]) -> Iterator[None]:
     """All that the block would show is calls `emit(event, **fields)` of plain values."""
     global _emit, _place
     _emit, _place = emit, {}
@@ -38,7 +38,7 @@ def told_to(emit: Callable[..., None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def place(**fields: Any) -> Iterator[None]:
+def event_fields(**fields: Any) -> Iterator[None]:
     """Events of the block, and that of the error that ends it, have these fields, too."""
     global _place
     before, _place = _place, {**_place, **fields}
@@ -46,15 +46,15 @@ def place(**fields: Any) -> Iterator[None]:
     _place = before
 
 
-def event(name: str, **fields: Any) -> bool:
+def emit_event(name: str, **fields: Any) -> bool:
     """Tells who is told events; whether there is anybody."""
     if _emit is None:
         return False
-    _emit(name, **{**processes.fields(), **_place, **fields})
+    _emit(name, **{**processes.event_fields(), **_place, **fields})
     return True
 
 
-def say(text: str, style: str | None = None, *, anyone: bool = False) -> None:
+def log(text: str, style: str | None = None, *, anyone: bool = False) -> None:
     """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is
     written out.
 
@@ -63,7 +63,7 @@ def say(text: str, style: str | None = None, *, anyone: bool = False) -> None:
     if not (anyone or processes.is_first()):
         return
     printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    if not event("line", text=printable.strip()):
+    if not emit_event("line", text=printable.strip()):
         Console(stderr=True, highlight=False, soft_wrap=True).print(
             printable, markup=False, style=style
         )
@@ -85,23 +85,23 @@ def bar(
 ) -> Iterator[Callable[[], None]]:
     """Yields a function that advances the bar by one; `tokens` is what one of its `unit`s holds,
     for the rate."""
-    with place(stage=name, step=done):
+    with event_fields(stage=name, step=done):
         yield from _events(total, unit) if _emit else _bar(name, total, done, unit, tokens)
 
 
 def _events(total, unit):
-    event("progress", of=total, unit=unit)
+    emit_event("progress", of=total, unit=unit)
     told = time.monotonic()
 
     def advance():
         nonlocal told
         _place["step"] += 1
         if time.monotonic() - told >= _PAUSE:
-            event("progress", of=total, unit=unit)
+            emit_event("progress", of=total, unit=unit)
             told = time.monotonic()
 
     yield advance
-    event("progress", of=total, unit=unit)
+    emit_event("progress", of=total, unit=unit)
 
 
 def _bar(name, total, done, unit, tokens):

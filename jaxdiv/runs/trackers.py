@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class TrackedStage:
     """A stage of training as it begins or goes on.
 
     Attributes:
@@ -81,8 +81,8 @@ class Tracker(Protocol):
 
 
 @contextlib.contextmanager
-def opened(
-    stage: Stage, makers: Sequence[Callable[[Stage], Tracker]]
+def open_trackers(
+    stage: TrackedStage, makers: Sequence[Callable[[TrackedStage], Tracker]]
 ) -> Iterator[Callable[..., None]]:
     """Yields `write(step, students, seconds)`, which tells a tracker of each maker what
     `Tracker.write` takes."""

@@ -29,7 +29,7 @@ PACKAGES = (
 # The fact that is written once the data lies in the folder; before it, no work is lost by another
 # config.
 DATA_READY = "data fingerprint"
-GONE_ON = "gone on with"
+RESUMED_WITH = "gone on with"
 
 
 class ConfigDiffers(ValueError):
@@ -81,7 +81,7 @@ class Workdir:
             raise ValueError(f"{self._config}: {error}") from None
         return config
 
-    def claim(self, config: Mapping) -> None:
+    def initialize_or_resume(self, config: Mapping) -> None:
         """Begins a run, or goes on in one of the same config, but for what `config.may_change`.
 
         What of that bears on results, and other versions of the code, are said and kept among the
@@ -92,14 +92,14 @@ class Workdir:
           ConfigDiffers: it is a run of another config.
         """
         if processes.is_first():
-            self._claim(config)
-        processes.meet("claim")
+            self._initialize(config)
+        processes.barrier("claim")
         if not self._config.is_file():
             raise ValueError(
                 f"{self.root} is not one folder for all processes; give a path that all of them share"
             )
 
-    def _claim(self, config):
+    def _initialize(self, config):
         begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
         if self._config.exists() and begun:
             self._go_on(self.config(), config)
@@ -130,14 +130,14 @@ class Workdir:
             self._note(f"{name} {here} in place of {there}")
 
     def _note(self, text):
-        notes = str(self.facts().get(GONE_ON, "")).split("; ")
+        notes = str(self.facts().get(RESUMED_WITH, "")).split("; ")
         if text not in notes:
-            progress.say(f"{self.root} goes on with {text}")
+            progress.log(f"{self.root} goes on with {text}")
             files.write_json(
-                self._facts, {**self.facts(), GONE_ON: "; ".join([*filter(None, notes), text])}
+                self._facts, {**self.facts(), RESUMED_WITH: "; ".join([*filter(None, notes), text])}
             )
 
-    def keep_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.PurePath:
+    def save_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.PurePath:
         """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its
         path."""
         path = self.root / "not_finite.npz"
@@ -148,7 +148,7 @@ class Workdir:
                     step=step,
                     **{name: np.asarray(values) for name, values in batch.items()},
                 )
-        processes.meet("batch kept")  # before any of them ends the others
+        processes.barrier("batch kept")  # before any of them ends the others
         return path
 
     def facts(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Interrupt:
         if self.signum is not None:
             os._exit(128 + signum)
         self.signum = signum
-        progress.say("finishing this step, then saving; once more to end at once")
+        progress.log("finishing this step, then saving; once more to end at once")
 
 
 def run_stage(
@@ -67,7 +67,7 @@ def run_stage(
     begin: Callable[[], TrainState],
     batches: Iterator,
     profile: range = range(0),
-    also: Sequence[Callable[[trackers.Stage], trackers.Tracker]] = (),
+    also: Sequence[Callable[[trackers.TrackedStage], trackers.Tracker]] = (),
     **fit_arguments: Any,
 ) -> TrainState:
     """Runs `fit` for the config's `stage` between its bar, its trackers and its checkpoints in
@@ -86,7 +86,7 @@ def run_stage(
     )
     rates = np.stack([learning_rate(own, steps)(jnp.arange(steps)) for own in optimizers], axis=1)
     with (
-        progress.place(stage=stage),
+        progress.event_fields(stage=stage),
         Checkpoints(
             folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]
         ) as checkpoints,
@@ -98,11 +98,13 @@ def run_stage(
         trace = profiling.Trace(workdir.root / "profile", stage, traced, done=done)
         if done == steps:
             return state
-        seen = trackers.Stage(
+        seen = trackers.TrackedStage(
             curves.local, stage, names, seeds, done, steps, config["log"]["every"], per_step
         )
         with (
-            trackers.opened(seen, [*BUILT_IN, *also] if processes.is_first() else []) as write,
+            trackers.open_trackers(
+                seen, [*BUILT_IN, *also] if processes.is_first() else []
+            ) as write,
             progress.bar(stage, steps, done=done, tokens=per_step) as advance,
             trace,
         ):
@@ -127,7 +129,7 @@ def _restore(checkpoints, begin, mesh, batches):
     there is none."""
     latest = checkpoints.latest()
     for fault in checkpoints.damaged():
-        progress.say(f"{fault}; going on from step {latest or 0}")
+        progress.log(f"{fault}; going on from step {latest or 0}")
     if latest is None:
         return begin()
     # Of its shapes alone: two states at once may be more than there is room for.
@@ -144,7 +146,7 @@ def fit(
     teacher: Any,
     batches: Iterator,
     spread: Callable[[Mapping], Mapping],
-    stage: trackers.Stage,
+    stage: trackers.TrackedStage,
     rates: np.ndarray,
     checkpoints: Checkpoints,
     write: Callable[[int, Mapping, float], None],
@@ -162,7 +164,7 @@ def fit(
       batches: a Grain iterator, at the state's step.
       spread: puts a batch where the step has it.
       rates: [steps, losses], the learning rates of each of the stage's steps.
-      write: of `trackers.opened`.
+      write: of `trackers.open_trackers`.
       send: called before each checkpoint, which goes on after what `write` was told.
       advance: called once a step.
       tracing: gives the context of the step of a number.
@@ -196,7 +198,7 @@ def fit(
                 seconds,
             )
             advance()
-            signum = processes.largest(interrupt.signum or 0)
+            signum = processes.maximum(interrupt.signum or 0)
             if number % checkpoints.every == 0 or number == stage.steps or signum:
                 send()
                 checkpoints.save(number, state, {"batches": batches.get_state()})

@@ -155,7 +155,7 @@ def prepare(config: Mapping, workdir: Workdir) -> RunData:
     """
     if processes.is_first() and DATA_READY not in workdir.facts():
         (_make_gallery if run_config.of_images(config) else _make)(config, workdir)
-    processes.meet("data")
+    processes.barrier("data")
     return load(workdir)
 
 
@@ -272,7 +272,7 @@ def _make(config, workdir):
         }
     )
     if documents.counts["unreadable"]:
-        progress.say(f"left out of the data: {documents.left_out}")
+        progress.log(f"left out of the data: {documents.left_out}")
 
 
 def _tokens(documents, tokenizer, donor):

@@ -140,7 +140,7 @@ def train(
 
     def report_diverged(number, alive, batch):
         if not taught_finite(teacher.params, batch):
-            kept = workdir.keep_batch(number, rows.whole(batch))
+            kept = workdir.save_batch(number, rows.whole(batch))
             raise ValueError(
                 f"what the teacher says is not finite at step {number}, whose batch is kept in {kept}; give another "
                 f"teacher, or `config.dtype` float32"
@@ -149,7 +149,7 @@ def train(
             f"{losses[i].text} (seed {seeds(config)[j]})"
             for i, j in zip(*np.nonzero(~alive), strict=True)
         ]
-        progress.say(
+        progress.log(
             f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red"
         )
 

@@ -57,7 +57,7 @@ def resolve(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> d
         changed += [f"{key}={theirs}"] if ours != theirs else []
     run_config.check(settled)
     if changed:
-        progress.say(f"the teacher of {path} has {', '.join(changed)}, in place of the config's")
+        progress.log(f"the teacher of {path} has {', '.join(changed)}, in place of the config's")
     return settled
 
 
@@ -94,9 +94,9 @@ def prepare(config: Mapping, workdir: Workdir, corpus: RunData, **watched: Any) 
         _train(config, workdir, corpus, mesh, watched)
     teacher = restore(config, workdir, corpus.vocab_size, mesh)
     fact, measured = quality(config), accuracy if run_config.of_images(config) else nats_a_byte
-    if processes.from_first(fact not in workdir.facts()):
+    if processes.broadcast_from_first(fact not in workdir.facts()):
         workdir.add_facts({fact: round(measured(config, corpus, teacher, mesh), 4)})
-        processes.meet("teacher measured")
+        processes.barrier("teacher measured")
     return teacher
 
 
@@ -153,7 +153,7 @@ def _adopt(config, workdir, mesh):
     with Checkpoints(workdir.teacher) as checkpoints:
         if checkpoints.latest() is None:
             for fault in checkpoints.damaged():
-                progress.say(f"{fault}; taking the teacher over again")
+                progress.log(f"{fault}; taking the teacher over again")
             donor = teacher_sources.find(config["teacher"]["checkpoint"])
             teacher_sources.check_same_source(donor, workdir.facts())
             workdir.add_facts(donor.facts())
@@ -179,7 +179,7 @@ def _train(config, workdir, corpus, mesh, watched):
     def report_diverged(number, _, batch):
         raise ValueError(
             f"the teacher's loss or gradient is not finite at step {number}, whose batch is kept in "
-            f"{workdir.keep_batch(number, rows.whole(batch))}; lower `config.teacher.optimizer.learning_rate`"
+            f"{workdir.save_batch(number, rows.whole(batch))}; lower `config.teacher.optimizer.learning_rate`"
         )
 
     loop.run_stage(

@@ -31,6 +31,6 @@ def profiled_steps(total: int) -> range:
         raise ValueError(f"--profile: {error}") from None
 
 
-def trackers() -> Sequence[Callable[[run_trackers.Stage], run_trackers.Tracker]]:
+def trackers() -> Sequence[Callable[[run_trackers.TrackedStage], run_trackers.Tracker]]:
     """Returns the classes that --trackers names. Raises ValueError for an unknown one."""
     return [import_by_path.find(text, flag="trackers", kind="class") for text in TRACKERS.value]

@@ -1,8 +1,7 @@
-"""The losses as others offer them, or as one would write them in a line: peers to be timed and
-checked against.
+"""Peers to time and check losses against: other libraries' losses, and those one writes in a line.
 
 A peer takes student logits [N, V] in float32 or float64 and teacher logits [N, V], or labels [N]
-for `ce_data`, and gives one value a row. Losses go by their full names; parameters are at jaxdiv's
+for `ce_data`, and returns one value a row. Losses go by their full names; parameters have jaxdiv's
 defaults.
 """
 
@@ -50,7 +49,7 @@ def _jaxdiv():
 
 
 def _jnp():
-    """What one writes with jax.nn.log_softmax and no further thought."""
+    """The losses as one writes them with jax.nn.log_softmax."""
     log_softmax, softmax = jax.nn.log_softmax, jax.nn.softmax
 
     def forward_kl(s, t):
@@ -196,7 +195,7 @@ def _torch():
         ),
         "reverse_kl": lambda s, t: forward_kl(t, s),
         "skew_kl": skew_kl,
-        "skew_reverse_kl": lambda s, t, **given: skew_kl(t, s, **given),
+        "skew_reverse_kl": lambda s, t, **options: skew_kl(t, s, **options),
         "squared_hellinger": lambda s, t: (
             0.5 * (softmax(s).sqrt() - softmax(t).sqrt()).square().sum(-1)
         ),

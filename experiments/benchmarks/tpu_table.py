@@ -1,12 +1,11 @@
-"""The table of docs/tpu.md: what training students takes of TPU slices that are not there, and what
-it could reach.
+"""The table of docs/tpu.md: what training students takes of TPU slices that are not there.
 
   pip install -e '.[train,tpu]'
   python -m experiments.benchmarks.tpu_table --records=tpu.json
 
 Each cell is a run of `experiments.compile`, one after the other; those of an 8 B teacher take
-minutes. What is compiled stays in the file, by which the same command goes on, and prints all of it
-as Markdown.
+minutes. The file keeps what is compiled; the same command goes on from it, and prints all of it as
+Markdown.
 """
 
 from experiments.common import startup
@@ -21,12 +20,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from absl import flags
 
 from experiments.common import cli
-from experiments.tpu import steps
+from experiments.tpu.steps import STUDENT
 from jaxdiv import files
 
 RECORDS = flags.DEFINE_string("records", "tpu.json", "The JSON file of what is compiled.")
@@ -35,7 +34,7 @@ _COLUMNS = (
     *("config", "slice", "chips", "data × fsdp", "rows, tokens a chip", "fits", "GB a chip", "of"),
     *("least ms", "k tokens/s", "a chip", "bound by", "products", "HBM", "links"),
 )
-_LEFT = 2  # columns of text
+_TEXT_COLUMNS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Cell:
     def command(self) -> str:
         """Arguments of experiments.compile, by which the cell is known."""
         return (
-            f"--config={self.config} --topology={self.topology} --steps={steps.STUDENT} --config.mesh.data=-1 "
+            f"--config={self.config} --topology={self.topology} --steps={STUDENT} --config.mesh.data=-1 "
             f"--config.mesh.fsdp={self.fsdp} --config.student.batch_size={self.rows * self.chips}"
         )
 
@@ -82,117 +81,92 @@ CELLS = (
 
 
 def versions() -> dict[str, str]:
-    """Of what compiles."""
+    """Returns the versions of the packages that compile."""
     return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
 def compiled(cell: Cell) -> dict:
-    """What `experiments.compile --json` has of the cell, or what hindered it, as `error`."""
+    """Returns what `experiments.compile --json` writes of the cell, or the reason as `error`."""
     with tempfile.TemporaryDirectory() as folder:
-        output = pathlib.Path(folder, "found.json")
-        command = [
-            sys.executable,
-            "-m",
-            "experiments.compile",
-            *cell.command.split(),
-            f"--json={output}",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        output = pathlib.Path(folder, "record.json")
+        program = [sys.executable, "-m", "experiments.compile"]
+        command = [*program, *cell.command.split(), f"--json={output}"]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         if output.exists():
             return files.read_json(output)
-        said = done.stderr.strip().splitlines() or ["nothing said"]
-        return {"error": f"exit code {done.returncode}: {said[-1]}"}
+        messages = process.stderr.strip().splitlines() or ["no message"]
+        return {"error": f"exit code {process.returncode}: {messages[-1]}"}
 
 
 def complete(path: str | os.PathLike, cells: Iterable[Cell]) -> dict:
-    """The file's records, each cell that lacks in it compiled and written first. Other versions'
-    are made anew."""
-    held = files.read_json(path) if os.path.exists(path) else {}
-    if held.get("versions") != versions():
-        held = {"versions": versions(), "cells": {}}
+    """Returns the file's records after compiling and writing the cells that it lacks.
+
+    Records of other versions are compiled again.
+    """
+    records = files.read_json(path) if os.path.exists(path) else {}
+    if records.get("versions") != versions():
+        records = {"versions": versions(), "cells": {}}
     for cell in cells:
-        if "steps" not in held["cells"].get(cell.command, {}):
+        if "steps" not in records["cells"].get(cell.command, {}):
             cli.log(f"compiling {cell.command}")
-            held["cells"][cell.command] = compiled(cell)
-            files.write_json(path, held)
-    return held
+            records["cells"][cell.command] = compiled(cell)
+            files.write_json(path, records)
+    return records
 
 
-def table(held: Mapping, cells: Iterable[Cell]) -> str:
-    """Markdown: versions, a row a cell, what hindered those that have none, and what more chips
-    bring."""
-    made = {cell: held["cells"].get(cell.command, {"error": "not compiled"}) for cell in cells}
-    rule = ["---" if i < _LEFT else "---:" for i in range(len(_COLUMNS))]
-    lines = [", ".join(f"{name} {version}" for name, version in held["versions"].items()), ""]
-    lines += [
-        _line(_COLUMNS),
-        _line(rule),
-        *(_line(_row(cell, found)) for cell, found in made.items()),
-        "",
-    ]
-    lines += [
-        f"Not compiled: `{cell.command}`: {found['error']}"
-        for cell, found in made.items()
-        if "error" in found
-    ]
-    return "\n".join(
-        [*lines, *_growths({cell: found for cell, found in made.items() if _seconds(found)})]
-    )
+def table(records: Mapping, cells: Iterable[Cell]) -> str:
+    """Returns Markdown: versions, a row a cell, errors, and what more chips bring."""
+    entries = {c: records["cells"].get(c.command, {"error": "not compiled"}) for c in cells}
+    rule = ["---"] * _TEXT_COLUMNS + ["---:"] * (len(_COLUMNS) - _TEXT_COLUMNS)
+    rows = [_COLUMNS, rule, *(row(cell, entry) for cell, entry in entries.items())]
+    lines = [", ".join(f"{name} {version}" for name, version in records["versions"].items()), ""]
+    lines += [f"| {' | '.join(map(str, cells))} |" for cells in rows]
+    lines += [""]
+    for cell, entry in entries.items():
+        if "error" in entry:
+            lines.append(f"Not compiled: `{cell.command}`: {entry['error']}")
+    return "\n".join([*lines, *scaling(entries)])
 
 
-def _line(cells):
-    return f"| {' | '.join(map(str, cells))} |"
+def least_seconds(entry: Mapping) -> float | None:
+    """Returns the longest of a step's three times, or None where it was not compiled."""
+    seconds = entry.get("steps", {}).get(STUDENT, {}).get("seconds")
+    return seconds and max(seconds.values())
 
 
-def _seconds(found):
-    """Of the longest of three, or None."""
-    spent = found.get("steps", {}).get(steps.STUDENT, {}).get("seconds")
-    return spent and max(spent.values())
-
-
-def _row(cell, found):
-    name = pathlib.Path(cell.config).stem
-    told = [
-        f"`{name}`",
-        f"`{cell.topology}`",
-        cell.chips,
-        f"{cell.chips // cell.fsdp} × {cell.fsdp}",
-    ]
-    if "error" in found:
-        return [*told, cell.rows, "not compiled", *[""] * 9]
-    step = found["steps"][steps.STUDENT]
-    told += [
-        f"{cell.rows}, {step['predictions'] / cell.chips:,.0f}",
-        "yes" if step["fits"] else "no",
-    ]
-    room, seconds = f"{step['hbm'] / 1e9:.0f}", _seconds(found)
+def row(cell: Cell, entry: Mapping) -> list:
+    """Returns the table's cells of one record."""
+    mesh = f"{cell.chips // cell.fsdp} × {cell.fsdp}"
+    columns = [f"`{pathlib.Path(cell.config).stem}`", f"`{cell.topology}`", cell.chips, mesh]
+    if "error" in entry:
+        columns += [cell.rows, "not compiled"]
+        return columns + [""] * (len(_COLUMNS) - len(columns))
+    step, seconds = entry["steps"][STUDENT], least_seconds(entry)
+    fits, room = ("yes" if step["fits"] else "no"), f"{step['hbm'] / 1e9:.0f}"
+    columns += [f"{cell.rows}, {step['predictions'] / cell.chips:,.0f}", fits]
     if not seconds:
-        return [*told, "", room, *[""] * 7]
-    bound = max(step["seconds"], key=step["seconds"].get)
+        columns += ["", room]
+        return columns + [""] * (len(_COLUMNS) - len(columns))
     speed = step["predictions"] / seconds / 1e3
-    shares = [f"{step['seconds'][each] / seconds:.0%}" for each in BOUND]
-    numbers = [
-        f"{1e3 * seconds:,.3g}",
-        f"{speed:,.0f}",
-        f"{speed / cell.chips:.3g}",
-        BOUND[bound],
-        *shares,
-    ]
-    return [*told, f"{step['memory'] / 1e9:.2f}", room, *numbers]
+    bound = max(step["seconds"], key=step["seconds"].get)
+    columns += [f"{step['memory'] / 1e9:.2f}", room, f"{1e3 * seconds:,.3g}", f"{speed:,.0f}"]
+    columns += [f"{speed / cell.chips:.3g}", BOUND[bound]]
+    return columns + [f"{step['seconds'][each] / seconds:.0%}" for each in BOUND]
 
 
-def _growths(made):
-    """A sentence for each config and kind of chip that has slices of several sizes."""
+def scaling(entries: Mapping[Cell, Mapping]) -> Iterator[str]:
+    """Yields a sentence for each config and kind of chip that has slices of several sizes."""
     groups = {}
-    for cell, found in made.items():
-        speed = found["steps"][steps.STUDENT]["predictions"] / _seconds(found)
-        groups.setdefault((cell.config, cell.topology.split(":")[0]), []).append(
-            (cell.chips, speed)
-        )
+    for cell, entry in entries.items():
+        if seconds := least_seconds(entry):
+            speed = entry["steps"][STUDENT]["predictions"] / seconds
+            kind = pathlib.Path(cell.config).stem, cell.topology.split(":")[0]
+            groups.setdefault(kind, []).append((cell.chips, speed))
     for (config, kind), sizes in groups.items():
         (few, slow), (many, fast) = min(sizes), max(sizes)
         if few < many:
-            yield f"`{pathlib.Path(config).stem}`, {kind}: from {few} to {many} chips × {fast / slow:.1f} tokens/s."
+            growth = f"from {few} to {many} chips × {fast / slow:.1f} tokens/s"
+            yield f"`{config}`, {kind}: {growth}."
 
 
 def main(_):

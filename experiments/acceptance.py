@@ -1,12 +1,13 @@
-"""Measures finished runs again from their checkpoints: other temperatures, rules or contexts;
-several runs pooled.
+r"""Measures finished runs again: other temperatures, rules or contexts, or several runs pooled.
 
-  python -m experiments.acceptance --workdir=runs/quickstart --temperatures=0,0.7
-  --rules=exact_match --output=runs/b python -m experiments.acceptance --workdir=runs/quickstart
-  --decode --decode_gamma=6 --output=runs/decoded python -m experiments.acceptance
-  --workdir=runs/seed0,runs/seed1
+  python -m experiments.acceptance --workdir=runs/quickstart \
+    --temperatures=0,0.7 --rules=exact_match --output=runs/b
+  python -m experiments.acceptance --workdir=runs/quickstart \
+    --decode --decode_gamma=6 --output=runs/decoded
+  python -m experiments.acceptance --workdir=runs/seed0,runs/seed1
 
-One run's results.csv and report.html are written anew; several runs' go to a folder of their own.
+Students are read from their checkpoints. The results.csv and report.html of one run are replaced;
+those of several runs go to a folder of their own.
 """
 
 from experiments.common import startup
@@ -16,12 +17,10 @@ startup.begin(__name__)
 from absl import flags
 
 from experiments.common import cli, run_results
-from jaxdiv import files, schema
-from jaxdiv.acceptance import RULES as RULE_NAMES
+from jaxdiv import acceptance, files, schema
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import config_keys, specs
 from jaxdiv.runs.workdir import DATA_READY, Workdir
-from jaxdiv.schema import GENERATED_TEMPERATURES
 from jaxdiv.training import run_data, students
 
 cli.define_log_format()
@@ -35,7 +34,8 @@ CONTEXTS = flags.DEFINE_string(
 RULES = flags.DEFINE_string(
     "rules",
     None,
-    f"Some of {','.join(RULE_NAMES)}; sampling is always measured. The runs' own if not given.",
+    f"Some of {','.join(acceptance.RULES)}; the runs' own if not given. "
+    "Sampling is always measured.",
 )
 DECODE = flags.DEFINE_bool(
     "decode",
@@ -44,7 +44,7 @@ DECODE = flags.DEFINE_bool(
 )
 DECODE_GAMMA = flags.DEFINE_integer(
     "decode_gamma",
-    4,
+    schema.HEADLINE_GAMMA,
     "Drafts a round of --decode.",
     lower_bound=1,
     upper_bound=schema.MAX_MEASURED_GAMMA,
@@ -53,18 +53,11 @@ OUTPUT = flags.DEFINE_string(
     "output", None, "Where results go; the run's folder, or for several one beside them."
 )
 
-# What runs that are pooled need not share.
+# Keys in which pooled runs may differ.
 _MAY_DIFFER = (
-    "config.losses",
-    "config.seed",
-    "config.seeds",
-    "config.data.directory",
-    "config.teacher.checkpoint",
-    "config.evaluation.contexts",
-    "config.evaluation.rules",
-    "config.evaluation.temperatures",
-    "config.checkpoint",
-    "config.log",
+    *("config.losses", "config.seed", "config.seeds", "config.data.directory"),
+    *("config.teacher.checkpoint", "config.checkpoint", "config.log"),
+    *("config.evaluation.contexts", "config.evaluation.rules", "config.evaluation.temperatures"),
 )
 
 
@@ -72,83 +65,77 @@ def main(_):
     if not WORKDIR.value or not all(WORKDIR.value):
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     runs = [Workdir(path) for path in WORKDIR.value]
-    _check_alike(runs)
-    output = files.path_of(OUTPUT.value) if OUTPUT.value else _folder(runs)
-    contexts = _given(CONTEXTS, config_keys.KEYS["evaluation.contexts"].rule, config_keys.names_in)
+    for i, run in enumerate(runs):
+        _check_alike(run, runs[:i])
+    output = runs[0].root
+    if OUTPUT.value:
+        output = files.path_of(OUTPUT.value)
+    elif len(runs) > 1:
+        output = output.with_name("+".join(run.root.name for run in runs))
+    contexts = _parse(CONTEXTS, "evaluation.contexts", config_keys.names_in)
     if DECODE.value:
         _check_decodable(runs, contexts)
-    run_results.measure_and_report(
+    measured = run_results.measure(
         runs,
-        output=output,
         contexts=contexts,
-        rules=_given(RULES, config_keys.KEYS["evaluation.rules"].rule, specs.parse_rules),
-        temperatures=_temperatures(TEMPERATURES.value or ()),
+        rules=_parse(RULES, "evaluation.rules", specs.parse_rules),
+        temperatures=_parse_temperatures(TEMPERATURES.value or ()),
         decode_gamma=DECODE_GAMMA.value if DECODE.value else None,
     )
+    run_results.show(run_results.write(runs, measured, output=output))
     cli.log(f"\nWritten to {output}: open {output / 'report.html'}")
     return 0
+
+
+def _check_alike(run: Workdir, others: list[Workdir]) -> None:
+    """Raises ValueError unless the run can be pooled with the others under its losses' names."""
+    config, names = run.config(), f"and {run.root} can't be pooled:"
+    for other in others:
+        if run.root.resolve() == other.root.resolve():
+            raise ValueError(f"--workdir names {run.root} twice")
+    for other in others:
+        shared = set(students.seeds(other.config())) & set(students.seeds(config))
+        if shared:
+            raise ValueError(
+                f"{other.root} {names} both have students of seed {min(shared)}; "
+                f"give each run a `config.seed` of its own"
+            )
+    for first in others[:1]:
+        for key, (one, other) in run_config.differences(first.config(), config).items():
+            if not run_config.within(key, _MAY_DIFFER):
+                raise ValueError(
+                    f"{first.root} {names} {key} is {one!r} and {other!r}; measure each by itself"
+                )
+        for fact in (DATA_READY, run_data.TOKENIZER):
+            if first.facts().get(fact) != run.facts().get(fact):
+                raise ValueError(f"{first.root} {names} each has another {fact}")
 
 
 def _check_decodable(runs, contexts):
     for run in runs:
         run_data.refuse_images(run.config())
         names = contexts or config_keys.names_in(run.config()["evaluation"]["contexts"])
-        if not set(names) & set(GENERATED_TEMPERATURES):
-            raise ValueError(
-                f"--decode needs one of the contexts {', '.join(GENERATED_TEMPERATURES)}; give --contexts"
-            )
+        if not set(names) & set(schema.GENERATED_TEMPERATURES):
+            known = ", ".join(schema.GENERATED_TEMPERATURES)
+            raise ValueError(f"--decode needs one of the contexts {known}; give --contexts")
 
 
-def _check_alike(runs):
-    """Runs that are pooled under the names of their losses differ in nothing else that makes a
-    student."""
-    first = runs[0]
-    for i, run in enumerate(runs):
-        if run.root.resolve() in [other.root.resolve() for other in runs[:i]]:
-            raise ValueError(f"--workdir names {run.root} twice")
-        for other in runs[:i]:
-            shared = set(students.seeds(other.config())) & set(students.seeds(run.config()))
-            if shared:
-                raise ValueError(
-                    f"{other.root} and {run.root} can't be pooled: both have students of seed {min(shared)}; "
-                    f"give each run a `config.seed` of its own"
-                )
-        differing = run_config.differences(first.config(), run.config())
-        wrong = [key for key in differing if not run_config.within(key, _MAY_DIFFER)]
-        if wrong:
-            there, here = differing[wrong[0]]
-            raise ValueError(
-                f"{first.root} and {run.root} can't be pooled: {wrong[0]} is {there!r} and {here!r}; "
-                f"measure each by itself"
-            )
-        for fact in (DATA_READY, run_data.TOKENIZER):
-            if first.facts().get(fact) != run.facts().get(fact):
-                raise ValueError(
-                    f"{first.root} and {run.root} can't be pooled: each has another {fact}"
-                )
-
-
-def _given(flag, rule, read):
+def _parse(flag, key, parse):
+    """Checks a flag by the rule of a config key and returns its names, or none."""
     if flag.value is None:
         return ()
-    config_keys.check_value(f"--{flag.name}", rule, flag.value)
-    return read(flag.value)
+    config_keys.check_value(f"--{flag.name}", config_keys.KEYS[key].rule, flag.value)
+    return parse(flag.value)
 
 
-def _temperatures(given):
+def _parse_temperatures(texts):
     try:
-        temperatures = tuple(float(text) for text in given)
+        temperatures = tuple(float(text) for text in texts)
     except ValueError:
         temperatures = ()
-    if given:
-        config_keys.check_value("--temperatures", config_keys.TEMPERATURES, temperatures or given)
+    if texts:
+        config_keys.check_value("--temperatures", config_keys.TEMPERATURES, temperatures or texts)
     return temperatures
-
-
-def _folder(runs):
-    if len(runs) == 1:
-        return runs[0].root
-    return runs[0].root.with_name("+".join(run.root.name for run in runs))
 
 
 if __name__ == "__main__":

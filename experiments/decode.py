@@ -1,14 +1,15 @@
-"""Continues prompts by speculative decoding, and says where each token comes from and what it took.
+r"""Continues prompts by speculative decoding; shows where each token comes from and what it took.
 
   python -m experiments.decode --workdir=runs/quickstart --loss=kl --prompt='def main('
-  python -m experiments.decode --workdir=runs/quickstart --loss=kl --tree=0,1,00,01,10,000
-  --temperature=0 python -m experiments.decode --workdir=runs/quickstart --draft=lookup
-  --prompts_file=prompts.jsonl --output=jsonl python -m experiments.decode --workdir=runs/quickstart
-  --baseline
+  python -m experiments.decode --workdir=runs/quickstart --loss=kl \
+    --tree=0,1,00,01,10,000 --temperature=0
+  python -m experiments.decode --workdir=runs/quickstart --draft=lookup \
+    --prompts_file=prompts.jsonl --output=jsonl
+  python -m experiments.decode --workdir=runs/quickstart --baseline
 
 The target is the run's teacher, the draft one of its students. A text ends with the tokenizer's end
-of text or after --max_tokens. Without a prompt, the beginning of the first held-out document is
-continued.
+of text or after --max_tokens. Without a prompt, the program continues the beginning of the first
+held-out document.
 """
 
 from experiments.common import startup
@@ -24,30 +25,29 @@ from concurrent import futures
 from absl import flags
 
 from experiments.common import cli, interrupts, prompts, time_breakdown, transcript
-from jaxdiv import speculative
+from jaxdiv import schema, speculative
 from jaxdiv.data.tokenizer import Tokenizer
-from jaxdiv.models import Student
+from jaxdiv.models import Drafter
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
 
 STUDENT = "student"
-GAMMA_OF_CHAINS = 4
 KANGAROO_ETA = 0.6  # arXiv 2404.18911, section 4.1
-TIMINGS = 5  # of each part; the medians count
+TIMINGS = 5  # of each part of a round; their median counts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of a finished run.")
 DRAFT = flags.DEFINE_enum(
-    "draft", STUDENT, [STUDENT, speculative.LOOKUP], "What drafts: a student, or prompt lookup."
+    "draft", STUDENT, [STUDENT, speculative.LOOKUP], "The drafter: a student, or prompt lookup."
 )
 LOSS = flags.DEFINE_string("loss", None, "The student's loss, as the run's config has it.")
 SEED = flags.DEFINE_integer("seed", None, "The student's seed; the run's first if not given.")
-PROMPT = flags.DEFINE_string("prompt", None, "The text to continue, as it stands.")
+PROMPT = flags.DEFINE_string("prompt", None, "The text to continue, taken literally.")
 PROMPTS_FILE = flags.DEFINE_string(
     "prompts_file",
     None,
-    'Texts to continue. A file whose name ends in .jsonl has a {"prompt": "..."} a line, with newlines as JSON writes '
-    "them; any other has a prompt a line as it stands. Blank lines are skipped.",
+    'Texts to continue. A file whose name ends in .jsonl has a {"prompt": "..."} a line, with '
+    "newlines as JSON writes them; any other has a literal prompt a line. Blank lines are skipped.",
 )
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "New tokens of a text, at most.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of target and draft; 0 is greedy.")
@@ -56,7 +56,9 @@ TOP_P = flags.DEFINE_float(
     "top_p", None, "Only the likeliest tokens that have so much mass; all if not given."
 )
 GAMMA = flags.DEFINE_integer(
-    "gamma", None, f"Drafts a round, at most; {GAMMA_OF_CHAINS}, or a tree's depth, if not given."
+    "gamma",
+    None,
+    f"Drafts a round, at most; {schema.HEADLINE_GAMMA}, or a tree's depth, if not given.",
 )
 ETA = flags.DEFINE_float(
     "eta",
@@ -79,7 +81,7 @@ SAMPLING_SEED = flags.DEFINE_integer(
     "sampling_seed", 0, "Of the first text; the next have the next ones."
 )
 BASELINE = flags.DEFINE_bool(
-    "baseline", False, "Decode without drafts, whatever else is said of them."
+    "baseline", False, "Decode without drafts; all flags about drafts are ignored."
 )
 TIME_SPLIT = flags.DEFINE_bool(
     "time_split", False, "Time drafting and verification apart too, which compiles more."
@@ -91,16 +93,16 @@ OUTPUT = flags.DEFINE_enum(
 
 @dataclasses.dataclass(frozen=True)
 class Drafting:
-    """How drafts are made; of plain decoding, None everywhere.
+    """How drafts are made; all fields are None for plain decoding.
 
     Attributes:
-      draft: what `speculative.prepare` takes.
-      name: the draft's, as --draft has it.
+      draft: the draft argument of `speculative.prepare`.
+      name: of the drafter, as in --draft.
       loss, seed: of a student.
       rule, gamma, eta, tree: as `speculative.prepare` has them.
     """
 
-    draft: Student | str | None = None
+    draft: Drafter | str | None = None
     name: str | None = None
     loss: str | None = None
     seed: int | None = None
@@ -110,31 +112,26 @@ class Drafting:
     tree: speculative.Tree | None = None
 
     @property
-    def lossless(self) -> bool:
+    def is_lossless(self) -> bool:
         return self.rule is None or speculative.RULES[self.rule].lossless
 
     @property
     def options(self) -> dict:
-        """The arguments of `speculative.prepare` that are about drafting."""
+        """Returns the arguments of `speculative.prepare` about drafting."""
         names = () if self.draft is None else ("rule", "gamma", "eta", "tree")
         return {name: getattr(self, name) for name in names}
-
-    @property
-    def told(self) -> dict:
-        """What a line of JSON tells of it."""
-        names = {"draft": self.name, "loss": self.loss, "seed": self.seed}
-        return {**names, "rule": self.rule, "lossless": self.lossless}
 
     def __str__(self) -> str:
         if self.draft is None:
             return "Plain decoding, without drafts."
         student = f" of {self.loss}, seed {self.seed}" if self.loss else ""
         drafts = (
-            f"a chain of {self.gamma}, eta {self.eta:g}"
-            if self.tree is None
-            else f"the tree {TREE.value}"
+            f"the tree {TREE.value}" if self.tree else f"a chain of {self.gamma}, eta {self.eta:g}"
         )
-        return f"Drafted by {self.name}{student}: {drafts}; rule {self.rule}, temperature {TEMPERATURE.value:g}."
+        return (
+            f"Drafted by {self.name}{student}: {drafts}; "
+            f"rule {self.rule}, temperature {TEMPERATURE.value:g}."
+        )
 
 
 def main(_):
@@ -143,22 +140,22 @@ def main(_):
     run = Workdir(WORKDIR.value)
     config = run.config()
     run_data.refuse_images(config)
-    bpe = Tokenizer.load(run.tokenizer)
-    drafting = Drafting() if BASELINE.value else _drafting(run, config)
-    given = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
-    texts = [text for text in given for _ in range(NUM_SAMPLES.value)]
+    tokenizer = Tokenizer.load(run.tokenizer)
+    drafting = Drafting() if BASELINE.value else _load_drafting(run, config)
+    loaded = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
+    texts = [text for text in loaded for _ in range(NUM_SAMPLES.value)]
     seeds = [SAMPLING_SEED.value + i for i in range(len(texts))]
-    page = transcript.Transcript(bpe, stderr=OUTPUT.value == "jsonl")
+    page = transcript.Transcript(tokenizer, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
     decoding = speculative.prepare(
-        teacher.restore(config, run, bpe.vocab_size).module().unrolled(),
+        teacher.restore(config, run, tokenizer.vocab_size).module().unrolled(),
         drafting.draft,
-        [bpe.encode(text) for text in texts],
+        [tokenizer.encode(text) for text in texts],
         max_tokens=MAX_TOKENS.value,
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,
-        stop=bpe.end_of_text,
+        stop=tokenizer.end_of_text,
         seeds=seeds,
         stream=page.stream if streams else None,
         **drafting.options,
@@ -168,75 +165,78 @@ def main(_):
         page.begin(texts[0])
     decoded, seconds = _timed(compiled)
     if OUTPUT.value == "jsonl":
-        _write_json(texts, seeds, decoded, bpe, drafting)
+        _print_json(texts, seeds, decoded, tokenizer, drafting)
     elif streams:
         page.end()
     else:
         page.texts(texts, seeds, decoded)
-    page.say(f"\n{drafting}")
+    page.print(f"\n{drafting}")
     page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
     if TIME_SPLIT.value:
         ((cost,), _) = _timed(lambda: time_breakdown.milliseconds([decoding], repeats=TIMINGS))
-        page.say(time_breakdown.sentence(cost))
-    if not drafting.lossless:
-        page.say(
-            f"The rule `{drafting.rule}` is lossy: the texts are not distributed as the target's own."
+        page.print(time_breakdown.sentence(cost))
+    if not drafting.is_lossless:
+        page.print(
+            f"The rule `{drafting.rule}` is lossy: "
+            "the texts are not distributed as the target's own."
         )
     return 0
 
 
-def _drafting(run, config):
-    """What the flags say."""
+def _load_drafting(run, config):
+    """Returns the drafting that the flags ask for, with a student from its checkpoint."""
     tree = None if TREE.value is None else speculative.parse(TREE.value)
     gamma, eta = GAMMA.value, ETA.value
     if gamma is None:
-        gamma = GAMMA_OF_CHAINS if tree is None else tree.depth
-    student = DRAFT.value == STUDENT
+        gamma = schema.HEADLINE_GAMMA if tree is None else tree.depth
+    is_student = DRAFT.value == STUDENT
     if eta is None:
-        eta = (
-            KANGAROO_ETA
-            if student and tree is None and config["student"]["kind"] == "kangaroo"
-            else 0.0
-        )
-    how = {"name": DRAFT.value, "rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
-    if not student:
+        is_kangaroo = is_student and config["student"]["kind"] == "kangaroo"
+        eta = KANGAROO_ETA if is_kangaroo and tree is None else 0.0
+    options = {"name": DRAFT.value, "rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
+    if not is_student:
         if LOSS.value is not None or SEED.value is not None:
             raise ValueError(f"--loss and --seed are of a student; --draft={DRAFT.value} has none.")
-        return Drafting(speculative.LOOKUP, **how)
-    seed = students.seeds(config)[0] if SEED.value is None else SEED.value
-    return Drafting(_student(run, config, seed), loss=LOSS.value, seed=seed, **how)
-
-
-def _student(run, config, seed):
+        return Drafting(speculative.LOOKUP, **options)
     if LOSS.value is None:
         names = [loss.text for loss in run_config.losses(config)]
         raise ValueError(
             f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}"
         )
-    return students.restore_one(str(run.root), loss=LOSS.value, seed=seed).module().unrolled()
+    seed = students.seeds(config)[0] if SEED.value is None else SEED.value
+    student = students.restore_one(str(run.root), loss=LOSS.value, seed=seed)
+    return Drafting(student.module().unrolled(), loss=LOSS.value, seed=seed, **options)
 
 
 def _timed(function):
-    """(what it gives, seconds). A signal ends the process at once, for which neither XLA nor JAX's
-    own exit is fit."""
+    """Returns (the function's result, its seconds).
+
+    A signal ends the process at once, since neither XLA nor JAX's own exit survives one here.
+    """
     start = time.perf_counter()
-    try:  # submitting, too: a thread that its pool has not yet noted down would keep Python from ever ending
-        made = futures.ThreadPoolExecutor(1).submit(function)
-        return made.result(), time.perf_counter() - start
+    try:
+        # Submitting stands inside the block too: a signal there would leave a thread that its pool
+        # doesn't know yet, and Python would wait for it forever.
+        future = futures.ThreadPoolExecutor(1).submit(function)
+        return future.result(), time.perf_counter() - start
     except interrupts.Interrupted as interrupted:
         cli.log("\nerror: interrupted")
         os._exit(128 + interrupted.signum)
 
 
-def _write_json(texts, seeds, decoded, bpe, drafting):
+def _print_json(texts, seeds, decoded, tokenizer, drafting):
     for i, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
         line = {
             "prompt": text,
             "tokens": decoded.tokens[i].tolist(),
-            "text": bpe.decode(decoded.tokens[i]),
+            "text": tokenizer.decode(decoded.tokens[i]),
             "target_calls": int(decoded.counts.target_calls[i]),
             "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
-            **drafting.told,
+            "draft": drafting.name,
+            "loss": drafting.loss,
+            "seed": drafting.seed,
+            "rule": drafting.rule,
+            "lossless": drafting.is_lossless,
             "temperature": TEMPERATURE.value,
             "sampling_seed": seed,
         }

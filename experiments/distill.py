@@ -2,12 +2,12 @@
 
   python -m experiments.distill --config=configs/quickstart.py --workdir=runs/quickstart
 
-Any key of the config file can be overridden, nested ones with dots; the file lists the keys and
-says what each means:
+The command line can set any key of the config, nested ones with dots; the config file lists the
+keys and what they mean:
 
   --config.losses='ce,jsd(beta=0.3),0.5*kl+0.5*tv' --config.seeds=5 --config.teacher.steps=1000
 
-The same command goes on where an earlier one stopped; docs/runs.md says how to watch it.
+The same command continues a run that was stopped; docs/runs.md says how to watch one.
 """
 
 from experiments.common import startup
@@ -21,7 +21,7 @@ from absl import flags
 
 from experiments.common import cli, run_results, watch_flags
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import lock, sharding
+from jaxdiv.runs import lock, processes, sharding
 from jaxdiv.runs.workdir import ConfigDiffers, Workdir
 from jaxdiv.training import loop, run_data, students, teacher
 
@@ -31,80 +31,66 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER."
 )
 
-# What may change while the teacher, its data and its tokenizer stay the same.
+# Keys that may change while the teacher, its data and its tokenizer stay the same.
 _AFTER_TEACHER = (
-    "config.losses",
-    "config.seed",
-    "config.seeds",
-    "config.temperature",
-    "config.student",
-    "config.evaluation",
-    "config.mesh",
-    "config.checkpoint",
-    "config.log",
+    *("config.losses", "config.seed", "config.seeds", "config.temperature", "config.student"),
+    *("config.evaluation", "config.mesh", "config.checkpoint", "config.log"),
 )
 
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.resolve(cli.load_config(CONFIG), workdir, typed=cli.overrides(CONFIG))
-    sharding.make(config)  # which refuses what this machine has not
-    profile, also = watch_flags.profiled_steps(config["student"]["steps"]), watch_flags.trackers()
+    sharding.make(config)  # raises early if this machine lacks the devices
+    profile = watch_flags.profiled_steps(config["student"]["steps"])
+    trackers = watch_flags.trackers()
     with lock.hold(workdir.root):
-        return _run(config, workdir, profile, also)
-
-
-def _run(config, workdir, profile, also):
-    try:
-        workdir.initialize_or_resume(config)
-    except ConfigDiffers as error:
-        raise ValueError(f"{error}. {_mend(error.keys, workdir)}") from None
-    try:
-        data = run_data.prepare(config, workdir)
-        guide = teacher.prepare(config, workdir, data, also=also)
-        students.train(config, workdir, data, guide, profile=profile, also=also)
-    except loop.Stopped as stopped:
-        cli.log(f"{stopped}; the same command goes on from there")
-        return 128 + stopped.signum
-    run_results.measure_and_report([workdir], output=workdir.root)
-    cli.log(
-        f"\nEverything lies in {workdir.root}: open {workdir.report}. Measure again with other temperatures by "
-        f"python -m experiments.acceptance --workdir={workdir.root} --temperatures=0.7,1.5",
-    )
+        try:
+            workdir.initialize_or_resume(config)
+        except ConfigDiffers as error:
+            raise ValueError(f"{error}. {_remedy(error.keys, workdir)}") from None
+        try:
+            data = run_data.prepare(config, workdir)
+            model = teacher.prepare(config, workdir, data, also=trackers)
+            students.train(config, workdir, data, model, profile=profile, also=trackers)
+        except loop.Stopped as stopped:
+            cli.log(f"{stopped}; the same command goes on from there")
+            return 128 + stopped.signum
+        measured = run_results.measure([workdir])
+        if processes.is_first():
+            run_results.show(run_results.write([workdir], measured, output=workdir.root))
+        cli.log(
+            f"\nEverything lies in {workdir.root}: open {workdir.report}. Measure again with other "
+            "temperatures by python -m experiments.acceptance "
+            f"--workdir={workdir.root} --temperatures=0.7,1.5"
+        )
     return 0
 
 
-def _mend(keys, workdir):
-    """The command that asks for the same in a folder of its own, with the old teacher where it can
-    serve."""
-    path = workdir.root
-    number = 2
-    while (fresh := path.with_name(f"{path.name}-{number}")).exists():
+def _remedy(keys, workdir):
+    """Returns the command for a folder of its own, with the old teacher where that can serve."""
+    path, number = workdir.root, 2
+    while (new := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
-    command = [
-        "python",
-        "-m",
-        "experiments.distill",
-        *_without("workdir", "config.teacher.checkpoint"),
-    ]
-    command.append(f"--workdir={fresh}")
+    arguments = _arguments_without("workdir", "config.teacher.checkpoint")
+    command = ["python", "-m", "experiments.distill", *arguments, f"--workdir={new}"]
     if all(run_config.within(key, _AFTER_TEACHER) for key in keys):
         command.append(f"--config.teacher.checkpoint={path}")
     return f"Give it a folder of its own: {shlex.join(command)}"
 
 
-def _without(*flags_left_out):
-    """The command line without these flags, whether their value follows `=` or a space."""
-    kept, skip = [], False
+def _arguments_without(*names):
+    """Returns the command line without some flags, whose values may follow `=` or a space."""
+    arguments, skip = [], False
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")
         if skip:
             skip = False
-        elif argument.startswith("-") and name in flags_left_out:
+        elif argument.startswith("-") and name in names:
             skip = not equals
         else:
-            kept.append(argument)
-    return kept
+            arguments.append(argument)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Trains only the teacher, or takes one over; `experiments.distill` with the same folder goes on
-from it.
+r"""Trains only the teacher, or takes over a pretrained one, for `experiments.distill` to continue.
 
   python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/quickstart
-  python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/llama
-  --from_hf=models/llama
+  python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/llama \
+    --from_hf=models/llama
 
-`--from_hf` is a local Llama folder: config.json, safetensors, tokenizer.json. Its sizes replace the
-config's.
+`--from_hf` is a Llama folder of this machine: config.json, safetensors, tokenizer.json. Its sizes
+replace the config's.
 """
 
 from experiments.common import startup
@@ -35,36 +34,30 @@ FROM_HF = flags.DEFINE_string(
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = teacher.resolve(_given(), workdir, typed=cli.overrides(CONFIG))
-    sharding.make(config)  # which refuses what this machine has not
-    profile, also = watch_flags.profiled_steps(config["teacher"]["steps"]), watch_flags.trackers()
-    if profile and config["teacher"]["checkpoint"]:
-        raise ValueError(
-            f"--profile: the teacher of {config['teacher']['checkpoint']} is taken over, not trained"
-        )
+    config = teacher.resolve(_load_config(), workdir, typed=cli.overrides(CONFIG))
+    sharding.make(config)  # raises early if this machine lacks the devices
+    profile = watch_flags.profiled_steps(config["teacher"]["steps"])
+    trackers, checkpoint = watch_flags.trackers(), config["teacher"]["checkpoint"]
+    if profile and checkpoint:
+        raise ValueError(f"--profile: the teacher of {checkpoint} is taken over, not trained")
     with lock.hold(workdir.root):
-        return _run(config, workdir, profile, also)
-
-
-def _run(config, workdir, profile, also):
-    workdir.initialize_or_resume(config)
-    try:
-        teacher.prepare(
-            config, workdir, run_data.prepare(config, workdir), profile=profile, also=also
+        workdir.initialize_or_resume(config)
+        try:
+            data = run_data.prepare(config, workdir)
+            teacher.prepare(config, workdir, data, profile=profile, also=trackers)
+        except loop.Stopped as stopped:
+            cli.log(f"{stopped}; the same command goes on from there")
+            return 128 + stopped.signum
+        quality = teacher.quality(config)
+        cli.log(
+            f"{quality}: {workdir.facts()[quality]}. It lies in {workdir.teacher}; "
+            f"take it elsewhere by --config.teacher.checkpoint={workdir.root}"
         )
-    except loop.Stopped as stopped:
-        cli.log(f"{stopped}; the same command goes on from there")
-        return 128 + stopped.signum
-    quality = teacher.quality(config)
-    cli.log(
-        f"{quality}: {workdir.facts()[quality]}. It lies in {workdir.teacher}; take it elsewhere by "
-        f"--config.teacher.checkpoint={workdir.root}",
-    )
     return 0
 
 
-def _given():
-    """The config; --from_hf is `config.teacher.checkpoint` that must be a Llama folder."""
+def _load_config():
+    """Returns the config; --from_hf stands for a `config.teacher.checkpoint` of a Llama folder."""
     config, folder = cli.load_config(CONFIG), FROM_HF.value
     if folder is None:
         return config
@@ -73,10 +66,10 @@ def _given():
             f"--from_hf={folder}: there is no config.json; give a Llama folder of this machine"
         )
     run_config.check_each(config)
-    named = config["teacher"]["checkpoint"]
-    if named not in ("", folder):
+    checkpoint = config["teacher"]["checkpoint"]
+    if checkpoint not in ("", folder):
         raise ValueError(
-            f"--from_hf={folder} and --config.teacher.checkpoint={named}: give one of them"
+            f"--from_hf={folder} and --config.teacher.checkpoint={checkpoint}: give one of them"
         )
     config["teacher"]["checkpoint"] = folder
     return config

@@ -147,7 +147,7 @@ PARSERS = {
     "tree": (trees.parse, text),
     "documents": (lambda content: documents.read([("name", content)]), st.binary()),
     "file names": (lambda name: documents.fraction(os.fsdecode(name)), st.binary()),
-    "prompt": (lambda line: prompts._checked(prompts._from_json(line, "here"), "here"), text),
+    "prompt": (lambda line: prompts._from_json(line, "here"), text),
 }
 
 

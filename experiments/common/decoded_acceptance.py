@@ -1,4 +1,4 @@
-"""Tokens a target call by decoding itself, beside the recursion's, and what that gains in time."""
+"""Tokens a target call and speed-up, counted by decoding itself."""
 
 import time
 from collections.abc import Sequence
@@ -10,101 +10,83 @@ from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.runs import progress
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import teacher
+from jaxdiv.training import students, teacher
 from jaxdiv.training.run_data import TextData
 
 
 def with_decoding(
     run: Workdir, measured: Measurement, *, names: Sequence[str], gamma: int
 ) -> Measurement:
-    """Adds `decoded_tau` and `speed_up` of every measured student to what was measured.
+    """Adds `decoded_tau` and `speed_up` of every measured student to a run's measurement.
 
-    All prompts of a context are one batch, decoded by rejection sampling of `gamma` drafts a round.
-    A text of n tokens counts its n tokens and the target calls begun before the n-th, as `tau`
-    does. The time is compared with that of plain decoding, which is measured anew for each student
-    seed.
+    All prompts of a context are one batch, decoded by rejection sampling. A text of n tokens counts
+    its n tokens and the target calls that began before the n-th, as `tau` does. The time is
+    compared with plain decoding, which is timed anew for each student seed.
 
     Args:
       run: the run.
-      measured: of the same run.
-      names: contexts, of which the corpus is passed over.
+      measured: its measurement so far.
+      names: contexts; those of text that no teacher wrote are left out.
       gamma: drafts a round.
     """
-    config, corpus = run.config(), TextData.load(run)
-    model = teacher.restore(config, run, corpus.tokenizer.vocab_size)
-    target = model.module().unrolled()
+    config, data = run.config(), TextData.load(run)
+    target = teacher.restore(config, run, data.tokenizer.vocab_size).module().unrolled()
     groups = {
-        loss: (model, [seeds.index(seed) for seed in measured.losses[loss]], measured.losses[loss])
-        for loss, model, seeds in measurement.student_groups(config, run, corpus)
-        if measured.losses[loss]
+        loss: (model, seeds) for loss, model, seeds in measurement.student_groups(config, run, data)
     }
-    prompts, _ = contexts.prompts(config, corpus)
-    how = {
+    pairs = [(loss, seed) for loss, finite in measured.losses.items() for seed in finite]
+    prompts, _ = contexts.prompts(config, data)
+    limits = {
         "max_tokens": config["evaluation"]["generated_tokens"],
-        "stop": corpus.tokenizer.end_of_text,
+        "stop": data.tokenizer.end_of_text,
     }
-    _compile(target, groups, prompts, {**how, "gamma": gamma})
+
+    def student(loss, seed):
+        model, seeds = groups[loss]
+        return model.student(seeds.index(seed)).module().unrolled()
+
+    def decode(draft, **options):
+        """Returns (the decoded texts, the seconds that it took)."""
+        decoding = speculative.prepare(target, draft, prompts, **limits, **options)
+        start = time.perf_counter()
+        return decoding.run(), time.perf_counter() - start
+
+    def decode_all(context):
+        """Returns (tokens [K], calls [K], seconds, plain decoding's seconds a token) by student."""
+        rows = {loss: [] for loss, _ in pairs}
+        with progress.bar(context, len(pairs), unit="students") as advance:
+            for seed in students.seeds(config):
+                # Each seed has texts of its own, so that seeds are a source of noise beside texts.
+                texts = (seed * len(prompts) + np.arange(len(prompts))) % 2**32
+                options = {"temperature": schema.GENERATED_TEMPERATURES[context], "seeds": texts}
+                plain, seconds = decode(None, **options)
+                plain_rate = seconds / sum(map(len, plain.tokens))
+                for loss in (loss for loss, other in pairs if other == seed):
+                    decoded, seconds = decode(student(loss, seed), gamma=gamma, **options)
+                    tokens = [len(text) for text in decoded.tokens]
+                    rows[loss].append((tokens, decoded.counts.target_calls, seconds, plain_rate))
+                    advance()
+        return rows
+
+    # All students have one shape, so these calls compile for every student and temperature.
+    decode(None)
+    decode(student(*pairs[0]), gamma=gamma)
     sums = dict(measured.sums)
-    for name in names:
-        if name in schema.GENERATED_TEMPERATURES:
-            found = _decode_all(
-                target,
-                groups,
-                prompts,
-                name,
-                {**how, "temperature": schema.GENERATED_TEMPERATURES[name]},
-                gamma,
-            )
-            for loss, made in found.items():
-                sums |= {(loss, key): value for key, value in _sums(name, gamma, made)}
+    for context in names:
+        if context in schema.GENERATED_TEMPERATURES:
+            for loss, rows in decode_all(context).items():
+                sums |= {(loss, key): value for key, value in _sums(context, gamma, rows)}
     return Measurement(measured.losses, sums)
 
 
-def _compile(target, groups, prompts, how):
-    """All students have one shape: what one of them compiles serves the others, at every
-    temperature."""
-    model, (place, *_), _ = next(iter(groups.values()))
-    for draft in (None, model.student(place).module().unrolled()):
-        speculative.decode(target, draft, prompts, **how)
-
-
-def _decode_all(target, groups, prompts, name, how, gamma):
-    """Loss to one (tokens [K], calls [K], seconds, plain decoding's seconds a token) for each of
-    its students."""
-    made = {loss: [] for loss in groups}
-    with progress.bar(
-        name, sum(len(seeds) for *_, seeds in groups.values()), unit="students"
-    ) as advance:
-        for seed in dict.fromkeys(seed for *_, seeds in groups.values() for seed in seeds):
-            # Each seed's texts are its own, so that the interval's two sources are what they are
-            # called.
-            how = {**how, "seeds": (seed * len(prompts) + np.arange(len(prompts))) % 2**32}
-            plain, seconds = _timed(target, None, prompts, how)
-            plain_rate = seconds / sum(map(len, plain.tokens))
-            for loss, (model, places, seeds) in groups.items():
-                if seed in seeds:
-                    draft = model.student(places[seeds.index(seed)]).module().unrolled()
-                    decoded, seconds = _timed(target, draft, prompts, {**how, "gamma": gamma})
-                    tokens = np.array([len(text) for text in decoded.tokens])
-                    made[loss].append((tokens, decoded.counts.target_calls, seconds, plain_rate))
-                    advance()
-    return made
-
-
-def _timed(target, draft, prompts, how):
-    decoding = speculative.prepare(target, draft, prompts, **how)
-    start = time.perf_counter()
-    return decoding.run(), time.perf_counter() - start
-
-
-def _sums(context, gamma, made):
+def _sums(context, gamma, rows):
+    """Yields the sums of both measures over one loss's students, from their rows."""
     temperature = schema.GENERATED_TEMPERATURES[context]
-    tokens, calls = (np.array([student[i] for student in made], np.float64) for i in (0, 1))
-    yield Key(context, "decoded_tau", temperature, gamma), Sums(tokens, calls, tokens.mean(axis=0))
-    # One number a student: the batch's time is no document's.
+    tokens, calls = (np.array([row[i] for row in rows], np.float64) for i in (0, 1))
+    key = Key(context, schema.DECODED_TAU, temperature, gamma)
+    yield key, Sums(tokens, calls, tokens.mean(axis=0))
+    # The batch has one time, so a student is one number, not one a document.
     total = tokens.sum(axis=1, keepdims=True)
-    seconds, plain_rate = (np.array([student[i] for student in made])[:, None] for i in (2, 3))
-    yield (
-        Key(context, "speed_up", temperature, gamma),
-        Sums(total * plain_rate, seconds, total.mean(axis=0)),
-    )
+    seconds, plain_rate = (np.array([row[i] for row in rows])[:, None] for i in (2, 3))
+    key = Key(context, schema.SPEED_UP, temperature, gamma)
+    yield key, Sums(total * plain_rate, seconds, total.mean(axis=0))

@@ -1,5 +1,4 @@
-"""The prompts that a binary continues: one that is given, a file's, or the beginning of held-out
-text."""
+"""Prompts to continue: one on the command line, a file's, or the beginning of held-out text."""
 
 import json
 import pathlib
@@ -10,14 +9,13 @@ from jaxdiv.training.run_data import TextData
 
 
 def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
-    """The prompt, or those of a file, or of neither the beginning of the run's first held-out
-    document.
+    """Returns the prompt, those of a file, or the beginning of the run's first held-out document.
 
     Args:
       run: a finished run.
-      prompt: text, as it stands.
-      path: a file in UTF-8 with a prompt a line, in a .jsonl as {"prompt": "..."}; blank lines are
-        skipped.
+      prompt: text, taken literally.
+      path: a UTF-8 file with a prompt a line, in a .jsonl file as {"prompt": "..."}. Blank lines
+        are skipped.
 
     Raises:
       ValueError: both are given, or a prompt is empty or no text.
@@ -28,38 +26,34 @@ def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
         return _read(pathlib.Path(path))
     if prompt is not None:
         return [_checked(prompt, "--prompt")]
-    corpus = TextData.load(run)
-    return [corpus.tokenizer.decode(contexts.prompts(run.config(), corpus)[0][0])]
+    data = TextData.load(run)
+    return [data.tokenizer.decode(contexts.prompts(run.config(), data)[0][0])]
 
 
-def _read(path):
+def _read(path: pathlib.Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"--prompts_file={path} is no file")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from None
-    found = []
+    parse, prompts = _from_json if path.suffix.lower() == ".jsonl" else _checked, []
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            place = f"line {number} of {path}"
-            found.append(
-                _checked(
-                    _from_json(line, place) if path.suffix.lower() == ".jsonl" else line, place
-                )
-            )
-    if not found:
+            prompts.append(parse(line, f"line {number} of {path}"))
+    if not prompts:
         raise ValueError(f"{path} holds no prompt")
-    return found
+    return prompts
 
 
 def _from_json(line, place):
     try:
-        return json.loads(line)["prompt"]
+        prompt = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(
             f'{place} must be an object with a prompt, as {{"prompt": "..."}}, got {line[:60]}'
         ) from None
+    return _checked(prompt, place)
 
 
 def _checked(prompt, place):

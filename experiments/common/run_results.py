@@ -1,10 +1,8 @@
-"""What `distill`, `acceptance` and `report` share: measure runs, write the results, make the
-report."""
+"""Measures finished runs, pooled, and writes their results: CSV, table, pictures and report."""
 
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -14,17 +12,9 @@ from jaxdiv.evaluation.measurement import Measurement
 from jaxdiv.reporting import decoded as decoded_table
 from jaxdiv.reporting import html, pictures, results, results_table
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import config_keys, metrics, processes, specs
+from jaxdiv.runs import config_keys, metrics, specs
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students
-
-
-def measure_and_report(runs: Sequence[Workdir], *, output: pathlib.PurePath, **how: Any) -> None:
-    """Measures `runs`, pooled, prints the table, and writes what `write` writes; `how` is what
-    `measure` takes."""
-    measured = measure(runs, **how)
-    if processes.is_first():
-        show(write(runs, measured, output=output))
 
 
 def measure(
@@ -35,60 +25,66 @@ def measure(
     temperatures: Sequence[float] = (),
     decode_gamma: int | None = None,
 ) -> list[Measurement]:
-    """Measures each of `runs`.
+    """Measures each run.
 
-    Contexts, rules and temperatures are those of each run's config where none are given; with
-    `decode_gamma` texts are decoded too, with so many drafts a round.
+    Args:
+      runs: finished runs.
+      contexts, rules, temperatures: those of each run's config if empty.
+      decode_gamma: drafts a round with which texts are decoded too; None for no decoding.
     """
     measured = []
     for run in runs:
         settings = run.config()["evaluation"]
         names = contexts or config_keys.names_in(settings["contexts"])
-        found = measurement.measure(
+        measurements = measurement.measure(
             run,
             names=names,
             rules=rules or specs.parse_rules(settings["rules"]),
             temperatures=temperatures or tuple(settings["temperatures"]),
         )
         if decode_gamma:
-            found = decoded_acceptance.with_decoding(run, found, names=names, gamma=decode_gamma)
-        measured.append(found)
+            measurements = decoded_acceptance.with_decoding(
+                run, measurements, names=names, gamma=decode_gamma
+            )
+        measured.append(measurements)
     return measured
 
 
 def write(
     runs: Sequence[Workdir], measured: Sequence[Measurement], *, output: pathlib.PurePath
 ) -> pd.DataFrame:
-    """Writes results.csv, pictures and report.html of measured runs, pooled, to `output`; gives the
-    results."""
+    """Writes results.csv, pictures and report.html to `output`, and returns the results."""
     output.mkdir(parents=True, exist_ok=True)
-    for run, found in zip(runs, measured, strict=True):
-        _tell_lost(run, found)
+    for run, measurements in zip(runs, measured, strict=True):
+        diverged = [
+            f"{loss} (seed {seed})"
+            for loss, finite in measurements.losses.items()
+            for seed in students.seeds(run.config())
+            if seed not in finite
+        ]
+        if diverged:
+            names = ", ".join(diverged)
+            cli.log(f"not finite, left out of the table of {run.root}: {names}")
     frame = results.table(estimates.rows(measured))
     results.write_csv(frame, output / "results.csv")
     report(runs, frame, output=output)
     return frame
 
 
-def _tell_lost(run, found):
-    every = students.seeds(run.config())
-    lost = [
-        f"{loss} (seed {seed})"
-        for loss, kept in found.losses.items()
-        for seed in every
-        if seed not in kept
-    ]
-    if lost:
-        cli.log(f"not finite, left out of the table of {run.root}: {', '.join(lost)}")
-
-
 def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.PurePath) -> None:
-    """Writes the pictures and report.html of `frame` to `output`."""
+    """Writes the pictures and report.html of the results to `output`.
+
+    Raises:
+      ValueError: the results hold no pooled acceptance.
+    """
     if not results.contexts(frame):
         raise ValueError(
             "the results hold no pooled acceptance; measure again with experiments.acceptance"
         )
-    curves = pd.concat([_curves(run) for run in runs], ignore_index=True)
+    curves = [
+        metrics.read_curves(run.curves, "student", students.seeds(run.config())) for run in runs
+    ]
+    curves = pd.concat(curves, ignore_index=True)
     images = pictures.render_all(frame=frame, curves=curves)
     pictures.write(output, images)
     html.write_report(
@@ -103,7 +99,7 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
 
 
 def show(frame: pd.DataFrame, *, markdown: bool = False) -> None:
-    """Prints the table of `frame`, if asked as Markdown."""
+    """Prints the table of the results, as Markdown if asked."""
     if markdown:
         print(results_table.markdown(frame), end="")
         return
@@ -113,33 +109,30 @@ def show(frame: pd.DataFrame, *, markdown: bool = False) -> None:
         console.print(by_decoding)
 
 
-def _curves(run):
-    config = run.config()
-    return metrics.read_curves(run.curves, "student", students.seeds(config))
-
-
-_ONE_RUN = (
-    "test documents and initial values; one teacher and one order of the data serve all students"
-)
-_SEVERAL_RUNS = "test documents and runs, with all that they do not share: initial values, order of the data, teacher"
-
-
 def _about(runs):
-    """What the runs were, in a line."""
+    """Returns a sentence on what was trained and measured."""
     config = runs[0].config()
     data, teacher, student = config["data"], config["teacher"], config["student"]
     pooled = f"{len(runs)} runs, pooled; the first: " if len(runs) > 1 else ""
     after = f" after layer {student['exit_layer']}" if student["kind"] == "kangaroo" else ""
-    documents = f"{config['evaluation']['documents']} held-out {'images' if run_config.of_images(config) else 'documents'}"
+    documents = "images" if run_config.of_images(config) else "documents"
     return (
-        f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer teacher of width "
-        f"{teacher['width']}, {config['seeds']} a loss, trained for {student['steps']} steps on "
-        f"{data['files'] or data['source']}, measured on up to {documents}."
+        f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer "
+        f"teacher of width {teacher['width']}, {config['seeds']} a loss, trained for "
+        f"{student['steps']} steps on {data['files'] or data['source']}, measured on up to "
+        f"{config['evaluation']['documents']} held-out {documents}."
     )
 
 
 def _facts(runs):
-    facts = {"intervals cover": _SEVERAL_RUNS if len(runs) > 1 else _ONE_RUN}
+    """Returns the facts of all runs by name, and what the intervals cover."""
+    if len(runs) == 1:
+        cover = "test documents and initial values; one teacher and one order of the data serve "
+        cover += "all students"
+    else:
+        cover = "test documents and runs, with all that they do not share: initial values, order "
+        cover += "of the data, teacher"
+    facts = {"intervals cover": cover}
     for run in runs:
         prefix = f"{run.root}: " if len(runs) > 1 else ""
         facts |= {prefix + name: str(value) for name, value in run.facts().items()}

@@ -1,4 +1,4 @@
-"""Decoded texts for people: tokens coloured by where they come from, and what the decoding took."""
+"""Decoded texts for people: tokens coloured by where they come from, and statistics."""
 
 import os
 from collections.abc import Sequence
@@ -20,53 +20,52 @@ _NAMES = {
     CORRECTED: "in place of a refused draft",
     BONUS: "after the last draft",
 }
-_HALF = "\N{REPLACEMENT CHARACTER}"
-# Other control characters, also those that turn the direction of writing, would steer the terminal.
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# Control characters, also those that turn the direction of writing, would steer the terminal.
 _STEERING = (*range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
-    _STEERING, _HALF
+    _STEERING, _REPLACEMENT
 )
 
 
 class Pieces:
-    """The text of tokens one by one; the bytes of a character wait for its last."""
+    """Turns tokens into text one by one; the bytes of a character wait for its last one."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer, self._waiting = tokenizer, []
 
     def add(self, token: int) -> str:
         self._waiting.append(token)
-        return "" if self._tokenizer.decode(self._waiting).endswith(_HALF) else self.rest()
+        return "" if self._tokenizer.decode(self._waiting).endswith(_REPLACEMENT) else self.rest()
 
     def rest(self) -> str:
-        """What still waits."""
+        """Returns the text of the tokens that wait."""
         text = self._tokenizer.decode(self._waiting)
         self._waiting = []
         return text
 
 
 class Transcript:
-    """Prints on standard output, or error; in colour on a terminal, unless NO_COLOR is set."""
+    """Prints on standard output, or error; in colour on a terminal unless NO_COLOR is set."""
 
     def __init__(self, tokenizer: Tokenizer, *, stderr: bool = False):
         plain = {"color_system": None} if os.environ.get("NO_COLOR") else {}
         self._console = Console(stderr=stderr, highlight=False, soft_wrap=True, **plain)
-        self._tokenizer = tokenizer
         self._pieces = Pieces(tokenizer)
 
     @property
     def is_terminal(self) -> bool:
         return self._console.is_terminal
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self._console.print(text, markup=False)
 
     def begin(self, prompt: str) -> None:
-        """A text's prompt; its tokens follow."""
+        """Prints a text's prompt; its tokens follow."""
         self._write(prompt, "dim")
 
     def stream(self, tokens, before, after, origin) -> None:
-        """What `speculative.prepare` calls after a round of one text."""
+        """Prints a round's tokens; `speculative.prepare` calls it while one text is decoded."""
         tokens, before, after, origin = (np.asarray(x)[0] for x in (tokens, before, after, origin))
         self._add(tokens[before:after], origin[before:after])
 
@@ -75,10 +74,9 @@ class Transcript:
         self._write(self._pieces.rest() + "\n", "")
 
     def texts(self, prompts: Sequence[str], seeds: Sequence[int], decoded: Decoded) -> None:
-        """All texts, one after the other."""
-        for prompt, seed, tokens, origin in zip(
-            prompts, seeds, decoded.tokens, decoded.origin, strict=True
-        ):
+        """Prints all texts, one after the other."""
+        rows = zip(prompts, seeds, decoded.tokens, decoded.origin, strict=True)
+        for prompt, seed, tokens, origin in rows:
             if len(prompts) > 1:
                 self._write(f"--- sampling seed {seed}, {len(tokens)} tokens\n", "bold")
             self.begin(prompt)
@@ -86,19 +84,24 @@ class Transcript:
             self.end()
 
     def statistics(self, decoded: Decoded, *, seconds: float, compile_seconds: float) -> None:
-        """What the decoding of all texts took."""
+        """Prints how the tokens of all texts came about, and the time."""
         count, calls = sum(map(len, decoded.tokens)), int(decoded.counts.target_calls.sum())
-        self.say(
+        self.print(
             f"{count} tokens in {calls} target calls: {decoded.tokens_per_call:.2f} tokens a call"
         )
-        self._console.print(_legend(decoded))
+        origin = np.concatenate(decoded.origin)
+        legend = [
+            Text(f"{int((origin == kind).sum())} {_NAMES[kind]}", style=style)
+            for kind, style in _STYLES.items()
+        ]
+        self._console.print(Text(", ").join(legend))
         if decoded.counts.accepted.shape[1]:
             self._console.print(_positions(decoded.counts))
         if steps := int(decoded.counts.draft_steps):
-            self.say(f"The draft ran {steps} times.")
-        self.say(
-            f"Decoding {seconds:.2f} s with the prompt's own pass: {count / seconds:,.0f} tokens/s; "
-            f"compiling before it {compile_seconds:.1f} s"
+            self.print(f"The draft ran {steps} times.")
+        self.print(
+            f"Decoding {seconds:.2f} s with the prompt's own pass: {count / seconds:,.0f} "
+            f"tokens/s; compiling before it {compile_seconds:.1f} s"
         )
 
     def _add(self, tokens, origin):
@@ -107,40 +110,25 @@ class Transcript:
 
     def _write(self, text, style):
         if text:
-            # As segments, for rich's text would turn tabs into spaces.
-            self._console.print(
-                Segments([Segment(text.translate(_VISIBLE), Style.parse(style))]), end=""
-            )
+            # Segments keep tabs, which rich's Text would turn into spaces.
+            segment = Segment(text.translate(_VISIBLE), Style.parse(style))
+            self._console.print(Segments([segment]), end="")
 
 
-def _legend(decoded):
-    """How many tokens come from where, each in its colour."""
-    origin = np.concatenate(decoded.origin)
-    parts = [
-        Text(f"{int((origin == kind).sum())} {_NAMES[kind]}", style=style)
-        for kind, style in _STYLES.items()
-    ]
-    return Text(", ").join(parts)
-
-
-def _positions(counts: Counts):
-    """Acceptance by position in the draft, and how many drafts the rounds accepted."""
+def _positions(counts: Counts) -> Table:
+    """Returns the table of acceptance by position in the draft, and of accepted drafts a round."""
     drafted, accepted, lengths = (
         x.sum(axis=0) for x in (counts.drafted, counts.accepted, counts.lengths)
     )
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in (
-        "drafts",
-        "rounds that drafted as many or more",
-        "of these accepted, %",
+        *("drafts", "rounds that drafted as many or more", "of these accepted, %"),
         "rounds that accepted so many",
     ):
-        made.add_column(name, justify="right")
-    made.add_row("0", "", "", str(lengths[0]))
-    for position, (begun, kept, just) in enumerate(
-        zip(drafted, accepted, lengths[1:], strict=True), start=1
-    ):
-        made.add_row(
-            str(position), str(begun), f"{100 * kept / begun:.1f}" if begun else "", str(just)
-        )
-    return made
+        table.add_column(name, justify="right")
+    table.add_row("0", "", "", str(lengths[0]))
+    rows = zip(drafted, accepted, lengths[1:], strict=True)
+    for position, (rounds, hits, ends) in enumerate(rows, start=1):
+        share = f"{100 * hits / rounds:.1f}" if rounds else ""
+        table.add_row(str(position), str(rounds), share, str(ends))
+    return table

@@ -136,7 +136,7 @@ def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder,
         donor.params(config["dtype"], mesh) for donor in (first, teacher_sources.find(run.root))
     ]
     jax.tree.map(np.testing.assert_array_equal, *both)
-    _, read = llama.read_apart(folder)
+    _, read = llama.read_split(folder)
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(read)), (
         "on no device before it is where it belongs"
     )

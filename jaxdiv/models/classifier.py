@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 
 from jaxdiv.models import meshes
 from jaxdiv.models.decoder import Config, TeacherOutput
-from jaxdiv.models.layers import rms_norm
 from jaxdiv.models.student import Student
 
 ImageBatch = Float[Array | np.ndarray, "B H W C"]
@@ -51,7 +50,10 @@ class Classifier(nnx.Module):
             ]
         )
         self.norms = nnx.List(
-            [rms_norm(outputs, norm_epsilon, self.dtype, rngs) for outputs in widths[1:]]
+            [
+                nnx.RMSNorm(outputs, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
+                for outputs in widths[1:]
+            ]
         )
         self.head = nnx.Param(
             jax.random.normal(rngs.params(), (widths[-1], vocab_size)) * widths[-1] ** -0.5
@@ -63,10 +65,10 @@ class Classifier(nnx.Module):
 
     def features(self, images: ImageBatch) -> Float[Array, "B 1 D"]:
         """Returns the mean over the pixels of the last stage."""
-        hidden = meshes.by_rows(images.astype(self.dtype))
+        hidden = meshes.shard_rows(images.astype(self.dtype))
         for conv, norm in zip(self.stages, self.norms, strict=True):
             graphdef, params = nnx.split(conv)
-            conv = nnx.merge(graphdef, meshes.gathered(params, self.dtype))
+            conv = nnx.merge(graphdef, meshes.gather_layer(params, self.dtype))
             hidden = nnx.relu(norm(conv(hidden)))
             window = tuple(min(2, side) for side in hidden.shape[1:3])  # a side of 1 stays
             hidden = nnx.max_pool(hidden, window, strides=window, padding="SAME")

@@ -23,7 +23,6 @@ from jaxdiv.models.layers import (
     empty_cache,
     layout,
     multiply,
-    rms_norm,
 )
 
 Config = Mapping | ConfigDict
@@ -122,7 +121,7 @@ class Decoder(nnx.Module):
             )
 
         self.layers = stack(jax.random.split(rngs.params(), depth))
-        self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
+        self.norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
         self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
     def __call__(self, tokens: TokenIds, *, exit_layer: int | None = None) -> TeacherOutput:
@@ -147,8 +146,8 @@ class Decoder(nnx.Module):
         return TeacherOutput(features, hidden, self.head[...], self.vocab_size)
 
     def embed(self, tokens: TokenIds) -> Activations:
-        embedding = meshes.looked_up(self.embedding[...], self.dtype)
-        return meshes.by_rows(jnp.take(embedding, tokens, axis=0).astype(self.dtype))
+        embedding = meshes.gather_width(self.embedding[...], self.dtype)
+        return meshes.shard_rows(jnp.take(embedding, tokens, axis=0).astype(self.dtype))
 
     def run_layers(
         self,
@@ -207,8 +206,8 @@ class Decoder(nnx.Module):
         # compute again.
         @functools.partial(jax.checkpoint, policy=_GEMM_OUTPUTS, prevent_cse=False)
         def body(hidden, layer):
-            layer = nnx.merge(graphdef, meshes.gathered(layer, self.dtype))
-            return meshes.by_rows(layer(meshes.by_rows(hidden), where)[0]), None
+            layer = nnx.merge(graphdef, meshes.gather_layer(layer, self.dtype))
+            return meshes.shard_rows(layer(meshes.shard_rows(hidden), where)[0]), None
 
         return jax.lax.scan(body, hidden, jax.tree.map(lambda x: x[start:stop], params))[0]
 

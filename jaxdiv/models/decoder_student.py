@@ -2,7 +2,7 @@
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdiv.models import decoder
 from jaxdiv.models.decoder import Cache, Config, Decoder, TeacherOutput, TokenIds
@@ -28,19 +28,11 @@ class DecoderStudent(Drafter):
         return self.decoder.init_cache(batch, length)
 
     def extend(
-        self,
-        tokens: TokenIds,
-        hidden: Float[Array, "B L W"],
-        cache: Cache,
-        *,
-        positions: Int[Array, "B L"],
-        **places: jax.Array,
+        self, tokens: TokenIds, hidden: Float[Array, "B L W"], cache: Cache, **where: jax.Array
     ) -> tuple[Activations, Cache]:
         """See `Drafter.extend`; the teacher's hidden states are not read."""
         model = self.decoder
-        states, cache = model.run_layers(
-            model.embed(tokens), 0, model.depth, positions=positions, cache=cache, **places
-        )
+        states, cache = model.run_layers(model.embed(tokens), 0, model.depth, cache=cache, **where)
         return model.norm(states), cache
 
     def unrolled(self) -> "DecoderStudent":

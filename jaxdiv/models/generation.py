@@ -1,5 +1,4 @@
-"""Plain generation with a cache: the teacher's own text, and what speculative decoding is compared
-with."""
+"""Plain generation with a cache, of on-policy text and as the reference of decoding."""
 
 import functools
 from collections.abc import Callable
@@ -63,7 +62,7 @@ def _generate(graphdef, params, prompts, temperature, key, *, length):
         return decoder.logits(hidden[:, -1:])[:, 0], cache
 
     cache = decoder.init_cache(prompts.shape[0], prompts.shape[1] + length - 1)
-    return write(read, cache, prompts, length=length, temperature=temperature, key=key)
+    return _continue(read, cache, prompts, length=length, temperature=temperature, key=key)
 
 
 def draft_text(
@@ -75,25 +74,28 @@ def draft_text(
     temperature: float,
     key: Array,
 ) -> Int[Array, "B total"]:
-    """As `generate`, but the student writes, on the target's first layers if it reads them; to be
-    traced in a jit."""
+    """Continues prompts as `generate` does, by the student; to be traced in a jit.
+
+    A student that reads hidden states gets those of the target's first layers.
+    """
     student, target = student.unrolled(), target.unrolled()
     exit_layer = student.exit_layer or 0
     output = target.output()
 
     def read(tokens, positions, caches):
-        hidden, below = target.run_layers(
-            target.embed(tokens), 0, exit_layer, positions=positions, cache=caches[0]
+        target_cache, student_cache = caches
+        hidden, target_cache = target.run_layers(
+            target.embed(tokens), 0, exit_layer, positions=positions, cache=target_cache
         )
-        features, own = student.extend(tokens, hidden, caches[1], positions=positions)
-        return student.logits(features[:, -1:], output)[:, 0], (below, own)
+        features, student_cache = student.extend(tokens, hidden, student_cache, positions=positions)
+        return student.logits(features[:, -1:], output)[:, 0], (target_cache, student_cache)
 
     batch, total = prompts.shape[0], prompts.shape[1] + length - 1
     caches = (target.init_cache(batch, total), student.init_cache(batch, total))
-    return write(read, caches, prompts, length=length, temperature=temperature, key=key)
+    return _continue(read, caches, prompts, length=length, temperature=temperature, key=key)
 
 
-def write(
+def _continue(
     read: Callable,
     cache: Any,
     prompts: Int[Array, "B P"],
@@ -101,20 +103,18 @@ def write(
     length: int,
     temperature: float | Array,
     key: Array,
-):
-    """Continues prompts by what `read` makes of them: (tokens [B, L], positions, cache) -> (logits
-    [B, V], cache).
+) -> Int[Array, "B total"]:
+    """Continues prompts by `read`: (tokens [B, L], positions, cache) -> (logits [B, V], cache).
 
-    The logits are those after the last of the tokens; the other arguments and the result are as of
-    `generate`.
+    The logits are those after the last of the tokens; other arguments are as of `generate`.
     """
     batch, start = prompts.shape
     keys = jax.random.split(key, batch)
 
     def next_token(tokens, positions, cache):
         logits, cache = read(tokens, positions, cache)
-        keys_here = jax.vmap(jax.random.fold_in)(keys, positions[:, -1])
-        return jax.vmap(warps.draw)(keys_here, warps.warp(logits, warps.Warp(temperature))), cache
+        step_keys = jax.vmap(jax.random.fold_in)(keys, positions[:, -1])
+        return jax.vmap(warps.draw)(step_keys, warps.warp(logits, warps.Warp(temperature))), cache
 
     def step(carry, position):
         token, cache = carry

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdiv.models.decoder import Cache, Config, Decoder, TeacherOutput, TokenIds
-from jaxdiv.models.layers import Activations, Attention, LayerCache, empty_cache, layout, rms_norm
+from jaxdiv.models.layers import Activations, Attention, LayerCache, empty_cache, layout
 from jaxdiv.models.student import Drafter
 
 
@@ -31,11 +31,11 @@ class KangarooAdapter(Drafter):
         rngs: nnx.Rngs,
     ):
         self.exit_layer, self.rope_base, self.dtype = exit_layer, rope_base, jnp.dtype(dtype)
-        self.attention_norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
+        self.attention_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
         self.attention = Attention(
             width=width, heads=heads, kv_heads=kv_heads, dtype=self.dtype, rngs=rngs
         )
-        self.norm = rms_norm(width, norm_epsilon, self.dtype, rngs)
+        self.norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
 
     def features(self, tokens: TokenIds, teacher: TeacherOutput) -> Activations:
         """Returns what the head multiplies; reads `teacher.hidden` alone."""
@@ -45,7 +45,7 @@ class KangarooAdapter(Drafter):
                 f"exit_layer={self.exit_layer}"
             )
         hidden = jax.lax.stop_gradient(teacher.hidden)
-        return self._adapt(hidden, jnp.arange(hidden.shape[1])[None])[0]
+        return self._adapt(hidden, positions=jnp.arange(hidden.shape[1])[None])[0]
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
         """Returns the teacher's head, as a constant."""
@@ -56,29 +56,23 @@ class KangarooAdapter(Drafter):
         return (empty_cache(batch, attention.kv_heads, length, attention.head_width, self.dtype),)
 
     def extend(
-        self,
-        tokens: TokenIds,
-        hidden: Float[Array, "B L W"],
-        cache: Cache,
-        *,
-        positions: Int[Array, "B L"],
-        **places: jax.Array,
+        self, tokens: TokenIds, hidden: Float[Array, "B L W"], cache: Cache, **where: jax.Array
     ) -> tuple[Activations, Cache]:
         """See `Drafter.extend`; `tokens` are not read."""
-        features, entry = self._adapt(hidden, positions, cache[0], **places)
+        features, entry = self._adapt(hidden, cache[0], **where)
         return features, (entry,)
 
     def _adapt(
         self,
         hidden: Float[Array, "B L D"],
-        positions: Int[Array, "#B L"],
         cache: LayerCache | None = None,
-        **places: jax.Array,
+        **where: jax.Array,
     ) -> tuple[Activations, LayerCache | None]:
         rotary = {"head_width": self.attention.head_width, "rope_base": self.rope_base}
-        where = layout(positions, cache=cache, **places, **rotary)
         hidden = hidden.astype(self.dtype)
-        mixed, cache = self.attention(self.attention_norm(hidden), where, cache)
+        mixed, cache = self.attention(
+            self.attention_norm(hidden), layout(cache=cache, **where, **rotary), cache
+        )
         return self.norm(hidden + mixed), cache
 
     def check_target(self, target: Decoder) -> None:

@@ -1,6 +1,6 @@
 """Parts of a Llama-style layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,22 +111,20 @@ def at_least_float32(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def rms_norm(width: int, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
-
-
 def linear(inputs: int, outputs: int, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs, dot_general=_product)
-
-
-def _product(x, matrix, _, **options):
-    return multiply(x, matrix, **options)
+    return nnx.Linear(inputs, outputs, use_bias=False, dtype=dtype, rngs=rngs, dot_general=multiply)
 
 
 def multiply(
-    x: Float[Array, "*B D"], matrix: Float[Array, "D E"], preferred_element_type=None, **options
+    x: Float[Array, "*B D"],
+    matrix: Float[Array, "D E"],
+    dimension_numbers: Any = None,
+    *,
+    preferred_element_type: Any = None,
+    **options: Any,
 ) -> Float[Array, "*B E"]:
-    """Returns x @ matrix; options as of `jax.lax.dot_general`."""
+    """Returns x @ matrix. Arguments are those of `jax.lax.dot_general`, as `nnx.Linear` passes
+    them; the dimension numbers are not read."""
     D = x.shape[-1]
     if x.size != D or D < 2 or D % 2:
         return jnp.einsum(
@@ -227,11 +225,11 @@ class Block(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.attention_norm = rms_norm(width, norm_epsilon, dtype, rngs)
+        self.attention_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.attention = Attention(
             width=width, heads=heads, kv_heads=kv_heads, dtype=dtype, rngs=rngs
         )
-        self.mlp_norm = rms_norm(width, norm_epsilon, dtype, rngs)
+        self.mlp_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(width=width, mlp_width=mlp_width, dtype=dtype, rngs=rngs)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Models in and out of Llama folders: config.json and safetensors."""
+"""Reads and writes models as Llama folders: config.json and safetensors."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ from jaxdiv.models.layers import check_heads
 from jaxdiv.models.safetensors_io import Tensors
 
 CONFIG = "config.json"
-# Our names of a decoder's sizes, and Llama's.
+# The decoder's names of its sizes, and Llama's.
 _SIZES = {
     "depth": "num_hidden_layers",
     "width": "hidden_size",
@@ -27,9 +27,9 @@ _SIZES = {
     "mlp_width": "intermediate_size",
     "vocab_size": "vocab_size",
 }
-_FREQUENCIES = ".rotary_emb.inv_freq"  # which old Llamas store; rope_theta makes them
-# What a Llama may have and the decoder lacks: the value that means without.
-_WITHOUT = {
+_FREQUENCIES = ".rotary_emb.inv_freq"  # old Llamas store them; they follow from rope_theta
+# Features of some Llamas that the decoder lacks: the only value that it can take.
+_UNSUPPORTED = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
@@ -39,21 +39,20 @@ _WITHOUT = {
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The arguments of the `Decoder` that a Llama folder's config.json describes, all but dtype and
-    rngs.
+    """Returns the arguments of `Decoder`, except dtype and rngs, from a Llama folder's config.json.
 
     Raises:
       ValueError: it is missing, no Llama's, or the model has what the decoder lacks; the key is
         named.
     """
     path = pathlib.Path(folder) / CONFIG
-    config = _json(path)
+    config = _read_object(path)
     if config.get("model_type") != "llama":
         raise ValueError(f"{path}: `model_type` must be llama, is {config.get('model_type')!r}")
-    for key, without in _WITHOUT.items():
-        if config.get(key) not in (None, without):
+    for key, value in _UNSUPPORTED.items():
+        if config.get(key) not in (None, value):
             raise ValueError(
-                f"{path}: `{key}` must be {without!r}, all that the decoder has, is {config[key]!r}"
+                f"{path}: `{key}` must be {value!r}, all that the decoder has, is {config[key]!r}"
             )
     config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
     for key in _SIZES.values():
@@ -61,14 +60,15 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: `{key}` must be a whole number of at least 1, is {config.get(key)!r}"
             )
-    made = {ours: config[theirs] for ours, theirs in _SIZES.items()}
+    sizes = {name: config[key] for name, key in _SIZES.items()}
     try:
-        check_heads(made["width"], made["heads"], made["kv_heads"])
+        check_heads(sizes["width"], sizes["heads"], sizes["kv_heads"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if config.get("head_dim") not in (None, made["width"] // made["heads"]):
+    head_width = sizes["width"] // sizes["heads"]
+    if config.get("head_dim") not in (None, head_width):
         raise ValueError(
-            f"{path}: `head_dim` must be hidden_size / num_attention_heads = {made['width'] // made['heads']}, "
+            f"{path}: `head_dim` must be hidden_size / num_attention_heads = {head_width}, "
             f"is {config['head_dim']!r}"
         )
     numbers = {
@@ -78,13 +78,11 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     for key, value in numbers.items():
         if not isinstance(value, int | float) or not value > 0:
             raise ValueError(f"{path}: `{key}` must be a number above 0, is {value!r}")
-    return made | {
-        "rope_base": float(numbers["rope_theta"]),
-        "norm_epsilon": float(numbers["rms_norm_eps"]),
-    }
+    rope_base, norm_epsilon = map(float, numbers.values())
+    return sizes | {"rope_base": rope_base, "norm_epsilon": norm_epsilon}
 
 
-def _json(path):
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is not there; a Llama folder has one")
     config = files.read_json(path)
@@ -93,7 +91,9 @@ def _json(path):
     return config
 
 
-def _rope_theta(path, config):
+def _rope_theta(path: pathlib.Path, config: Mapping[str, Any]) -> Any:
+    """Returns the base of the rotary positions, which stands in one of three places."""
+    base = config.get("rope_theta", 10000.0)
     for key in ("rope_parameters", "rope_scaling"):
         rope = config.get(key) or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -101,23 +101,22 @@ def _rope_theta(path, config):
             raise ValueError(
                 f"{path}: `{key}` must be of type default, all that the decoder has, is {kind!r}"
             )
-        config = config | {k: v for k, v in rope.items() if k == "rope_theta"}
-    return config.get("rope_theta", 10000.0)
+        base = rope.get("rope_theta", base)
+    return base
 
 
 def weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """The files that hold the weights."""
+    """Returns the paths of the files with weights."""
     return Tensors(folder, ignore=_FREQUENCIES).files
 
 
 def check(folder: str | os.PathLike) -> None:
-    """Raises ValueError unless the folder holds a Llama that `read` can take; reads headers
-    alone."""
-    _opened(folder)
+    """Raises ValueError unless `read` can read the folder; opens only headers of the weights."""
+    _open(folder)
 
 
 def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
-    """The decoder with a Llama folder's weights, in float32 whatever they are stored in.
+    """Reads a Llama folder as a decoder, with float32 weights whatever type is stored.
 
     Args:
       folder: with config.json and the safetensors, one or several with their index.
@@ -127,19 +126,22 @@ def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
       ValueError: as `read_config` and `Tensors`, or a tensor is missing, surplus, of a wrong shape
         or not finite; it is named.
     """
-    graphdef, params = read_apart(folder, dtype=dtype)
+    graphdef, params = read_split(folder, dtype=dtype)
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
 
 
-def read_apart(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """As `read`, taken apart; the parameters are NumPy's, as one accelerator may not have the
-    memory for them."""
-    arguments, tied, tensors = _opened(folder)
+def read_split(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Any, Any]:
+    """Returns what `nnx.split` returns of the decoder that `read` reads.
+
+    The parameters are NumPy arrays, since they may exceed the memory of one accelerator.
+    """
+    arguments, tied, tensors = _open(folder)
     parameters = llama_tensors.parameters(arguments, tensors, tied=tied)
     for path, value in jax.tree_util.tree_leaves_with_path(parameters):
         if not np.isfinite(value).all():
             raise ValueError(
-                f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not finite"
+                f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not "
+                "finite"
             )
     empty = nnx.eval_shape(lambda: Decoder(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(empty)
@@ -147,15 +149,15 @@ def read_apart(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[
     return graphdef, params
 
 
-def _opened(folder):
-    arguments = read_config(folder)
-    tied = bool(_json(pathlib.Path(folder) / CONFIG).get("tie_word_embeddings", False))
+def _open(folder: str | os.PathLike) -> tuple[dict[str, Any], bool, Tensors]:
+    """Returns the decoder's arguments, whether its head is tied, and its tensors, all checked."""
+    arguments, path = read_config(folder), pathlib.Path(folder) / CONFIG
+    tied = bool(_read_object(path).get("tie_word_embeddings", False))
     tensors = Tensors(folder, ignore=_FREQUENCIES)
-    if arguments["depth"] > len(
-        tensors.shapes
-    ):  # before every tensor that a damaged number asks for is named
+    # A damaged number would ask for the shapes of billions of tensors.
+    if arguments["depth"] > len(tensors.shapes):
         raise ValueError(
-            f"{pathlib.Path(folder) / CONFIG}: `{_SIZES['depth']}` is {arguments['depth']}, more than the "
+            f"{path}: `{_SIZES['depth']}` is {arguments['depth']}, more than the "
             f"{len(tensors.shapes)} tensors that lie beside it"
         )
     expected = llama_tensors.shapes(arguments)
@@ -166,7 +168,7 @@ def _opened(folder):
 
 
 def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[str, Any]:
-    """config.json of a decoder as a Llama.
+    """Returns the config.json that describes a decoder as a Llama.
 
     Args:
       decoder: the model.
@@ -177,15 +179,11 @@ def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{theirs: arguments[ours] for ours, theirs in _SIZES.items()},
+        **{key: arguments[name] for name, key in _SIZES.items()},
         "head_dim": decoder.head_width,
         "rope_theta": arguments["rope_base"],
         "rms_norm_eps": arguments["norm_epsilon"],
-        **{
-            key: without
-            for key, without in _WITHOUT.items()
-            if key in ("hidden_act", "attention_bias", "mlp_bias")
-        },
+        **{key: _UNSUPPORTED[key] for key in ("hidden_act", "attention_bias", "mlp_bias")},
         "tie_word_embeddings": False,
         "max_position_embeddings": longest,
         "bos_token_id": None,
@@ -195,8 +193,7 @@ def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[
 
 
 def adapter_config(adapter: KangarooAdapter, teacher: Decoder) -> dict[str, Any]:
-    """config.json of a Kangaroo adapter: its own sizes, and what it needs of the model it drafts
-    for."""
+    """Returns the config.json of a Kangaroo adapter: its sizes, and those of its target."""
     attention = adapter.attention
     return {
         "architectures": ["KangarooAdapter"],
@@ -209,7 +206,7 @@ def adapter_config(adapter: KangarooAdapter, teacher: Decoder) -> dict[str, Any]
         "rope_theta": adapter.rope_base,
         "rms_norm_eps": adapter.norm.epsilon,
         "torch_dtype": "float32",
-        "target": {theirs: llama_tensors.sizes(teacher)[ours] for ours, theirs in _SIZES.items()},
+        "target": {key: llama_tensors.sizes(teacher)[name] for name, key in _SIZES.items()},
     }
 
 

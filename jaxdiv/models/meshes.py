@@ -1,7 +1,6 @@
-"""What the axes of a mesh mean to models and losses, which see the one of
-`jax.sharding.use_abstract_mesh`.
+"""Shardings of rows and parameters on the mesh of `jax.sharding.use_abstract_mesh`.
 
-Without a mesh, or on one whose axes of rows have one device, nothing here does anything.
+Without a mesh, or with one device on its row axes, these functions change nothing.
 """
 
 import math
@@ -11,37 +10,34 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 AXES = ("student", "data", "fsdp", "tensor")
-ROWS = (
-    "data",
-    "fsdp",
-)  # what the rows of a batch are spread over; parameters lie spread over the last
+# Axes that the rows of a batch are sharded over; parameters are sharded over the last of them.
+ROWS = ("data", "fsdp")
 
 
-def rows() -> tuple[str, ...]:
-    """The axes that rows are spread over."""
+def row_axes() -> tuple[str, ...]:
+    """Returns the axes that rows are sharded over; none if they have one device in all."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return ROWS if math.prod(sizes.get(axis, 1) for axis in ROWS) > 1 else ()
 
 
-def by_rows(x: jax.Array) -> jax.Array:
-    """Activations [B, ...], each device its own rows."""
-    return jax.lax.with_sharding_constraint(x, P(ROWS)) if rows() else x
+def shard_rows(x: jax.Array) -> jax.Array:
+    """Constrains activations [B, ...] to be sharded by rows."""
+    return jax.lax.with_sharding_constraint(x, P(ROWS)) if row_axes() else x
 
 
-def looked_up(embedding: jax.Array, dtype: Any) -> jax.Array:
-    """An embedding [V, D] whose rows are to be taken: each device has the whole width of its
-    tokens."""
-    return (
-        jax.lax.with_sharding_constraint(embedding.astype(dtype), P("tensor"))
-        if rows()
-        else embedding
-    )
+def gather_width(embedding: jax.Array, dtype: Any) -> jax.Array:
+    """Constrains an embedding [V, D] for look-up: each device has the whole width of its tokens."""
+    if not row_axes():
+        return embedding
+    return jax.lax.with_sharding_constraint(embedding.astype(dtype), P("tensor"))
 
 
-def gathered(layer: Any, dtype: Any) -> Any:
-    """A layer's parameters, whole on every device for as long as it runs; its matrices travel in
-    the type it uses."""
-    if not rows():
-        return layer
-    cast = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, layer)
+def gather_layer(params: Any, dtype: Any) -> Any:
+    """Constrains a layer's parameters to be whole on every device while the layer runs.
+
+    Matrices travel in `dtype`, the type that the layer computes in.
+    """
+    if not row_axes():
+        return params
+    cast = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
     return jax.lax.with_sharding_constraint(cast, jax.tree.map(lambda x: P(), cast))

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, TokenIds, project
 from jaxdiv.models.layers import Activations
@@ -53,13 +53,7 @@ class Drafter(Student):
         raise NotImplementedError
 
     def extend(
-        self,
-        tokens: TokenIds,
-        hidden: Float[Array, "B L W"],
-        cache: Cache,
-        *,
-        positions: Int[Array, "B L"],
-        **places: jax.Array,
+        self, tokens: TokenIds, hidden: Float[Array, "B L W"], cache: Cache, **where: jax.Array
     ) -> tuple[Activations, Cache]:
         """Reads more tokens of texts whose beginnings are in the cache.
 
@@ -67,9 +61,7 @@ class Drafter(Student):
           tokens: [B, L].
           hidden: [B, L, W], the teacher's hidden states of these tokens after `exit_layer`.
           cache: from `init_cache`.
-          positions: [B, L], each token's position in its text.
-          **places: `slots` and `visible` as of `Decoder.run_layers`, if they don't follow from the
-            positions.
+          **where: `positions`, `slots` and `visible` as of `Decoder.run_layers`.
 
         Returns:
           The tokens' features [B, L, D], and the cache with their entries.

@@ -94,6 +94,6 @@ def means(
         weights=weights,
         temperature=temperature,
         vocab_size=vocab_size,
-        tokens_over=meshes.rows(),
+        tokens_over=meshes.row_axes(),
     )
     return tuple(jnp.sum(value) for value in values)

@@ -127,7 +127,7 @@ class LlamaSource:
         return hf_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
-        _, params = llama.read_apart(self.folder, dtype=dtype)
+        _, params = llama.read_split(self.folder, dtype=dtype)
         return sharding.place(jax.tree.map(lambda x: x[None], params), mesh)
 
     def facts(self) -> dict[str, str]:

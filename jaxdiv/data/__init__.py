@@ -1,4 +1,4 @@
-"""Text corpora, tokenizer and token batches; images and their classes."""
+"""Text corpora, tokenizers and token batches; images and their classes."""
 
 from jaxdiv.data.documents import Documents
 from jaxdiv.data.pipeline import Tokens, Windows, batches, evaluation_windows, prompts, tokenize

@@ -4,21 +4,17 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from jaxdiv.data import documents
+from jaxdiv.data import tfds_sets
+from jaxdiv.data.documents import fraction
 
 NAME = "digits"
 _BRIGHTNESS = 15  # pixels are 0..16
 
 
-class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """One record {image, label} a digit, written as array_record; a fifth, by a hash of its number,
-    is the test."""
+class Digits(tfds_sets.LocalBuilder, skip_registration=True):
+    """One record {image, label} a digit, as array_record; a hash puts a fifth into the test."""
 
-    VERSION = tfds.core.Version("1.0.0")
     name = NAME
-    url_infos = (
-        None  # nothing is downloaded; TFDS's own look-up wants importlib_resources, undeclared
-    )
 
     def _info(self):
         image = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
@@ -37,28 +33,19 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _generate_examples(self, test):
-        from sklearn.datasets import load_digits  # seconds, which a run on other data does not need
+        from sklearn.datasets import load_digits  # takes seconds, which other data do not need
 
         digits = load_digits()
         for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            if (documents.fraction(str(number)) >= 0.8) == test:
+            if (fraction(str(number)) >= 0.8) == test:
                 image = PIL.Image.fromarray((pixels * _BRIGHTNESS).astype(np.uint8))
                 yield number, {"image": image, "label": int(label)}
 
-    def _log_download_bytes(self):
-        """Nothing is downloaded, and a library does not print."""
-
-    def _log_download_done(self):
-        """As above."""
-
 
 def prepare(directory: str) -> None:
-    """Writes the data set to the TFDS folder `directory` unless it stands there. Raises ValueError
-    if it can't."""
-    tfds.display_progress_bar(enable=False)
-    try:
+    """Writes the data set to the TFDS folder `directory` unless it is there.
+
+    Raises ValueError if it can't.
+    """
+    with tfds_sets.preparing(NAME, directory):
         Digits(data_dir=directory or None, file_format="array_record").download_and_prepare()
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of array_record's
-        raise ValueError(
-            f"can't prepare {NAME} in {directory or 'the TFDS folder'}: {error}"
-        ) from None

@@ -1,4 +1,4 @@
-"""Documents in three splits, wherever they come from."""
+"""Documents in three splits, whatever their source."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 SPLITS = ("train", "validation", "test")
 MOST_BYTES = 2**22  # of a document: tokenizing one takes some 300 times its size
-_NAMED = 5  # of what is left out
+_NAMES_SHOWN = 5  # of records that are left out
+_ERRORS = "surrogateescape"  # how file names that are not UTF-8 are encoded
 
 
 class Text(NamedTuple):
@@ -17,7 +18,7 @@ class Text(NamedTuple):
 
 
 class TextRecords(NamedTuple):
-    """Texts, and the names of records that are no UTF-8 text or hold nothing but white space."""
+    """Texts, and the names of records that are no UTF-8 text or only white space."""
 
     texts: list[Text]
     unreadable: list[str]
@@ -26,14 +27,12 @@ class TextRecords(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """A corpus. Each split is in the order of a hash, so that its first K documents are a fair
-    sample.
+    """A corpus. Each split is in the order of a hash: its first K documents are a fair sample.
 
     Attributes:
       train, validation, test: the documents' texts.
       counts: `documents`, UTF-8 `bytes`, `unreadable` and `empty` records, over all splits.
-      left_out: how many records were unreadable or empty, with names, for people; empty if none
-        were.
+      left_out: a message with number and names of unreadable or empty records; empty if none.
       fingerprint: 16 hexadecimal digits over every document's split, name and text.
     """
 
@@ -46,81 +45,71 @@ class Documents:
 
     @classmethod
     def of(
-        cls, splits: Mapping[str, Iterable[Text]], readings: Iterable[TextRecords]
+        cls, splits: Mapping[str, Iterable[Text]], records: Sequence[TextRecords]
     ) -> "Documents":
-        """Gathers `splits` (each of train, validation and test) with what `readings` left out."""
-        unreadable, empty = (
-            [name for r in readings for name in getattr(r, kind)]
-            for kind in ("unreadable", "empty")
-        )
+        """Gathers the splits train, validation and test, and what `records` left out of them."""
         ordered = {
             split: sorted(splits[split], key=lambda item: (fraction(item.name), item))
             for split in SPLITS
         }
         texts = {split: tuple(item.text for item in ordered[split]) for split in SPLITS}
+        omitted = {
+            "no UTF-8 text": sorted(name for record in records for name in record.unreadable),
+            "empty": sorted(name for record in records for name in record.empty),
+        }
+        messages = []
+        for kind, names in omitted.items():
+            more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
+            if names:
+                shown = ", ".join([*names[:_NAMES_SHOWN], *more])
+                messages.append(f"{len(names)} {kind} ({shown})")
         counts = {
             "documents": sum(map(len, texts.values())),
             "bytes": sum(len(text.encode()) for split in texts.values() for text in split),
-            "unreadable": len(unreadable),
-            "empty": len(empty),
+            "unreadable": len(omitted["no UTF-8 text"]),
+            "empty": len(omitted["empty"]),
         }
-        left_out = [
-            _named(len(unreadable), "no UTF-8 text", unreadable),
-            _named(len(empty), "empty", empty),
-        ]
-        return cls(
-            **texts,
-            counts=counts,
-            left_out="; ".join(filter(None, left_out)),
-            fingerprint=fingerprint(ordered),
-        )
-
-
-def _named(count, kind, names):
-    more = [f"{count - _NAMED} more"] if count > _NAMED else []
-    return f"{count} {kind} ({', '.join([*sorted(names)[:_NAMED], *more])})" if count else ""
+        left_out = "; ".join(messages)
+        return cls(**texts, counts=counts, left_out=left_out, fingerprint=fingerprint(ordered))
 
 
 def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> TextRecords:
-    """Decodes (name, file or bytes) as UTF-8; what is no text (NUL is in none), or is empty, is
-    left out by name.
+    """Decodes records (name, file or bytes) as UTF-8, and lists by name those that are no text.
 
-    Raises ValueError for more than MOST_BYTES in one.
+    Raises ValueError for a record of more than MOST_BYTES.
     """
-    reading = TextRecords([], [], [])
+    texts, unreadable, empty = [], [], []
     for name, content in records:
+        is_bytes = isinstance(content, bytes)
+        if not is_bytes and not content.is_file():
+            unreadable.append(name)
+            continue
         try:
-            text = _content(name, content).decode()
+            size = len(content) if is_bytes else content.stat().st_size
+            if size > MOST_BYTES:
+                raise ValueError(
+                    f"document {name} has {size:,} bytes, of at most {MOST_BYTES:,}; cut it into "
+                    "more files or leave it out"
+                )
+            text = (content if is_bytes else content.read_bytes()).decode()
         except (OSError, UnicodeDecodeError):
-            text = None
-        if text is None or "\0" in text:
-            reading.unreadable.append(name)
+            text = "\0"
+        if "\0" in text:  # NUL is in no text
+            unreadable.append(name)
         elif text.strip():
-            reading.texts.append(Text(name, text))
+            texts.append(Text(name, text))
         else:
-            reading.empty.append(name)
-    return reading
-
-
-def _content(name, content):
-    if not isinstance(content, bytes) and not content.is_file():
-        raise OSError(f"{name} is no file")
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    if size > MOST_BYTES:
-        raise ValueError(
-            f"document {name} has {size:,} bytes, of at most {MOST_BYTES:,}; cut it into more files or leave it out"
-        )
-    return content if isinstance(content, bytes) else content.read_bytes()
+            empty.append(name)
+    return TextRecords(texts, unreadable, empty)
 
 
 def split_by_hash(
     texts: Sequence[Text], held_out: Sequence[str] = ("validation", "test")
 ) -> dict[str, list[Text]]:
-    """Keeps a tenth of `texts`, chosen by a hash of the name alone, for each split in `held_out`;
-    rest: train.
+    """Puts a tenth of `texts` into each split of `held_out`, and the rest into train.
 
-    A split that a small corpus leaves empty gets one document of the largest split. Raises
-    ValueError for fewer documents than splits.
+    A hash of the name alone decides. A split that a small corpus leaves empty gets one document of
+    the largest split. Raises ValueError for fewer documents than splits.
     """
     if len(texts) <= len(held_out):
         raise ValueError(
@@ -139,20 +128,15 @@ def split_by_hash(
 
 
 def fraction(name: str) -> float:
-    """A number in [0, 1), the same for `name` on every machine."""
-    return int.from_bytes(hashlib.sha256(_encode(name)).digest()[:4]) / 2**32
+    """Hashes `name` to a number in [0, 1), the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode(errors=_ERRORS)).digest()[:4]) / 2**32
 
 
 def fingerprint(splits: Mapping[str, Iterable[Text]]) -> str:
-    """16 hexadecimal digits over every split, name and text, whatever their order."""
+    """Returns 16 hexadecimal digits over every split, name and text, whatever their order."""
     digest = hashlib.sha256()
     for split in sorted(splits):
         for name, text in sorted(splits[split]):
             for part in (split, name, text):
-                digest.update(hashlib.sha256(_encode(part)).digest())
+                digest.update(hashlib.sha256(part.encode(errors=_ERRORS)).digest())
     return digest.hexdigest()[:16]
-
-
-def _encode(text):
-    # File names that are not UTF-8 carry surrogates.
-    return text.encode(errors="surrogateescape")

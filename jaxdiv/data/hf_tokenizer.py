@@ -1,4 +1,4 @@
-"""The tokenizer of a Llama folder."""
+"""Reads the tokenizer of a Hugging Face folder, such as a Llama's."""
 
 import os
 import pathlib
@@ -8,15 +8,14 @@ import tokenizers
 from jaxdiv import files
 from jaxdiv.data.tokenizer import FILE, SETTINGS, Tokenizer, read_bpe
 
-_GENERATION, _MODEL = "generation_config.json", "config.json"
+_GENERATION, _MODEL, _ID = "generation_config.json", "config.json", "eos_token_id"
 
 
 def read(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
-    """The folder's tokenizer with as many tokens as the model has: the model's further rows become
-    unused tokens.
+    """Reads the folder's tokenizer, with unused tokens for rows that only the model has.
 
-    A document is ended by the `eos_token` of tokenizer_config.json, or else the (first)
-    `eos_token_id` of generation_config.json or config.json, whichever is found first.
+    The end of text is the `eos_token` of tokenizer_config.json, or else the (first) `eos_token_id`
+    of generation_config.json or of config.json.
 
     Args:
       folder: with tokenizer.json.
@@ -24,7 +23,7 @@ def read(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
 
     Raises:
       ValueError: tokenizer.json can't be read or used, has more tokens than the model or leaves ids
-        out, or no file says which token ends a document.
+        out, or no file names the token that ends a document.
     """
     folder = pathlib.Path(folder)
     path = folder / FILE
@@ -34,7 +33,8 @@ def read(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
     size = bpe.get_vocab_size()
     if size > vocab_size:
         raise ValueError(
-            f"{path} has {size} tokens, more than the `vocab_size` {vocab_size} of {folder / _MODEL}"
+            f"{path} has {size} tokens, more than the `vocab_size` {vocab_size} of "
+            f"{folder / _MODEL}"
         )
     missing = next((i for i in range(size) if bpe.id_to_token(i) is None), None)
     if missing is not None:
@@ -49,22 +49,20 @@ def read(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _end_of_text(folder, bpe):
-    token = _value(folder / SETTINGS, "eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if isinstance(token, str):
-        return token
-    for name in (_GENERATION, _MODEL):
-        ids = _value(folder / name, "eos_token_id")
-        first = ids[0] if isinstance(ids, list) and ids else ids
-        if isinstance(first, int) and bpe.id_to_token(first) is not None:
-            return bpe.id_to_token(first)
+def _end_of_text(folder: pathlib.Path, bpe: tokenizers.Tokenizer) -> str:
+    """Returns the token that ends a document, from the first file that names one."""
+    for name, key in ((SETTINGS, "eos_token"), (_GENERATION, _ID), (_MODEL, _ID)):
+        path = folder / name
+        settings = files.read_json(path) if path.is_file() else {}
+        value = settings.get(key) if isinstance(settings, dict) else None
+        if key == _ID:
+            value = value[0] if isinstance(value, list) and value else value
+            value = bpe.id_to_token(value) if isinstance(value, int) else None
+        elif isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            return value
     raise ValueError(
-        f"{folder} does not say which token ends a document: set `eos_token` in {SETTINGS}, or `eos_token_id` in "
-        f"{_GENERATION} or {_MODEL}"
+        f"{folder} does not say which token ends a document: set `eos_token` in {SETTINGS}, or "
+        f"`{_ID}` in {_GENERATION} or {_MODEL}"
     )
-
-
-def _value(path, key):
-    settings = files.read_json(path) if path.is_file() else {}
-    return settings.get(key) if isinstance(settings, dict) else None

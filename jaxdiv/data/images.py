@@ -8,12 +8,14 @@ from collections.abc import Mapping
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float64, Int32, UInt8
 
-from jaxdiv import files
-from jaxdiv.data import digits, documents, orders, sources
+from jaxdiv.data import arrays, digits, orders, tfds_sets
+from jaxdiv.data.documents import SPLITS, fraction
 
 DIGITS = digits.NAME
+# Data sets that are prepared on first use: functions of the TFDS data folder.
+BUILTIN = {DIGITS: digits.prepare}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +31,11 @@ class LabelledImages:
         return hashlib.sha256(self.pixels.tobytes() + self.labels.tobytes()).hexdigest()[:16]
 
     def take(self, numbers: np.ndarray | slice) -> "LabelledImages":
+        """Returns the images of these numbers."""
         return LabelledImages(self.pixels[numbers], self.labels[numbers])
 
     def batch(self) -> dict[str, np.ndarray]:
-        """inputs [n, H, W, C] in 0..1; labels and weights [n, 1], one prediction an image."""
+        """Returns inputs [n, H, W, C] in 0..1, labels and weights [n, 1]: one row an image."""
         return {
             "inputs": self.pixels.astype(np.float32) / 255,
             "labels": self.labels[:, None],
@@ -41,27 +44,16 @@ class LabelledImages:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an npz file, atomically."""
-        with files.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, pixels=self.pixels, labels=self.labels)
+        arrays.save(path, pixels=self.pixels, labels=self.labels)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LabelledImages":
-        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything
-        else."""
-        try:
-            with (
-                files.path_of(path).open("rb") as file,
-                np.load(file, allow_pickle=False) as arrays,
-            ):
-                pixels, labels = arrays["pixels"], arrays["labels"]
-                wanted = (np.uint8, 4, np.int32, (len(pixels),))
-        except (
-            Exception
-        ) as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
-            raise ValueError(
-                f"can't read images from {path}: {type(error).__name__}: {error}"
-            ) from None
-        if (pixels.dtype, pixels.ndim, labels.dtype, labels.shape) != wanted:
+        """Reads a file that `save` wrote. Raises ValueError, naming the file, if it is another."""
+        pixels, labels = arrays.load(path, "images", "pixels", "labels")
+        if (pixels.dtype, pixels.ndim, labels.dtype, labels.shape) != (
+            *(np.uint8, 4, np.int32),
+            pixels.shape[:1],
+        ):
             raise ValueError(
                 f"can't read images from {path}: it holds no images with their classes"
             )
@@ -70,8 +62,7 @@ class LabelledImages:
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset:
-    """A data set: its images by split, each in the order of a hash, and how many classes there
-    are."""
+    """Images by split, each in the order of a hash, and the number of classes."""
 
     splits: Mapping[str, LabelledImages]
     classes: int
@@ -79,122 +70,110 @@ class ImageDataset:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits over all splits."""
-        parts = "".join(self.splits[split].fingerprint for split in documents.SPLITS)
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        joined = "".join(self.splits[split].fingerprint for split in SPLITS)
+        return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
 def open_images(*, source: str, feature: str, label: str, directory: str) -> ImageDataset:
-    """A TFDS data set of images, prepared in `directory` as array_record; `digits` is prepared if
-    it is not there.
+    """Opens a TFDS data set of images that is prepared in `directory` as array_record.
 
-    Its own train, validation and test are kept; a validation or test that it lacks is cut from
-    train, a tenth each, by a hash of the image. Nothing is ever downloaded.
+    `digits` is prepared on first use. A set's own train, validation and test stay; a validation or
+    test that it lacks is cut from train, a tenth each, by a hash of the image. Nothing is ever
+    downloaded.
 
     Args:
       source: `digits`, or the name of a data set.
-      feature: the images', all of one size.
-      label: the classes'.
+      feature: of the images, which have one size.
+      label: of the classes.
       directory: a TFDS data folder. Empty: TFDS's own.
 
     Raises:
       ValueError: the name, a feature or the format is not there, images are not of one size in
         bytes, or one has no class.
     """
-    if source == DIGITS:
-        digits.prepare(directory)
-    builder = sources.find(source, directory, DIGITS)
-    classes = _classes(builder.info, source, feature, label)
-    with sources.naming_faults(source, builder):
-        found = builder.as_data_source(file_format="array_record")
-        splits = {
-            split: _read(found[split], feature, label)
-            for split in documents.SPLITS
-            if split in found
-        }
-    for split, part in splits.items():
-        _check_labels(part.labels, classes, f"TFDS data set `{source}`, split `{split}`")
+    if source in BUILTIN:
+        BUILTIN[source](directory)
+    builder = tfds_sets.find(source, directory, DIGITS)
+    classes = _check_features(builder.info, source, feature, label)
+    splits = {}
+    with tfds_sets.reading(source, builder):
+        data = builder.as_data_source(file_format="array_record")
+        for split in [split for split in SPLITS if split in data]:
+            records = [(record[feature], int(record[label])) for record in data[split]]
+            pixels = np.stack([image for image, _ in records]).astype(np.uint8)
+            labels = np.array([number for _, number in records], np.int32)
+            images = LabelledImages(pixels, labels)
+            splits[split] = images.take(np.argsort(_hash_order(images), kind="stable"))
+    for split, images in splits.items():
+        # TFDS has -1 for an image without a class.
+        outside = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
+        if outside.size:
+            raise ValueError(
+                f"TFDS data set `{source}`, split `{split}`: {outside.size} images have no class "
+                f"in 0..{classes - 1}, the first {images.labels[outside[0]]}"
+            )
     if "train" not in splits:
         raise ValueError(
-            f"TFDS data set `{source}` has no split `train`; it has {', '.join(builder.info.splits)}"
+            f"TFDS data set `{source}` has no split `train`; it has "
+            f"{', '.join(builder.info.splits)}"
         )
-    return ImageDataset(_with_missing(splits), classes)
+    return ImageDataset(_add_missing(splits), classes)
+
+
+def _check_features(info: tfds.core.DatasetInfo, source: str, feature: str, label: str) -> int:
+    """Returns the number of classes. Raises ValueError for a missing or unsuitable feature."""
+    features = dict(info.features.items())
+    for name, kind, plural in (
+        (feature, tfds.features.Image, "images"),
+        (label, tfds.features.ClassLabel, "classes"),
+    ):
+        candidates = [key for key, value in features.items() if isinstance(value, kind)]
+        if name not in candidates:
+            raise ValueError(
+                f"TFDS data set `{source}` has no {plural} `{name}`; it has "
+                f"{', '.join(candidates) or 'none'}"
+            )
+    shape, dtype = features[feature].shape, features[feature].np_dtype
+    if not all(shape) or dtype != np.uint8:
+        raise ValueError(
+            f"the images of TFDS data set `{source}` must have one size, in uint8; they have "
+            f"{shape}, in {np.dtype(dtype)}"
+        )
+    return features[label].num_classes
+
+
+def _hash_order(images: LabelledImages) -> Float64[np.ndarray, " n"]:
+    """Hashes each image to a number in [0, 1)."""
+    return np.array(
+        [fraction(hashlib.sha256(image.tobytes()).hexdigest()) for image in images.pixels]
+    )
+
+
+def _add_missing(splits: Mapping[str, LabelledImages]) -> dict[str, LabelledImages]:
+    """Cuts a missing validation or test split from train."""
+    train, places = splits["train"], _hash_order(splits["train"])
+    parts, rest = dict(splits), np.ones(len(places), bool)
+    for name, low, high in (("validation", 0.8, 0.9), ("test", 0.9, 1.0)):
+        if name not in splits:
+            inside = (places >= low) & (places < high)
+            parts[name], rest = train.take(inside), rest & ~inside
+    return parts | {"train": train.take(rest)}
 
 
 def batches(
     images: LabelledImages, *, batch_size: int, seed: int, rows: slice | None = None
 ) -> grain.DatasetIterator:
-    """Endless training batches, as `LabelledImages.batch` has them; arguments, order and state as of
-    `pipeline.batches`.
+    """Iterates endlessly over training batches as of `LabelledImages.batch`.
 
-    Raises ValueError for fewer images than rows.
+    Arguments, order and state are those of `pipeline.batches`. Raises ValueError for fewer images
+    than rows.
     """
     count = len(images.labels)
     if count < batch_size:
         raise ValueError(
             f"a batch of {batch_size} needs as many images, got {count}; use a smaller batch_size"
         )
-    mine = rows or slice(None)
+    rows = rows or slice(None)
     return orders.endless(
-        count, batch_size, seed, lambda numbers: images.take(numbers[mine]).batch()
+        count, batch_size, seed, lambda numbers: images.take(numbers[rows]).batch()
     )
-
-
-def _classes(info, source, feature, label):
-    found = dict(info.features.items())
-    pictures = [name for name, value in found.items() if isinstance(value, tfds.features.Image)]
-    labels = [name for name, value in found.items() if isinstance(value, tfds.features.ClassLabel)]
-    for name, known, kind in ((feature, pictures, "images"), (label, labels, "classes")):
-        if name not in known:
-            raise ValueError(
-                f"TFDS data set `{source}` has no {kind} `{name}`; it has {', '.join(known) or 'none'}"
-            )
-    shape, dtype = found[feature].shape, found[feature].np_dtype
-    if not all(shape) or dtype != np.uint8:
-        raise ValueError(
-            f"the images of TFDS data set `{source}` must have one size, in uint8; they have {shape}, in "
-            f"{np.dtype(dtype)}"
-        )
-    return found[label].num_classes
-
-
-def _check_labels(labels, classes, name):
-    outside = np.flatnonzero(
-        (labels < 0) | (labels >= classes)
-    )  # TFDS has -1 for an image whose class is not told
-    if outside.size:
-        raise ValueError(
-            f"{name}: {outside.size} images have no class in 0..{classes - 1}, the first {labels[outside[0]]}"
-        )
-
-
-def _read(records, feature, label):
-    pairs = [(record[feature], int(record[label])) for record in records]
-    pixels = np.stack([image for image, _ in pairs]).astype(np.uint8)
-    return _ordered(LabelledImages(pixels, np.array([label for _, label in pairs], np.int32)))
-
-
-def _ordered(images):
-    return images.take(np.argsort(_places(images), kind="stable"))
-
-
-def _places(images):
-    """A number in [0, 1) an image, by a hash of it."""
-    return np.array(
-        [documents.fraction(hashlib.sha256(image.tobytes()).hexdigest()) for image in images.pixels]
-    )
-
-
-def _with_missing(splits):
-    train, places = splits["train"], _places(splits["train"])
-    ends = {"validation": (0.8, 0.9), "test": (0.9, 1.0)}
-    cut = {
-        name: (places >= low) & (places < high)
-        for name, (low, high) in ends.items()
-        if name not in splits
-    }
-    kept = ~np.any(list(cut.values()), axis=0) if cut else np.ones(len(places), bool)
-    return {
-        **splits,
-        "train": train.take(kept),
-        **{name: train.take(which) for name, which in cut.items()},
-    }

@@ -1,4 +1,4 @@
-"""From texts to token batches: packing, shuffling, sharding and evaluation windows."""
+"""Token batches from texts: packing, shuffling, sharding and evaluation windows."""
 
 import dataclasses
 import hashlib
@@ -9,11 +9,11 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from jaxdiv import files
-from jaxdiv.data import orders, tokenizer
+from jaxdiv.data import arrays, orders
 from jaxdiv.data.documents import MOST_BYTES, SPLITS, Documents
+from jaxdiv.data.tokenizer import Tokenizer
 
-_ENCODE_TOGETHER = 64  # documents, at most
+_GROUP = 64  # documents that are encoded at once, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Tokens:
 
     @property
     def end_of_text(self) -> int:
-        """Id of the token that ends each document, and stands nowhere else."""
+        """Id of the token that ends each document and is nowhere else."""
         return int(self.ids[-1])
 
     @property
@@ -49,25 +49,12 @@ class Tokens:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an npz file, atomically."""
-        with files.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, ids=self.ids, offsets=self.offsets)
+        arrays.save(path, ids=self.ids, offsets=self.offsets)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokens":
-        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything
-        else."""
-        try:
-            with (
-                files.path_of(path).open("rb") as file,
-                np.load(file, allow_pickle=False) as arrays,
-            ):
-                ids, offsets = arrays["ids"], arrays["offsets"]
-        except (
-            Exception
-        ) as error:  # zipfile, zlib and NumPy have many names for a file that is none of theirs
-            raise ValueError(
-                f"can't read tokens from {path}: {type(error).__name__}: {error}"
-            ) from None
+        """Reads a file that `save` wrote. Raises ValueError, naming the file, if it is another."""
+        ids, offsets = arrays.load(path, "tokens", "ids", "offsets")
         if (ids.dtype, ids.ndim, offsets.dtype, offsets.ndim) != (np.int32, 1, np.int64, 1) or not (
             len(offsets)
             and offsets[0] == 0
@@ -85,10 +72,10 @@ class Windows:
     """Documents cut in windows, for teacher-forced evaluation.
 
     Attributes:
-      inputs, labels: [W, L] tokens; the label is the next token of the same document. Of images
-        inputs are [W, X, Y, C], and L is 1.
-      weights: [W, L] 1 where there is a label, 0 in padding.
-      document: [W] number of the document in its `Tokens`, ascending.
+      inputs, labels: [W, L] tokens; the label is the next token of the same document. Inputs of
+        images are [W, X, Y, C], and L is 1.
+      weights: [W, L], 1 for a label, 0 in padding.
+      document: [W], number of the document in its `Tokens`, ascending.
     """
 
     inputs: Int32[np.ndarray, "W L"] | Float32[np.ndarray, "W X Y C"]
@@ -97,9 +84,32 @@ class Windows:
     document: Int32[np.ndarray, " W"]
 
 
-def tokenize(documents: Documents, bpe: tokenizer.Tokenizer) -> dict[str, Tokens]:
-    """Tokens of each split, documents in their order, each ended by the end of text."""
-    return {split: _tokenize(getattr(documents, split), bpe) for split in SPLITS}
+def tokenize(documents: Documents, bpe: Tokenizer) -> dict[str, Tokens]:
+    """Tokenizes each split, documents in their order, each ended by the end of text."""
+    splits = {}
+    for split in SPLITS:
+        parts = [
+            np.array([*ids, bpe.end_of_text], np.int32)
+            for texts in _groups(getattr(documents, split))
+            for ids in bpe.encode_batch(texts)
+        ]
+        sizes = np.array([0, *map(len, parts)], np.int64)
+        splits[split] = Tokens(ids=np.concatenate(parts), offsets=np.cumsum(sizes))
+    return splits
+
+
+def _groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cuts `texts` into groups of at most 64 texts and little more than one document's size.
+
+    The encodings that `tokenizers` keeps of a group take many times the group's size.
+    """
+    start, size = 0, 0
+    for end, text in enumerate(texts):
+        if end > start and (size + len(text) > MOST_BYTES or end - start == _GROUP):
+            yield texts[start:end]
+            start, size = end, 0
+        size += len(text)
+    yield texts[start:]
 
 
 def batches(
@@ -110,22 +120,22 @@ def batches(
     seed: int,
     rows: slice | None = None,
 ) -> grain.DatasetIterator:
-    """Endless training batches; batch i depends on `seed` and i alone, and each epoch has its own
-    order.
+    """Iterates endlessly over training batches; batch i depends on `seed` and i alone.
 
     The documents are one stream, cut in windows of L+1 tokens at stride L, so that every token but
-    the first (and a rest shorter than a window) is a label once an epoch.
+    the first (and a rest shorter than a window) is a label once an epoch. Each epoch has its own
+    order.
 
     Args:
       tokens: the training documents.
       sequence_length: L.
       batch_size: rows B of a batch, over all processes.
       seed: of the order.
-      rows: which of them to make, where each process needs its own alone; None for all.
+      rows: those of this process; None for all.
 
     Returns:
-      Iterator of {"inputs": [b, L] int32, "labels": [b, L] int32, "weights": [b, L] float32} with
-      the b rows asked for; a weight is 0 where the input ends a document, else 1. `get_state` and
+      Iterator of {"inputs": [b, L] int32, "labels": [b, L] int32, "weights": [b, L] float32} of
+      these rows; a weight is 0 where the input ends a document, else 1. `get_state` and
       `set_state` save and restore the position alone, whatever `rows`: compare seed, sizes and data
       yourself.
 
@@ -136,13 +146,23 @@ def batches(
     windows = (len(tokens.ids) - 1) // sequence_length
     if windows < batch_size:
         raise ValueError(
-            f"a batch of {batch_size} x {sequence_length} needs {batch_size * sequence_length + 1} tokens, got "
-            f"{len(tokens.ids)}; use a smaller batch_size or sequence_length, or more text"
+            f"a batch of {batch_size} x {sequence_length} needs "
+            f"{batch_size * sequence_length + 1} tokens, got {len(tokens.ids)}; use a smaller "
+            "batch_size or sequence_length, or more text"
         )
-    mine = rows or slice(None)
-    return orders.endless(
-        windows, batch_size, seed, lambda numbers: _rows(tokens, numbers[mine], sequence_length)
-    )
+    rows = rows or slice(None)
+
+    def make(numbers):
+        positions = numbers[rows, None] * sequence_length + np.arange(sequence_length + 1)
+        window = tokens.ids[positions]
+        inputs = np.ascontiguousarray(window[:, :-1])
+        return {
+            "inputs": inputs,
+            "labels": np.ascontiguousarray(window[:, 1:]),
+            "weights": (inputs != tokens.end_of_text).astype(np.float32),
+        }
+
+    return orders.endless(windows, batch_size, seed, make)
 
 
 def evaluation_windows(
@@ -153,15 +173,15 @@ def evaluation_windows(
     max_tokens: int = 2048,
     max_documents: int | None = None,
 ) -> Windows:
-    """The first `max_tokens` of each of the first `max_documents` documents, cut in padded windows.
+    """Cuts the first `max_tokens` of each of the first `max_documents` documents in windows.
 
     Within a document every token but the first is a label once; none is predicted across two
     documents. Padding is `end_of_text`. Raises ValueError for sizes below 1.
     """
     _check_sizes(sequence_length=sequence_length, max_tokens=max_tokens - 1)
     parts, document = [], []
-    for k, ids in enumerate(_documents(tokens, max_documents)):
-        ids = ids[:max_tokens]
+    for k in range(tokens.documents)[:max_documents]:
+        ids = tokens.ids[tokens.offsets[k] : tokens.offsets[k + 1]][:max_tokens]
         for start in range(0, len(ids) - 1, sequence_length):
             parts.append(ids[start : start + sequence_length + 1])
             document.append(k)
@@ -179,8 +199,7 @@ def evaluation_windows(
 
 
 def blocks(arrays: Sequence[np.ndarray], rows: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Cuts arrays along their first axis, all alike, into blocks of `rows`; the last is filled up
-    with zeros."""
+    """Cuts arrays of one length into blocks of `rows`; zeros fill the last block."""
     for start in range(0, len(arrays[0]), rows):
         cut = [array[start : start + rows] for array in arrays]
         yield tuple(
@@ -191,16 +210,15 @@ def blocks(arrays: Sequence[np.ndarray], rows: int) -> Iterator[tuple[np.ndarray
 def prompts(
     tokens: Tokens, *, length: int, max_documents: int | None = None
 ) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
-    """Openings to generate from: the first `length` tokens of each document that has more than
-    that.
+    """Returns prompts: the first `length` tokens of each document that has more than that.
 
     Args:
       tokens: the documents.
       length: P.
-      max_documents: stop at so many prompts; None for all.
+      max_documents: number of prompts at most; None for all.
 
     Returns:
-      prompts [K, P] and the number of each one's document [K].
+      prompts [K, P], and each one's document [K] by number.
 
     Raises:
       ValueError: no document is longer than `length`.
@@ -214,45 +232,7 @@ def prompts(
     return tokens.ids[tokens.offsets[document, None] + np.arange(length)], document
 
 
-def _tokenize(texts: Sequence[str], bpe: tokenizer.Tokenizer) -> Tokens:
-    parts = []
-    for together in _together(texts):
-        for ids in bpe.encode_batch(together):
-            parts.append(np.array([*ids, bpe.end_of_text], np.int32))
-    sizes = np.array([0, *map(len, parts)], np.int64)
-    return Tokens(ids=np.concatenate(parts), offsets=np.cumsum(sizes))
-
-
-def _together(texts):
-    """Cuts `texts` into groups, so that tokenizers' own, bulky encodings never are of much more
-    than a document."""
-    start, size = 0, 0
-    for end, text in enumerate(texts):
-        if end > start and (size + len(text) > MOST_BYTES or end - start == _ENCODE_TOGETHER):
-            yield texts[start:end]
-            start, size = end, 0
-        size += len(text)
-    yield texts[start:]
-
-
-def _rows(tokens, numbers, length):
-    positions = numbers[:, None] * length + np.arange(length + 1)
-    window = tokens.ids[positions]
-    inputs = np.ascontiguousarray(window[:, :-1])
-    labels = np.ascontiguousarray(window[:, 1:])
-    return {
-        "inputs": inputs,
-        "labels": labels,
-        "weights": (inputs != tokens.end_of_text).astype(np.float32),
-    }
-
-
-def _documents(tokens, most):
-    count = tokens.documents if most is None else min(most, tokens.documents)
-    return [tokens.ids[tokens.offsets[k] : tokens.offsets[k + 1]] for k in range(count)]
-
-
-def _check_sizes(**sizes):
+def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"`{name}` must be at least 1, got {size}")

@@ -1,11 +1,15 @@
-"""A byte-level BPE tokenizer, or another model's: every text has an encoding, and decodes to
-itself."""
+"""Tokenizers in which every text has an encoding that decodes to it.
+
+`Tokenizer.train` learns a byte-level BPE; `hf_tokenizer` reads the one of a Hugging Face folder.
+A tokenizer that writes bytes in another way is one more entry of `_byte_lengths`.
+"""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -14,23 +18,21 @@ from jaxtyping import Int32
 from jaxdiv import files
 
 END_OF_TEXT = "<|endoftext|>"
-_PIECE, _WORD = (
-    2**14,
-    2**10,
-)  # characters that are learned from at once, and that a word has at most
+_PIECE, _WORD = 2**14, 2**10  # most characters of a training piece, and of a word in it
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?=[ \t\n])")
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end of text
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
 class Tokenizer:
-    """Wraps a BPE on bytes, or one that falls back on them. Special tokens inside a document are
-    ordinary text.
+    """Wraps a BPE on bytes, or one that falls back on them.
+
+    Special tokens inside a document are ordinary text.
 
     Attributes:
       vocab_size: number of tokens V.
       end_of_text: id of the token that ends each document.
-      byte_lengths: [V] UTF-8 bytes a token stands for; 0 for special tokens, as the end of text.
+      byte_lengths: [V], UTF-8 bytes that a token stands for; 0 for special tokens.
       fingerprint: 16 hexadecimal digits over vocabulary and merges.
 
     Raises:
@@ -43,23 +45,23 @@ class Tokenizer:
         bpe.encode_special_tokens = True
         bpe.no_padding()
         bpe.no_truncation()
-        self._bpe, self._ends_with = bpe, end_of_text
+        self._bpe, self._end_token = bpe, end_of_text
         self.vocab_size: int = bpe.get_vocab_size()
         self.end_of_text: int = bpe.token_to_id(end_of_text)
-        written = bpe.to_str()
-        self.byte_lengths: Int32[np.ndarray, " V"] = _byte_lengths(bpe, json.loads(written))
-        self.fingerprint: str = hashlib.sha256(written.encode()).hexdigest()[:16]
+        text = bpe.to_str()
+        self.byte_lengths: Int32[np.ndarray, " V"] = _byte_lengths(bpe, json.loads(text))
+        self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learns merges until there are `vocab_size` tokens; fewer where a small corpus has no more
-        pairs.
+        """Learns a byte-level BPE of `vocab_size` tokens; fewer if a small corpus has no more pairs.
 
         Raises ValueError for `vocab_size` below 257: the 256 bytes and the end of text.
         """
         if vocab_size < MIN_VOCAB_SIZE:
             raise ValueError(
-                f"`vocab_size` must be at least {MIN_VOCAB_SIZE} (256 bytes and the end of text), got {vocab_size}"
+                f"`vocab_size` must be at least {MIN_VOCAB_SIZE} (256 bytes and the end of text), "
+                f"got {vocab_size}"
             )
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
         bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,44 +77,42 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Reads what `save` wrote. Raises ValueError, naming the file, if it holds anything
-        else."""
-        bpe, settings = read_bpe(path), files.path_of(path).with_name(SETTINGS)
-        written = files.read_json(settings) if settings.exists() else {"eos_token": END_OF_TEXT}
+        """Reads a file that `save` wrote. Raises ValueError, naming the file, if it is another."""
+        bpe, path_of_settings = read_bpe(path), files.path_of(path).with_name(SETTINGS)
+        settings = {"eos_token": END_OF_TEXT}
+        if path_of_settings.exists():
+            settings = files.read_json(path_of_settings)
         try:
-            return cls(bpe, written["eos_token"])
+            return cls(bpe, settings["eos_token"])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the JSON of `tokenizers` to `path`, and beside it which token ends a document,
-        atomically."""
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._ends_with}
+        """Writes the JSON of `tokenizers`, and beside it the name of the end of text, atomically."""
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end_token}
         files.write_json(files.path_of(path).with_name(SETTINGS), settings)
         files.write_text(path, self._bpe.to_str())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without an end of text."""
+        """Returns the ids of `text`, without an end of text."""
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, encoded side by side."""
+        """Returns the ids of each text, encoded in parallel."""
         return [
             encoding.ids
             for encoding in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; ends of text vanish, bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of `ids` without special tokens; invalid UTF-8 becomes U+FFFD."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
-def _pieces(texts):
-    """Cuts long texts before white space, where tokens never reach across, and endless words
-    anywhere.
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Cuts long texts before white space, which no token crosses, and endless words anywhere.
 
-    The time that merges take grows with the square of a word's length, and memory with the longest
-    piece.
+    The time of merging grows with the square of a word's length, and memory with the longest piece.
     """
     for text in texts:
         start = 0
@@ -124,38 +124,41 @@ def _pieces(texts):
 
 
 def read_bpe(path: str | os.PathLike) -> tokenizers.Tokenizer:
-    """A tokenizer.json of the library `tokenizers`. Raises ValueError, naming the file, if it is
-    none."""
+    """Reads a tokenizer.json of `tokenizers`. Raises ValueError, naming the file, if it can't."""
     try:
         return tokenizers.Tokenizer.from_str(files.path_of(path).read_bytes().decode())
     except Exception as error:  # tokenizers raises bare Exceptions
         raise ValueError(f"can't read a tokenizer from {path}: {error}") from None
 
 
-def _byte_lengths(bpe, written):
-    on_bytes = "ByteLevel" in json.dumps([written["pre_tokenizer"], written["decoder"]])
-    if not on_bytes and not written["model"].get("byte_fallback"):
+def _byte_lengths(
+    bpe: tokenizers.Tokenizer, settings: Mapping[str, Any]
+) -> Int32[np.ndarray, " V"]:
+    """Counts the UTF-8 bytes of each token, by the way in which this kind of tokenizer writes them.
+
+    Raises ValueError for a kind that can't encode every text.
+    """
+    if "ByteLevel" in json.dumps([settings["pre_tokenizer"], settings["decoder"]]):
+        count_bytes = len  # each byte is written as one character
+    elif settings["model"].get("byte_fallback"):
+        count_bytes = _sentence_piece_bytes
+    else:
         raise ValueError(
-            "it must be a byte-level BPE, or one that falls back on bytes, so that it encodes every text"
+            "it must be a byte-level BPE, or one that falls back on bytes, so that it encodes "
+            "every text"
         )
-    size = _written_bytes if on_bytes else _fallen_back_bytes
     added = bpe.get_added_tokens_decoder()
     lengths = np.zeros(bpe.get_vocab_size(), np.int32)
     for i in range(len(lengths)):
         if i not in added:
-            lengths[i] = size(bpe.id_to_token(i))
+            lengths[i] = count_bytes(bpe.id_to_token(i))
         elif not added[i].special:
             lengths[i] = len(added[i].content.encode())
     return lengths
 
 
-def _written_bytes(token):
-    """Byte-level BPE writes each byte as one character."""
-    return len(token)
-
-
-def _fallen_back_bytes(token):
-    """SentencePiece writes a space as ▁, and a byte that no other token has as <0x0A>."""
+def _sentence_piece_bytes(token: str) -> int:
+    # SentencePiece writes a space as ▁, and a byte that no other token has as <0x0A>.
     if len(token) == 6 and token.startswith("<0x"):
         return 1
     return len(token.replace("▁", " ").encode())

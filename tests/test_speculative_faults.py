@@ -56,7 +56,7 @@ def ratio_upside_down(plant):
 def drafts_of_another_temperature(plant):
     def candidates(self, logits, sampling, *rest, right=drafting.ModelDraft.candidates):
         warmer = sampling._replace(
-            how=sampling.how._replace(temperature=1.5 * sampling.how.temperature)
+            warp=sampling.warp._replace(temperature=1.5 * sampling.warp.temperature)
         )
         return right(self, logits, warmer, *rest)[0], right(self, logits, sampling, *rest)[1]
 

@@ -54,7 +54,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learns a byte-level BPE of `vocab_size` tokens; fewer if a small corpus has no more pairs.
+        """Learns a BPE of `vocab_size` tokens; fewer if a small corpus has no more pairs.
 
         Raises ValueError for `vocab_size` below 257: the 256 bytes and the end of text.
         """
@@ -88,7 +88,7 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the JSON of `tokenizers`, and beside it the name of the end of text, atomically."""
+        """Writes the JSON of `tokenizers`, and beside it the token that ends texts, atomically."""
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end_token}
         files.write_json(files.path_of(path).with_name(SETTINGS), settings)
         files.write_text(path, self._bpe.to_str())

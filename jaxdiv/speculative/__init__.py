@@ -1,5 +1,4 @@
-"""Speculative decoding in one jit: a draft proposes, the target verifies, and the text stays the
-target's own."""
+"""Lossless speculative decoding in one jit: a draft proposes, the target verifies."""
 
 from jaxdiv.speculative.decode_batch import LOOKUP, Decoded, Decoding, decode, prepare
 from jaxdiv.speculative.decoding_loop import BONUS, CORRECTED, DRAFTED, Counts

@@ -1,7 +1,11 @@
-"""What a decoding is asked for, checked before anything is compiled; each error is a ValueError of
-one line."""
+"""Checks of a decoding's arguments before anything is compiled.
+
+Each error is a ValueError of one line.
+"""
 
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +18,20 @@ from jaxdiv.speculative import rules, trees
 LOOKUP = "lookup"
 MAX_GAMMA = 64
 MAX_TOKENS = 2**20  # of all texts together; each takes a slot in every layer's cache
-MAX_NUMBERS = 2**31  # of one array in float32: 8 GiB, and beyond it 32 bits don't count its numbers
+MAX_NUMBERS = 2**31  # of one float32 array: 8 GiB, and the most that 32 bits can index
 
 
-def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
-    """The drafts of a round: `tree`, or a chain."""
+def resolve_tree(
+    draft: Any, rule: str, gamma: Any, eta: Any, tree: trees.Tree | None
+) -> trees.Tree:
+    """Returns the tree of a round's drafts: `tree`, or a chain of `gamma`."""
     if rule not in rules.RULES:
         raise ValueError(f"`rule` must be one of {', '.join(rules.RULES)}, got {rule!r}")
     if draft is None:
         return trees.chain(0)
     if not isinstance(draft, Drafter) and draft != LOOKUP:
         raise ValueError(f"`draft` must be a student, {LOOKUP!r} or None, got {_short(draft)}")
-    gamma = whole("gamma", gamma)
+    gamma = whole_number("gamma", gamma)
     if gamma < 1:
         raise ValueError(
             f"`gamma` must be at least 1, got {gamma}; without drafts, decode plainly."
@@ -46,49 +52,53 @@ def tree_of(draft, rule, gamma, eta, tree) -> trees.Tree:
         )
     if tree.depth > gamma:
         raise ValueError(
-            f"the tree is {tree.depth} tokens deep, but `gamma` allows {gamma}; gamma={tree.depth} fits."
+            f"the tree is {tree.depth} tokens deep, but `gamma` allows {gamma}; "
+            f"gamma={tree.depth} fits."
         )
     if eta > 0:
         raise ValueError("`eta` ends a chain; with a tree it must be 0.")
     return tree
 
 
-def check_models(target: Decoder, draft, tree: trees.Tree) -> None:
+def check_models(target: Decoder, draft: Any, tree: trees.Tree) -> None:
     """Raises ValueError unless the draft fits the target, and the tree the vocabulary."""
-    vocab_size = target.vocab_size
     if isinstance(draft, Drafter):
         draft.check_target(target)
-    if tree.children.shape[1] > vocab_size:
+    width = tree.children.shape[1]
+    if width > target.vocab_size:
         raise ValueError(
-            f"the tree is {tree.children.shape[1]} tokens wide, but there are only {vocab_size}."
+            f"the tree is {width} tokens wide, but there are only {target.vocab_size}."
         )
 
 
 def check_memory(
     target: Decoder, prompts: tuple[int, int], tree: trees.Tree, rule: rules.AcceptanceRule
 ) -> None:
-    """A round's distributions and the prompts' attention, of prompts [B, P], are arrays of a size
-    that can be held."""
-    vocab_size = target.vocab_size
+    """Raises ValueError if a round's distributions or the prompts' attention are too large.
+
+    `prompts` is the shape [B, P] of the padded prompts.
+    """
     batch, longest = prompts
+    vocab_size = target.vocab_size
     count = batch * (tree.size + 1) * vocab_size * (2 if rule.keeps_q else 1)
     if count > MAX_NUMBERS:
-        held = "target and draft" if rule.keeps_q else "the target"
+        models = "target and draft" if rule.keeps_q else "the target"
         raise ValueError(
-            f"{batch} texts of {tree.size} drafts a round over {vocab_size:,} tokens need {count:,} probabilities of "
-            f"{held}, more than {MAX_NUMBERS:,}; decode fewer texts at once or draft less"
+            f"{batch} texts of {tree.size} drafts a round over {vocab_size:,} tokens need "
+            f"{count:,} probabilities of {models}, more than {MAX_NUMBERS:,}; decode fewer texts "
+            "at once or draft less"
         )
     heads = target.head.shape[0] // target.head_width
     count = batch * heads * longest**2
     if count > MAX_NUMBERS:
         raise ValueError(
-            f"{batch} prompts of up to {longest:,} tokens need {count:,} attention weights a layer, more than "
-            f"{MAX_NUMBERS:,}; decode fewer texts at once or shorten the prompts"
+            f"{batch} prompts of up to {longest:,} tokens need {count:,} attention weights a "
+            f"layer, more than {MAX_NUMBERS:,}; decode fewer texts at once or shorten the prompts"
         )
 
 
-def padded(prompts, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(prompts [B, P], their lengths [B])."""
+def pad_prompts(prompts: Sequence, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the prompts as int32 [B, P], filled up with zeros, and their lengths [B]."""
     rows = [np.asarray(prompt) for prompt in prompts]
     if not rows or any(row.ndim != 1 or not row.size for row in rows):
         raise ValueError("each prompt must have at least one token, and be a row of tokens")
@@ -100,28 +110,28 @@ def padded(prompts, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
                 f"prompt {i} has tokens {row.min()}..{row.max()}, not in 0..{vocab_size - 1}"
             )
     lengths = np.array([len(row) for row in rows], np.int32)
-    made = np.zeros((len(rows), lengths.max()), np.int32)
-    for to, row in zip(made, rows, strict=True):
-        to[: len(row)] = row
-    return made, lengths
+    padded = np.zeros((len(rows), lengths.max()), np.int32)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded, lengths
 
 
-def wanted(max_tokens, lengths: np.ndarray, drafts: int) -> np.ndarray:
-    """The new tokens of each text [B]."""
+def token_counts(max_tokens: Any, lengths: np.ndarray, drafts: int) -> np.ndarray:
+    """Returns the number of new tokens of each text, int32 [B], for prompts of `lengths`."""
     counts = _values("max_tokens", max_tokens, len(lengths), numbers.Integral)
     if min(counts) < 1:
         raise ValueError(f"`max_tokens` must be at least 1, got {min(counts)}")
     slots = int(lengths.max()) + max(counts) + drafts
     if slots * len(lengths) > MAX_TOKENS:
         raise ValueError(
-            f"{len(lengths)} texts of up to {slots:,} tokens are more than {MAX_TOKENS:,} together; "
-            f"lower `max_tokens` or decode fewer at once"
+            f"{len(lengths)} texts of up to {slots:,} tokens are more than {MAX_TOKENS:,} "
+            "together; lower `max_tokens` or decode fewer at once"
         )
     return np.broadcast_to(np.array(counts, np.int32), lengths.shape)
 
 
-def seeds_of(seeds, batch: int) -> jax.Array:
-    """uint32 [B]."""
+def seed_array(seeds: Any, batch: int) -> jax.Array:
+    """Returns the seeds as uint32 [B]."""
     values = np.ravel(seeds).tolist()
     if len(values) != batch or not all(
         _is(seed, numbers.Integral) and 0 <= seed < 2**32 for seed in values
@@ -132,8 +142,10 @@ def seeds_of(seeds, batch: int) -> jax.Array:
     return jnp.array(values, jnp.uint32)
 
 
-def warp_of(batch: int, vocab_size: int, *, temperature, top_k, top_p) -> warps.Warp:
-    """The warp with arrays [B]."""
+def batch_warp(
+    batch: int, vocab_size: int, *, temperature: Any, top_k: Any, top_p: Any
+) -> warps.Warp:
+    """Returns the warp with one value a text: arrays [B], or None for cuts that are not used."""
     temperature = _values("temperature", temperature, batch, numbers.Real)
     for value in temperature:
         warps.check_temperature(value)
@@ -146,22 +158,19 @@ def warp_of(batch: int, vocab_size: int, *, temperature, top_k, top_p) -> warps.
         top_p = _values("top_p", top_p, batch, numbers.Real)
         for value in top_p:
             warps.check_cuts(None, value)
-
-    def each(value, dtype):
-        return None if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))
-
+    columns = ((temperature, jnp.float32), (top_k, jnp.int32), (top_p, jnp.float32))
     return warps.Warp(
-        each(temperature, jnp.float32), each(top_k, jnp.int32), each(top_p, jnp.float32)
+        *(
+            None if values is None else jnp.broadcast_to(jnp.asarray(values, dtype), (batch,))
+            for values, dtype in columns
+        )
     )
 
 
-def whole(name: str, value, *, low: int | None = None, high: int | None = None) -> int:
-    """The whole number `value`, in low..high."""
-    value = (
-        value.item()
-        if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0
-        else value
-    )
+def whole_number(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
+    """Returns `value` as a whole number, in low..high if these are set."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0:
+        value = value.item()
     ends = f" in {low}..{'' if high is None else high}" if low is not None else ""
     if (
         not _is(value, numbers.Integral)
@@ -172,12 +181,13 @@ def whole(name: str, value, *, low: int | None = None, high: int | None = None) 
     return value
 
 
-def _values(name, given, batch, kind):
-    """One value, or one for each text: 1 or B of them."""
-    values = np.ravel(given).tolist()
+def _values(name: str, argument: Any, batch: int, kind: type) -> list:
+    """Returns an argument's values, one for all texts or one for each: 1 or B numbers of `kind`."""
+    values = np.ravel(argument).tolist()
     if len(values) not in (1, batch):
         raise ValueError(
-            f"`{name}` has {len(values)} values for {batch} texts; give one for all, or one for each."
+            f"`{name}` has {len(values)} values for {batch} texts; give one for all, or one for "
+            "each."
         )
     for value in values:
         if not _is(value, kind):
@@ -186,9 +196,9 @@ def _values(name, given, batch, kind):
     return values
 
 
-def _is(value, kind):
+def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _short(value):
+def _short(value: Any) -> str:
     return repr(value)[:60]

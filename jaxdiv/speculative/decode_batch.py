@@ -1,4 +1,4 @@
-"""Lossless speculative decoding of a batch of prompts."""
+"""Lossless speculative decoding of a batch of prompts: the functions that a user calls."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ from jaxdiv.speculative.drafting import BatchSampling
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What was decoded.
+    """Texts of a decoding.
 
     Attributes:
       tokens: the new tokens of each prompt, the stop token included.
-      origin: where each comes from: `decoding_loop.DRAFTED`, `CORRECTED` (in place of a draft that was
-        refused) or `BONUS` (after the last draft).
+      origin: where each token comes from: `decoding_loop.DRAFTED`, `CORRECTED` (in place of a
+        rejected draft) or `BONUS` (after the last draft).
       counts: of the rounds.
     """
 
@@ -31,13 +31,13 @@ class Decoded:
 
     @property
     def tokens_per_call(self) -> float:
-        """Over all texts, pooled."""
+        """Tokens a target call, pooled over all texts."""
         return sum(map(len, self.tokens)) / max(int(np.sum(self.counts.target_calls)), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """A decoding whose arguments were checked; nothing is compiled yet."""
+    """A decoding with checked arguments; nothing is compiled yet."""
 
     plan: decoding_loop.DraftPlan
     graphs: tuple
@@ -46,24 +46,24 @@ class Decoding:
     stream: Callable | None
 
     def run(self) -> Decoded:
-        """Decodes, by what an earlier decoding of the same shapes compiled if there was one."""
+        """Decodes; reuses the program of an earlier decoding of the same shapes."""
         return _decoded(
             decoding_loop.run(self.plan, self.graphs, *self.arrays, stream=self.stream),
             self.lengths,
         )
 
     def compile(self) -> Callable[[], Decoded]:
-        """What `run` does, compiled now."""
-        compiled = decoding_loop.run.lower(
+        """Compiles now, and returns a function that does what `run` does."""
+        program = decoding_loop.run.lower(
             self.plan, self.graphs, *self.arrays, stream=self.stream
         ).compile()
-        return lambda: _decoded(compiled(*self.arrays), self.lengths)
+        return lambda: _decoded(program(*self.arrays), self.lengths)
 
 
 def decode(
     target: Decoder, draft: Drafter | str | None, prompts: Sequence[Sequence[int]], **options
 ) -> Decoded:
-    """Continues each prompt; the text's distribution is the target's own, unless the rule is lossy.
+    """Continues each prompt; the text has the target's distribution unless the rule is lossy.
 
     Arguments and errors are those of `prepare`.
     """
@@ -88,7 +88,7 @@ def prepare(
     longest: int = 3,
     stream: Callable | None = None,
 ) -> Decoding:
-    """Checks all that `decode` is asked for.
+    """Checks the arguments of `decode`.
 
     Args:
       target: the model whose text it is.
@@ -96,60 +96,58 @@ def prepare(
         decoding.
       prompts: tokens of each, at least one; lengths may differ.
       max_tokens: new tokens, for all or for each; with the prompts `arguments.MAX_TOKENS` in all.
-      rule: of `rules.RULES`; for `lookup` all but `typical` are one.
-      gamma: drafts a round, 1 to `arguments.MAX_GAMMA`, at most; a tree's depth must not exceed it.
+      rule: a name in `rules.RULES`; with `lookup` all but `typical` are one.
+      gamma: drafts a round at most, 1 to `arguments.MAX_GAMMA`; a tree is at most as deep.
       eta: in [0, 1]; a chain stops after a token at whose position the draft's largest probability
-        was below (0.6 in Kangaroo, arXiv 2404.18911). 0 never stops; of a student alone.
+        was below eta (0.6 in Kangaroo, arXiv 2404.18911). 0 never stops; needs a student.
       tree: candidates in place of a chain.
-      temperature, top_k, top_p: as `warps.Warp`, for target and draft alike; for all or for each.
+      temperature, top_k, top_p: as in `warps.Warp`, for target and draft; for all or for each text.
       stop: the token that ends a text.
-      seeds: of each text; None for 0, 1, 2, ... A text depends on its seed and prompt, not on its
+      seeds: one a text; None for 0, 1, 2, ... A text depends on its seed and prompt, not on its
         neighbours.
       longest: tokens that `lookup` compares, at most.
       stream: called after each round with (tokens [B, T], lengths before it [B], lengths after it
         [B], origin [B, T]).
 
     Raises:
-      ValueError: an argument out of its range.
+      ValueError: an argument is out of its range.
     """
     vocab_size = target.vocab_size
-    plan_tree = arguments.tree_of(draft, rule, gamma, eta, tree)
+    plan_tree = arguments.resolve_tree(draft, rule, gamma, eta, tree)
     arguments.check_models(target, draft, plan_tree)
-    padded, lengths = arguments.padded(prompts, vocab_size)
+    padded, lengths = arguments.pad_prompts(prompts, vocab_size)
     batch = len(lengths)
-    limits = lengths + arguments.wanted(max_tokens, lengths, plan_tree.size)
-    kind = _kind(draft, tree)
-    if kind in (LOOKUP, "none") and rules.RULES[rule].lossless:
-        rule = "greedy_draft"  # what was not drawn is certain, and then the lossless rules are one
+    limits = lengths + arguments.token_counts(max_tokens, lengths, plan_tree.size)
+    if draft is None or draft == LOOKUP:
+        kind = "none" if draft is None else LOOKUP
+        # These drafts are not drawn but certain, and then the lossless rules are one.
+        rule = "greedy_draft" if rules.RULES[rule].lossless else rule
+    else:
+        kind = "chain" if tree is None else "tree"
     arguments.check_memory(target, padded.shape, plan_tree, rules.RULES[rule])
+    if stop is not None:
+        stop = arguments.whole_number("stop", stop, low=0, high=vocab_size - 1)
     plan = decoding_loop.DraftPlan(
         kind=kind,
         tree=plan_tree,
         rule=rule,
         slots=int(limits.max()),
-        stop=None if stop is None else arguments.whole("stop", stop, low=0, high=vocab_size - 1),
-        longest=arguments.whole("longest", longest, low=1),
+        stop=stop,
+        longest=arguments.whole_number("longest", longest, low=1),
     )
-    keys = jax.vmap(jax.random.key)(
-        arguments.seeds_of(range(batch) if seeds is None else seeds, batch)
+    seeds = arguments.seed_array(range(batch) if seeds is None else seeds, batch)
+    warp = arguments.batch_warp(
+        batch, vocab_size, temperature=temperature, top_k=top_k, top_p=top_p
     )
-    how = arguments.warp_of(batch, vocab_size, temperature=temperature, top_k=top_k, top_p=top_p)
-    sampling = BatchSampling(how, rules.Keys(keys))
-    parts = [nnx.split(model) for model in (target, draft) if isinstance(model, nnx.Module)]
-    graphs, params = zip(*parts, strict=True)
+    sampling = BatchSampling(warp, rules.Keys(jax.vmap(jax.random.key)(seeds)))
+    models = [model for model in (target, draft) if isinstance(model, nnx.Module)]
+    graphs, params = zip(*map(nnx.split, models), strict=True)
     arrays = (params, padded, lengths, limits, sampling, jnp.float32(eta))
     return Decoding(plan, graphs, arrays, lengths, stream)
 
 
-def _kind(draft, tree):
-    if draft is None:
-        return "none"
-    if draft == LOOKUP:
-        return LOOKUP
-    return "chain" if tree is None else "tree"
-
-
-def _decoded(state, lengths):
+def _decoded(state: decoding_loop.LoopState, lengths: np.ndarray) -> Decoded:
+    """Cuts the new tokens out of the loop's arrays; `lengths` [B] are those of the prompts."""
     tokens, ends, origin = (
         np.asarray(x) for x in (state.texts.tokens, state.texts.length, state.origin)
     )

@@ -1,5 +1,4 @@
-"""Draft, verify, accept, roll back: the whole decoding of a batch in one `lax.while_loop` under one
-`jit`."""
+"""Draft, verify, accept, roll back: a batch in one `lax.while_loop` under one `jit`."""
 
 import dataclasses
 import functools
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Int8
 
 from jaxdiv import warps
 from jaxdiv.models import Cache, Decoder, Drafter
@@ -26,17 +25,17 @@ from jaxdiv.speculative.drafting import (
     places,
 )
 
-PROMPT, DRAFTED, CORRECTED, BONUS = range(4)  # where a token comes from
+PROMPT, DRAFTED, CORRECTED, BONUS = range(4)  # origins of tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class DraftPlan:
-    """What is fixed when the loop is compiled.
+    """Static arguments of the loop.
 
     Attributes:
       kind: `chain`, `tree`, `lookup` or `none` (plain decoding).
-      tree: the drafts of a round; of `chain` and `lookup` a chain of gamma, of `none` of 0.
-      rule: of `rules.RULES`.
+      tree: of a round's drafts; a chain of gamma for `chain` and `lookup`, of 0 for `none`.
+      rule: a name in `rules.RULES`.
       slots: tokens of the longest text, with its prompt.
       stop: the token that ends a text, or None.
       longest: tokens that `lookup` compares, at most.
@@ -53,15 +52,14 @@ class DraftPlan:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a text's rounds did; the prompt's own pass is no target call.
+    """Counts of each text's rounds; the pass over the prompt is no target call.
 
     Attributes:
-      target_calls: [B] rounds begun.
-      drafted: [B, D] rounds that drafted a token at this depth of the tree.
-      accepted: [B, D] rounds that accepted one there, and so all before it.
-      lengths: [B, D + 1] histogram of accepted tokens a round; [b, 0] counts rounds that accepted
-        none.
-      draft_steps: how often the draft ran, for all texts at once.
+      target_calls: [B], rounds.
+      drafted: [B, D], rounds that drafted a token at this depth of the tree.
+      accepted: [B, D], rounds that accepted a token at this depth, and so all before it.
+      lengths: [B, D + 1], histogram of accepted tokens a round, from 0.
+      draft_steps: passes of the draft, for all texts at once.
     """
 
     target_calls: Int[Array | np.ndarray, " B"]
@@ -72,7 +70,7 @@ class Counts:
 
 
 class LoopState(NamedTuple):
-    """The carry of the loop: the texts, where each token comes from [B, T], and the counts."""
+    """The carry of the loop: texts, the origin of each token [B, T], and counts."""
 
     texts: Texts
     origin: Int[Array, "B T"]
@@ -82,32 +80,29 @@ class LoopState(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("plan", "graphs", "stream"))
 def run(
     plan: DraftPlan,
-    graphs,
-    params,
-    prompts,
-    lengths,
-    limits,
+    graphs: tuple,
+    params: tuple,
+    prompts: Int[Array, "B P"],
+    lengths: Int[Array, " B"],
+    limits: Int[Array, " B"],
     sampling: BatchSampling,
-    eta,
+    eta: Array,
     *,
     stream: Callable | None,
-):
+) -> LoopState:
     """Decodes until every text has ended.
 
     Args:
-      plan: what to do.
-      graphs, params: of `nnx.split` of (target, student); of the target alone where no model
+      plan: static arguments.
+      graphs, params: from `nnx.split` of target and student; of the target alone if no model
         drafts.
-      prompts: [B, P] int32, what lies behind a prompt's length means nothing.
-      lengths: [B], at least 1.
-      limits: [B], length at which a text ends, at most `plan.slots`.
-      sampling: how.
+      prompts: [B, P] int32; tokens beyond a prompt's length are undefined.
+      lengths: [B], of the prompts, at least 1.
+      limits: [B], lengths at which the texts end, at most `plan.slots`.
+      sampling: of each text.
       eta: threshold of a chain.
-      stream: called after each round with (texts' tokens [B, T], lengths before [B] and after [B],
-        origin [B, T]), in order.
-
-    Returns:
-      LoopState.
+      stream: called after each round, in order, with (tokens [B, T], lengths before [B] and after
+        [B], origin [B, T]).
     """
     draft = make_draft(plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta)
 
@@ -125,8 +120,7 @@ def run(
 
 
 def make_draft(plan: DraftPlan, models: Sequence[Decoder | Drafter], eta: Array) -> Draft:
-    """What drafts by `plan`: `models` are the target and, unless nothing or the text itself drafts,
-    the student."""
+    """Returns the draft of `plan`; `models` are the target and, if a model drafts, the student."""
     target = models[0].unrolled()
     if plan.kind in ("lookup", "none"):
         return Lookup(target, plan.tree.depth, plan.longest)
@@ -136,21 +130,27 @@ def make_draft(plan: DraftPlan, models: Sequence[Decoder | Drafter], eta: Array)
     return Chain(target, student, rule, plan.tree.depth, eta)
 
 
-def begin(plan: DraftPlan, draft: Draft, prompts, lengths, limits) -> LoopState:
-    """Reads all but the last token of each prompt; what a short prompt's row reads beyond it is
-    written over later."""
+def begin(
+    plan: DraftPlan,
+    draft: Draft,
+    prompts: Int[Array, "B P"],
+    lengths: Int[Array, " B"],
+    limits: Int[Array, " B"],
+) -> LoopState:
+    """Reads all but the last token of each prompt.
+
+    Entries of the caches beyond a short prompt are overwritten later.
+    """
     batch, width = prompts.shape
     slots = plan.slots + plan.tree.size  # a round writes its drafts before it knows how many count
-    target_cache, draft_cache = (
-        draft.target.init_cache(batch, slots),
-        draft.init_cache(batch, slots),
-    )
+    target_cache = draft.target.init_cache(batch, slots)
+    draft_cache = draft.init_cache(batch, slots)
     if width > 1:
         positions = jnp.broadcast_to(jnp.arange(width - 1), (batch, width - 1))
         hidden, _, target_cache, draft_cache = draft.read(
             prompts[:, :-1], target_cache, draft_cache, positions=positions
         )
-        _, target_cache = _rest(draft, hidden, target_cache, positions=positions)
+        _, target_cache = _finish(draft, hidden, target_cache, positions=positions)
     tokens = jnp.zeros((batch, slots), jnp.int32).at[:, :width].set(prompts)
     texts = Texts(tokens, lengths, lengths < limits, target_cache, draft_cache)
     none, depth = jnp.zeros(batch, jnp.int32), plan.tree.depth
@@ -161,25 +161,32 @@ def begin(plan: DraftPlan, draft: Draft, prompts, lengths, limits) -> LoopState:
     return LoopState(texts, jnp.zeros(tokens.shape, jnp.int8), counts)
 
 
-def _rest(draft, hidden, cache, **where) -> tuple[Array, Cache]:
+def _finish(draft: Draft, hidden: Array, cache: Cache, **where: Array) -> tuple[Array, Cache]:
+    """Runs the target's layers after the exit layer on hidden states [B, L, D]."""
     return draft.target.run_layers(
         hidden, draft.exit_layer, draft.target.depth, cache=cache, **where
     )
 
 
-def _round(plan, draft, state, limits, sampling):
-    """One target call."""
+def _round(
+    plan: DraftPlan,
+    draft: Draft,
+    state: LoopState,
+    limits: Int[Array, " B"],
+    sampling: BatchSampling,
+) -> LoopState:
+    """Drafts, verifies with one target call, and appends the tokens."""
     texts = state.texts
     proposal = draft.propose(texts, sampling)
     verdict, target_cache = verify(plan, draft, texts.last, proposal, sampling)
     caches = target_cache, proposal.draft_cache
     if plan.kind == "tree":
-        caches = _gather(caches, texts.last, verdict.path)
-    added, origin = _added(plan.tree, proposal, verdict)
+        caches = _move_path(caches, texts.last, verdict.path)
+    tokens, origin = _round_tokens(plan.tree, proposal, verdict)
     state = LoopState(
         texts._replace(target_cache=caches[0], draft_cache=caches[1]), state.origin, state.counts
     )
-    return _append(plan, state, added, origin, verdict, proposal, limits)
+    return _append(plan, state, tokens, origin, verdict, proposal, limits)
 
 
 def verify(
@@ -189,13 +196,16 @@ def verify(
     proposal: Proposal,
     sampling: BatchSampling,
 ) -> tuple[rules.Verdict, Cache]:
-    """The target's call on a round's drafts after the token at `last`: the verdicts [B] and the
-    target's cache."""
+    """Runs the target on a round's drafts after position `last`.
+
+    Returns the verdicts [B] and the target's cache.
+    """
     tree = plan.tree
     slots = proposal.target_cache[0].keys.shape[1]
     where = places(tree, np.arange(tree.size + 1), last, slots)
-    hidden, target_cache = _rest(draft, proposal.hidden, proposal.target_cache, **where)
-    p = jax.nn.softmax(warps.warp(draft.target.logits(hidden), _a_node(sampling.how)), axis=-1)
+    hidden, target_cache = _finish(draft, proposal.hidden, proposal.target_cache, **where)
+    warp = jax.tree.map(lambda value: value[:, None], sampling.warp)  # the same for all nodes
+    p = jax.nn.softmax(warps.warp(draft.target.logits(hidden), warp), axis=-1)
     verdict = jax.vmap(functools.partial(rules.walk, rules.RULES[plan.rule], tree))(
         tokens=proposal.tokens,
         valid=proposal.valid,
@@ -207,75 +217,86 @@ def verify(
     return verdict, target_cache
 
 
-def _a_node(how):
-    return jax.tree.map(lambda value: value[:, None], how)
+def _move_path(
+    caches: tuple[Cache, Cache], last: Int[Array, " B"], path: Int[Array, "B D"]
+) -> tuple[Cache, Cache]:
+    """Moves the accepted nodes' entries from their slots, `last` + node, to the slots after `last`.
 
-
-def _gather(caches, last, path):
-    """Brings the accepted nodes' entries, whose slots are the nodes' numbers from `last` on, behind
-    it in order.
-
-    What stands for nodes that were not accepted is written over by the next round.
+    The next round overwrites the entries of rejected nodes.
     """
     batch = path.shape[0]
-    taken, put = last[:, None] + path, last[:, None] + 1 + jnp.arange(path.shape[1])[None]
+    source, target = last[:, None] + path, last[:, None] + 1 + jnp.arange(path.shape[1])[None]
 
-    def move(held):
-        heads = held.shape[0] // batch
-        rows = jnp.arange(held.shape[0])[:, None]
-        here, there = (jnp.repeat(slots, heads, axis=0) for slots in (taken, put))
-        return held.at[rows, there].set(held[rows, here])
+    def move(entries):
+        heads = entries.shape[0] // batch
+        rows = jnp.arange(entries.shape[0])[:, None]
+        read, write = (jnp.repeat(slots, heads, axis=0) for slots in (source, target))
+        return entries.at[rows, write].set(entries[rows, read])
 
     return jax.tree.map(move, caches)
 
 
-def _added(tree, proposal, verdict):
-    """The round's tokens [B, D + 1], of which accepted + 1 count, and where each comes from."""
-    places = jnp.arange(tree.depth + 1)[None]
+def _round_tokens(
+    tree: trees.Tree, proposal: Proposal, verdict: rules.Verdict
+) -> tuple[Int[Array, "B D1"], Int8[Array, "B D1"]]:
+    """Returns the round's tokens, of which accepted + 1 count, and their origins."""
+    offsets = jnp.arange(tree.depth + 1)[None]
     accepted = verdict.accepted[:, None]
     drafted = jnp.take_along_axis(proposal.tokens, jnp.pad(verdict.path, ((0, 0), (0, 1))), axis=1)
-    tokens = jnp.where(places < accepted, drafted, verdict.token[:, None])
-    # The token after the last draft that was made is no correction.
+    tokens = jnp.where(offsets < accepted, drafted, verdict.token[:, None])
+    # After an accepted node without drafted children comes a bonus, else a correction.
     children = jnp.asarray(tree.children)
     end = jnp.max(verdict.path, axis=1, initial=0)
     after = jnp.take_along_axis(proposal.valid, jnp.maximum(children[end], 0), axis=1) & (
         children[end] > 0
     )
-    own = jnp.where(jnp.any(after, axis=1), CORRECTED, BONUS)
-    return tokens, jnp.where(places < accepted, DRAFTED, own[:, None]).astype(jnp.int8)
+    target_origin = jnp.where(jnp.any(after, axis=1), CORRECTED, BONUS)
+    origin = jnp.where(offsets < accepted, DRAFTED, target_origin[:, None])
+    return tokens, origin.astype(jnp.int8)
 
 
-def _append(plan, state, added, origin, verdict, proposal, limits):
-    """The texts with the round's tokens, up to a stop token or the limit, and the counts with the
-    round."""
+def _append(
+    plan: DraftPlan,
+    state: LoopState,
+    tokens: Int[Array, "B D1"],
+    origin: Int8[Array, "B D1"],
+    verdict: rules.Verdict,
+    proposal: Proposal,
+    limits: Int[Array, " B"],
+) -> LoopState:
+    """Appends the round's tokens to the texts, up to a stop token or the limit, and counts."""
     texts, counts = state.texts, state.counts
     length, active = texts.length, texts.active
-    offsets = jnp.arange(added.shape[1])[None]
+    offsets = jnp.arange(tokens.shape[1])[None]
     count = jnp.minimum(verdict.accepted + 1, limits - length)
     stopped = jnp.zeros(active.shape, bool)
     if plan.stop is not None:
-        is_stop = (added == plan.stop) & (offsets < count[:, None])
+        is_stop = (tokens == plan.stop) & (offsets < count[:, None])
         stopped = jnp.any(is_stop, axis=1)
         count = jnp.where(stopped, jnp.argmax(is_stop, axis=1) + 1, count)
-    # An ended text's writes are lost: they lie beyond the array.
+    # Writes to ended texts are dropped: their slots are beyond the array.
     slots = jnp.where(active[:, None], length[:, None] + offsets, texts.tokens.shape[1])
-    rows = jnp.arange(added.shape[0])[:, None]
-    tokens = texts.tokens.at[rows, slots].set(added, mode="drop")
+    rows = jnp.arange(tokens.shape[0])[:, None]
     length = jnp.where(active, length + count, length)
     levels = [
         jnp.any(proposal.valid[:, plan.tree.level(d + 1)], axis=1) for d in range(plan.tree.depth)
     ]
     accepted = jnp.arange(plan.tree.depth)[None] < verdict.accepted[:, None]
-    mine = active[:, None]
+    running = active[:, None]
     counts = Counts(
         target_calls=counts.target_calls + active,
-        drafted=counts.drafted + (mine & jnp.stack(levels, axis=1) if levels else counts.drafted),
-        accepted=counts.accepted + (mine & accepted),
-        lengths=counts.lengths + (mine & (offsets == verdict.accepted[:, None])),
+        drafted=counts.drafted
+        + (running & jnp.stack(levels, axis=1) if levels else counts.drafted),
+        accepted=counts.accepted + (running & accepted),
+        lengths=counts.lengths + (running & (offsets == verdict.accepted[:, None])),
         draft_steps=counts.draft_steps + proposal.steps,
     )
     return LoopState(
-        texts._replace(tokens=tokens, length=length, active=active & ~stopped & (length < limits)),
+        texts._replace(
+            tokens=texts.tokens.at[rows, slots].set(tokens, mode="drop"),
+            length=length,
+            active=active & ~stopped & (length < limits),
+        ),
         state.origin.at[rows, slots].set(origin, mode="drop"),
         counts,
     )

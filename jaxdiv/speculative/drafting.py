@@ -1,11 +1,11 @@
-"""What a round proposes: drafts of a model, one after the other or as a tree, or copied from the
-text itself."""
+"""Drafting of a round's proposals: by a model as chain or tree, or copied from the text itself."""
 
 import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiv import warps
@@ -15,15 +15,13 @@ from jaxdiv.speculative.trees import Tree
 
 
 class Texts(NamedTuple):
-    """The batch as a round finds it: of each text, all but the last token have been read by target
-    and draft.
+    """The batch at the beginning of a round; target and draft have read all but each last token.
 
     Attributes:
-      tokens: [B, T]; what lies behind a text's length means nothing.
+      tokens: [B, T]; tokens beyond a text's length are undefined.
       length: [B].
       active: [B], whether a text goes on.
-      target_cache, draft_cache: slot t holds what was read at position t. A draft that has no cache
-        has ().
+      target_cache, draft_cache: slot t is of position t. () for a draft without a cache.
     """
 
     tokens: Int[Array, "B T"]
@@ -34,20 +32,20 @@ class Texts(NamedTuple):
 
     @property
     def last(self) -> Int[Array, " B"]:
-        """The position of the last token: the root of this round's tree."""
+        """Position of the last token, the root of this round's tree."""
         return self.length - 1
 
 
 class Proposal(NamedTuple):
-    """The drafts of a round and what was computed for them. Node 0 is the text's last token.
+    """The drafts of a round, with the results of drafting. Node 0 is the text's last token.
 
     Attributes:
       tokens: [B, N + 1] of the nodes.
       valid: [B, N + 1], whether a node was drafted.
-      q: [B, N + 1, V], what its children were drawn from; None if the rule does not ask.
-      hidden: [B, N + 1, D], the target's after its first `exit_layer` layers.
+      q: [B, N + 1, V], the distribution of a node's children; None if the rule does not read it.
+      hidden: [B, N + 1, D], the target's hidden states after its first `exit_layer` layers.
       target_cache, draft_cache: with the nodes in the slots from the root's position on.
-      steps: how many times the draft ran.
+      steps: number of passes of the draft.
     """
 
     tokens: Int[Array, "B N1"]
@@ -60,37 +58,37 @@ class Proposal(NamedTuple):
 
 
 class BatchSampling(NamedTuple):
-    """How the texts are drawn: `how` [B] each, `keys` [B]."""
+    """Each text's temperature and cuts, and its randomness: arrays [B]."""
 
-    how: warps.Warp
+    warp: warps.Warp
     keys: Keys
 
 
-def places(tree: Tree, nodes, last: Int[Array, " B"], slots: int) -> dict:
-    """Where a tree's nodes stand, as `Decoder.run_layers` takes it: on their slot and seen by their
-    descendants alone.
+def places(tree: Tree, nodes: np.ndarray, last: Int[Array, " B"], slots: int) -> dict[str, Array]:
+    """Returns positions, slots and visibility of a tree's nodes, for `Decoder.run_layers`.
+
+    A node sees the text and its ancestors.
 
     Args:
-      tree: the round's.
-      nodes: consecutive numbers of nodes.
+      tree: of the round.
+      nodes: [n], consecutive numbers of nodes.
       last: [B], the root's position.
       slots: T, the cache's length.
     """
     positions = last[:, None] + jnp.asarray(tree.depths)[nodes][None]
     node_at = jnp.arange(slots)[None, :] - last[:, None]
     inside = (node_at >= 0) & (node_at <= tree.size)
-    seen = jnp.asarray(tree.ancestors)[nodes][:, jnp.clip(node_at, 0, tree.size)].swapaxes(0, 1)
+    ancestors = jnp.asarray(tree.ancestors)[nodes][:, jnp.clip(node_at, 0, tree.size)]
     return {
         "positions": positions,
         "slots": last[:, None] + jnp.asarray(nodes)[None],
-        "visible": jnp.where(inside[:, None], seen, node_at[:, None] < 0),
+        "visible": jnp.where(inside[:, None], ancestors.swapaxes(0, 1), node_at[:, None] < 0),
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDraft:
-    """A student drafts: Kangaroo's adapter on the target's first layers, or a decoder of its
-    own."""
+    """A draft by a student, which may read the target's first layers."""
 
     target: Decoder
     student: Drafter
@@ -103,11 +101,13 @@ class ModelDraft:
     def init_cache(self, batch: int, length: int) -> Cache:
         return self.student.init_cache(batch, length)
 
-    def read(self, tokens, target_cache, draft_cache, **where):
-        """Runs target and student up to where they part, on tokens [B, L].
+    def read(
+        self, tokens: Int[Array, "B L"], target_cache: Cache, draft_cache: Cache, **where: Array
+    ) -> tuple[Array, Array, Cache, Cache]:
+        """Runs the target up to the exit layer, and the student, on tokens [B, L].
 
         Returns:
-          (hidden [B, L, D] of the target, features [B, L, D'] of the student, both caches).
+          The target's hidden states [B, L, D], the student's features [B, L, D'], both caches.
         """
         hidden = self.target.embed(tokens)
         hidden, target_cache = self.target.run_layers(
@@ -119,16 +119,22 @@ class ModelDraft:
     def logits(self, features: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         return self.student.logits(features, self.target.output())
 
-    def candidates(self, logits, sampling, positions, node, count):
-        """The `count` first candidates after nodes at `positions` [B], of logits [B, V]: (tokens
-        [B, count], q [B, V]).
+    def candidates(
+        self,
+        logits: Float[Array, "B V"],
+        sampling: BatchSampling,
+        positions: Int[Array, " B"],
+        node: int,
+        count: int,
+    ) -> tuple[Int[Array, "B count"], Float[Array, "B V"]]:
+        """Draws `count` candidates after a node at `positions`, and returns them with q.
 
-        At temperature 0, and if the rule wants the likeliest, they are the largest logits; else
-        samples of q without replacement.
+        They are samples of q without replacement; at temperature 0, or if the rule takes the
+        likeliest, they are the largest logits.
         """
 
-        def one(logits, how, keys, position):
-            warped = warps.warp(logits, how)
+        def one(logits, warp, keys, position):
+            warped = warps.warp(logits, warp)
             order = logits
             if self.rule.noise is not None:
                 key = (
@@ -136,27 +142,31 @@ class ModelDraft:
                     if self.rule.noise == "own"
                     else keys.target(position)
                 )
-                order = jnp.where(how.temperature == 0, logits, warped + warps.noise(key, warped))
-            return _largest(order, count), jax.nn.softmax(warped, axis=-1)
+                order = jnp.where(warp.temperature == 0, logits, warped + warps.noise(key, warped))
+            if count == 1:
+                largest = jnp.argmax(order, axis=-1, keepdims=True)
+            else:
+                largest = jax.lax.top_k(order, count)[1]
+            return largest.astype(jnp.int32), jax.nn.softmax(warped, axis=-1)
 
-        return jax.vmap(one)(logits, sampling.how, sampling.keys, positions)
+        return jax.vmap(one)(logits, sampling.warp, sampling.keys, positions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain(ModelDraft):
-    """Drafts one after the other, up to gamma, until the draft is unsure (double early exit, arXiv
-    2404.18911).
+    """Drafts tokens one after the other until the draft is unsure (double early exit, 2404.18911).
 
     Attributes:
       gamma: drafts a round at most, at least 1.
-      eta: drafting stops after the token at whose position the draft's largest probability, at
-        temperature 1, was below; that token is kept. A traced number; 0 never stops.
+      eta: drafting stops after a token at whose position the draft's largest probability, at
+        temperature 1, was below eta; that token is verified too. A traced number; 0 never stops.
     """
 
     gamma: int
     eta: Array
 
     def propose(self, texts: Texts, sampling: BatchSampling) -> Proposal:
+        """Drafts a round."""
         batch, last = texts.length.shape[0], texts.last
         first = jnp.take_along_axis(texts.tokens, last[:, None], axis=1)[:, 0]
         tokens = jnp.zeros((batch, self.gamma + 1), jnp.int32).at[:, 0].set(first)
@@ -194,7 +204,7 @@ class Chain(ModelDraft):
         caches = (texts.target_cache, texts.draft_cache)
         start = (jnp.array(0), texts.active, jnp.zeros(batch, jnp.int32), tokens, q, hidden, caches)
         steps, _, count, tokens, q, hidden, caches = jax.lax.while_loop(going, step, start)
-        # The last draft is read as well: target and draft need it behind them if it is accepted.
+        # The last draft is read as well: both caches need it if it is accepted.
         _, hidden, caches = read(steps, tokens, hidden, caches)
         valid = jnp.arange(self.gamma + 1)[None] <= count[:, None]
         return Proposal(tokens, valid, q, hidden, *caches, steps=steps)
@@ -202,11 +212,12 @@ class Chain(ModelDraft):
 
 @dataclasses.dataclass(frozen=True)
 class Branches(ModelDraft):
-    """Drafts all nodes of a tree, level by level."""
+    """Drafts the nodes of a tree, level by level."""
 
     tree: Tree
 
     def propose(self, texts: Texts, sampling: BatchSampling) -> Proposal:
+        """Drafts a round."""
         tree, last = self.tree, texts.last
         slots = texts.tokens.shape[1]
         tokens = [jnp.take_along_axis(texts.tokens, last[:, None], axis=1)]
@@ -218,15 +229,18 @@ class Branches(ModelDraft):
                 tokens[-1], *caches, **places(tree, nodes, last, slots)
             )
             hidden.append(new)
-            children = tree.children[nodes]
-            if (children > 0).any():
-                drafted, q_level = self._level(
-                    self.logits(features), sampling, last + depth, nodes, children
-                )
-                tokens.append(drafted)
-                q.append(q_level)
-            else:
+            if depth == tree.depth:
                 q.append(jnp.zeros((*new.shape[:2], self.target.vocab_size), jnp.float32))
+                break
+            logits, drafted = self.logits(features), []
+            for i, node in enumerate(nodes):
+                count = int((tree.children[node] > 0).sum())
+                children, q_node = self.candidates(
+                    logits[:, i], sampling, last + depth, int(node), max(count, 1)
+                )
+                drafted.append(children[:, :count])
+                q.append(q_node[:, None])
+            tokens.append(jnp.concatenate(drafted, axis=1))
         tokens, hidden, q = (jnp.concatenate(parts, axis=1) for parts in (tokens, hidden, q))
         valid = jnp.broadcast_to(texts.active[:, None], tokens.shape)
         return Proposal(
@@ -238,33 +252,19 @@ class Branches(ModelDraft):
             steps=jnp.array(tree.depth),
         )
 
-    def _level(self, logits, sampling, positions, nodes, children):
-        """The children's tokens [B, n'] and the nodes' q [B, n, V], of the nodes' logits [B, n,
-        V]."""
-        drafted, q = [], []
-        for i, node in enumerate(nodes):
-            count = int((children[i] > 0).sum())
-            tokens, q_node = self.candidates(
-                logits[:, i], sampling, positions, int(node), max(count, 1)
-            )
-            drafted.append(tokens[:, :count])
-            q.append(q_node)
-        return jnp.concatenate(drafted, axis=1), jnp.stack(q, axis=1)
-
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-    """Drafts what followed the text's last tokens where they stood before: prompt lookup, a draft
-    without training.
+    """Drafts a copy of the tokens that followed an earlier occurrence of the text's last tokens.
 
-    Of the earlier places that repeat the most of the last `longest` tokens, the latest. Where what
-    followed it ends before gamma tokens, it is copied again and again. Without one token that
-    repeats, nothing is drafted.
+    This is prompt lookup, a draft without training. The occurrence is the latest of those that
+    repeat the most of the last `longest` tokens. If fewer than gamma tokens followed it, they are
+    copied again and again. If no token repeats, nothing is drafted.
 
     Attributes:
       target: the target.
       gamma: drafts a round; 0 is plain decoding.
-      longest: tokens compared, at most.
+      longest: tokens to compare, at most.
     """
 
     target: Decoder
@@ -275,30 +275,35 @@ class Lookup:
     def init_cache(self, batch: int, length: int) -> Cache:
         return ()
 
-    def read(self, tokens, target_cache, draft_cache, **where):
-        """As `ModelDraft.read`, without a draft."""
+    def read(
+        self, tokens: Int[Array, "B L"], target_cache: Cache, draft_cache: Cache, **where: Array
+    ) -> tuple[Array, None, Cache, Cache]:
+        """Returns what `ModelDraft.read` returns, without features."""
         return self.target.embed(tokens), None, target_cache, draft_cache
 
     def propose(self, texts: Texts, sampling: BatchSampling) -> Proposal:
-        found, origin = jax.vmap(self._find)(texts.tokens, texts.length)
+        """Drafts a round."""
+        matches, origin = jax.vmap(self._find)(texts.tokens, texts.length)
         origin, nodes = origin[:, None], jnp.arange(self.gamma + 1)[None]
         copied = origin + (nodes - 1) % (texts.length[:, None] - origin)
         tokens = jnp.take_along_axis(
             texts.tokens, jnp.where(nodes == 0, texts.last[:, None], copied), axis=1
         )
-        valid = (nodes == 0) | found[:, None]
+        valid = (nodes == 0) | matches[:, None]
         hidden = self.target.embed(tokens)
         return Proposal(
             tokens, valid, None, hidden, texts.target_cache, texts.draft_cache, steps=jnp.array(0)
         )
 
-    def _find(self, tokens, length):
-        """Whether a place was found, and the position behind it."""
+    def _find(
+        self, tokens: Int[Array, " T"], length: Int[Array, ""]
+    ) -> tuple[Bool[Array, ""], Int[Array, ""]]:
+        """Returns whether the end of a text occurred before, and the position after that."""
         starts = jnp.arange(tokens.shape[0])  # a match ends just before one
         same, run = jnp.zeros_like(starts), jnp.ones(starts.shape, bool)
         for back in range(1, self.longest + 1):
-            here, there = tokens[length - back], jnp.roll(tokens, back)
-            run = run & (here == there) & (starts >= back) & (length >= back)
+            equal = tokens[length - back] == jnp.roll(tokens, back)
+            run = run & equal & (starts >= back) & (length >= back)
             same = same + run
         same = jnp.where(starts < length, same, 0)
         best = jnp.argmax(same * tokens.shape[0] + starts * (same > 0))
@@ -306,9 +311,3 @@ class Lookup:
 
 
 Draft = Chain | Branches | Lookup
-
-
-def _largest(order, count):
-    if count == 1:
-        return jnp.argmax(order, axis=-1, keepdims=True).astype(jnp.int32)
-    return jax.lax.top_k(order, count)[1].astype(jnp.int32)

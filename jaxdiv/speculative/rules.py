@@ -1,20 +1,21 @@
-"""Which drafts a round accepts: the walk from the root of the tree, by the rule's name.
+"""Rules of acceptance: which drafts a round accepts on its walk from the root of the tree.
 
-p is the target's distribution at a node, q the draft's that its children were drawn from. All rules
-but `typical` leave the target's distribution as it is.
+p is the target's distribution at a node, q the draft's, which its children are drawn from. All
+rules but `typical` are lossless: the text has the target's distribution.
 
 | rule | drafts | a candidate x is accepted |
 |---|---|---|
-| `sampling` | samples | with chance min(1, p(x) / q(x)); else the next is tried on what is left of p |
+| `sampling` | samples | with chance min(1, p(x) / q(x)); else its sibling, on the residual of p |
 | `greedy_draft` | the likeliest tokens | if a sample of p is x |
 | `exact_match` | samples | if a sample of p is x |
-| `coupled` | samples by the very noise that samples p | if the sample of p is x |
-| `typical` | the likeliest tokens | if p(x) exceeds a threshold that falls with p's entropy: **lossy** |
+| `coupled` | samples by the noise that samples p | if the sample of p is x |
+| `typical` | the likeliest tokens | if p(x) > a threshold that falls with p's entropy: **lossy** |
 
-At temperature 0 all of them are greedy decoding, token for token.
+At temperature 0 every rule is greedy decoding, token for token.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,26 +27,26 @@ from jaxdiv.speculative.trees import Tree
 
 @dataclasses.dataclass(frozen=True)
 class AcceptanceRule:
-    """How a round drafts and accepts.
+    """The way in which a round drafts and accepts.
 
     Attributes:
-      noise: what orders the candidates of a node: `own` noise (samples), the target's (`shared`),
-        or None: the order of the draft's logits.
-      verify: (_Node) -> (chosen [W] bool, at most one; p left over [V], what the next token is
-        drawn from if none).
+      noise: what orders a node's candidates: noise of the draft (`own`), that of the target
+        (`shared`), or None for the order of the draft's logits.
+      verify: a function of a `_Node` that returns which candidate is accepted, at most one ([W]
+        bool), and the distribution of the next token if none is ([V]).
       keeps_q: whether `verify` reads q.
       lossless: whether the text has the target's distribution.
     """
 
     noise: str | None
-    verify: object
+    verify: Callable
     keeps_q: bool = False
     lossless: bool = True
 
 
 class _Node(NamedTuple):
-    """One step of the walk: p [V], q [V] or None, candidates [W], which of them count [W], uniforms
-    [W], a key."""
+    """Inputs of one step of the walk: p [V], q [V] or None, candidates [W], which of them were
+    drafted [W], uniforms [W], and a key."""
 
     p: jax.Array
     q: jax.Array | None
@@ -55,11 +56,11 @@ class _Node(NamedTuple):
     key: jax.Array
 
 
-def _rejection(node):
-    """Recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2); of one
-    child, 2211.17192.
+def _rejection(node: _Node) -> tuple[jax.Array, jax.Array]:
+    """Recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2).
 
-    A candidate that q gives no mass, as after it has run out of classes, counts as a certain one.
+    With one child it is that of arXiv 2211.17192. A candidate without mass in q, which remains when
+    q has no more classes, counts as certain.
     """
     p, q = node.p, node.q
     chosen, open_ = [], jnp.array(True)
@@ -69,30 +70,30 @@ def _rejection(node):
         accept = open_ & valid & (uniform * drawn_from[x] < p[x])
         chosen.append(accept)
         open_ &= ~accept
-        left, total = _normalized(jnp.maximum(p - drawn_from, 0))
-        p = jnp.where(open_ & valid & (total > 0), left, p)
+        residual, total = _normalized(jnp.maximum(p - drawn_from, 0))
+        p = jnp.where(open_ & valid & (total > 0), residual, p)
         q = _normalized(q * (1 - point))[0]
     return jnp.stack(chosen), p
 
 
-def _match(node):
-    """The sample of p that the walk ends with unless a candidate is it."""
+def _match(node: _Node) -> tuple[jax.Array, jax.Array]:
+    """Accepts the candidate that is the sample of p."""
     x = warps.draw(node.key, jnp.log(node.p))
     return _first(node.valid & (node.candidates == x)), node.p
 
 
-def _typical(node):
-    return _first(
-        node.valid & (node.p[node.candidates] > acceptance.typical_threshold(node.p))
-    ), node.p
+def _typical(node: _Node) -> tuple[jax.Array, jax.Array]:
+    """Accepts the first candidate whose probability exceeds a threshold (arXiv 2401.10774)."""
+    likely = node.p[node.candidates] > acceptance.typical_threshold(node.p)
+    return _first(node.valid & likely), node.p
 
 
-def _normalized(weights):
+def _normalized(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = jnp.sum(weights)
     return weights / jnp.where(total > 0, total, 1), total
 
 
-def _first(accepted):
+def _first(accepted: jax.Array) -> jax.Array:
     return accepted & (jnp.cumsum(accepted) == 1)
 
 
@@ -106,12 +107,12 @@ RULES = {
 
 
 class Verdict(NamedTuple):
-    """What a round adds to a text.
+    """Tokens that a round adds to a text.
 
     Attributes:
-      path: [D] the nodes that were accepted, in order; 0 behind the last.
-      accepted: how many.
-      token: the target's own token after them.
+      path: [D], the accepted nodes in order; 0 after the last.
+      accepted: their number.
+      token: the target's token after them.
     """
 
     path: jax.Array
@@ -133,22 +134,21 @@ def walk(
     """Verifies one sequence's drafts.
 
     Args:
-      rule: of `RULES`.
+      rule: a value of `RULES`.
       tree: of N drafts.
       tokens: [N + 1], each node's token.
       valid: [N + 1], whether it was drafted.
-      p: [N + 1, V], the target's distribution of the token after each node, temperature and cuts
-        applied.
-      q: [N + 1, V], the draft's; None if the rule does not keep it.
+      p: [N + 1, V], the target's distribution after each node, with temperature and cuts.
+      q: [N + 1, V], the draft's; None if the rule does not read it.
       position: of the root in the text.
-      keys: the sequence's.
+      keys: of the sequence.
     """
     children = jnp.asarray(tree.children)
 
     def step(carry, depth):
-        node, open_, left = carry
+        node, open_, residual = carry
         nodes = children[node]
-        chosen, rest = rule.verify(
+        chosen, new_residual = rule.verify(
             _Node(
                 p=p[node],
                 q=None if q is None else q[node],
@@ -158,43 +158,42 @@ def walk(
                 key=keys.target(position + depth),
             )
         )
-        left = jnp.where(open_, rest, left)
+        residual = jnp.where(open_, new_residual, residual)
         open_ = jnp.any(chosen)
         node = jnp.where(open_, jnp.sum(jnp.where(chosen, nodes, 0)), node)
-        return (node, open_, left), jnp.where(open_, node, 0)
+        return (node, open_, residual), jnp.where(open_, node, 0)
 
     start = (jnp.array(0), jnp.array(True), jnp.zeros_like(p[0]))
-    (node, all_accepted, left), path = jax.lax.scan(step, start, jnp.arange(tree.depth))
+    (node, all_accepted, residual), path = jax.lax.scan(step, start, jnp.arange(tree.depth))
     accepted = jnp.sum(path > 0)
-    left = jnp.where(all_accepted, p[node], left)
-    return Verdict(path, accepted, warps.draw(keys.target(position + accepted), jnp.log(left)))
+    residual = jnp.where(all_accepted, p[node], residual)
+    token = warps.draw(keys.target(position + accepted), jnp.log(residual))
+    return Verdict(path, accepted, token)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """The randomness of one sequence, by position in its text: a round's unused draws may be used
-    by a later one.
+    """Randomness of one sequence, by position in its text.
 
-    Nothing that a text depends on is drawn twice: what is drawn for the positions behind a round's
-      last token decides
-    nothing in it.
+    A later round draws again at positions after an earlier round's last token. The text does not
+    depend on the first of these draws, so it uses no draw twice.
     """
 
     key: jax.Array
 
     def target(self, position: jax.Array) -> jax.Array:
-        """For the token after `position`; plain generation uses the same."""
+        """Returns the key of the token after `position`; plain decoding uses the same."""
         return jax.random.fold_in(self.key, position)
 
     def draft(self, position: jax.Array, node: jax.Array | int) -> jax.Array:
-        """For the candidates after a node at `position`."""
-        return jax.random.fold_in(jax.random.fold_in(self._other(1), position), node)
+        """Returns the key of the candidates after a node at `position`."""
+        return jax.random.fold_in(jax.random.fold_in(self._role_key(1), position), node)
 
     def accept(self, position: jax.Array) -> jax.Array:
-        """For the acceptance of the token after `position`."""
-        return jax.random.fold_in(self._other(2), position)
+        """Returns the key of the acceptance of the token after `position`."""
+        return jax.random.fold_in(self._role_key(2), position)
 
-    def _other(self, role):
-        # No position is so large.
+    def _role_key(self, role: int) -> jax.Array:
+        # No position is that large.
         return jax.random.fold_in(self.key, 2**31 + role)

@@ -1,4 +1,4 @@
-"""Which drafts a round has: a static tree of candidates, of which a chain is the simplest."""
+"""Static trees of a round's drafts; the simplest is a chain."""
 
 import dataclasses
 import functools
@@ -8,15 +8,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """Nodes 1..N are drafts, each a candidate for the token after its parent; node 0 is the last
-    token of the text.
+    """Candidates of a round: nodes 1..N are drafts, node 0 is the last token of the text.
 
     Attributes:
-      parents: of nodes 1..N, level by level, so that a parent comes before its children, and
-        siblings, which stand together, are in the order in which they are tried.
+      parents: of nodes 1..N. The nodes are level by level; siblings are side by side, in the order
+        in which they are tried.
 
     Raises:
-      ValueError: nodes out of that order.
+      ValueError: the nodes are not in this order.
     """
 
     parents: tuple[int, ...]
@@ -33,12 +32,12 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """Drafts."""
+        """Number of drafts, N."""
         return len(self.parents)
 
     @functools.cached_property
     def depths(self) -> np.ndarray:
-        """[N + 1], tokens from the root to each node."""
+        """[N + 1], distance of each node from the root."""
         depths = [0]
         for parent in self.parents:
             depths.append(depths[parent] + 1)
@@ -46,13 +45,12 @@ class Tree:
 
     @property
     def depth(self) -> int:
-        """The most tokens that a round can accept."""
+        """Most tokens that a round can accept."""
         return int(self.depths.max())
 
     @functools.cached_property
     def children(self) -> np.ndarray:
-        """[N + 1, W], each node's candidates in order, -1 where there are no more; W is 1 at
-        least."""
+        """[N + 1, W], each node's candidates in order, filled up with -1; W is at least 1."""
         lists = [[] for _ in range(self.size + 1)]
         for node, parent in enumerate(self.parents, start=1):
             lists[parent].append(node)
@@ -61,45 +59,37 @@ class Tree:
 
     @functools.cached_property
     def ranks(self) -> np.ndarray:
-        """[N + 1], each node's place among its siblings; 0 for the root."""
-        return np.array(
-            [
-                0,
-                *(
-                    int(np.flatnonzero(self.children[p] == i)[0])
-                    for i, p in enumerate(self.parents, 1)
-                ),
-            ]
-        )
+        """[N + 1], each node's rank among its siblings; 0 for the root."""
+        # Siblings are side by side, so the first of them is where their parent is found.
+        return np.array([0, *(i - self.parents.index(p) for i, p in enumerate(self.parents))])
 
     @functools.cached_property
     def ancestors(self) -> np.ndarray:
-        """[N + 1, N + 1], true where the column is on the row's way from the root, the row itself
-        included."""
-        seen = np.eye(self.size + 1, dtype=bool)
+        """[N + 1, N + 1], whether the column is an ancestor of the row, or the row itself."""
+        ancestors = np.eye(self.size + 1, dtype=bool)
         for node, parent in enumerate(self.parents, start=1):
-            seen[node] |= seen[parent]
-        return seen
+            ancestors[node] |= ancestors[parent]
+        return ancestors
 
     def level(self, depth: int) -> np.ndarray:
-        """The nodes at this depth, which have consecutive numbers."""
+        """Returns the nodes at this depth, which have consecutive numbers."""
         return np.flatnonzero(self.depths == depth)
 
 
 def chain(gamma: int) -> Tree:
-    """`gamma` drafts, one after the other."""
+    """Returns the tree of `gamma` drafts, one after the other."""
     return Tree(tuple(range(gamma)))
 
 
 def parse(text: str) -> Tree:
-    """A tree from its paths: `0,1,00,01,10,000` (as Medusa writes its trees, arXiv 2401.10774,
-    section 2.1.2).
+    """Parses a tree from its paths, such as `0,1,00,01,10,000`.
 
-    A path gives, for each token after the root, the candidate's rank among its siblings, a digit.
-    So `0,1` are the two likeliest next tokens, and `00` is the likeliest after the first of them.
+    A path has a digit for each token after the root: the candidate's rank among its siblings. So
+    `0` and `1` are the two likeliest next tokens, and `00` is the likeliest after the first of
+    them. Medusa writes its trees in this way (arXiv 2401.10774, section 2.1.2).
 
     Raises:
-      ValueError: not digits, a path twice, without its parent's, or without the sibling before it.
+      ValueError: a path is not of digits, stands twice, or lacks its parent's or a sibling's.
     """
     paths = [path.strip() for path in text.split(",")]
     for path in paths:
@@ -109,9 +99,9 @@ def parse(text: str) -> Tree:
             )
         if paths.count(path) > 1:
             raise ValueError(f"the tree has the path {path} twice: {text!r}")
-        needed = [path[:-1]] if len(path) > 1 else []
-        needed += [path[:-1] + str(int(path[-1]) - 1)] if path[-1] != "0" else []
-        for other in needed:
+        required = [path[:-1]] if len(path) > 1 else []
+        required += [path[:-1] + str(int(path[-1]) - 1)] if path[-1] != "0" else []
+        for other in required:
             if other not in paths:
                 raise ValueError(f"the tree's path {path} needs the path {other} too: {text!r}")
     ordered = sorted(paths, key=lambda path: (len(path), path))

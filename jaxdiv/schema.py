@@ -2,7 +2,7 @@
 
 They stand in results.csv, in configs and in flags, so their values never change. A new column,
 measure, context or rule gets its name here, and its sentence for readers in
-`jaxdiv.reporting.words`.
+`jaxdiv.reporting.measures`.
 """
 
 from collections.abc import Mapping

@@ -32,9 +32,7 @@ def frame(*, losses=tuple(ACCEPTANCE), seeds=3, rename=None) -> pd.DataFrame:
         rows += _rows("greedy_match", matches, context=context, temperature=0.0, n=tokens)
         if context in OWN_TEXT:
             rows += _calls(matches, context=context, temperature=OWN_TEXT[context], n=tokens)
-    made = results.table(rows)
-    made["loss"] = made["loss"].replace(rename or {})
-    return made
+    return results.table(rows).replace({"loss": rename or {}})
 
 
 def curves(*, losses=tuple(ACCEPTANCE), seeds=3, steps=300) -> pd.DataFrame:

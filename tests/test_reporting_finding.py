@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from jaxdiv.reporting import finding, results, results_table
+from jaxdiv.reporting import finding
+from jaxdiv.reporting.summary import summarize
 from tests import reporting_cases as cases
 
 
@@ -13,13 +14,11 @@ def plain(html):
     return re.sub(r"<.*?>", "", html).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def said(frame):
-    found = finding.of(frame)
-    return (
-        plain(found.headline),
-        " ".join(map(plain, found.sentences)),
-        [plain(line) for line in found.others],
-    )
+def sentences(frame):
+    """Returns headline, sentences and groups of a frame's finding as plain text."""
+    result = finding.find(summarize(frame))
+    rest = " ".join(map(plain, result.sentences))
+    return plain(result.headline), rest, [plain(line) for line in result.groups]
 
 
 def unsettled(*losses, frame):
@@ -31,7 +30,7 @@ def unsettled(*losses, frame):
 
 
 def test_a_real_winner():
-    headline, rest, others = said(cases.frame())
+    headline, rest, others = sentences(cases.frame())
     assert re.fullmatch(r"tv lies highest: \+1\.\d\d ±0\.21 points over ce\.", headline)
     assert re.fullmatch(
         r"Of tv's sampled drafts 78\.\d ±0\.6% are accepted at temperature 1, on held-out documents\. That is "
@@ -48,10 +47,8 @@ def test_a_real_winner():
 
 def test_the_numbers_are_those_of_the_results():
     frame = cases.frame(losses=("ce", "tv"))
-    (row,) = results.select(
-        frame, loss="tv", context="corpus", measure="difference", temperature=1.0
-    ).itertuples()
-    headline, rest, _ = said(frame)
+    row = next(row for row in summarize(frame).headline.rows if row.loss == "tv").difference
+    headline, rest, _ = sentences(frame)
     assert f"{100 * row.value:+.2f} ±" in headline
     assert f"interval {100 * row.low:+.2f} to {100 * row.high:+.2f}" in rest
 
@@ -125,13 +122,15 @@ def test_the_numbers_are_those_of_the_results():
     ],
 )
 def test_headlines(frame, headline, rest):
-    first, second, _ = said(frame)
+    first, second, _ = sentences(frame)
     assert re.fullmatch(headline, first)
     assert rest in second
 
 
 def test_the_highest_is_no_winner_where_its_difference_is_not_shown():
-    headline, rest, others = said(unsettled("tv", frame=cases.frame(losses=("ce", "nla", "tv"))))
+    headline, rest, others = sentences(
+        unsettled("tv", frame=cases.frame(losses=("ce", "nla", "tv")))
+    )
     assert re.match(r"nla is accepted more than ce: \+1\.\d\d ±0\.21 points\.", headline)
     assert "tv lies higher still. That is +1." in rest
     assert others == ["Really above ce: nla.", "Not told apart from ce: tv."]
@@ -141,14 +140,14 @@ def test_seeds_of_both_signs_and_mere_rounding_are_not_shown():
     frame = cases.frame(losses=("ce", "tv"))
     difference = frame["measure"].eq("difference")
     frame.loc[difference & frame["seed"].eq("1"), "value"] = -0.01
-    assert "not shown, as the seeds differ in sign" in said(frame)[1]
+    assert "not shown, as the seeds differ in sign" in sentences(frame)[1]
     frame.loc[difference, ["value", "low", "high"]] = 5e-8, 4e-8, 6e-8
-    assert "not shown, as it is no more than rounding" in said(frame)[1]
+    assert "not shown, as it is no more than rounding" in sentences(frame)[1]
 
 
 def test_without_differences_there_is_no_winner():
     frame = cases.frame(losses=("ce", "tv"))
-    headline, rest, _ = said(frame[frame["measure"].ne("difference")])
+    headline, rest, _ = sentences(frame[frame["measure"].ne("difference")])
     assert headline == "tv has the highest acceptance, but no differences were measured."
     assert "more than chance" in rest
 
@@ -161,14 +160,14 @@ def test_no_headline_names_a_winner_that_the_table_does_not(seed):
     frame["low"], frame["high"] = (
         frame["value"] + sign * noise.uniform(0, 0.03, len(frame)) for sign in (-1, 1)
     )
-    verdicts = results_table.summary(frame, context="corpus").set_index("loss")["verdict"]
-    won = re.match(r"(Among these students )?(\w+) (is accepted|lies highest)", said(frame)[0])
+    verdicts = {row.loss: row.verdict for row in summarize(frame).headline.rows}
+    won = re.match(r"(Among these students )?(\w+) (is accepted|lies highest)", sentences(frame)[0])
     if won and won[2] != "ce":
         assert verdicts[won[2]] == ("these students only" if won[1] else "real")
 
 
 def test_long_and_hostile_names():
     name = "<b>x</b>" + "+0.5*jsd(beta=0.3)" * 20
-    found = finding.of(cases.frame(losses=("ce", "tv"), rename={"tv": name}))
-    assert found.headline.startswith("<code>&lt;b&gt;x&lt;/b&gt;+0.5*jsd")
-    assert len(plain(found.headline)) < 120
+    result = finding.find(summarize(cases.frame(losses=("ce", "tv"), rename={"tv": name})))
+    assert result.headline.startswith("<code>&lt;b&gt;x&lt;/b&gt;+0.5*jsd")
+    assert len(plain(result.headline)) < 120

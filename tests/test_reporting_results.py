@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxdiv.reporting import results
+from jaxdiv import schema
+from jaxdiv.reporting import results, verdicts
 from tests import reporting_cases as cases
 
 
@@ -59,19 +60,19 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("loss,seed\nce,all\n", "missing: context, measure"),
-        (",".join([*results.COLUMNS, "more"]) + "\n", "unknown: more"),
-        (",".join(reversed(results.COLUMNS)) + "\n", "in this order"),
-        (",".join(results.COLUMNS) + "\nce,all,corpus,tau,1,4,many,,,\n", "many"),
+        (",".join([*schema.COLUMNS, "more"]) + "\n", "unknown: more"),
+        (",".join(reversed(schema.COLUMNS)) + "\n", "in this order"),
+        (",".join(schema.COLUMNS) + "\nce,all,corpus,tau,1,4,many,,,\n", "many"),
         ("", "No columns"),
     ],
 )
-def test_bad_file_is_named(tmp_path, text, said):
+def test_bad_file_is_named(tmp_path, text, message):
     path = tmp_path / "results.csv"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"results.csv.*{said}"):
+    with pytest.raises(ValueError, match=f"results.csv.*{message}"):
         results.read_csv(path)
 
 
@@ -90,7 +91,7 @@ def test_bad_file_is_named(tmp_path, text, said):
     ],
 )
 def test_verdict(value, low, high, by_seed, expected):
-    assert results.verdict(value, low, high, by_seed) == expected
+    assert verdicts.verdict(value, low, high, by_seed) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pandas as pd
 from experiments.common import cli, decoded_acceptance
 from jaxdiv.evaluation import estimates, measurement
 from jaxdiv.evaluation.measurement import Measurement
-from jaxdiv.reporting import decoded as decoded_table
-from jaxdiv.reporting import html, pictures, results, results_table
+from jaxdiv.reporting import decoding_table, loss_table, page, pictures, results
+from jaxdiv.reporting.summary import summarize
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import config_keys, metrics, specs
 from jaxdiv.runs.workdir import Workdir
@@ -77,21 +77,16 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
     Raises:
       ValueError: the results hold no pooled acceptance.
     """
-    if not results.contexts(frame):
-        raise ValueError(
-            "the results hold no pooled acceptance; measure again with experiments.acceptance"
-        )
     curves = [
         metrics.read_curves(run.curves, "student", students.seeds(run.config())) for run in runs
     ]
-    curves = pd.concat(curves, ignore_index=True)
-    images = pictures.render_all(frame=frame, curves=curves)
+    summary = summarize(frame, pd.concat(curves, ignore_index=True))
+    images = pictures.draw(summary)
     pictures.write(output, images)
-    html.write_report(
+    page.write_report(
         output / "report.html",
-        frame=frame,
-        curves=curves,
-        images=images,
+        summary,
+        images,
         config_text="\n".join(json.dumps(run.config(), indent=2) for run in runs),
         facts=_facts(runs),
         about=_about(runs),
@@ -100,13 +95,14 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
 
 def show(frame: pd.DataFrame, *, markdown: bool = False) -> None:
     """Prints the table of the results, as Markdown if asked."""
+    summary = summarize(frame)
     if markdown:
-        print(results_table.markdown(frame), end="")
+        print(loss_table.markdown(summary.headline), end="")
         return
     console = cli.console(110)
-    console.print(results_table.rich_table(frame))
-    if (by_decoding := decoded_table.rich_table(frame)) is not None:
-        console.print(by_decoding)
+    console.print(loss_table.rich_table(summary.headline))
+    if (decoding := decoding_table.tabulate(summary)) is not None:
+        console.print(decoding_table.rich_table(decoding))
 
 
 def _about(runs):

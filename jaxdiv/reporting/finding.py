@@ -1,165 +1,157 @@
-"""What a run found, in a headline and a few sentences that claim no more than the verdicts of its
-table. All HTML."""
+"""The headline of a report and the sentences below it, which claim no more than the table's verdicts."""
 
 import dataclasses
-import math
-from html import escape
+from collections.abc import Sequence
 
-import pandas as pd
+from markupsafe import Markup, escape
 
-from jaxdiv.reporting import results, results_table, words
+from jaxdiv.reporting import formats, verdicts
+from jaxdiv.reporting.summary import ContextSummary, LossRow, Summary
+
+_NONE = "No trained student has a result."
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What there is to say of the first context of some results.
+    """The result of a run in words, as HTML.
 
     Attributes:
       headline: one sentence.
-      sentences: what it rests on.
-      others: all losses, sorted by what is known of them against the reference.
-      loss: the row of the summary that both speak of; None without a trained student.
+      sentences: the numbers that it rests on.
+      row: the loss that both speak of; None without a trained student.
+      groups: all losses, sorted by what the table shows of them against the reference.
     """
 
-    headline: str
-    sentences: tuple[str, ...]
-    loss: pd.Series | None
-    others: tuple[str, ...] = ()
+    headline: Markup
+    sentences: Sequence[Markup] = ()
+    row: LossRow | None = None
+    groups: Sequence[Markup] = ()
 
 
-def of(frame: pd.DataFrame) -> Finding:
-    """The loss shown to be accepted more than the reference, or that none is."""
-    context = results.contexts(frame)[0]
-    ranked = results_table.summary(frame, context=context)
-    trained, reference = ranked[ranked["verdict"].ne("floor")], results.reference(frame)
-    if trained.empty:
-        return Finding("No trained student has a result.", (), None)
-    where = (
-        f"temperature {trained['temperature'].iloc[0]:g}, {escape(results_table.describe(context))}"
-    )
-    if len(trained) == 1:
-        return _alone(trained.iloc[0], where)
-    if reference is None:
-        return _uncompared(trained.iloc[0], where)
-    above = trained[trained.apply(results_table.side, axis=1).gt(0)]
-    found = (
-        _none(trained, reference, where)
-        if above.empty
-        else _winner(above.iloc[0], trained, reference, where)
-    )
-    return dataclasses.replace(found, others=_others(trained, reference))
-
-
-def _alone(row, where):
-    headline = f"{words.short(row['loss'])} gets {_percent(row)} of its drafts accepted."
-    return Finding(
-        headline,
-        (f"Sampled drafts at {where}. One loss alone: there is nothing to compare it with.",),
-        row,
-    )
-
-
-def _uncompared(row, where):
-    headline = (
-        f"{words.short(row['loss'])} has the highest acceptance, but no differences were measured."
-    )
-    return Finding(
-        headline,
-        (_accepted(row, where), "Without them nothing tells whether it is more than chance."),
-        row,
-    )
-
-
-def _winner(row, trained, reference, where):
-    top, reference_name = trained.iloc[0], words.short(reference)
-    gain = words.together(
-        results_table.points(row["difference"], row["difference_low"], row["difference_high"])
-    )
-    name = f"{'Among these students ' if row['verdict'] == results.FEW_SEEDS else ''}{words.short(row['loss'])}"
-    sentences = [_accepted(row, where), _against(row, reference)]
-    if row["loss"] != top["loss"]:
-        headline = f"{name} is accepted more than {reference_name}: {gain} points."
-        sentences.append(
-            f"{words.short(top['loss'])} lies higher still. {_against(top, reference)}"
+def find(summary: Summary) -> Finding:
+    """Returns the loss shown to be accepted more than the reference, or that none is."""
+    table = summary.headline
+    if not table.trained:
+        return Finding(Markup(_NONE))
+    top = table.trained[0]
+    if len(table.trained) == 1:
+        return _finding(
+            top,
+            f"{short(top.loss)} gets {_percent(top)} of its drafts accepted.",
+            f"Sampled drafts at {_where(table)}. One loss alone: there is nothing to compare it with.",
         )
-    elif rival := _rival(row, trained, reference):
-        headline = f"{name} lies highest: {gain} points over {reference_name}."
+    if table.reference is None:
+        return _finding(
+            top,
+            f"{short(top.loss)} has the highest acceptance, but no differences were measured.",
+            _accepted(top, table),
+            "Without them nothing tells whether it is more than chance.",
+        )
+    above = [row for row in table.trained if row.side > 0]
+    finding = _winner(above[0], table) if above else _no_winner(table)
+    return dataclasses.replace(finding, groups=_groups(table))
+
+
+def _finding(row, headline, *sentences):
+    return Finding(Markup(headline), tuple(map(Markup, sentences)), row)
+
+
+def _winner(row: LossRow, table: ContextSummary) -> Finding:
+    """Names the highest loss that is shown to lie above the reference."""
+    top, reference = table.trained[0], short(table.reference)
+    gain = formats.unbroken(formats.points(*row.difference))
+    name = f"{_among([row])}{short(row.loss)}"
+    # The highest other loss that no test puts below this one, as one puts the reference.
+    rivals = (r for r in table.trained if r.side >= 0 and r.loss not in (row.loss, table.reference))
+    rival = next(rivals, None)
+    sentences = [_accepted(row, table), _against(row, table)]
+    if row is not top:
+        headline = f"{name} is accepted more than {reference}: {gain} points."
+        sentences.append(f"{short(top.loss)} lies higher still. {_against(top, table)}")
+    elif rival:
+        headline = f"{name} lies highest: {gain} points over {reference}."
         sentences.append(
-            f"Whether it beats {words.short(rival)} was not tested: losses are compared with {reference_name} alone."
+            f"Whether it beats {short(rival.loss)} was not tested: losses are compared with {reference} alone."
         )
     else:
-        headline = f"{name} is accepted most: {gain} points over {reference_name}."
-    return Finding(headline, tuple(sentences), row)
+        headline = f"{name} is accepted most: {gain} points over {reference}."
+    return _finding(row, headline, *sentences)
 
 
-def _rival(row, trained, reference):
-    """The highest loss that no test puts below `row`, as one puts the reference and what lies below
-    that; or None."""
-    below = trained.apply(results_table.side, axis=1).lt(0) | trained["loss"].isin(
-        [row["loss"], reference]
-    )
-    return next(iter(trained.loc[~below, "loss"]), None)
+def _no_winner(table: ContextSummary) -> Finding:
+    top, name = table.trained[0], short(table.reference)
+    others = [row for row in table.trained if row.loss != table.reference]
+    if top.loss == table.reference and all(row.side < 0 for row in others):
+        return _finding(top, f"{_among(others)}{name} is accepted most.", _accepted(top, table))
+    relation = "be accepted more than" if any(row.side for row in others) else "differ from"
+    sentences = [_accepted(top, table, ", the most of all")]
+    sentences += [_against(top, table)] if top.loss != table.reference else []
+    return _finding(top, f"No loss is shown to {relation} {name}.", *sentences)
 
 
-def _none(trained, reference, where):
-    top, others = trained.iloc[0], trained[trained["loss"].ne(reference)]
-    sides, name = others.apply(results_table.side, axis=1), words.short(reference)
-    if top["loss"] == reference and sides.lt(0).all():
-        among = "Among these students " if others["verdict"].eq(results.FEW_SEEDS).any() else ""
-        return Finding(f"{among}{name} is accepted most.", (_accepted(top, where),), top)
-    relation = "be accepted more than" if sides.any() else "differ from"
-    told = (_accepted(top, f"{where}, the most of all"),)
-    told += () if top["loss"] == reference else (_against(top, reference),)
-    return Finding(f"No loss is shown to {relation} {name}.", told, top)
+def short(loss: str) -> Markup:
+    """Returns a loss's name as code, cut to what a headline has room for."""
+    return formats.html_code(loss, longest=40)
+
+
+def _among(rows):
+    few = any(row.verdict == verdicts.FEW_SEEDS for row in rows)
+    return "Among these students " if few else ""
+
+
+def _where(table):
+    return f"temperature {table.temperature:g}, {escape(table.phrase)}"
 
 
 def _percent(row):
-    return (
-        words.together(
-            results_table.percent(row["acceptance"], row["acceptance_low"], row["acceptance_high"])
-        )
-        + "%"
-    )
+    return formats.unbroken(formats.percent(*row.numbers["acceptance"])) + "%"
 
 
-def _accepted(row, where):
-    return (
-        f"Of {words.short(row['loss'])}'s sampled drafts {_percent(row)} are accepted at {where}."
-    )
+def _accepted(row, table, remark=""):
+    return f"Of {short(row.loss)}'s sampled drafts {_percent(row)} are accepted at {_where(table)}{remark}."
 
 
-def _against(row, reference):
-    """How far a loss lies from the reference, and why that counts or does not."""
-    if math.isnan(row["difference"]):
-        return f"It was not compared with {words.short(reference)}."
-    points = words.together(f"{results_table.points(row['difference'])} points")
-    ends = words.interval(row["difference_low"], row["difference_high"])
+def _against(row: LossRow, table: ContextSummary) -> str:
+    """Returns how far a loss lies from the reference, and why that counts or does not."""
+    value, low, high = row.difference
+    if not row.compared:
+        return f"It was not compared with {short(table.reference)}."
+    ends = formats.interval(low, high)
     interval = f", corrected 95% interval {ends}" if ends else ""
-    return f"That is {points} against {words.short(reference)}{interval}: {_worth(row)}."
+    seeds = formats.count(len(row.by_seed), "seed")
+    if row.verdict == verdicts.REAL:
+        reason = f"real, with one sign in all {seeds}"
+    elif row.verdict == verdicts.FEW_SEEDS:
+        reason = f"{seeds} can't speak for other students; {verdicts.ENOUGH_SEEDS} are needed"
+    elif low <= 0 <= high:
+        reason = "not shown, as the interval holds 0"
+    elif abs(value) <= verdicts.ROUNDING:
+        reason = "not shown, as it is no more than rounding"
+    else:
+        reason = "not shown, as the seeds differ in sign"
+    points = formats.unbroken(f"{formats.points(value)} points")
+    return f"That is {points} against {short(table.reference)}{interval}: {reason}."
 
 
-def _worth(row):
-    seeds = words.number_of(len(row["by_seed"]), "seed")
-    if row["verdict"] == "real":
-        return f"real, with one sign in all {seeds}"
-    if row["verdict"] == results.FEW_SEEDS:
-        return f"{seeds} can't speak for other students; {results.ENOUGH_SEEDS} are needed"
-    if row["difference_low"] <= 0 <= row["difference_high"]:
-        return "not shown, as the interval holds 0"
-    if abs(row["difference"]) <= results.ROUNDING:
-        return "not shown, as it is no more than rounding"
-    return "not shown, as the seeds differ in sign"
-
-
-def _others(trained, reference):
-    compared = trained[trained["difference"].notna() & trained["loss"].ne(reference)]
-    real, shown = compared["verdict"].eq("real"), words.short(reference)
-    groups = {
-        f"Really above {shown}": compared.loc[real & compared["difference"].gt(0), "loss"],
-        f"Really below {shown}": compared.loc[real & compared["difference"].lt(0), "loss"],
-        f"Not told apart from {shown}": compared.loc[compared["verdict"].eq("not shown"), "loss"],
-        "Of too few seeds to tell": compared.loc[compared["verdict"].eq(results.FEW_SEEDS), "loss"],
+def _groups(table: ContextSummary) -> tuple[Markup, ...]:
+    reference, groups = short(table.reference), {}
+    heads = {
+        (verdicts.REAL, True): f"Really above {reference}",
+        (verdicts.REAL, False): f"Really below {reference}",
+        verdicts.NOT_SHOWN: f"Not told apart from {reference}",
+        verdicts.FEW_SEEDS: "Of too few seeds to tell",
     }
+    for row in table.trained:
+        above = (verdicts.REAL, row.difference.value > 0)
+        if row.compared:
+            key = above if row.verdict == verdicts.REAL else row.verdict
+            groups.setdefault(heads[key], []).append(row.loss)
     return tuple(
-        f"{head}: {words.names(losses)}." for head, losses in groups.items() if len(losses)
+        Markup(f"{head}: {names(groups[head])}.") for head in heads.values() if head in groups
     )
+
+
+def names(losses: Sequence[str]) -> Markup:
+    """Returns names as code: `a`, `b` and `c`."""
+    *first, last = map(short, losses)
+    return Markup(f"{', '.join(first)} and {last}" if first else last)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from markupsafe import Markup
+
 DASH = "–"
 
 
@@ -62,3 +64,9 @@ def in_markdown(
     right = set(right)
     rule = ["---:" if i in right else "---" for i in range(len(heads))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))
+
+
+def html_code(name: str, longest: int | None = None) -> Markup:
+    """Returns a name as code in HTML, cut to `longest` letters."""
+    cut = longest is not None and len(name) > longest
+    return Markup("<code>{}</code>").format(f"{name[: longest - 1]}…" if cut else name)

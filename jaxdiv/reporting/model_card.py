@@ -1,15 +1,20 @@
-"""README.md of an exported model: what it is, what was measured of it, and where each number comes
-from."""
+"""README.md of an exported model: what it is, its measured acceptance, and the run it comes from."""
 
 import json
 from collections.abc import Mapping
 
 import pandas as pd
 
-from jaxdiv.reporting import results, results_table
+from jaxdiv import schema
+from jaxdiv.reporting import formats, results
 
-_MEASURES = ("acceptance", "acceptance_greedy_draft", "acceptance_exact_match", "greedy_match")
-_CALLS = ("tau", "tau_greedy_draft")
+_ACCEPTANCES = (
+    schema.ACCEPTANCE,
+    schema.ACCEPTANCE_BY_RULE[schema.GREEDY_DRAFT],
+    schema.ACCEPTANCE_BY_RULE[schema.EXACT_MATCH],
+    schema.GREEDY_MATCH,
+)
+_HEADS = ("context", "measure", "temperature", "γ", "value", "95% interval", "tokens")
 _HEADER = "---\nlibrary_name: {library}\ntags:\n- speculative-decoding\n{more}---\n\n# {title}\n"
 
 
@@ -24,33 +29,32 @@ def student(
     config: Mapping,
     facts: Mapping[str, str],
 ) -> str:
-    """The card of one student.
+    """Returns the card of one student.
 
     Args:
-      loss, seed: whose rows of `frame` it tells.
+      loss, seed: the student, whose rows of `frame` the card shows.
       frame: the run's results.
-      kind: what model it is, in a few words.
-      library: that loads it.
-      use: how to use it, Markdown.
+      kind: the kind of model in a few words.
+      library: the one that loads it.
+      use: how to use it, in Markdown.
       config: the run's.
       facts: the run's versions, fingerprints and counts.
 
     Raises:
       ValueError: the results hold nothing of this student.
     """
-    mine = results.select(frame, seed=str(seed), loss=loss)
-    if not mine["measure"].isin(_MEASURES).any():
+    rows = results.select(frame, seed=str(seed), loss=loss)
+    if not rows["measure"].isin(_ACCEPTANCES).any():
         raise ValueError(
             f"the results hold no acceptance of loss {loss!r} and seed {seed}; measure again"
         )
+    title = f"Draft model trained with {loss}"
     parts = [
-        _HEADER.format(
-            library=library, more="- draft-model\n", title=f"Draft model trained with {loss}"
-        ),
+        _HEADER.format(library=library, more="- draft-model\n", title=title),
         f"{kind}.\nTrained by jaxdiv under the loss `{loss}`, seed {seed}, for the teacher of the run below.\n",
         f"## Use\n\n{use}",
         "## Measured acceptance\n",
-        _measured(mine),
+        _table(rows),
         "Intervals are at 95%, over the test documents, for this one student. `corpus`: held-out documents; "
         "`generated`: the\nteacher's own text at temperature 1; `generated_greedy`: its likeliest tokens. "
         f"`tau`: expected tokens a target call with\nγ drafts a round.\n\n{_run(config, facts)}",
@@ -59,26 +63,25 @@ def student(
 
 
 def teacher(*, use: str, config: Mapping, facts: Mapping[str, str]) -> str:
-    """The card of a run's teacher."""
+    """Returns the card of a run's teacher."""
     header = _HEADER.format(library="transformers", more="", title="Teacher of draft models")
-    what = "Llama decoder, the teacher of a jaxdiv run.\n"
-    return "\n".join([header, what, f"## Use\n\n{use}", _run(config, facts)])
+    kind = "Llama decoder, the teacher of a jaxdiv run.\n"
+    return "\n".join([header, kind, f"## Use\n\n{use}", _run(config, facts)])
 
 
-def _measured(rows):
-    gamma = results.nearest(rows[rows["measure"].isin(_CALLS)]["gamma"], results_table.GAMMA)
-    kept = rows[
-        rows["measure"].isin(_MEASURES) | (rows["measure"].isin(_CALLS) & rows["gamma"].eq(gamma))
-    ]
-    heads, lines = ("context", "measure", "temperature", "γ", "value", "95% interval", "tokens"), []
-    for row in kept.itertuples():
+def _table(rows: pd.DataFrame) -> str:
+    calls = rows["measure"].isin([schema.TAU, schema.TAU_GREEDY_DRAFT])
+    gamma = results.nearest(rows[calls]["gamma"], schema.HEADLINE_GAMMA)
+    rows = rows[rows["measure"].isin(_ACCEPTANCES) | (calls & rows["gamma"].eq(gamma))]
+    lines = []
+    for row in rows.itertuples():
         drafts = "" if pd.isna(row.gamma) else f"{row.gamma:g}"
         interval = f"{row.low:.4f} to {row.high:.4f}"
         numbers = (f"{row.temperature:g}", drafts, f"{row.value:.4f}", interval, f"{row.n:.0f}")
         lines.append((row.context, f"`{row.measure}`", *numbers))
-    return results_table.in_markdown(heads, lines)
+    return formats.in_markdown(_HEADS, lines)
 
 
 def _run(config, facts):
-    known = "".join(f"- {name}: {value}\n" for name, value in facts.items())
-    return f"## The run\n\n{known}\n```json\n{json.dumps(config, indent=2)}\n```\n"
+    lines = "".join(f"- {name}: {value}\n" for name, value in facts.items())
+    return f"## The run\n\n{lines}\n```json\n{json.dumps(config, indent=2)}\n```\n"

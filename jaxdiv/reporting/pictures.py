@@ -1,62 +1,55 @@
-"""The pictures of a run: differences to the reference, acceptance over temperature and by position,
-training curves."""
+"""The pictures of a run, each as a PNG file for its folder and as an SVG element for report.html."""
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import matplotlib
-import pandas as pd
 
 from jaxdiv import files
-from jaxdiv.reporting import comparison, style, training_curves
+from jaxdiv.reporting import acceptance_pictures, style, training_curves
+from jaxdiv.reporting.style import Drawing
+from jaxdiv.reporting.summary import Summary
+
+# To add a picture, add its function, which returns None where the results can't show it.
+DRAWINGS: Mapping[str, Callable[[Summary], Drawing | None]] = {
+    "differences": acceptance_pictures.differences,
+    "acceptance_over_temperature": acceptance_pictures.over_temperature,
+    "acceptance_by_position": acceptance_pictures.by_position,
+    "training_curves": training_curves.draw,
+}
 
 
-def write(folder: str | os.PathLike, images: Mapping[str, style.Images]) -> list[pathlib.PurePath]:
-    """Writes NAME.png into `folder` for each picture, on light paper, and returns their paths."""
+class Picture(NamedTuple):
+    """A picture in both forms, with its texts; the SVG element leaves title and subtitle to the page."""
+
+    png: bytes
+    svg: str
+    title: str
+    subtitle: str
+    caption: str
+
+
+def draw(summary: Summary) -> dict[str, Picture]:
+    """Returns the pictures by name, those of `DRAWINGS` that the results can show."""
+    pictures = {}
+    with matplotlib.rc_context(style.rc(style.LIGHT)):
+        for name, function in DRAWINGS.items():
+            if (drawing := function(summary)) is not None:
+                figure, *texts, alternative = drawing
+                png = style.png(figure)
+                svg = style.svg(figure, name=name, alternative=alternative)
+                pictures[name] = Picture(png, svg, *texts)
+    return pictures
+
+
+def write(folder: str | os.PathLike, pictures: Mapping[str, Picture]) -> list[pathlib.PurePath]:
+    """Writes NAME.png into `folder` for each picture and returns their paths."""
     paths = []
-    for name, (light, *_) in images.items():
+    for name, picture in pictures.items():
         path = files.path_of(folder) / f"{name}.png"
         with files.replacing(path) as temporary:
-            temporary.write_bytes(light)
+            temporary.write_bytes(picture.png)
         paths.append(path)
     return paths
-
-
-def render_all(*, frame: pd.DataFrame, curves: pd.DataFrame) -> dict[str, style.Images]:
-    """What `render` gives, for both papers and both widths."""
-    drawn = [
-        render(frame=frame, curves=curves, theme=theme, narrow=narrow)
-        for narrow in (False, True)
-        for theme in (style.LIGHT, style.DARK)
-    ]
-    return {name: style.Images(*(images[name] for images in drawn)) for name in drawn[0]}
-
-
-def render(
-    *,
-    frame: pd.DataFrame,
-    curves: pd.DataFrame,
-    theme: style.Theme = style.LIGHT,
-    narrow: bool = False,
-) -> dict[str, bytes]:
-    """Pictures by name, as PNG; one that its data don't suffice for is absent.
-
-    Args:
-      frame: results.
-      curves: columns step, loss, seed, metric (`loss`, `gradient_norm`, `acceptance`), value.
-      theme: `style.LIGHT` or `style.DARK`.
-      narrow: to be read on a phone.
-
-    Returns:
-      Of `differences`, `acceptance_over_temperature`, `acceptance_by_position` and
-      `training_curves`.
-    """
-    with matplotlib.rc_context(style.rc(theme)):
-        drawn = {
-            "differences": comparison.differences(frame, theme, narrow=narrow),
-            "acceptance_over_temperature": comparison.over_temperature(frame, theme, narrow=narrow),
-            "acceptance_by_position": comparison.by_position(frame, theme, narrow=narrow),
-            "training_curves": training_curves.draw(frame, curves, theme, narrow=narrow),
-        }
-        return {name: style.png(figure) for name, figure in drawn.items() if figure is not None}

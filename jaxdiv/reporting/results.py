@@ -1,4 +1,4 @@
-"""results.csv: one number a row, in ten columns that never change."""
+"""results.csv as a frame: one number a row, with its interval; `jaxdiv.schema` names its columns."""
 
 import math
 import os
@@ -7,69 +7,49 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from jaxdiv import files
+from jaxdiv import files, schema
 
-COLUMNS = (
-    "loss",
-    "seed",
-    "context",
-    "measure",
-    "temperature",
-    "gamma",
-    "value",
-    "low",
-    "high",
-    "n",
-)
-CONTEXTS = ("corpus", "generated", "generated_greedy", "images")
-POOLED = "all"
-UNTRAINED = "untrained"
-ENOUGH_SEEDS = 3
-FEW_SEEDS = "these students only"  # the verdict where there are fewer
-
-# Two float32 trainings of one loss, written in two ways, part by this much in acceptance: no
-# difference in losses.
-ROUNDING = 1e-6
-
-_TEXT = ("loss", "seed", "context", "measure")
-_REAL = ("temperature", "gamma", "value", "low", "high", "n")
+_TEXTS = ("loss", "seed", "context", "measure")
 _COUNTS = ("gamma", "n")
 
 
 def table(rows: Iterable[Mapping]) -> pd.DataFrame:
-    """The frame of rows that are mappings; what a row leaves out is blank."""
-    return _typed(pd.DataFrame(list(rows)).reindex(columns=list(COLUMNS)))
+    """Returns the frame of rows that are mappings; a cell without a value is blank."""
+    return _typed(pd.DataFrame(list(rows)).reindex(columns=list(schema.COLUMNS)))
 
 
 def check(frame: pd.DataFrame) -> None:
-    """Raises ValueError unless the columns are exactly `COLUMNS`, in order."""
-    found = tuple(frame.columns)
-    if found == COLUMNS:
+    """Raises ValueError unless the columns are exactly `schema.COLUMNS`, in order."""
+    columns = tuple(frame.columns)
+    if columns == schema.COLUMNS:
         return
-    missing = [name for name in COLUMNS if name not in found]
-    other = [str(name) for name in found if name not in COLUMNS]
-    wrong = [f"missing: {', '.join(missing)}"] if missing else []
-    wrong += [f"unknown: {', '.join(other)}"] if other else []
+    missing = ", ".join(name for name in schema.COLUMNS if name not in columns)
+    unknown = ", ".join(str(name) for name in columns if name not in schema.COLUMNS)
+    faults = [f"missing: {missing}"] * bool(missing) + [f"unknown: {unknown}"] * bool(unknown)
     raise ValueError(
-        f"results need the columns {','.join(COLUMNS)} ({'; '.join(wrong) or 'in this order'})"
+        f"results need the columns {','.join(schema.COLUMNS)} ({'; '.join(faults) or 'in this order'})"
     )
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Writes results so that `path` is never half written; blank where there is no number."""
+    """Writes results so that `path` is never half written; a missing number is blank."""
     check(frame)
-    plain = _typed(frame)
+    frame = _typed(frame)
     for name in _COUNTS:
-        plain[name] = plain[name].round().astype("Int64")
-    plain["temperature"] = [_shortest(value) for value in plain["temperature"]]
-    files.write_text(path, plain.to_csv(index=False, lineterminator="\n"))
+        frame[name] = frame[name].round().astype("Int64")
+    frame["temperature"] = [
+        "" if math.isnan(value) else np.format_float_positional(value, trim="-")
+        for value in frame["temperature"]
+    ]
+    files.write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def read_csv(path: str | os.PathLike) -> pd.DataFrame:
     """Reads results; seeds stay text, blank numbers are NaN.
 
     Raises:
-      ValueError: a column is missing or unknown, or a number is none; the message names the file.
+      ValueError: a column is missing or unknown, or text stands where a number belongs. The
+        message names the file.
     """
     try:
         with files.path_of(path).open("rb") as file:
@@ -80,79 +60,54 @@ def read_csv(path: str | os.PathLike) -> pd.DataFrame:
         raise ValueError(f"{path}: {error}") from None
 
 
-def select(frame: pd.DataFrame, *, seed: str | None = POOLED, **wanted) -> pd.DataFrame:
-    """Rows whose columns equal `wanted`; pooled ones unless `seed` names one or is None for all
-    single seeds."""
-    keep = frame["seed"].ne(POOLED) if seed is None else frame["seed"].eq(seed)
-    for name, value in wanted.items():
-        keep &= frame[name].eq(value)
-    return frame[keep & np.isfinite(frame["value"])]
+def select(frame: pd.DataFrame, *, seed: str | None = schema.POOLED, **values) -> pd.DataFrame:
+    """Returns the rows with a finite number whose columns equal `values`.
+
+    Args:
+      frame: results.
+      seed: rows of this seed; of all seeds pooled by default, of every single seed if None.
+      **values: column to the value that it must have.
+    """
+    rows = frame["seed"].ne(schema.POOLED) if seed is None else frame["seed"].eq(seed)
+    for name, value in values.items():
+        rows &= frame[name].eq(value)
+    return frame[rows & np.isfinite(frame["value"])]
 
 
 def losses(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Trained losses with a result, in the order of the frame."""
-    return tuple(name for name in select(frame)["loss"].unique() if name != UNTRAINED)
+    """Returns the trained losses with a result, in the order of the frame."""
+    return tuple(name for name in select(frame)["loss"].unique() if name != schema.UNTRAINED)
 
 
 def contexts(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Contexts on which acceptance was measured: known ones first, in their own order."""
-    found = list(select(frame, measure="acceptance")["context"].unique())
+    """Returns the contexts with an acceptance, those of `schema.CONTEXTS` first."""
+    names = sorted(select(frame, measure=schema.ACCEPTANCE)["context"].unique())
     return tuple(
-        sorted(
-            found,
-            key=lambda name: (CONTEXTS.index(name) if name in CONTEXTS else len(CONTEXTS), name),
-        )
-    )
-
-
-def nearest(values: Iterable[float], wanted: float) -> float:
-    """The one of `values` that is nearest to `wanted`; NaN if there is none."""
-    return min(
-        (v for v in values if math.isfinite(v)),
-        key=lambda v: (abs(v - wanted), v),
-        default=math.nan,
+        [name for name in schema.CONTEXTS if name in names]
+        + [name for name in names if name not in schema.CONTEXTS]
     )
 
 
 def reference(frame: pd.DataFrame) -> str | None:
-    """The loss that differences are to: the one that has none of its own, `ce` where several have
-    none."""
+    """Returns the loss that differences are to, or None if several losses have no difference.
+
+    It is the loss that has no difference itself; `ce` if several have none.
+    """
     trained = losses(frame)
-    compared = set(select(frame, measure="difference")["loss"])
-    left = [name for name in trained if name not in compared] or list(trained)
+    compared = set(select(frame, measure=schema.DIFFERENCE)["loss"])
     if not compared and len(trained) > 1:
         return None
-    return "ce" if "ce" in left else next(iter(left), None)
+    candidates = [name for name in trained if name not in compared] or list(trained)
+    return "ce" if "ce" in candidates else next(iter(candidates), None)
 
 
-def verdict(value: float, low: float, high: float, by_seed: Iterable[float]) -> str:
-    """What a difference is worth.
-
-    Args:
-      value: the pooled difference.
-      low, high: its interval, corrected over the losses it was compared with.
-      by_seed: the difference of each seed.
-
-    Returns:
-      `real` if the interval excludes 0 and all seeds, three or more, have one sign; `these students
-      only` with fewer seeds; else `not shown`.
-    """
-    signs = [math.copysign(1, d) if d else 0.0 for d in by_seed if math.isfinite(d)]
-    if len(signs) < ENOUGH_SEEDS:
-        return FEW_SEEDS
-    excluded = low > 0 or high < 0
-    one_sign = len(set(signs)) == 1 and signs[0] != 0
-    return "real" if excluded and one_sign and abs(value) > ROUNDING else "not shown"
+def nearest(values: Iterable[float], target: float) -> float:
+    """Returns the finite value nearest to `target`, or NaN if there is none."""
+    finite = (value for value in values if math.isfinite(value))
+    return min(finite, key=lambda value: (abs(value - target), value), default=math.nan)
 
 
 def _typed(frame):
-    frame = frame.copy()
-    for name in _TEXT:
-        frame[name] = frame[name].astype(str)
-    for name in _REAL:
-        frame[name] = frame[name].replace("", np.nan).astype(np.float64)
-    return frame
-
-
-def _shortest(value):
-    return "" if math.isnan(value) else np.format_float_positional(value, trim="-")
+    numbers = [name for name in schema.COLUMNS if name not in _TEXTS]
+    types = dict.fromkeys(_TEXTS, str) | dict.fromkeys(numbers, np.float64)
+    return frame.assign(**{name: frame[name].replace("", np.nan) for name in numbers}).astype(types)

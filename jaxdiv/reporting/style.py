@@ -1,30 +1,33 @@
-"""How pictures look: colors that color-blind readers can tell apart, on light and on dark paper."""
+"""The look of pictures: one set of colors, for light and for dark paper, that color-blind readers can tell apart."""
 
 import dataclasses
+import html
 import io
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 DPI = 160
-WIDTH, NARROW = 9.0, 4.4  # inches; the latter is read on a phone
-PANEL_NAME = 17
+WIDTH = 9.0  # inches
+HEADING = 0.72  # inches that title and subtitle take
+PANEL_TITLE = 17  # letters that fit above a small panel
 
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colors of one kind of paper; blue and orange stem from Okabe and Ito's palette, dark enough
-    to write words in.
+    """Colors of one kind of paper.
 
-    `faint` is for grids, `quiet` for lines that no label names, `muted` for words of second rank.
+    Blue and orange stem from Okabe and Ito's palette, dark enough for text. `faint` is for grids,
+    `quiet` for lines without a label, `muted` for secondary text.
     """
 
     paper: str
@@ -36,181 +39,167 @@ class Theme:
     worse: str
 
 
-LIGHT = Theme(
-    paper="#ffffff",
-    ink="#1b1f24",
-    muted="#68707b",
-    faint="#e1e5e9",
-    quiet="#b9c0c8",
-    better="#0072b2",
-    worse="#b84f00",
-)
-DARK = Theme(
-    paper="#14181d",
-    ink="#e8ebef",
-    muted="#98a2ae",
-    faint="#2a3038",
-    quiet="#525c68",
-    better="#56b4e9",
-    worse="#f09a4a",
-)
+LIGHT = Theme("#ffffff", "#1b1f24", "#68707b", "#e1e5e9", "#b9c0c8", "#0072b2", "#b84f00")
+DARK = Theme("#14181d", "#e8ebef", "#98a2ae", "#2a3038", "#525c68", "#56b4e9", "#f09a4a")
 
 
-class Images(NamedTuple):
-    """One picture as PNG files: on light and on dark paper, and both narrow enough for a phone."""
+class Drawing(NamedTuple):
+    """A figure with its texts.
 
-    light: bytes
-    dark: bytes
-    narrow_light: bytes
-    narrow_dark: bytes
+    Attributes:
+      figure: drawn under `rc(LIGHT)`.
+      title, subtitle: its heading.
+      caption: what to see in it.
+      alternative: its numbers in words, for readers who can't see it.
+    """
+
+    figure: Figure
+    title: str
+    subtitle: str
+    caption: str
+    alternative: str
 
 
 def rc(theme: Theme) -> dict[str, object]:
-    """Settings for `matplotlib.rc_context`; a user's own matplotlibrc does not show through."""
-    colors = {
-        "figure.facecolor": theme.paper,
-        "axes.facecolor": theme.paper,
-        "savefig.facecolor": theme.paper,
+    """Returns settings for `matplotlib.rc_context`; they override those of a user's matplotlibrc."""
+    # `rc_context` does not restore the backend, so the settings leave it alone.
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    spines = [f"axes.spines.{side}" for side in ("top", "right", "left")]
+    ticks = [f"{axis}tick.{kind}.size" for axis in "xy" for kind in ("major", "minor")]
+    return defaults | {
+        **dict.fromkeys(["figure.facecolor", "axes.facecolor", "savefig.facecolor"], theme.paper),
+        **dict.fromkeys(["text.color", "axes.titlecolor"], theme.ink),
+        **dict.fromkeys(["axes.labelcolor", "xtick.color", "ytick.color"], theme.muted),
+        **dict.fromkeys(["axes.edgecolor", "grid.color"], theme.faint),
+        **dict.fromkeys(spines, False),
+        **dict.fromkeys(ticks, 0),
+        **dict.fromkeys(["axes.grid", "axes.axisbelow"], True),
+        **dict.fromkeys(["xtick.labelsize", "ytick.labelsize"], 9),
+        **{"axes.grid.axis": "y", "grid.linewidth": 0.7, "figure.dpi": DPI},
+        **{"font.family": ["DejaVu Sans"], "font.size": 10, "axes.labelsize": 9.5},
+        **{"axes.titlesize": 10.5, "axes.titlelocation": "left", "axes.titleweight": "bold"},
+        **{"svg.fonttype": "none"},
     }
-    colors |= {
-        "text.color": theme.ink,
-        "axes.labelcolor": theme.muted,
-        "axes.titlecolor": theme.ink,
-    }
-    colors |= {
-        "xtick.color": theme.muted,
-        "ytick.color": theme.muted,
-        "axes.edgecolor": theme.faint,
-    }
-    lines = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "grid.color": theme.faint,
-    }
-    lines |= {
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "xtick.minor.size": 0,
-        "ytick.minor.size": 0,
-    }
-    lines |= {
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "grid.linewidth": 0.7,
-        "axes.axisbelow": True,
-    }
-    words = {
-        "font.family": ["DejaVu Sans"],
-        "font.size": 10,
-        "axes.titlesize": 10.5,
-        "axes.titlelocation": "left",
-    }
-    words |= {
-        "axes.titleweight": "bold",
-        "axes.labelsize": 9.5,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-    }
-    # `rc_context` does not put the backend back, and pictures need none.
-    plain_rc = {
-        name: matplotlib.rcParamsDefault[name]
-        for name in matplotlib.rcParamsDefault
-        if name != "backend"
-    }
-    return {**plain_rc, **colors, **lines, **words, "figure.dpi": DPI}
 
 
 def figure(
     height: float, *, title: str, subtitle: str, theme: Theme, width: float = WIDTH
 ) -> Figure:
-    """An empty picture, in inches, with a heading of one line each."""
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    made.get_layout_engine().set(
-        rect=(0.012, 0.012, 0.976, 1 - 0.72 / height - 0.012), w_pad=0.06, h_pad=0.06
-    )
-    made.text(
-        0.18 / width, 1 - 0.16 / height, plain(title), va="top", fontsize=14, fontweight="bold"
-    )
-    made.text(
-        0.18 / width, 1 - 0.46 / height, plain(subtitle), va="top", fontsize=9.5, color=theme.muted
-    )
-    return made
+    """Returns an empty figure, in inches, under a title and a subtitle of one line each."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    rect = (0.012, 0.012, 0.976, 1 - HEADING / height - 0.012)
+    figure.get_layout_engine().set(rect=rect, w_pad=0.06, h_pad=0.06)
+    top = {"va": "top", "x": 0.18 / width}
+    figure.text(y=1 - 0.16 / height, s=plain(title), **top, fontsize=14, fontweight="bold")
+    figure.text(y=1 - 0.46 / height, s=plain(subtitle), **top, fontsize=9.5, color=theme.muted)
+    return figure
 
 
-def png(made: Figure) -> bytes:
-    """The picture as a PNG file of its 256 main colors, in a third of the bytes: blends at edges
-    move by a shade."""
-    made.set_dpi(DPI)
-    made.canvas.draw()
-    colors = Image.fromarray(np.asarray(made.canvas.buffer_rgba())[..., :3])
+def png(figure: Figure) -> bytes:
+    """Returns the figure as a PNG file of its 256 main colors, in a third of the bytes."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    colors = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     buffer = io.BytesIO()
     colors.quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
     return buffer.getvalue()
 
 
+def svg(figure: Figure, *, name: str, alternative: str) -> str:
+    """Returns a figure in the colors of `LIGHT` as an SVG element that follows the page around it.
+
+    Its colors are the page's CSS variables, and its text is set in the page's font. Heading and
+    paper, which the page has itself, are hidden from here on.
+
+    Args:
+      figure: drawn under `rc(LIGHT)`, which must still hold.
+      name: tells the element's identifiers from those of the page's other pictures.
+      alternative: plain text for readers who can't see the picture.
+    """
+    for artist in (figure.patch, *figure.texts, *(axes.patch for axes in figure.axes)):
+        artist.set_visible(False)
+    width, height = figure.get_size_inches()
+    view_box = " ".join(f"{72 * x:g}" for x in (0, HEADING - 0.05, width, height - HEADING + 0.05))
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    for color, value in dataclasses.asdict(LIGHT).items():
+        text = text.replace(value, "currentColor" if color == "ink" else f"var(--{color})")
+    elements = text[text.index("<defs>") :]
+    label = html.escape(alternative, quote=True)
+    references = set(re.findall(r'#(\w+)[")]', elements))
+    elements = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in references else "", elements)
+    # A style element would apply to the whole page; the page's own font may be narrower than ours.
+    useless = r"<style.*?</style>|font-family: [^;]*; |<g/>| transform=\"rotate\(-0 [^\"]*\)\""
+    elements = re.sub(useless, "", elements, flags=re.DOTALL)
+    return f'<svg role="img" aria-label="{label}" viewBox="{view_box}">{" ".join(elements.split())}'
+
+
 def plain(text: str) -> str:
-    """Text that matplotlib draws as it stands: a dollar sign does not begin a formula."""
+    """Returns text that matplotlib draws as it is: a dollar sign does not begin a formula."""
     return text.replace("$", r"\$")
 
 
 def readable(color: tuple[float, ...] | str, theme: Theme) -> str:
-    """Of the theme's ink and paper the one with more contrast on `color`, as WCAG 2 measures it."""
-    light = _luminance(color)
+    """Returns the theme's ink or paper, whichever has more contrast on `color` by WCAG 2."""
+    luminance = _luminance(color)
 
     def contrast(other):
-        low, high = sorted((light, _luminance(other)))
+        low, high = sorted((luminance, _luminance(other)))
         return (high + 0.05) / (low + 0.05)
 
     return max((theme.ink, theme.paper), key=contrast)
 
 
 def _luminance(color):
-    red_green_blue = np.array(to_rgb(color))
-    linear = np.where(
-        red_green_blue <= 0.04045, red_green_blue / 12.92, ((red_green_blue + 0.055) / 1.055) ** 2.4
-    )
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
+def cut(name: str, longest: int = 26) -> str:
+    """Returns a loss's name, cut where it would not fit."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
 def short(name: str, *, longest: int = 26) -> str:
-    """A loss's name, cut where it would not fit."""
-    return plain(name if len(name) <= longest else f"{name[: longest - 1]}…")
+    """Returns `cut` as matplotlib draws it."""
+    return plain(cut(name, longest))
 
 
-def apart(values: Sequence[float], gap: float) -> np.ndarray:
-    """Moves values as little as needs be until neighbors are `gap` apart; their order stays."""
+def spread(values: Sequence[float], gap: float) -> np.ndarray:
+    """Returns the values moved as little as possible, in their order, until they are `gap` apart."""
     order = np.argsort(values, kind="stable")
-    placed = np.asarray(values, float)[order]
+    places = np.asarray(values, float)[order]
     for _ in range(100):
-        close = gap - np.diff(placed)
+        close = gap - np.diff(places)
         if np.all(close <= 1e-9):
             break
         push = np.maximum(close, 0) / 2
-        placed[:-1] -= push
-        placed[1:] += push
-    result = np.empty_like(placed)
-    result[order] = placed
+        places[:-1] -= push
+        places[1:] += push
+    result = np.empty_like(places)
+    result[order] = places
     return result
 
 
 def label_ends(
     axes: Axes, ends: Sequence[tuple[float, float, str, str]], *, size: float = 9.5
 ) -> None:
-    """Writes names at the right ends of lines, each (x, y, name, color), none over another."""
+    """Writes names at the right ends of lines, each (x, y, name, color), without overlap."""
     if not ends:
         return
     axes.figure.get_layout_engine().execute(axes.figure)
-    to_display = axes.transData.transform
-    heights = np.array([to_display((x, y))[1] for x, y, _, _ in ends]) * 72 / axes.figure.dpi
-    for (x, y, name, color), height, placed in zip(
-        ends, heights, apart(heights, 1.3 * size), strict=True
-    ):
+    scale = 72 / axes.figure.dpi
+    heights = np.array([axes.transData.transform(end[:2])[1] for end in ends]) * scale
+    places = spread(heights, 1.3 * size)
+    for (x, y, name, color), height, place in zip(ends, heights, places, strict=True):
         axes.annotate(
             short(name),
             xy=(x, y),
-            xytext=(8, placed - height),
+            xytext=(8, place - height),
             textcoords="offset points",
             color=color,
             va="center",
@@ -218,14 +207,3 @@ def label_ends(
             fontweight="bold",
             annotation_clip=False,
         )
-
-
-def named(ranked: pd.DataFrame, theme: Theme) -> dict[str, str]:
-    """Colors of the losses that a picture of many lines names: last, best, reference, floor; the
-    others stay gray."""
-    trained = list(ranked.loc[ranked["verdict"].ne("floor"), "loss"])
-    colors = {trained[-1]: theme.worse, trained[0]: theme.better} if trained else {}
-    for row in ranked.itertuples():
-        if row.verdict in ("reference", "floor"):
-            colors[row.loss] = theme.ink if row.verdict == "reference" else theme.muted
-    return colors

@@ -1,0 +1,122 @@
+"""Measures as readers see them: their meaning, their format, and their columns in the table of losses.
+
+To add a measure to the report, add one entry to `MEASURES`; its name comes from `jaxdiv.schema`.
+The page then explains it and prints all of its numbers. With a `Column`, the entry also adds the
+measure to the table of losses on the terminal, in Markdown and on the page.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from jaxdiv import schema
+from jaxdiv.reporting import formats
+
+RANKED = "ranked"  # the temperature that losses are ranked at
+ANY = "any"  # whatever temperature was measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column in the table of losses.
+
+    Attributes:
+      heading: two lines; it may hold {temperature}, at which losses are ranked, and {gamma}.
+      temperature: of its numbers: `RANKED`, `ANY` or a number.
+      interval: whether its cells show the interval too.
+    """
+
+    heading: str
+    temperature: float | str = RANKED
+    interval: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A measure of results.csv.
+
+    Attributes:
+      meaning: one or two sentences of HTML.
+      format: prints a value with its interval, all three numbers or the value alone.
+      columns: name to column in the table of losses.
+    """
+
+    meaning: str
+    format: Callable[..., str] = formats.percent
+    columns: Mapping[str, Column] = dataclasses.field(default_factory=dict)
+
+
+MEASURES: Mapping[str, Measure] = {
+    schema.ACCEPTANCE: Measure(
+        "Σ min(p, q): the chance that a draft sampled from the student is accepted by rejection "
+        "sampling.",
+        columns={"acceptance": Column("accepted\nT={temperature:g}, %", interval=True)},
+    ),
+    schema.ACCEPTANCE_BY_RULE[schema.GREEDY_DRAFT]: Measure(
+        "p(argmax q): the chance that the teacher samples the student's likeliest token.",
+        columns={"greedy_draft": Column("greedy\ndraft")},
+    ),
+    schema.ACCEPTANCE_BY_RULE[schema.EXACT_MATCH]: Measure(
+        "Σ p·q: the chance that a sample of the student equals a sample of the teacher."
+    ),
+    schema.ACCEPTANCE_BY_RULE[schema.TYPICAL]: Measure(
+        "How often p(argmax q) exceeds a threshold that falls with the teacher's entropy: Medusa's "
+        "typical acceptance, which is lossy."
+    ),
+    schema.GREEDY_MATCH: Measure(
+        "How often teacher and student have the same likeliest token.",
+        columns={"greedy_match": Column("greedy\nmatch", ANY)},
+    ),
+    schema.ACCURACY: Measure(
+        "How often the student's likeliest class is the image's own.",
+        columns={"accuracy": Column("\naccuracy", ANY)},
+    ),
+    schema.DIFFERENCE: Measure(
+        "Acceptance minus that of the reference, on the same contexts and seeds. The intervals of a "
+        "table are widened together, by Holm, so that the chance of even one false finding among "
+        "its losses stays below 5%.",
+        formats.points,
+    ),
+    schema.TAU: Measure(
+        "Tokens a target call, τ, with γ sampled drafts a round: what lossless decoding of this "
+        "text would give, exact in expectation, by a renewal recursion over the teacher's own text.",
+        formats.tokens,
+        {"tau": Column("τ γ={gamma:g}\nT=1", 1.0), "tau_greedy": Column("τ γ={gamma:g}\nT=0", 0.0)},
+    ),
+    schema.DECODED_TAU: Measure(
+        "The same by decoding: tokens of all texts over the target calls begun before their last "
+        "token. The texts are not those of <code>tau</code> but others after the same prompts.",
+        formats.tokens,
+    ),
+    schema.SPEED_UP: Measure(
+        "Tokens a second of speculative over plain decoding, all prompts as one batch; of the "
+        "machine that measured it, without an interval.",
+        formats.tokens,
+    ),
+    schema.TAU_GREEDY_DRAFT: Measure("<code>tau</code> with greedy drafts.", formats.tokens),
+    schema.TAU_IID: Measure(
+        "(1 − α<sup>γ+1</sup>)/(1 − α), which takes every position's chance to be the mean one "
+        "(Leviathan et al., 2023); for comparison only.",
+        formats.tokens,
+    ),
+    schema.ACCEPTANCE_AT: Measure(
+        "Rounds whose draft at this position is accepted, over all rounds, as decoding would count "
+        "them; of rounds whose drafts all lie inside the text."
+    ),
+}
+UNKNOWN = Measure("")  # a measure without an entry is printed in percent
+CONTEXTS: Mapping[str, str] = {
+    schema.CORPUS: "on held-out documents",
+    schema.GENERATED: "on the teacher's own text, sampled at temperature 1",
+    schema.GENERATED_GREEDY: "on the teacher's own text, greedy",
+    schema.IMAGES: "on held-out images",
+}
+
+
+def of(name: str) -> Measure:
+    """Returns the entry of a measure."""
+    return MEASURES.get(name, UNKNOWN)
+
+
+def context_phrase(context: str) -> str:
+    """Returns a context in words, such as `on held-out images`."""
+    return CONTEXTS.get(context, f"on {context}")

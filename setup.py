@@ -8,6 +8,7 @@ TRAIN = [
     "absl-py>=2.5",
     "array_record>=0.8.3",
     "etils[epath]>=1.15",
+    "filelock>=4.3",
     # JAX 0.11.1 and later, which need Python 3.12, break Flax up to 0.12.8.
     "flax>=0.12.8; python_version < '3.12'",
     "flax>=0.12.12; python_version >= '3.12'",

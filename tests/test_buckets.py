@@ -190,7 +190,7 @@ def test_a_second_run_is_told_but_not_refused(bucket, root, capsys):
     with lock.hold(root):
         named = json.loads(bucket.objects[f"a/run/{lock.NAME}"])
         assert (named["host"], named["process"]) == (socket.gethostname(), os.getpid())
-        assert "no second run out" in capsys.readouterr().err
+        assert "no second run writes there" in capsys.readouterr().err
         with lock.hold(root):
             first = f"names process {os.getpid()} on {socket.gethostname()} since {named['time']}, which was killed or"
             assert first in " ".join(capsys.readouterr().err.split())

@@ -55,7 +55,7 @@ def test_a_host_that_is_gone_is_taken_over_and_told(tmp_path, capsys):
     with lock.hold(tmp_path):
         assert json.loads((tmp_path / lock.NAME).read_text())["host"] == socket.gethostname()
     assert (
-        "was in use by process 12 on elsewhere, which holds it no more" in capsys.readouterr().err
+        "was in use by process 12 on elsewhere, which no longer holds it" in capsys.readouterr().err
     )
 
 

@@ -2,122 +2,110 @@
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
+import pathlib
 import socket
 from collections.abc import Iterator
+
+import filelock
 
 from jaxdiv import files
 from jaxdiv.runs import processes, progress
 
 NAME = "lock.json"
+_MAX_BYTES = 4096  # read of a lock file, which anybody may have written
 
 
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike) -> Iterator[None]:
-    """Makes `folder` if need be and holds it, alone, for the block.
+    """Creates `folder` if needed and locks it for the block.
 
-    The system ends the lock with the process, even one that is killed, and what that one left of
-    itself is taken over, which is said where it ran on another host. The lock's file names host and
-    process for people. Of several processes the first holds it for all. A bucket refuses nobody,
-    which is said.
+    The lock is the operating system's, so it ends with the process, even a killed one. Its file
+    names host and process for people. Of several processes the first holds the lock for all. A
+    bucket has no locks: a second run is only warned about.
 
     Raises:
-      ValueError: another run holds it; it is named.
-      OSError: the folder can't be made or written to.
+      ValueError: another run holds the lock; the message names its host and process.
+      OSError: the folder can't be created or written to.
     """
     folder = files.path_of(folder)
     if not processes.is_first():
         yield
         return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context((_mark_bucket if files.in_bucket(folder) else _lock)(folder))
+        except OSError as error:
+            raise OSError(
+                f"work folder {folder} can't be written to: {error.strerror or error}"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+
+    def write_holder(file: int) -> None:
+        holder, host = _holder(os.pread(file, _MAX_BYTES, 0))
+        if host not in (None, socket.gethostname()):
+            # This happens after a machine was taken away. A file system without locks between
+            # hosts would look alike.
+            progress.log(
+                f"work folder {folder} was in use by {holder}, which no longer holds it: "
+                "continuing here"
+            )
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(_this_process()).encode(), 0)
+
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False, on_acquired=write_holder)
     try:
-        release = _name(folder) if files.in_bucket(folder) else _lock_folder(folder)
-    except OSError as error:
-        raise OSError(
-            f"work folder {folder} can't be written to: {error.strerror or error}"
+        lock.acquire()
+    except filelock.Timeout:
+        content = b""
+        with contextlib.suppress(FileNotFoundError):  # the holder has ended since
+            content = path.read_bytes()[:_MAX_BYTES]
+        holder, _ = _holder(content)
+        raise ValueError(
+            f"work folder {folder} is in use by {holder}; wait for it or stop it"
         ) from None
     try:
         yield
     finally:
-        (folder / NAME).unlink(missing_ok=True)
-        release()
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _name(folder):
-    """A bucket has no locks: this process is named there, and the one that was is told."""
+@contextlib.contextmanager
+def _mark_bucket(folder: pathlib.PurePath) -> Iterator[None]:
     path = folder / NAME
     progress.log(
-        f"work folder {folder} is in a bucket, which keeps no second run out: see to it that there is none"
+        f"work folder {folder} is in a bucket, which has no locks: make sure that no second run "
+        "writes there"
     )
     if path.exists():
         progress.log(
-            f"{path} names {_named(path.read_bytes())[0]}, which was killed or still writes there"
+            f"{path} names {_holder(path.read_bytes())[0]}, which was killed or still writes there"
         )
-    files.write_json(
-        path, {**_own(), "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    )
-    return lambda: None
-
-
-def _lock_folder(folder):
-    """Locks the folder; gives what ends that."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = _locked(folder)
-    return lambda: os.close(file)
-
-
-def _locked(folder):
-    """The open file once it is locked and names this process."""
-    path = folder / NAME
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        with contextlib.ExitStack() as closing:
-            closing.callback(os.close, file)
-            _lock(folder, file)
-            # What its holder has removed in the meantime is no lock any more.
-            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-                _take(folder, file)
-                closing.pop_all()
-                return file
-
-
-def _lock(folder, file):
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    files.write_json(path, {**_this_process(), "time": time})
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder, _ = _named(_content(file))
-        raise ValueError(
-            f"work folder {folder} is in use by {holder}; wait for it or stop it"
-        ) from None
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
-def _take(folder, file):
-    words, host = _named(_content(file))
-    if host not in (None, socket.gethostname()):
-        # As after a machine that was taken away; a file system without locks between hosts would
-        # look alike.
-        progress.log(
-            f"work folder {folder} was in use by {words}, which holds it no more: going on here"
-        )
-    os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(_own()).encode(), 0)
-
-
-def _own():
+def _this_process():
     return {"host": socket.gethostname(), "process": os.getpid()}
 
 
-def _content(file):
-    return os.pread(file, 4096, 0)
-
-
-def _named(content):
-    """(who the lock's file names, its host); None for the host where it names nobody, as before it
-    is written."""
+def _holder(content: bytes) -> tuple[str, str | None]:
+    """Returns the holder that a lock file names, for messages, and its host; None if no host."""
     try:
-        named = json.loads(content)
-        since = f" since {named['time']}" if "time" in named else ""
-        return f"process {named['process']} on {named['host']}{since}", str(named["host"])
+        holder = json.loads(content)
+        since = f" since {holder['time']}" if "time" in holder else ""
+        return f"process {holder['process']} on {holder['host']}{since}", str(holder["host"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return "another process", None

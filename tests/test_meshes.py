@@ -226,7 +226,7 @@ def test_a_coordinator_that_is_no_address_is_refused(coordinator):
 
 
 def test_a_first_process_that_does_not_come_is_told(monkeypatch):
-    monkeypatch.setattr(processes, "_COME", 0)
+    monkeypatch.setattr(processes, "_START_SECONDS", 0)
     with pytest.raises(
         ValueError, match=r"no first process came to --coordinator=localhost:\d+ in 0 s"
     ):

@@ -50,7 +50,11 @@ def initialize(
     """
     arguments, host = {}, ""
     if coordinator not in ("", AUTO):
-        arguments = dict(coordinator_address=coordinator, num_processes=count, process_id=number)
+        arguments = {
+            "coordinator_address": coordinator,
+            "num_processes": count,
+            "process_id": number,
+        }
         host = _wait_for_first(coordinator, number)
     elif not coordinator and not _is_on_tpu():
         return

@@ -2,6 +2,7 @@
 study."""
 
 import functools
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +11,16 @@ import pandas as pd
 import pytest
 
 from configs import gap as gap_config
-from experiments.gap import arms, causes, formulas, lessons, ratios, report
+from experiments.gap import causes, formulas, ratios, report, variants
 from jaxdiv import models
 from jaxdiv.evaluation.measurement import Sums
 from jaxdiv.schema import UNTRAINED
 from tests import commands, runs
 
 CONFIG = gap_config.get_config().to_dict()
-SMALL = (
-    *(
-        "--config.teacher.steps=30",
-        "--config.student.steps=4",
-        "--config.student.optimizer.warmup_steps=1",
-    ),
-    *(
-        "--config.teacher.width=32",
-        "--config.teacher.mlp_width=64",
-        "--config.data.sequence_length=32",
-    ),
-    *(
-        "--config.evaluation.documents=4",
-        "--config.evaluation.document_tokens=64",
-        "--config.seeds=2",
-    ),
-    "--config.evaluation.temperatures=(0.0,1.0)",
-    *("--config.evaluation.prompt_tokens=8", "--config.evaluation.generated_tokens=24"),
-)
 
 
-def both(seed=0, shape=(4, 7, 11)):
+def logits(seed=0, shape=(4, 7, 11)):
     draw = np.random.default_rng(seed)
     return [3 * draw.normal(size=shape).astype(np.float32) for _ in range(2)]
 
@@ -52,15 +34,10 @@ def softmax(x):
     return np.exp(log_softmax(x))
 
 
-def test_formulas_are_what_their_names_say():
-    student, teacher = both()
-    p, log_p, q, log_q = (
-        softmax(teacher),
-        log_softmax(teacher),
-        softmax(student),
-        log_softmax(student),
-    )
-    twice = log_softmax(q)
+def test_formulas():
+    student, teacher = logits()
+    p, log_p, q = softmax(teacher), log_softmax(teacher), softmax(student)
+    log_q, twice = log_softmax(student), log_softmax(q)
     expected = {
         formulas.softmax_twice: {"ce": -(p * twice), "kl": p * (log_p - twice)},
         formulas.without_log: {"ce": -(p * q), "kl": p * (log_p - q)},
@@ -70,93 +47,89 @@ def test_formulas_are_what_their_names_say():
     }
     for formula, by_loss in expected.items():
         for loss, terms in by_loss.items():
-            found = formula(loss)(student, teacher)
-            np.testing.assert_allclose(
-                found, terms.sum(-1), rtol=1e-5, err_msg=f"{formula.__name__} {loss}"
-            )
+            values, name = formula(student, teacher, loss), f"{formula.__name__} {loss}"
+            np.testing.assert_allclose(values, terms.sum(-1), rtol=1e-5, err_msg=name)
     for loss in formulas.LOSSES:
         for log_of_softmax in (False, True):
-            rough = formulas.in_float16(loss, log_of_softmax=log_of_softmax)(student, teacher)
-            np.testing.assert_allclose(
-                rough, expected[formulas.right][loss].sum(-1), rtol=0.02, atol=0.01
-            )
-    cool, cooler = softmax(teacher / 3), log_softmax(student / 3)
+            rough = formulas.in_float16(student, teacher, loss, log_of_softmax=log_of_softmax)
+            exact = expected[formulas.right][loss].sum(-1)
+            np.testing.assert_allclose(rough, exact, rtol=0.02, atol=0.01)
+    cross_entropy = -(softmax(teacher / 3) * log_softmax(student / 3)).sum(-1)
     for squared, factor in ((True, 9), (False, 1)):
-        found = formulas.right("ce", temperature=3.0, squared=squared)(student, teacher)
-        np.testing.assert_allclose(found, factor * -(cool * cooler).sum(-1), rtol=1e-5)
+        values = formulas.right(student, teacher, "ce", temperature=3.0, squared=squared)
+        np.testing.assert_allclose(values, factor * cross_entropy, rtol=1e-5)
 
 
 def test_only_the_logarithm_of_a_rounded_softmax_is_not_finite():
     teacher, student = np.zeros((1, 1, 2), np.float32), np.array([[[0, 30.0]]], np.float32)
     for log_of_softmax in (False, True):
-        found = formulas.in_float16("kl", log_of_softmax=log_of_softmax)(student, teacher)
-        assert np.isfinite(found).all() != log_of_softmax
+        values = formulas.in_float16(student, teacher, "kl", log_of_softmax=log_of_softmax)
+        assert np.isfinite(values).all() != log_of_softmax
 
 
-def test_lessons_are_what_their_names_say():
+def test_views():
     draw = np.random.default_rng(0)
     rows, length, vocab_size = 4, 8, 5
-    logits, hidden = (
-        draw.normal(size=(rows, length, vocab_size)),
-        draw.normal(size=(rows, length, 3)),
-    )
+    target, hidden = (draw.normal(size=(rows, length, size)) for size in (vocab_size, 3))
     weights = np.ones((rows, length))
     weights[-1] = 0  # a row that fills the batch up
     output = models.TeacherOutput(features=None, hidden=hidden, head=None, vocab_size=vocab_size)
     batch = {"weights": jnp.asarray(weights), "inputs": jnp.full((rows, length), 2)}
     batch["labels"] = jnp.asarray(draw.integers(vocab_size, size=(rows, length)))
-    made = lessons.Lessons(config=CONFIG, teacher=None, padding=0)
+    trainer = variants.VariantTrainer(config=CONFIG, teacher=None, students=None, padding=0)
     passes = {
-        causes.OWN: (output, logits),
-        causes.OTHER_LAYER: ("another", logits),
-        causes.PADDED: ("padded", logits),
+        causes.UNCHANGED: (output, target),
+        causes.OTHER_LAYER: ("another", target),
+        causes.PADDED: ("padded", target),
     }
-    of = {sees: made.of(sees, passes, batch) for sees in (*passes, *lessons._MISTAKES)}
-    assert (of[causes.OTHER_LAYER].output, of[causes.PADDED].output) == ("another", "padded")
-    shifted = of[causes.NEXT]
-    np.testing.assert_allclose(shifted.target[:, :-1], logits[:, 1:], rtol=1e-6)
+    views = {view: trainer.student_batch(view, passes, batch) for view in causes.VIEWS}
+    assert views[causes.OTHER_LAYER].output == "another"
+    assert views[causes.PADDED].output == "padded"
+    shifted = views[causes.NEXT_TOKEN]
+    np.testing.assert_allclose(shifted.target[:, :-1], target[:, 1:], rtol=1e-6)
     np.testing.assert_array_equal(shifted.weights, weights * (np.arange(length) < length - 1))
-    np.testing.assert_allclose(of[causes.OTHER_ROW].output.hidden[:3], hidden[[2, 0, 1]], rtol=1e-6)
-    np.testing.assert_array_equal(
-        softmax(np.asarray(of[causes.TOP_CLASS].target)).argmax(-1), logits.argmax(-1)
-    )
-    sure = softmax(np.maximum(of[causes.LABELS].target, -1e9))
-    np.testing.assert_array_equal(sure, np.eye(vocab_size)[batch["labels"]])
-    np.testing.assert_array_equal((of[causes.PADDED].inputs == 2).sum(1), [2, 4, 6, 8])
-    np.testing.assert_array_equal(of[causes.PADDED].weights, weights)  # counted all the same
+    other_row = views[causes.OTHER_ROW].output.hidden
+    np.testing.assert_allclose(other_row[:3], hidden[[2, 0, 1]], rtol=1e-6)
+    top_class = softmax(np.asarray(views[causes.TOP_CLASS].target)).argmax(-1)
+    np.testing.assert_array_equal(top_class, target.argmax(-1))
+    one_hot = softmax(np.maximum(views[causes.LABELS].target, -1e9))
+    np.testing.assert_array_equal(one_hot, np.eye(vocab_size)[batch["labels"]])
+    np.testing.assert_array_equal((views[causes.PADDED].inputs == 2).sum(1), [2, 4, 6, 8])
+    np.testing.assert_array_equal(views[causes.PADDED].weights, weights)  # counted all the same
 
 
 @pytest.mark.parametrize("formula", [formulas.attached, formulas.without_log, formulas.in_float16])
-def test_a_teacher_that_is_sure_leaves_losses_finite(formula):
-    """As `hard_labels` joined to them has it: KL and cross-entropy are one."""
-    student, teacher = both()
-    sure = jnp.log(jax.nn.one_hot(teacher.argmax(-1), teacher.shape[-1]))
-    ce, kl = (formula(loss)(student, sure) for loss in formulas.LOSSES)
+def test_a_certain_teacher_leaves_losses_finite(formula):
+    """KL and cross-entropy are equal then, as under `hard_labels` joined to another cause."""
+    student, teacher = logits()
+    certain = jnp.log(jax.nn.one_hot(teacher.argmax(-1), teacher.shape[-1]))
+    ce, kl = (formula(student, certain, loss) for loss in formulas.LOSSES)
     np.testing.assert_allclose(kl, ce, rtol=1e-5)
-    assert np.isfinite(jax.grad(lambda z: formula("kl")(z, sure).sum())(student)).all()
+    gradient = jax.grad(lambda z: formula(z, certain, "kl").sum())(student)
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(
     "formula", [formulas.softmax_twice, formulas.without_log, formulas.arguments_swapped]
 )
-def test_gradients_are_those_of_the_mistaken_formula(formula):
-    """By differences; all of them train something, but not what was meant."""
-    student, teacher = both()
-    rightly = jax.grad(lambda z: formulas.right("kl")(z, teacher).sum())(student)
+def test_gradients_of_mistaken_formulas(formula):
+    """Gradients agree with differences, and train something other than what was meant."""
+    student, teacher = logits()
+    right = jax.grad(lambda z: formulas.right(z, teacher, "kl").sum())(student)
     for loss in formulas.LOSSES:
-        total = jax.jit(lambda z, loss=loss: formula(loss)(z, teacher).sum())
-        found = jax.grad(total)(student)
+        total = jax.jit(lambda z, loss=loss: formula(z, teacher, loss).sum())
+        gradient = jax.grad(total)(student)
         direction = np.random.default_rng(1).normal(size=student.shape).astype(np.float32)
         difference = (total(student + 1e-2 * direction) - total(student - 1e-2 * direction)) / 2e-2
-        np.testing.assert_allclose(jnp.vdot(found, direction), difference, rtol=0.02)
-        assert jnp.abs(found - rightly).max() > 0.1 * jnp.abs(rightly).max()
+        np.testing.assert_allclose(jnp.vdot(gradient, direction), difference, rtol=0.02)
+        assert jnp.abs(gradient - right).max() > 0.1 * jnp.abs(right).max()
 
 
-def test_an_attached_teacher_of_cross_entropy_grows_sure():
-    """Its gradient is that of KL and of its own entropy, which falls."""
-    student, teacher = both()
+def test_an_attached_teacher_of_cross_entropy_loses_entropy():
+    """Its gradient is KL's plus that of the teacher's own entropy, which falls."""
+    student, teacher = logits()
     by_ce, by_kl = (
-        jax.grad(lambda z, loss=loss: formulas.attached(loss)(student, z).sum())(teacher)
+        jax.grad(lambda z, loss=loss: formulas.attached(student, z, loss).sum())(teacher)
         for loss in formulas.LOSSES
     )
     entropy = jax.grad(lambda z: -jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(z)))(teacher)
@@ -164,153 +137,128 @@ def test_an_attached_teacher_of_cross_entropy_grows_sure():
 
 
 def test_small_gradients_vanish_in_float16_unless_the_loss_is_scaled():
-    student, teacher = both()
+    student, teacher = logits()
     weights = np.ones(student.shape[:2], np.float32)
-    weights[0, 0] = 1e5  # of a mean in which the others are next to nothing
+    weights[0, 0] = 1e5  # makes all other tokens next to nothing in the mean
 
-    def gradient(scale):
-        def mean(z):
-            return formulas.mean_in_float16(
-                formulas.in_float16("kl", scale=scale)(z, teacher), weights / 1e5, scale
-            )
+    def mean(z, scale):
+        values = formulas.in_float16(z, teacher, "kl", scale=scale)
+        return formulas.mean_in_float16(values, weights / 1e5, scale=scale)
 
-        return np.asarray(jax.jit(jax.grad(mean))(student))
+    def right_mean(z):
+        return jnp.sum(formulas.right(z, teacher, "kl") * weights) / weights.sum()
 
-    rightly = jax.grad(
-        lambda z: jnp.sum(formulas.right("kl")(z, teacher) * weights) / weights.sum()
-    )(student)
-    found = {scale: gradient(scale) for scale in (1.0, 2.0**14)}
-    small = (np.abs(rightly) > 0) & (np.abs(rightly) < 2e-8)  # float16's least number is 6e-8
+    right = jax.grad(right_mean)(student)
+    scales = (1.0, 2.0**14)
+    plain, scaled = (np.asarray(jax.jit(jax.grad(mean))(student, scale)) for scale in scales)
+    small = (np.abs(right) > 0) & (np.abs(right) < 2e-8)  # float16's least number is 6e-8
     assert small.mean() > 0.05
-    assert (found[1.0][small] == 0).mean() > 0.9
-    off = {
-        scale: np.abs(mine - rightly)[1:].sum() / np.abs(rightly)[1:].sum()
-        for scale, mine in found.items()
-    }
-    assert off[2.0**14] < 0.1 * off[1.0]
+    assert (plain[small] == 0).mean() > 0.9
+    assert np.abs(scaled - right)[1:].sum() < 0.1 * np.abs(plain - right)[1:].sum()
 
 
 def test_reductions():
     values, weights = np.full((4, 6), 2.0), np.ones((4, 6))
     weights[0, :3] = 0
-    found = [
-        formulas.mean(values, weights),
-        formulas.mean_over_vocabulary(values, weights, 10),
-        formulas.mean_over_rows(values, weights),
-        formulas.total(values, weights),
-    ]
-    np.testing.assert_allclose(found, [2, 0.2, 2 * 21 / 4, 42])
+    reductions = (
+        formulas.mean,
+        formulas.mean_over_vocabulary,
+        formulas.mean_over_rows,
+        formulas.total,
+    )
+    results = [reduce(values, weights, 10) for reduce in reductions]
+    np.testing.assert_allclose(results, [2, 0.2, 2 * 21 / 4, 42])
     weights[-1] = 0  # a row that fills the batch up
     np.testing.assert_allclose(formulas.mean_over_rows(values, weights), 2 * 15 / 3)
 
 
 def test_causes_are_read_and_joined():
-    found = causes.read("sum+sgd, measured_greedily,sum+measured_at_temperature_20", CONFIG)
-    assert found[0].text == causes.BASELINE
-    joined = {cause.text: cause for cause in found}
-    assert joined["sum+sgd"].change.optimizer["name"] == "sgd"
-    assert joined["measured_greedily"].training == causes.BASELINE
-    assert [arm.text for arm in arms.of(found)] == [
-        *("baseline:ce", "baseline:kl", "sum+sgd:ce", "sum+sgd:kl", "sum:ce", "sum:kl"),
-    ]
+    text = "sum+sgd, measured_greedily,sum+measured_at_temperature_20"
+    baseline, joined, greedily, _ = study = causes.read(text, CONFIG)
+    assert baseline.text == causes.BASELINE
+    assert joined.change.optimizer["name"] == "sgd"
+    assert greedily.training == causes.BASELINE
+    names = ["baseline:ce", "baseline:kl", "sum+sgd:ce", "sum+sgd:kl", "sum:ce", "sum:kl"]
+    assert [variant.name for variant in variants.of_causes(study)] == names
     every = causes.read(CONFIG["causes"], CONFIG)
-    assert {*causes.TRAINING, *causes.MEASURING} <= {
-        part for cause in every for part in cause.text.split("+")
-    }
+    parts = {part for cause in every for part in cause.text.split("+")}
+    assert {*causes.TRAINING, *causes.MEASURING} <= parts
     decoder = gap_config.get_config("decoder").to_dict()
     assert len(causes.read(decoder["causes"], decoder)) == len(every) - 3
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "changes", "message"),
     [
-        ("softmax_twise", "did you mean `softmax_twice`"),
-        ("sum,sum", "twice"),
-        ("sum+mean_over_vocabulary", "changes the reduce twice"),
-        ("sgd+adam_large_epsilon+sgd", "changes the optimizer twice"),
-        ("measured_at_temperature_20", "needs 20 among `config.evaluation.temperatures`"),
-        ("sgd+adam_large_epsilon", "SGD has no epsilon"),
-        ("", "no cause ''"),
-        (("sum", "sgd"), "must be names by commas"),
+        ("softmax_twise", {}, "did you mean `softmax_twice`"),
+        ("sum,sum", {}, "twice"),
+        ("sum+mean_over_vocabulary", {}, "changes the reduce twice"),
+        ("sgd+adam_large_epsilon+sgd", {}, "changes the optimizer twice"),
+        ("measured_at_temperature_20", {}, "needs 20 among `config.evaluation.temperatures`"),
+        ("sgd+adam_large_epsilon", {}, "SGD has no epsilon"),
+        ("", {}, "no cause ''"),
+        (("sum", "sgd"), {}, "must be names by commas"),
+        ("another_sequence", {"batch_size": 1}, "batch_size` = 1 has no other sequence"),
+        ("another_sequence", {"kind": "decoder"}, "is about the teacher's hidden state"),
+        ("sum", {"temperatures": (0.0, 2.0)}, "baseline needs 1 among"),
     ],
 )
-def test_causes_that_are_none_are_refused(text, message):
-    config = {**CONFIG, "evaluation": {**CONFIG["evaluation"], "temperatures": (0.0, 1.0)}}
+def test_wrong_causes_are_refused(text, changes, message):
+    temperatures = changes.pop("temperatures", (0.0, 1.0))
+    evaluation = {**CONFIG["evaluation"], "temperatures": temperatures}
+    student = {**CONFIG["student"], **changes}
     with pytest.raises(ValueError, match=message):
-        causes.read(text, config)
+        causes.read(text, {**CONFIG, "evaluation": evaluation, "student": student})
 
 
-def test_causes_that_a_config_has_no_room_for_are_refused():
-    alone = {**CONFIG, "student": {**CONFIG["student"], "batch_size": 1}}
-    with pytest.raises(ValueError, match="batch_size` = 1 has no other sequence"):
-        causes.read("another_sequence", alone)
-    with pytest.raises(ValueError, match="baseline needs 1 among"):
-        causes.read(
-            "sum", {**CONFIG, "evaluation": {**CONFIG["evaluation"], "temperatures": (0.0, 2.0)}}
-        )
+def sums(rate, *, diverged=()):
+    """Sums of 3 seeds and 5 documents, accepted at about `rate`."""
+    wiggle = 1 + 0.01 * np.arange(-7, 8).reshape(3, 5)
+    numerator = 100 * rate * wiggle
+    numerator[list(diverged)] = np.nan
+    return Sums(numerator, np.full((3, 5), 100.0), np.full(5, 100))
 
 
-def test_a_decoder_has_no_hidden_state_to_mistake():
-    config = {**CONFIG, "student": {**CONFIG["student"], "kind": "decoder"}}
-    with pytest.raises(ValueError, match="another_sequence is about the teacher's hidden state"):
-        causes.read("another_sequence", config)
+def measures(accepted, exact):
+    rates = {
+        ("acceptance", 1.0): accepted,
+        ("acceptance", 20.0): 0.99,
+        ("acceptance_exact_match", 1.0): exact,
+        ("acceptance_exact_match", 20.0): 0.001,
+    }
+    return {measure: sums(rate) for measure, rate in rates.items()}
+
+
+SUMS = {
+    UNTRAINED: measures(0.2, 0.01),
+    **dict.fromkeys(("baseline:ce", "baseline:kl"), measures(0.8, 0.08)),
+    "sum:ce": measures(0.2, 0.02),
+    "sum:kl": measures(0.4, 0.04),
+    "sgd:ce": {},
+    "sgd:kl": {("acceptance", 1.0): sums(0.5, diverged=[1])},
+}
 
 
 def test_students_that_learnt_another_measure_are_trained():
     """The top class alone is learnt although samples show less of it."""
-    greedy = {("greedy_match", 0.0): 0.5}
-    found = {
-        name: {**FOUND[name], ("greedy_match", 0.0): sums(0.3)}
-        for name in (UNTRAINED, "baseline:ce", "baseline:kl")
-    }
-    sharp = {("acceptance", 1.0): sums(0.19), **{cell: sums(rate) for cell, rate in greedy.items()}}
-    rows = ratios.rows(
-        causes.read("hard_labels", CONFIG),
-        found | dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp),
-    )
+    names = (UNTRAINED, "baseline:ce", "baseline:kl")
+    known = {name: {**SUMS[name], ("greedy_match", 0.0): sums(0.3)} for name in names}
+    sharp = {("acceptance", 1.0): sums(0.19), ("greedy_match", 0.0): sums(0.5)}
+    known |= dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp)
+    rows = ratios.rows(causes.read("hard_labels", CONFIG), known)
     assert {row["trained"] for row in rows if row["cause"] == "hard_labels"} == {"both"}
 
 
-def test_a_dead_baseline_is_said():
+def test_a_diverged_baseline_is_refused():
     with pytest.raises(ValueError, match="all baseline students of kl"):
-        ratios.rows(causes.read("sum", CONFIG), {**FOUND, "baseline:kl": {}})
+        ratios.rows(causes.read("sum", CONFIG), {**SUMS, "baseline:kl": {}})
 
 
-def sums(rate, *, lost=()):
-    """Of 3 seeds and 5 documents, accepted at `rate` but for a little that differs."""
-    wiggle = 1 + 0.01 * np.arange(-7, 8).reshape(3, 5)
-    numerator = 100 * rate * wiggle
-    numerator[list(lost)] = np.nan
-    return Sums(numerator, np.full((3, 5), 100.0), np.full(5, 100))
-
-
-def cells(accepted, exact):
-    known = {
-        ("acceptance", 1.0): accepted,
-        ("acceptance", 20.0): 0.99,
-        ("acceptance_exact_match", 1.0): exact,
-    }
-    return {
-        cell: sums(rate)
-        for cell, rate in {**known, ("acceptance_exact_match", 20.0): 0.001}.items()
-    }
-
-
-FOUND = {
-    UNTRAINED: cells(0.2, 0.01),
-    **dict.fromkeys(("baseline:ce", "baseline:kl"), cells(0.8, 0.08)),
-    "sum:ce": cells(0.2, 0.02),
-    "sum:kl": cells(0.4, 0.04),
-    "sgd:ce": {},
-    "sgd:kl": {("acceptance", 1.0): sums(0.5, lost=[1])},
-}
-
-
-def test_the_table_says_where_a_cause_is_applied():
+def test_ratios_by_where_a_cause_is_applied():
     text = "sum,sgd,measured_by_exact_match,sum+measured_by_exact_match"
-    frame = report.table(ratios.rows(causes.read(text, CONFIG), FOUND))
-    at = frame.set_index(["cause", "applied_to", "measure", "temperature"])
-    accepted = functools.partial(lambda *key: at.loc[(*key, "acceptance", 1.0)])
+    frame = report.table(ratios.rows(causes.read(text, CONFIG), SUMS))
+    table = frame.set_index(["cause", "applied_to", "measure", "temperature"])
+    accepted = functools.partial(lambda *key: table.loc[(*key, "acceptance", 1.0)])
     assert frame["cause"].iloc[0] == "baseline"
     assert set(frame[frame["cause"].eq("baseline")]["applied_to"]) == {"both"}
     for (cause, applied_to), (ce, kl) in {
@@ -325,27 +273,22 @@ def test_the_table_says_where_a_cause_is_applied():
     }.items():
         row = accepted(cause, applied_to)
         np.testing.assert_allclose(
-            [row["ce"], row["kl"], row["ratio"]], [ce, kl, kl / ce], rtol=1e-9
+            row[["ce", "kl", "ratio"]].astype(float), [ce, kl, kl / ce], rtol=1e-9
         )
         assert row["low"] <= row["ratio"] <= row["high"]
-    assert at.loc[("measured_by_exact_match", "ce", "acceptance", 20.0)]["ratio"] == pytest.approx(
-        990
-    )
-    assert set(frame[frame["cause"].eq("measured_by_exact_match")]["measure"]) == {"acceptance"}
-    assert [accepted("sum", side)["trained"] for side in ("both", "ce", "kl")] == [
-        "kl",
-        "kl",
-        "both",
-    ]
-    lost = accepted("sgd", "both")
-    assert np.isnan([lost["ce"], lost["ratio"], lost["low"]]).all()
-    assert lost["kl"] == pytest.approx(0.5)
-    assert lost["trained"] == "neither"
-    seen = {row["cause"]: row["excluded"] for row in report.summary(frame)}
-    assert seen["baseline"]
-    assert not seen["sgd"]
-    gaps = {row["cause"]: row["can_make"] for row in report.summary(frame)}
-    assert gaps == {
+    exact = table.loc["measured_by_exact_match"]
+    assert exact.loc[("ce", "acceptance", 20.0)]["ratio"] == pytest.approx(990)
+    assert set(exact.index.get_level_values("measure")) == {"acceptance"}
+    trained = [accepted("sum", side)["trained"] for side in ("both", "ce", "kl")]
+    assert trained == ["kl", "kl", "both"]
+    diverged = accepted("sgd", "both")
+    assert np.isnan([diverged["ce"], diverged["ratio"], diverged["low"]]).all()
+    assert diverged["kl"] == pytest.approx(0.5)
+    assert diverged["trained"] == "neither"
+    summary = {row["cause"]: row for row in report.summary(frame)}
+    assert summary["baseline"]["excluded"]
+    assert not summary["sgd"]["excluded"]
+    assert {cause: row["can_make"] for cause, row in summary.items()} == {
         "baseline": 0,
         "sum": 2,
         "sgd": 0,
@@ -354,51 +297,65 @@ def test_the_table_says_where_a_cause_is_applied():
     }
 
 
-QUICK = "--config=configs/gap.py:quick"
+SMALL = shlex.split("""
+--config=configs/gap.py:quick
+--config.seeds=2
+--config.teacher.steps=30 --config.teacher.depth=2
+--config.teacher.width=32 --config.teacher.mlp_width=64
+--config.student.steps=4 --config.student.optimizer.warmup_steps=1
+--config.data.sequence_length=32
+--config.evaluation.documents=4 --config.evaluation.document_tokens=64
+--config.evaluation.prompt_tokens=8 --config.evaluation.generated_tokens=24
+--config.evaluation.temperatures=(0.0,1.0)
+""")
+# Every view of the teacher's pass and every part that is trained, in as few students as can be.
+CAUSES = ",".join(
+    [
+        "untrained",
+        "float16_log_of_softmax+wrong_exit_layer",
+        "padding_counted+head_trained",
+        "hard_labels+teacher_not_detached",
+        "counted_a_call",
+        "measured_on_own_text",
+    ]
+)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gap") / "study"
-    trained = "untrained,float16_log_of_softmax,wrong_exit_layer,padding_counted,head_trained"
-    trained += ",hard_labels+teacher_not_detached"
-    causes = f"--config.causes={trained},counted_a_call,measured_on_own_text"
-    flags = [QUICK, f"--workdir={folder}", causes, *SMALL]
+    flags = [*SMALL, f"--workdir={folder}", f"--config.causes={CAUSES}"]
     return folder, flags, runs.succeed("gap", *flags)
 
 
-def test_a_study_as_users_run_it(study):
+def test_study(study):
     folder, _, printed = study
     frame = pd.read_csv(folder / report.FILE)
     assert list(frame.columns) == list(report.COLUMNS)
     assert "wrong_exit_layer" in printed
     assert (folder / "gap_ratios.png").stat().st_size > 10_000
-    sound = frame[frame["cause"].eq("baseline")]
-    np.testing.assert_allclose(sound["ratio"].dropna(), 1, atol=1e-4)  # their gradients are equal
-    assert {"acceptance", "greedy_match", "acceptance_typical", "tau", "accepted_a_call"} <= set(
-        sound["measure"]
-    )
-    accepted = frame[frame["measure"].eq("acceptance") & frame["temperature"].eq(1)].set_index(
-        ["cause", "applied_to"]
-    )
-    assert (
-        accepted.loc["untrained"]["trained"]
-        == pd.Series({"both": "neither", "ce": "kl", "kl": "ce"})
-    ).all()
+    baseline = frame[frame["cause"].eq("baseline")]
+    # Both losses' gradients are equal.
+    np.testing.assert_allclose(baseline["ratio"].dropna(), 1, atol=1e-4)
+    measured = {"acceptance", "greedy_match", "acceptance_typical", "tau", "accepted_a_call"}
+    assert measured <= set(baseline["measure"])
+    by_measure = dict(list(frame.set_index(["cause", "applied_to"]).groupby("measure")))
+    accepted = by_measure["acceptance"][by_measure["acceptance"]["temperature"].eq(1)]
+    trained = pd.Series({"both": "neither", "ce": "kl", "kl": "ce"})
+    assert (accepted.loc["untrained"]["trained"] == trained).all()
     for cause, row in accepted.xs("both", level="applied_to").iterrows():
         if cause not in ("baseline", "untrained"):
             assert row["ce"] != accepted.loc[("baseline", "both")]["ce"], cause
             assert np.isfinite(row["kl"]), cause
-    by_student = pd.read_csv(folder / report.ACCEPTANCE).set_index(
-        ["training", "loss", "measure", "temperature"]
-    )
+    by_student = pd.read_csv(folder / report.ACCEPTANCE)
+    by_student = by_student.set_index(["training", "loss", "measure", "temperature"])
     of_baseline = by_student.loc[("baseline", "ce", "acceptance", 1.0)]
     assert of_baseline["value"] == pytest.approx(accepted.loc[("baseline", "both")]["ce"])
     assert of_baseline["low"] < of_baseline["value"] < of_baseline["high"]
-    tau = frame[frame["measure"].eq("tau")].set_index(["cause", "applied_to", "temperature"])["ce"]
-    a_call = frame[frame["measure"].eq("accepted_a_call")].set_index(
-        ["cause", "applied_to", "temperature"]
-    )["ce"]
+    tau, a_call = (
+        by_measure[name].set_index("temperature", append=True)["ce"]
+        for name in ("tau", "accepted_a_call")
+    )
     np.testing.assert_allclose(tau - 1, a_call, rtol=1e-6)
 
 
@@ -415,8 +372,9 @@ REFUSED = {
 def test_a_second_run_measures_the_same_and_another_is_refused(study):
     folder, flags, printed = study
     before = (folder / report.FILE).read_bytes()
+    workdir = f"--workdir={folder}"
     others = (
-        [flag, *flags[1:2]] if flag.startswith("--config=") else [*flags, flag] for flag in REFUSED
+        [flag, workdir] if flag.startswith("--config=") else [*flags, flag] for flag in REFUSED
     )
     changed = [*flags, "--config.causes=softmax_twice", "--config.student.steps=5"]
     another, again, *refused = commands.many("gap.__main__", [changed, flags, *others])
@@ -424,5 +382,5 @@ def test_a_second_run_measures_the_same_and_another_is_refused(study):
     assert again.returncode == 0, again.stderr
     assert again.stdout == printed
     assert (folder / report.FILE).read_bytes() == before
-    for done, message in zip(refused, REFUSED.values(), strict=True):
-        runs.check_refusal(done, message)
+    for refusal, message in zip(refused, REFUSED.values(), strict=True):
+        runs.check_refusal(refusal, message)

@@ -1,2 +1,2 @@
-"""What can make a hundredfold gap in acceptance between cross-entropy and KL, whose gradients are
-equal?"""
+"""Which mistakes make a hundredfold gap in acceptance between cross-entropy and KL, whose gradients
+are equal?"""

@@ -28,6 +28,8 @@ cli.define_log_format()
 WORKDIR = flags.DEFINE_string(
     "workdir", "runs/gap", "The study's folder; it may be gs://BUCKET/FOLDER."
 )
+MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
+# What no cause changes is the same for all students.
 _FIXED = {
     "losses": "ce,kl",
     "temperature": 1.0,
@@ -36,7 +38,6 @@ _FIXED = {
     "evaluation.rules": ",".join(RULES),
     "evaluation.contexts": "corpus,generated,generated_greedy",
 }
-MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
 
 
 def main(_):
@@ -45,56 +46,42 @@ def main(_):
     if "causes" not in config:
         raise ValueError("the config has no `causes`; give one such as --config=configs/gap.py")
     text = config.pop("causes")
-    _refuse_others(config)
+    for key, fixed in _FIXED.items():
+        value = functools.reduce(lambda section, name: section[name], key.split("."), config)
+        if value != fixed:
+            raise ValueError(f"`config.{key}` is {fixed!r} in this study, got {value!r}")
     config = teacher.resolve(config, workdir, typed=cli.overrides(CONFIG))
     run_data.refuse_images(config)
-    found = causes.read(text, config)
+    study_causes = causes.read(text, config)
     mesh = sharding.make(config)
-    profile, also = watch_flags.profiled_steps(config["student"]["steps"]), watch_flags.trackers()
+    watching = {
+        "profile": watch_flags.profiled_steps(config["student"]["steps"]),
+        "also": watch_flags.trackers(),
+    }
     with lock.hold(workdir.root):
-        study.check(
-            workdir, found
-        )  # before the folder takes a config that differs in what may change
+        # Checked before the folder takes a config that differs in what may change.
+        study.check(workdir, study_causes)
         workdir.initialize_or_resume(config)
-        study.initialize_or_resume(workdir, found)
+        study.initialize_or_resume(workdir, study_causes)
         try:
-            data = run_data.prepare(config, workdir)
-            guide = teacher.prepare(config, workdir, data, also=also)
-            made = study.run(
-                config,
-                workdir,
-                found,
-                corpus=data,
-                teacher=guide,
-                mesh=mesh,
-                profile=profile,
-                also=also,
+            corpus = run_data.prepare(config, workdir)
+            model = teacher.prepare(config, workdir, corpus, also=watching["also"])
+            rows, acceptance = study.run(
+                config, workdir, study_causes, corpus=corpus, teacher=model, mesh=mesh, **watching
             )
         except loop.Stopped as stopped:
             cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            _report(*made, workdir.root)
+            frame = report.table(rows)
+            report.write(workdir.root, frame, acceptance)
+            if MARKDOWN.value:
+                print(report.markdown(frame), end="")
+            else:
+                cli.console(150).print(report.rich_table(frame))
+            names = f"{report.FILE}, {report.ACCEPTANCE} and two pictures"
+            cli.log(f"\nEverything lies in {workdir.root}: {names}")
     return 0
-
-
-def _refuse_others(config):
-    """What causes don't speak of is one for all."""
-    for key, wanted in _FIXED.items():
-        *sections, name = key.split(".")
-        found = functools.reduce(lambda inner, section: inner[section], sections, config)[name]
-        if found != wanted:
-            raise ValueError(f"`config.{key}` is {wanted!r} in this study, got {found!r}")
-
-
-def _report(rows, acceptance, folder):
-    frame = report.table(rows)
-    report.write(folder, frame, acceptance)
-    if MARKDOWN.value:
-        print(report.markdown(frame), end="")
-    else:
-        cli.console(150).print(report.rich_table(frame))
-    cli.log(f"\nEverything lies in {folder}: {report.FILE}, {report.ACCEPTANCE} and two pictures")
 
 
 if __name__ == "__main__":

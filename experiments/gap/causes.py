@@ -16,35 +16,40 @@ import jax
 from experiments.gap import formulas
 
 BASELINE = "baseline"
+# What is trained: the student alone, or the head or the teacher beside it.
 STUDENT, HEAD, TEACHER = "student", "head", "teacher"
-# What a student reads of a batch and of the teacher.
-OWN, NEXT, OTHER_LAYER, OTHER_ROW, PADDED = "own", "next", "other_layer", "other_row", "padded"
-TOP_CLASS, LABELS = "top_class", "labels"  # in place of the teacher's distribution
+# How a student sees a batch and the teacher's pass over it: as they are, or by mistake.
+UNCHANGED, NEXT_TOKEN, OTHER_LAYER, OTHER_ROW = (
+    "unchanged",
+    "next_token",
+    "other_layer",
+    "other_row",
+)
+PADDED, TOP_CLASS, LABELS = "padded", "top_class", "labels"
+VIEWS = (UNCHANGED, NEXT_TOKEN, OTHER_LAYER, OTHER_ROW, PADDED, TOP_CLASS, LABELS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How a student's training departs from the sound one, which this is as it stands.
+    """How a student's training departs from the sound one, which the defaults are.
 
     Attributes:
-      formula: from `ce` or `kl` to its formula.
+      formula: (student logits, teacher logits, `ce` or `kl`) -> one value a token.
       reduce: (values, weights, vocab_size) -> scalar.
-      optimizer: settings in place of the config's.
-      rate: times the learning rate.
-      clip_value: each number of the gradient is cut to it; 0 for none.
-      sees: what the student reads.
-      learns: what is trained beside the student.
+      optimizer: settings that replace the config's.
+      rate: factor of the learning rate.
+      clip_value: bound of each number of the gradient; 0 for none.
+      view: how the student sees a batch, of `VIEWS`.
+      trains: what is trained, `STUDENT`, or `HEAD` or `TEACHER` beside it.
     """
 
-    formula: Callable[[str], formulas.Formula] = formulas.right
-    reduce: Callable[[jax.Array, jax.Array, int], jax.Array] = lambda values, weights, _: (
-        formulas.mean(values, weights)
-    )
+    formula: formulas.Formula = formulas.right
+    reduce: Callable[[jax.Array, jax.Array, int], jax.Array] = formulas.mean
     optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rate: float = 1.0
     clip_value: float = 0.0
-    sees: str = OWN
-    learns: str = STUDENT
+    view: str = UNCHANGED
+    trains: str = STUDENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +73,10 @@ def _temperature(value, squared=True):
     return {"formula": functools.partial(formulas.right, temperature=value, squared=squared)}
 
 
-_SCALE = 2.0**10  # of the loss in float16
-
-
 def _in_float16(scale=1.0, **options):
     return {
         "formula": functools.partial(formulas.in_float16, scale=scale, **options),
-        "reduce": lambda values, weights, _: formulas.mean_in_float16(values, weights, scale),
+        "reduce": functools.partial(formulas.mean_in_float16, scale=scale),
     }
 
 
@@ -87,7 +89,7 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "without_log": {"formula": formulas.without_log},
         "arguments_swapped": {"formula": formulas.arguments_swapped},
         "float16": _in_float16(),
-        "float16_loss_scaling": _in_float16(_SCALE),
+        "float16_loss_scaling": _in_float16(2.0**10),
         "float16_log_of_softmax": _in_float16(log_of_softmax=True),
         "temperature_2": _temperature(2.0),
         "temperature_10": _temperature(10.0),
@@ -95,10 +97,8 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "temperature_10_without_square": _temperature(10.0, squared=False),
         # The reduction.
         "mean_over_vocabulary": {"reduce": formulas.mean_over_vocabulary},
-        "batchmean_over_rows": {
-            "reduce": lambda values, weights, _: formulas.mean_over_rows(values, weights)
-        },
-        "sum": {"reduce": lambda values, weights, _: formulas.total(values, weights)},
+        "batchmean_over_rows": {"reduce": formulas.mean_over_rows},
+        "sum": {"reduce": formulas.total},
         # The optimizer.
         "sgd": {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
         "adam_large_epsilon": {"optimizer": {"epsilon": 1e-3}},
@@ -110,19 +110,19 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "no_weight_decay": {"optimizer": {"weight_decay": 0.0}},
         "large_weight_decay": {"optimizer": {"weight_decay": 10.0}},
         # What is read and what is trained.
-        "labels_shifted": {"sees": NEXT},
-        "hard_labels": {"sees": TOP_CLASS},
-        "data_labels": {"sees": LABELS},
-        "wrong_exit_layer": {"sees": OTHER_LAYER},
-        "another_sequence": {"sees": OTHER_ROW},
-        "padding_counted": {"sees": PADDED},
-        "head_trained": {"learns": HEAD},
-        # By way of what the loss learns from alone; what the student reads of the teacher passes no
+        "labels_shifted": {"view": NEXT_TOKEN},
+        "hard_labels": {"view": TOP_CLASS},
+        "data_labels": {"view": LABELS},
+        "wrong_exit_layer": {"view": OTHER_LAYER},
+        "another_sequence": {"view": OTHER_ROW},
+        "padding_counted": {"view": PADDED},
+        "head_trained": {"trains": HEAD},
+        # The teacher learns through the target alone: what the student reads of it passes no
         # gradient on.
-        "teacher_not_detached": {"formula": formulas.attached, "learns": TEACHER},
+        "teacher_not_detached": {"formula": formulas.attached, "trains": TEACHER},
     }
 )
-# A measure in place of `acceptance`, a temperature in place of the row's.
+# A measure that replaces `acceptance`, a temperature that replaces the row's.
 MEASURING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "measured_by_exact_match": {"measure": "acceptance_exact_match"},
@@ -137,78 +137,65 @@ MEASURING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "counted_at_position_4": {"measure": "acceptance_at_4", "temperature": 1.0},
     }
 )
-_OF_KANGAROO = ("wrong_exit_layer", "another_sequence", "head_trained")
+_KANGAROO_ONLY = ("wrong_exit_layer", "another_sequence", "head_trained")
 
 
 def read(text: str, config: Mapping) -> tuple[Cause, ...]:
-    """The causes in `text`, by commas, after the baseline.
+    """Reads the causes in `text`, separated by commas; the baseline comes first.
 
     Raises:
-      ValueError: one is unknown or repeated, joins what can't be joined, or is none of `config`'s
-        students.
+      ValueError: a cause is unknown or repeated, joins what can't be joined, or needs what `config`
+        lacks.
     """
     if not isinstance(text, str):
         raise ValueError(f"`config.causes` must be names by commas, got {text!r}")
-    causes = [_cause(name.strip()) for name in text.split(",")]
-    names = [cause.text for cause in causes]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"`config.causes` has {name!r} twice")
-    if BASELINE not in names:
-        causes = [_cause(BASELINE), *causes]
-    causes.sort(key=lambda cause: cause.text != BASELINE)
+    names = [name.strip() for name in text.split(",")]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"`config.causes` has {repeated[0]!r} twice")
+    causes = tuple(_parse(name) for name in dict.fromkeys([BASELINE, *names]))
     for cause in causes:
         _check(cause, config)
-    return tuple(causes)
+    return causes
 
 
-def _check(cause, config):
-    told, student = f"`config.causes`: {cause.text}", config["student"]
-    if student["kind"] != "kangaroo" and set(cause.training.split("+")) & set(_OF_KANGAROO):
-        raise ValueError(
-            f"{told} is about the teacher's hidden state or head, which a student of kind {student['kind']} does not "
-            f"read; leave it out, or set `config.student.kind` to kangaroo"
-        )
-    if cause.change.sees == OTHER_LAYER and config["teacher"]["depth"] < 2:
-        raise ValueError(f"{told}: `config.teacher.depth` = 1 has no other layer")
-    if cause.change.sees == OTHER_ROW and student["batch_size"] < 2:
-        raise ValueError(f"{told}: `config.student.batch_size` = 1 has no other sequence")
-    optimizer = {"name": student["optimizer"]["name"], **cause.change.optimizer}
-    if optimizer["name"] == "sgd" and "epsilon" in optimizer:
-        raise ValueError(f"{told}: SGD has no epsilon")
-    known = config["evaluation"]["temperatures"]
-    # All are compared at temperature 1.
-    for needed in {1.0, cause.measuring.get("temperature", 1.0)}.difference(known):
-        raise ValueError(
-            f"{told} needs {needed:g} among `config.evaluation.temperatures`, which are "
-            f"{', '.join(f'{t:g}' for t in known)}"
-        )
-
-
-def _cause(text):
-    training, measuring = {}, {}
-    names = text.split("+")
+def _parse(text: str) -> Cause:
+    training, measuring, names = {}, {}, text.split("+")
     for name in names:
         if name not in TRAINING and name not in MEASURING:
-            near = difflib.get_close_matches(name, [*TRAINING, *MEASURING], n=1)
-            mend = (
-                f"did you mean `{near[0]}`?"
-                if near
-                else f"known: {', '.join([*TRAINING, *MEASURING])}"
-            )
-            raise ValueError(f"`config.causes`: there is no cause {name!r}; {mend}")
-        into, fields = (
-            (training, TRAINING[name]) if name in TRAINING else (measuring, MEASURING[name])
+            known = [*TRAINING, *MEASURING]
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"`config.causes`: there is no cause {name!r}; {remedy}")
+        fields = training if name in TRAINING else measuring
+        for field, value in {**TRAINING, **MEASURING}[name].items():
+            if field == "optimizer" and not set(value) & set(fields.get(field, {})):
+                value = {**fields.get(field, {}), **value}
+            elif field in fields:
+                raise ValueError(f"`config.causes`: {text!r} changes the {field} twice")
+            fields[field] = value
+    changed = "+".join(name for name in names if name in TRAINING) or BASELINE
+    return Cause(text, changed, Change(**training), measuring)
+
+
+def _check(cause: Cause, config: Mapping) -> None:
+    prefix, student = f"`config.causes`: {cause.text}", config["student"]
+    if student["kind"] != "kangaroo" and set(cause.training.split("+")) & set(_KANGAROO_ONLY):
+        raise ValueError(
+            f"{prefix} is about the teacher's hidden state or head, which a student of kind "
+            f"{student['kind']} does not read; leave it out, or set `config.student.kind` to "
+            "kangaroo"
         )
-        _join(into, fields, text)
-    trained = "+".join(name for name in names if name in TRAINING) or BASELINE
-    return Cause(text, trained, Change(**training), measuring)
-
-
-def _join(into, fields, text):
-    for field, value in fields.items():
-        if field == "optimizer" and not set(value) & set(into.get(field, {})):
-            value = {**into.get(field, {}), **value}
-        elif field in into:
-            raise ValueError(f"`config.causes`: {text!r} changes the {field} twice")
-        into[field] = value
+    if cause.change.view == OTHER_LAYER and config["teacher"]["depth"] < 2:
+        raise ValueError(f"{prefix}: `config.teacher.depth` = 1 has no other layer")
+    if cause.change.view == OTHER_ROW and student["batch_size"] < 2:
+        raise ValueError(f"{prefix}: `config.student.batch_size` = 1 has no other sequence")
+    optimizer = {"name": student["optimizer"]["name"], **cause.change.optimizer}
+    if optimizer["name"] == "sgd" and "epsilon" in optimizer:
+        raise ValueError(f"{prefix}: SGD has no epsilon")
+    temperatures = config["evaluation"]["temperatures"]
+    # All causes are compared at temperature 1.
+    for needed in {1.0, cause.measuring.get("temperature", 1.0)}.difference(temperatures):
+        raise ValueError(
+            f"{prefix} needs {needed:g} among `config.evaluation.temperatures`, which are "
+            f"{', '.join(f'{t:g}' for t in temperatures)}"
+        )

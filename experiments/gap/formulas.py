@@ -1,9 +1,7 @@
-"""Losses as they go wrong in a re-implementation, [B, L, V] logits of both sides to one value a
-token, [B, L].
+"""Losses as a re-implementation gets them wrong: logits [B, L, V] to one value a token, [B, L].
 
 They are written as their authors write them, on probabilities and logarithms of whole logits: `kl`
-  stands for
-Σ p·log(p/q) and `ce` for -Σ p·log q in all of them.
+is Σ p·log(p/q) and `ce` is -Σ p·log q in all of them. Reductions follow the losses.
 """
 
 from collections.abc import Callable
@@ -14,131 +12,124 @@ import jax.numpy as jnp
 import jaxdiv
 
 CE, KL = LOSSES = ("ce", "kl")
-Formula = Callable[[jax.Array, jax.Array], jax.Array]
+# (student_logits, teacher_logits, loss) -> one value a token.
+Formula = Callable[[jax.Array, jax.Array, str], jax.Array]
 
 
-def right(loss: str, *, temperature: float = 1.0, squared: bool = True) -> Formula:
-    """The loss of the menu; at a temperature other than 1 with its factor T², or without."""
+def right(
+    student: jax.Array,
+    teacher: jax.Array,
+    loss: str,
+    *,
+    temperature: float = 1.0,
+    squared: bool = True,
+) -> jax.Array:
+    """Computes the registry's loss; at a temperature other than 1 with its factor T², or without
+    (`squared=False`)."""
     factor = 1.0 if squared else temperature**-2
-
-    def formula(student, teacher):
-        return factor * jaxdiv.get(loss)(student, teacher, temperature=temperature)
-
-    return formula
+    return factor * jaxdiv.get(loss)(student, teacher, temperature=temperature)
 
 
-def softmax_twice(loss: str) -> Formula:
-    """The student's probabilities are handed over as if they were logits."""
-    return lambda student, teacher: jaxdiv.get(loss)(jax.nn.softmax(student), teacher)
+def softmax_twice(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
+    """Computes the loss with the student's probabilities in the place of its logits."""
+    return jaxdiv.get(loss)(jax.nn.softmax(student), teacher)
 
 
-def without_log(loss: str) -> Formula:
-    """The student's probabilities are handed over as if they were logarithms."""
-
-    def formula(student, teacher):
-        p, log_p, q = jax.nn.softmax(teacher), jax.nn.log_softmax(teacher), jax.nn.softmax(student)
-        return jnp.sum(p * (_entropy_part(loss, log_p) - q), axis=-1)
-
-    return formula
+def without_log(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
+    """Computes the loss with the student's probabilities in the place of their logarithms."""
+    p, log_p, q = jax.nn.softmax(teacher), jax.nn.log_softmax(teacher), jax.nn.softmax(student)
+    return jnp.sum(p * (_entropy_term(loss, log_p) - q), axis=-1)
 
 
-def arguments_swapped(loss: str) -> Formula:
-    """Student and teacher in each other's place; the gradient goes to the student none the less."""
-
-    def formula(student, teacher):
-        q, log_q, log_p = (
-            jax.nn.softmax(student),
-            jax.nn.log_softmax(student),
-            jax.nn.log_softmax(teacher),
-        )
-        return jnp.sum(q * (_entropy_part(loss, log_q) - log_p), axis=-1)
-
-    return formula
+def arguments_swapped(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
+    """Computes the loss with student and teacher exchanged; gradients still reach the student."""
+    q, log_q = jax.nn.softmax(student), jax.nn.log_softmax(student)
+    return jnp.sum(q * (_entropy_term(loss, log_q) - jax.nn.log_softmax(teacher)), axis=-1)
 
 
-def attached(loss: str) -> Formula:
-    """The right formula, through which a gradient reaches the teacher too."""
-
-    def formula(student, teacher):
-        p, log_p = jax.nn.softmax(teacher), jax.nn.log_softmax(teacher)
-        return jnp.sum(p * (_entropy_part(loss, log_p) - jax.nn.log_softmax(student)), axis=-1)
-
-    return formula
+def attached(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
+    """Computes the right loss without stopping the teacher's gradient."""
+    p, log_p = jax.nn.softmax(teacher), jax.nn.log_softmax(teacher)
+    return jnp.sum(p * (_entropy_term(loss, log_p) - jax.nn.log_softmax(student)), axis=-1)
 
 
-def in_float16(loss: str, *, scale: float = 1.0, log_of_softmax: bool = False) -> Formula:
-    """Every step rounded to float16, in value and in gradient.
+def in_float16(
+    student: jax.Array,
+    teacher: jax.Array,
+    loss: str,
+    *,
+    scale: float = 1.0,
+    log_of_softmax: bool = False,
+) -> jax.Array:
+    """Computes the loss with every step rounded to float16, in value and in gradient.
 
     Args:
-      loss: ce or kl.
-      scale: of the loss before the gradient is taken, undone where it leaves float16.
-      log_of_softmax: whether q is rounded before its logarithm is taken.
+      student, teacher: logits [B, L, V].
+      loss: `ce` or `kl`.
+      scale: factor of the loss under which the gradient is taken; it is divided out where the
+        gradient leaves float16.
+      log_of_softmax: rounds q before its logarithm is taken.
     """
-
-    def formula(student, teacher):
-        log_p = half(jax.nn.log_softmax(half(teacher)))
-        p = half(jnp.exp(log_p))
-        narrow = half(_unscaled(student, scale))
-        log_q = half(
-            jnp.log(half(jax.nn.softmax(narrow))) if log_of_softmax else jax.nn.log_softmax(narrow)
-        )
-        terms = half(p * half(_entropy_part(loss, log_p) - log_q))
-        return half(jnp.sum(terms, axis=-1))
-
-    return formula
+    log_p = half(jax.nn.log_softmax(half(teacher)))
+    p, narrow = half(jnp.exp(log_p)), half(_divide_gradient(student, scale))
+    log_q = half(
+        jnp.log(half(jax.nn.softmax(narrow))) if log_of_softmax else jax.nn.log_softmax(narrow)
+    )
+    return half(jnp.sum(half(p * half(_entropy_term(loss, log_p) - log_q)), axis=-1))
 
 
-def _entropy_part(loss, log_p):
-    """What KL has before the student's logarithm, and cross-entropy has not; what has no chance
-    adds nothing."""
+def _entropy_term(loss, log_p):
+    """Returns log p, which KL has and cross-entropy lacks; 0 for classes of probability 0."""
     return jnp.where(jnp.isneginf(log_p), 0.0, log_p) if loss == KL else 0.0
+
+
+def _round_to_float16(x):
+    # Without the barrier compilers may leave the two casts out.
+    return jax.lax.optimization_barrier(x.astype(jnp.float16)).astype(x.dtype)
 
 
 @jax.custom_vjp
 def half(x: jax.Array) -> jax.Array:
-    """x and its gradient, rounded to float16 where compilers can't leave it out; still of x's
-    type."""
-    return _rounded(x)
+    """Rounds x and its gradient to float16; both stay of x's type."""
+    return _round_to_float16(x)
 
 
-def _rounded(x):
-    return jax.lax.optimization_barrier(x.astype(jnp.float16)).astype(x.dtype)
-
-
-half.defvjp(lambda x: (_rounded(x), None), lambda _, g: (_rounded(g),))
+half.defvjp(lambda x: (_round_to_float16(x), None), lambda _, g: (_round_to_float16(g),))
 
 
 @jax.custom_vjp
-def _unscaled(x, scale):
-    """x, whose gradient is divided by `scale`."""
+def _divide_gradient(x, scale):
+    """Returns x, whose gradient is divided by `scale`."""
     return x
 
 
-_unscaled.defvjp(lambda x, scale: (x, scale), lambda scale, g: (g / scale, None))
+_divide_gradient.defvjp(lambda x, scale: (x, scale), lambda scale, g: (g / scale, None))
 
 
-# Means over the tokens of a batch, [B, L] values and weights to a scalar.
+# Reductions of a batch's values and weights, [B, L], to a scalar.
 
 
-def mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+def mean(values: jax.Array, weights: jax.Array, _vocab_size: int = 0) -> jax.Array:
     return jnp.sum(values * weights) / jnp.sum(weights)
 
 
 def mean_over_vocabulary(values: jax.Array, weights: jax.Array, vocab_size: int) -> jax.Array:
-    """PyTorch's `reduction="mean"` of terms [B, L, V]."""
+    """Computes PyTorch's `reduction="mean"` of terms [B, L, V]."""
     return mean(values, weights) / vocab_size
 
 
-def mean_over_rows(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """PyTorch's `reduction="batchmean"` of terms [B, L, V]: the first axis alone is counted, where
-    it has weight."""
+def mean_over_rows(values: jax.Array, weights: jax.Array, _vocab_size: int = 0) -> jax.Array:
+    """Computes PyTorch's `reduction="batchmean"` of terms [B, L, V], which divides by the number of
+    rows alone; rows without weight don't count."""
     return jnp.sum(values * weights) / jnp.sum(jnp.any(weights > 0, axis=1))
 
 
-def total(values: jax.Array, weights: jax.Array) -> jax.Array:
+def total(values: jax.Array, weights: jax.Array, _vocab_size: int = 0) -> jax.Array:
     return jnp.sum(values * weights)
 
 
-def mean_in_float16(values: jax.Array, weights: jax.Array, scale: float) -> jax.Array:
-    """`scale` times the mean, whose gradient is rounded."""
+def mean_in_float16(
+    values: jax.Array, weights: jax.Array, _vocab_size: int = 0, *, scale: float = 1.0
+) -> jax.Array:
+    """Computes `scale` times the mean, with its gradient rounded to float16."""
     return scale * half(half(jnp.sum(half(values * weights))) / jnp.sum(weights))

@@ -1,153 +1,151 @@
-"""Every arm's acceptance: each of the run's students drafts for the teacher that its training left
-behind."""
+"""Acceptance of every variant: each student drafts for the teacher that its training left."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.gap import arms, causes
-from jaxdiv import schema
+from experiments.gap import causes
+from experiments.gap.variants import Variant, VariantTrainer
 from jaxdiv.acceptance import RULES
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.evaluation.contexts import Context
-from jaxdiv.evaluation.measurement import Key, Measurement, Sums
+from jaxdiv.evaluation.measurement import Key, Sums
 from jaxdiv.runs import progress, sharding
+from jaxdiv.schema import CORPUS, GENERATED, GENERATED_GREEDY, HEADLINE_GAMMA, UNTRAINED
 from jaxdiv.training import students, teacher
 from jaxdiv.training.run_data import TextData
-from jaxdiv.training.state import TrainState
+from jaxdiv.training.state import Model, TrainState
 
-GAMMA = 4  # drafts a round where accepted ones are counted by target call
-CORPUS, OWN_TEXT, OWN_TEXT_GREEDY = "corpus", *schema.GENERATED_TEMPERATURES
-_LESS_THE_TARGETS_OWN = "accepted_a_call"
-Cell = tuple[str, float]  # a measure and its temperature
-# A cell to where it is measured, on text that the teacher wrote, and what it is called there.
-# Positions are those of rounds of `evaluation.MAX_GAMMA` drafts, calls those of `GAMMA`.
-_ON_OWN_TEXT: dict[Cell, Key] = {
-    ("acceptance_own_text", 1.0): Key(OWN_TEXT, "acceptance", 1.0),
-    ("acceptance_at_1", 1.0): Key(OWN_TEXT, "acceptance_at", 1.0, 1),
-    ("acceptance_at_4", 1.0): Key(OWN_TEXT, "acceptance_at", 1.0, 4),
-    ("tau", 1.0): Key(OWN_TEXT, "tau", 1.0, GAMMA),
-    ("tau", 0.0): Key(OWN_TEXT_GREEDY, "tau", 0.0, GAMMA),
-    (_LESS_THE_TARGETS_OWN, 1.0): Key(OWN_TEXT, "tau", 1.0, GAMMA),
-    (_LESS_THE_TARGETS_OWN, 0.0): Key(OWN_TEXT_GREEDY, "tau", 0.0, GAMMA),
+Measure = tuple[str, float]  # a measure's name in gap.csv, and its temperature
+SumsByMeasure = dict[Measure, Sums]
+_ACCEPTED_PER_CALL = "accepted_a_call"  # tokens a call without the one that the target adds
+# Measures on text that the teacher wrote, by their key there. Positions are those of rounds of
+# `measurement.MAX_GAMMA` drafts, calls those of `HEADLINE_GAMMA`.
+_ON_TEACHER_TEXT: dict[Measure, Key] = {
+    ("acceptance_own_text", 1.0): Key(GENERATED, "acceptance", 1.0),
+    ("acceptance_at_1", 1.0): Key(GENERATED, "acceptance_at", 1.0, 1),
+    ("acceptance_at_4", 1.0): Key(GENERATED, "acceptance_at", 1.0, 4),
+    ("tau", 1.0): Key(GENERATED, "tau", 1.0, HEADLINE_GAMMA),
+    ("tau", 0.0): Key(GENERATED_GREEDY, "tau", 0.0, HEADLINE_GAMMA),
+    (_ACCEPTED_PER_CALL, 1.0): Key(GENERATED, "tau", 1.0, HEADLINE_GAMMA),
+    (_ACCEPTED_PER_CALL, 0.0): Key(GENERATED_GREEDY, "tau", 0.0, HEADLINE_GAMMA),
 }
 
 
 def measure(
-    trainer: arms.Trainer,
-    trained: Sequence[arms.Arm],
+    trainer: VariantTrainer,
+    variants: Sequence[Variant],
     state: TrainState,
     corpus: TextData,
     mesh: Mesh,
-) -> dict[str, dict[Cell, Sums]]:
-    """Arm, and `untrained`, to measure and temperature to sums over the students of all seeds, NaN
-    of one that is lost.
+) -> dict[str, SumsByMeasure]:
+    """Measures all variants and the untrained students.
 
-    An arm that lost all of them has no cells.
+    Returns:
+      Name of a variant, or `untrained`, to measure to sums over the students of all seeds, NaN for
+      a student that diverged. A variant whose students all diverged has no measures.
     """
     config, seeds = trainer.config, students.seeds(trainer.config)
-    lots = list(zip(trained, state.params, sharding.whole(state.alive, mesh), strict=True))
-    on, found = _contexts(config, corpus, trainer.teacher, mesh), {}
-    for learns in (causes.STUDENT, causes.HEAD):
-        drafter = trainer.drafter(learns)
-        group = [
-            (arm.text, drafter.with_params(own), seeds)
-            for arm, own, _ in lots
-            if arm.change.learns == learns
+    params = {variant.name: own for variant, own in zip(variants, state.params, strict=True)}
+    texts, results = _texts(config, corpus, trainer.teacher, mesh), {}
+    for trains in (causes.STUDENT, causes.HEAD):
+        drafter = trainer.drafter(trains)
+        population = [
+            (variant.name, drafter.with_params(params[variant.name]), seeds)
+            for variant in variants
+            if variant.change.trains == trains
         ]
-        if learns == causes.STUDENT:
-            group.append((schema.UNTRAINED, trainer.pupils, seeds))
-        if group:
-            found |= _measured(config, trainer.teacher, group, on, mesh)
-    for arm, own, _ in lots:
-        if arm.change.learns == causes.TEACHER:
-            found |= _with_own_teachers(trainer, arm.text, own, corpus, mesh)
-    for arm, _, alive in lots:
-        found[arm.text] = (
-            {cell: _only(sums, alive) for cell, sums in found[arm.text].items()}
-            if alive.any()
-            else {}
-        )
-    return found
-
-
-def _contexts(config, corpus, guide, mesh):
-    return [
-        contexts.make(name, config, corpus, guide, mesh)
-        for name in (CORPUS, OWN_TEXT, OWN_TEXT_GREEDY)
-    ]
-
-
-def _with_own_teachers(trainer, text, own, corpus, mesh):
-    """Each student with its own teacher, which writes its own text."""
-    config, parts, quality = trainer.config, [], []
-    for i, seed in enumerate(students.seeds(config)):
-        one = jax.tree.map(lambda x, i=i: x[i : i + 1], own)
-        guide = trainer.teacher.with_params(jax.tree.map(lambda x: x[0], one[causes.TEACHER]))
-        group = [(text, trainer.pupils.with_params(one["student"]), [seed])]
-        parts.append(
-            _measured(config, guide, group, _contexts(config, corpus, guide, mesh), mesh)[text]
-        )
-        quality.append(f"{teacher.nats_a_byte(config, corpus, guide, mesh):.2f}")
-    progress.log(f"{text} left teachers of {', '.join(quality)} nats a byte")
-    known = next((part for part in parts if part), {})
-    return {
-        text: {
-            cell: _joined([part.get(cell) for part in parts], like) for cell, like in known.items()
+        if trains == causes.STUDENT:
+            population.append((UNTRAINED, trainer.students, seeds))
+        if population:
+            results |= _measure_population(config, trainer.teacher, population, texts, mesh)
+    for variant, finite in zip(variants, sharding.whole(state.alive, mesh), strict=True):
+        name = variant.name
+        if variant.change.trains == causes.TEACHER:
+            results[name] = _measure_with_trained_teachers(
+                trainer, name, params[name], corpus, mesh
+            )
+        # Parameters that training left when it diverged are no one's draft.
+        results[name] = {
+            key: dataclasses.replace(
+                sums, numerator=np.where(finite[:, None], sums.numerator, np.nan)
+            )
+            for key, sums in results[name].items()
+            if finite.any()
         }
-    }
+    return results
 
 
-def _joined(parts, like):
-    lost = Sums(np.full_like(like.numerator, np.nan), like.denominator, like.tokens)
-    sides = [
-        [getattr(part or lost, side) for part in parts] for side in ("numerator", "denominator")
+def _texts(config: Mapping, corpus: TextData, teacher_model: Model, mesh: Mesh) -> list[Context]:
+    return [
+        contexts.make(name, config, corpus, teacher_model, mesh)
+        for name in (CORPUS, GENERATED, GENERATED_GREEDY)
     ]
-    return Sums(*map(np.concatenate, sides), like.tokens)
 
 
-def _measured(config, guide, group, on: Sequence[Context], mesh) -> dict[str, dict[Cell, Sums]]:
-    """On the corpus by every rule and temperature, on the teacher's own text what `_ON_OWN_TEXT`
-    has."""
-    where = {"config": config, "guide": guide, "population": group, "mesh": mesh}
-    whole = {"rules": RULES, "temperatures": config["evaluation"]["temperatures"]}
-    parts = [
-        measurement.measure_students(on[:1], **where, **whole),
-        measurement.measure_students(on[1:], **where, rules=RULES[:1], temperatures=(1.0,)),
-    ]
-    return {
-        text: {cell: sums for part in parts for cell, sums in _cells(part, text, seeds)}
-        for text, _, seeds in group
-    }
+def _measure_population(
+    config: Mapping,
+    teacher_model: Model,
+    population: Sequence[tuple[str, Any, list[int]]],
+    texts: Sequence[Context],
+    mesh: Mesh,
+) -> dict[str, SumsByMeasure]:
+    """Measures by every rule and temperature on the corpus, then by `_ON_TEACHER_TEXT`."""
+    students_on = {"config": config, "guide": teacher_model, "population": population, "mesh": mesh}
+    every = {"rules": RULES, "temperatures": config["evaluation"]["temperatures"]}
+    on_corpus = measurement.measure_students(texts[:1], **students_on, **every)
+    on_text = measurement.measure_students(
+        texts[1:], **students_on, rules=RULES[:1], temperatures=(1.0,)
+    )
+    results = {}
+    for name, _, seeds in population:
+        parts = [
+            ((key.measure, key.temperature), on_corpus, key)
+            for known, key in on_corpus.sums
+            if known == name
+        ]
+        parts += [
+            (measure, on_text, key)
+            for measure, key in _ON_TEACHER_TEXT.items()
+            if (name, key) in on_text.sums
+        ]
+        results[name] = {}
+        for measure, measured, key in parts:
+            # Students that diverged are absent there; here every seed has a row.
+            finite = np.array([seed in measured.losses[name] for seed in seeds])
+            sums = measured.sums[name, key]
+            numerator, denominator = np.full((2, len(seeds), sums.numerator.shape[1]), np.nan)
+            numerator[finite], denominator[finite] = sums.numerator, sums.denominator
+            if measure[0] == _ACCEPTED_PER_CALL:
+                numerator -= denominator
+            results[name][measure] = Sums(numerator, denominator, sums.tokens)
+    return results
 
 
-def _cells(measured: Measurement, text, seeds):
-    kept = [seed in measured.losses.get(text, ()) for seed in seeds]
-    for (name, key), sums in measured.sums.items():
-        if name == text and key.context == CORPUS:
-            yield (key.measure, key.temperature), _spread(sums, kept)
-    for cell, key in _ON_OWN_TEXT.items():
-        if (text, key) in measured.sums:
-            sums = _spread(measured.sums[text, key], kept)
-            yield cell, _less_own(sums) if cell[0] == _LESS_THE_TARGETS_OWN else sums
-
-
-def _spread(sums, kept):
-    """With a row for every seed."""
-    kept = np.array(kept)
-    numerator, denominator = np.full((2, kept.size, sums.numerator.shape[1]), np.nan)
-    numerator[kept], denominator[kept] = sums.numerator, sums.denominator
-    return Sums(numerator, denominator, sums.tokens)
-
-
-def _only(sums, alive):
-    """What training left of a student that turned non-finite is no one's draft."""
-    return dataclasses.replace(sums, numerator=np.where(alive[:, None], sums.numerator, np.nan))
-
-
-def _less_own(sums):
-    """Of tokens a call, all but the target's own."""
-    return dataclasses.replace(sums, numerator=sums.numerator - sums.denominator)
+def _measure_with_trained_teachers(
+    trainer: VariantTrainer, name: str, params: Any, corpus: TextData, mesh: Mesh
+) -> SumsByMeasure:
+    """Measures each student with the teacher trained beside it, which writes its own texts."""
+    config, parts, qualities = trainer.config, [], []
+    for i, seed in enumerate(students.seeds(config)):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], params)
+        trained = trainer.teacher.with_params(jax.tree.map(lambda x: x[0], one[causes.TEACHER]))
+        population = [(name, trainer.students.with_params(one["student"]), [seed])]
+        texts = _texts(config, corpus, trained, mesh)
+        parts.append(_measure_population(config, trained, population, texts, mesh)[name])
+        qualities.append(f"{teacher.nats_a_byte(config, corpus, trained, mesh):.2f}")
+    progress.log(f"{name} left teachers of {', '.join(qualities)} nats a byte")
+    joined = {}
+    for key, like in next((part for part in parts if part), {}).items():
+        diverged = dataclasses.replace(like, numerator=np.full_like(like.numerator, np.nan))
+        sums = [part.get(key, diverged) for part in parts]
+        joined[key] = Sums(
+            np.concatenate([part.numerator for part in sums]),
+            np.concatenate([part.denominator for part in sums]),
+            like.tokens,
+        )
+    return joined

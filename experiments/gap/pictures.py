@@ -1,13 +1,12 @@
 """Pictures of the study of gaps: ratios by cause and measure, acceptance over temperature."""
 
-import math
-
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from experiments.common import study_report
 from jaxdiv.reporting import style
 from jaxdiv.reporting.style import Theme
 
@@ -33,101 +32,80 @@ _RULES = {
     "acceptance_exact_match": "Two samples that must be equal",
 }
 _DECADES = 2  # of the color scale on either side of 1
-_NAMED = 4  # mis-trained students that the picture over temperature names
+_LABELED = 4  # mistrained students with a label in the picture over temperature
 
 
 def ratios(frame: pd.DataFrame, theme: Theme) -> Figure:
-    """KL over CE as a map of cause and measure."""
+    """Draws KL over CE as a map of cause and measure."""
     causes = list(frame["cause"].unique())
-    made = style.figure(
+    figure = style.figure(
         2.4 + 0.235 * len(causes),
         title="How many times more often are KL's drafts accepted than CE's?",
         subtitle="Blue: KL above CE; orange: below; full color from 100 × on. Blank: no ratio.",
         theme=theme,
         width=19.0,
     )
-    panels = made.subplots(1, len(_PANELS), sharey=True)
-    colors = LinearSegmentedColormap.from_list("ratio", [theme.worse, theme.paper, theme.better])
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
+    columns = [(measure, float(temperature)) for measure, temperature, _ in _MEASURES]
+    headings = [heading for *_, heading in _MEASURES]
     for axes, (applied_to, title) in zip(panels, _PANELS.items(), strict=True):
-        values = _map(frame[frame["applied_to"].eq(applied_to)], causes)
-        shown = np.log10(np.clip(values, 10.0**-_DECADES, 10.0**_DECADES))
-        axes.imshow(shown, cmap=colors, vmin=-_DECADES, vmax=_DECADES, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            if not math.isnan(value):
-                ink = style.readable(colors(0.5 + shown[row, column] / (2 * _DECADES)), theme)
-                axes.text(
-                    column, row, _short(value), ha="center", va="center", fontsize=7, color=ink
-                )
-        axes.set_title(title)
-        axes.set_xticks(
-            range(len(_MEASURES)),
-            [name for *_, name in _MEASURES],
-            rotation=40,
-            ha="right",
-            fontsize=8,
+        rows = frame[frame["applied_to"].eq(applied_to)]
+        table = rows.pivot(index="cause", columns=["measure", "temperature"], values="ratio")
+        values = table.reindex(index=causes, columns=columns).to_numpy(float)
+        limit = 10.0**_DECADES
+        study_report.heat_map(
+            axes,
+            np.log10(np.clip(values, 1 / limit, limit)) / _DECADES,
+            lambda *cell, values=values: f"{values[cell]:.{2 if values[cell] < 9.95 else 0}f}",
+            theme,
+            size=7,
         )
+        axes.set_title(title)
+        axes.set_xticks(range(len(headings)), headings, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(causes)), causes, fontsize=8)
-        axes.grid(False)
-    return made
+    return figure
 
 
 def over_temperature(frame: pd.DataFrame, theme: Theme) -> Figure:
-    """Acceptance of trained, untrained and mis-trained students, sampled and by exact match."""
-    made = style.figure(
+    """Draws acceptance of trained, untrained and mistrained students, sampled and by exact
+    match."""
+    figure = style.figure(
         4.6,
         title="What a sampling temperature does",
-        subtitle="CE's students under each cause, held-out documents. Gray: the causes that are not named.",
+        subtitle="CE's students under each cause, held-out documents. "
+        "Gray: the causes that are not named.",
         theme=theme,
         width=11.0,
     )
-    students = {measure: _students(frame, measure) for measure in _RULES}
+    in_training = ~frame["cause"].str.contains(r"(?:^|\+)(?:measured|counted)_")
+    students = {}
+    for measure in _RULES:
+        rows = frame[in_training & frame["measure"].eq(measure) & frame["applied_to"].eq("both")]
+        table = rows.pivot(index="cause", columns="temperature", values="ce")
+        students[measure] = table.dropna()
     sampled = students["acceptance"]
-    by_acceptance = sampled[1.0].sort_values().index if 1.0 in sampled.columns else sampled.index
-    worst = [cause for cause in by_acceptance if cause not in ("baseline", "untrained")][:_NAMED]
-    for axes, (measure, title) in zip(made.subplots(1, len(_RULES)), _RULES.items(), strict=True):
+    order = sampled[1.0].sort_values().index if 1.0 in sampled.columns else sampled.index
+    worst = [cause for cause in order if cause not in ("baseline", "untrained")][:_LABELED]
+    colors = {"untrained": theme.muted, "baseline": theme.better}
+    colors |= dict.fromkeys(worst, theme.worse)
+    for axes, (measure, title) in zip(figure.subplots(1, len(_RULES)), _RULES.items(), strict=True):
         axes.set(title=title, xlabel="temperature of both", ylabel="accepted, %", yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        _lines(axes, students[measure], worst, theme)
-    return made
+        _draw_students(axes, students[measure], colors, theme)
+    return figure
 
 
-def _map(rows, causes):
-    values = np.full((len(causes), len(_MEASURES)), np.nan)
-    known = rows.set_index(["cause", "measure", "temperature"])["ratio"]
-    for i, cause in enumerate(causes):
-        for j, (measure, temperature, _) in enumerate(_MEASURES):
-            values[i, j] = known.get((cause, measure, float(temperature)), np.nan)
-    return values
-
-
-def _short(value):
-    return f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
-
-
-def _students(frame, measure):
-    """CE's acceptance, a row a cause in training, a column a temperature."""
-    rows = frame[frame["measure"].eq(measure) & frame["applied_to"].eq("both")]
-    rows = rows[~rows["cause"].str.contains(r"(?:^|\+)(?:measured|counted)_")]
-    return rows.pivot(index="cause", columns="temperature", values="ce").dropna()
-
-
-def _lines(axes, students, worst, theme):
-    colors = dict.fromkeys(worst, theme.worse) | {
-        "untrained": theme.muted,
-        "baseline": theme.better,
-    }
+def _draw_students(
+    axes: Axes, students: pd.DataFrame, colors: dict[str, str], theme: Theme
+) -> None:
+    """Draws a line a cause over temperature; causes with a color have labels."""
     steps, ends = np.arange(len(students.columns)), []
     for cause, line in students.iterrows():
         y, color = 100 * line.to_numpy(), colors.get(cause)
-        axes.plot(
-            steps,
-            y,
-            color=color or theme.quiet,
-            linewidth=2 if color else 1,
-            zorder=2 if color else 1.5,
-        )
+        width, order = (2, 2) if color else (1, 1.5)
+        axes.plot(steps, y, color=color or theme.quiet, linewidth=width, zorder=order)
         if color:
             ends.append((steps[-1], y[-1], cause, color))
     axes.set_xticks(steps, [f"{t:g}" for t in students.columns])

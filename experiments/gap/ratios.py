@@ -1,155 +1,141 @@
-"""Of each cause and measure, how often either loss's students were accepted, and KL over
-cross-entropy."""
+"""How often either loss's students are accepted under each cause, and KL over cross-entropy."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.gap import arms, formulas
+from experiments.gap import formulas
 from experiments.gap.causes import BASELINE, Cause
-from experiments.gap.measuring import Cell
+from experiments.gap.measuring import Measure, SumsByMeasure
+from experiments.gap.variants import Variant, variant_name
 from jaxdiv import statistics
 from jaxdiv.evaluation.measurement import Sums
 from jaxdiv.schema import UNTRAINED
 
 BOTH = "both"
-ACCEPTANCE: Cell = ("acceptance", 1.0)
-_LEARNT: tuple[Cell, ...] = (
-    ACCEPTANCE,
-    ("greedy_match", 0.0),
-)  # a student that learnt something shows it in one
-Found = Mapping[str, Mapping[Cell, Sums]]
+ACCEPTANCE: Measure = ("acceptance", 1.0)
+# A student that learnt anything is accepted more often than the untrained by one of these.
+_SHOWS_TRAINING: tuple[Measure, ...] = (ACCEPTANCE, ("greedy_match", 0.0))
+SumsByVariant = Mapping[str, SumsByMeasure]
 
 
-def rows(causes: Sequence[Cause], found: Found) -> list[dict]:
-    """The rows of gap.csv, of each cause applied to both losses, to `ce` alone and to `kl` alone.
+def rows(causes: Sequence[Cause], sums: SumsByVariant) -> list[dict]:
+    """Returns the rows of gap.csv: each cause applied to both losses, to `ce` alone and to `kl`
+    alone.
 
     Raises:
-      ValueError: no student of the baseline is left to compare with.
+      ValueError: all baseline students of a loss diverged.
     """
     for loss in formulas.LOSSES:
-        if not found[arms.name(BASELINE, loss)]:
+        if not sums[variant_name(BASELINE, loss)]:
             raise ValueError(
-                f"all baseline students of {loss} turned non-finite: there is nothing to compare with; lower "
-                f"`config.student.optimizer.learning_rate`"
+                f"all baseline students of {loss} turned non-finite: there is nothing to compare "
+                "with; lower `config.student.optimizer.learning_rate`"
             )
-    made = []
+    table = []
     for cause in causes:
-        for applied_to in _applications(cause):
-            sides = [cause if applied_to in (BOTH, loss) else None for loss in formulas.LOSSES]
-            made += _of(cause.text, applied_to, sides, found)
-    return made
+        # A cause in measuring alone, applied to both losses, is a row of the baseline.
+        sides = () if cause.training == BASELINE and cause.text != BASELINE else (BOTH,)
+        sides += () if cause.text == BASELINE else formulas.LOSSES
+        for applied_to in sides:
+            by_loss = [cause if applied_to in (BOTH, loss) else None for loss in formulas.LOSSES]
+            start = {"cause": cause.text, "applied_to": applied_to}
+            table += [start | row for row in _ratio_rows(by_loss, sums)]
+    return table
 
 
-def acceptance(trained: Sequence[arms.Arm], found: Found) -> list[dict]:
-    """The rows of acceptance.csv: every arm's acceptance, of the students that are left, with 95%
-    intervals."""
-    return [row for arm in trained for row in _accepted(arm.training, arm.loss, found[arm.text])]
+def _ratio_rows(by_loss: Sequence[Cause | None], sums: SumsByVariant) -> list[dict]:
+    """Returns a row a measure, in which each loss has its cause or none."""
+    names = [
+        variant_name(cause.training if cause else BASELINE, loss)
+        for cause, loss in zip(by_loss, formulas.LOSSES, strict=True)
+    ]
+    trained = [
+        loss
+        for name, loss in zip(names, formulas.LOSSES, strict=True)
+        if _is_trained(sums[name], sums[UNTRAINED])
+    ]
+    trained = BOTH if len(trained) == 2 else "".join(trained) or "neither"
+    table = []
+    for measure in sums[variant_name(BASELINE, formulas.CE)]:
+        measures = [_replace_measure(measure, cause) for cause in by_loss]
+        if None not in measures:
+            ce, kl = (sums[name].get(key) for name, key in zip(names, measures, strict=True))
+            start = {"measure": measure[0], "temperature": measure[1]}
+            table.append(start | _compare(ce, kl) | {"trained": trained})
+    return table
 
 
-def _accepted(training, loss, cells):
-    for (measure, temperature), sums in cells.items():
-        found = statistics.interval(*_sides(sums, _finite(sums)), bounds=(0, math.inf))
-        value = {"value": found.value, "low": found.low, "high": found.high}
-        yield {
-            "training": training,
-            "loss": loss,
-            "measure": measure,
-            "temperature": temperature,
-            **value,
-        }
+def _replace_measure(measure: Measure, cause: Cause | None) -> Measure | None:
+    """Returns the measure that stands in the place of `measure` under the cause; None if the cause
+    doesn't apply to it.
 
-
-def _applications(cause):
-    """What is only measured otherwise is the baseline's own row, where it is so for both."""
-    if cause.text == BASELINE:
-        return (BOTH,)
-    return formulas.LOSSES if cause.training == BASELINE else (BOTH, *formulas.LOSSES)
-
-
-def _of(text, applied_to, sides, found):
-    training = [side.training if side else BASELINE for side in sides]
-    names = [arms.name(*pair) for pair in zip(training, formulas.LOSSES, strict=True)]
-    trained = _told([_learnt(found[name], found[UNTRAINED]) for name in names])
-    for cell in found[arms.name(BASELINE, formulas.CE)]:
-        cells = [_moved(cell, side) for side in sides]
-        # What a cause says of the measure holds for the rows of acceptance alone, at any
-        # temperature it leaves open.
-        if None in cells:
-            continue
-        pair = [found[name].get(own) for name, own in zip(names, cells, strict=True)]
-        yield {
-            "cause": text,
-            "applied_to": applied_to,
-            "measure": cell[0],
-            "temperature": cell[1],
-            **_compared(*pair),
-            "trained": trained,
-        }
-
-
-def _moved(cell, cause):
-    """Where a loss's students are measured in place of `cell`; None if the cause does not apply to
-    it."""
+    A cause in measuring applies to acceptance alone, at any temperature that it leaves open.
+    """
     if cause is None or not cause.measuring:
-        return cell
-    if cell[0] != "acceptance" or ("temperature" in cause.measuring and cell != ACCEPTANCE):
+        return measure
+    if measure[0] != "acceptance" or ("temperature" in cause.measuring and measure != ACCEPTANCE):
         return None
-    return cause.measuring.get("measure", cell[0]), cause.measuring.get("temperature", cell[1])
+    name, temperature = measure
+    return cause.measuring.get("measure", name), cause.measuring.get("temperature", temperature)
 
 
-def _compared(ce, kl):
-    """Means over the seeds that both have, their ratio and its interval; of one alone its mean."""
-    if ce is None or kl is None or not (both := _finite(ce) & _finite(kl)).any():
-        return {
-            "ce": _value(ce),
-            "kl": _value(kl),
-            "ratio": math.nan,
-            "low": math.nan,
-            "high": math.nan,
-        }
-    found = statistics.paired_log_ratio(*_sides(kl, both), *_sides(ce, both))
-    ratio = {"ratio": found.value, "low": found.low, "high": found.high}
-    values = {
-        loss: statistics.interval(*_sides(sums, both)).value
-        for loss, sums in (("ce", ce), ("kl", kl))
-    }
-    return values | {name: math.exp(value) for name, value in ratio.items()}
+def _compare(ce: Sums | None, kl: Sums | None) -> dict[str, float]:
+    """Returns means over the seeds that both losses have, their ratio and its interval; the mean of
+    one loss if the other has no student left."""
+    none = np.zeros(0, bool)
+    finite = [none if sums is None else _finite(sums) for sums in (ce, kl)]
+    if ce is not None and kl is not None and (both := finite[0] & finite[1]).any():
+        ratio = statistics.paired_log_ratio(*_sides(kl, both), *_sides(ce, both))
+        ends = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+        finite, ends = [both, both], {name: math.exp(end) for name, end in ends.items()}
+    else:
+        ends = dict.fromkeys(("ratio", "low", "high"), math.nan)
+    values = [
+        statistics.interval(*_sides(sums, seeds)).value if seeds.any() else math.nan
+        for sums, seeds in zip((ce, kl), finite, strict=True)
+    ]
+    return dict(zip(formulas.LOSSES, values, strict=True)) | ends
 
 
-def _value(sums):
-    if sums is None or not (finite := _finite(sums)).any():
-        return math.nan
-    return statistics.interval(*_sides(sums, finite)).value
+def acceptance(variants: Sequence[Variant], sums: SumsByVariant) -> list[dict]:
+    """Returns the rows of acceptance.csv: every variant's acceptance over its finite students, with
+    95% intervals."""
+    table = []
+    for variant in variants:
+        for (measure, temperature), part in sums[variant.name].items():
+            estimate = statistics.interval(*_sides(part, _finite(part)), bounds=(0, math.inf))
+            table.append(
+                {
+                    "training": variant.training,
+                    "loss": variant.loss,
+                    "measure": measure,
+                    "temperature": temperature,
+                    "value": estimate.value,
+                    "low": estimate.low,
+                    "high": estimate.high,
+                }
+            )
+    return table
 
 
 def _finite(sums):
+    """Returns which seeds' students are finite, bool [S]."""
     return np.isfinite(sums.numerator).all(axis=1)
 
 
-def _sides(sums, kept):
-    return sums.numerator[kept], sums.denominator[kept]
+def _sides(sums, seeds):
+    return sums.numerator[seeds], sums.denominator[seeds]
 
 
-def _learnt(cells, untrained):
-    """Whether all students are left and accepted more often than the untrained, beyond intervals of
-    95% in all."""
-    level = 1 - 0.05 / len(_LEARNT)
-    return any(_is_above(cells[cell], untrained[cell], level) for cell in _LEARNT if cell in cells)
-
-
-def _is_above(ours, theirs, level):
-    kept = _finite(ours)
-    return (
-        bool(kept.all())
-        and statistics.paired_difference(
-            *_sides(ours, kept), *_sides(theirs, kept), level=level
-        ).low
-        > 0
-    )
-
-
-def _told(learnt):
-    names = [loss for loss, has in zip(formulas.LOSSES, learnt, strict=True) if has]
-    return BOTH if len(names) == 2 else "".join(names) or "neither"
+def _is_trained(sums: SumsByMeasure, untrained: SumsByMeasure) -> bool:
+    """Returns whether no student diverged and they are accepted more often than the untrained,
+    beyond intervals that hold jointly at 95%."""
+    level = 1 - 0.05 / len(_SHOWS_TRAINING)
+    for measure in _SHOWS_TRAINING:
+        if measure in sums and (finite := _finite(sums[measure])).all():
+            sides = (*_sides(sums[measure], finite), *_sides(untrained[measure], finite))
+            if statistics.paired_difference(*sides, level=level).low > 0:
+                return True
+    return False

@@ -1,4 +1,4 @@
-"""The study in its work folder: the arms' training as a stage of a run, then the table."""
+"""The study in its work folder: the variants' training as a stage of a run, then the tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.gap import arms, measuring, ratios
+from experiments.gap import measuring, ratios
 from experiments.gap.causes import Cause
-from experiments.gap.lessons import Lessons
+from experiments.gap.variants import Variant, VariantTrainer, of_causes
 from jaxdiv import files
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.workdir import Workdir
@@ -16,33 +16,29 @@ from jaxdiv.training import loop, run_data, students
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model, TrainState
 
-_ARMS = "arms.json"
+_FILE = "arms.json"  # the names of the folder's variants
 
 
 def check(workdir: Workdir, causes: Sequence[Cause]) -> None:
     """Raises ValueError if the folder trains the students of other causes."""
-    path, wanted = workdir.root / _ARMS, _names(causes)
-    known = wanted
-    if workdir.students.exists():
-        known = files.read_json(path) if path.exists() else []
-    if known != wanted:
-        apart = sorted({text.rpartition(":")[0] for text in set(known) ^ set(wanted)}) or [
-            "their order"
-        ]
+    path, names = workdir.root / _FILE, [variant.name for variant in of_causes(causes)]
+    if not workdir.students.exists():
+        return
+    stored = files.read_json(path) if path.exists() else []
+    if stored != names:
+        different = {name.rpartition(":")[0] for name in set(stored) ^ set(names)}
         raise ValueError(
-            f"{workdir.root} trains the students of other causes, which differ in {', '.join(apart)}; give it a folder "
-            f"of its own, with its teacher: --workdir={workdir.root}-2 --config.teacher.checkpoint={workdir.root}"
+            f"{workdir.root} trains the students of other causes, which differ in "
+            f"{', '.join(sorted(different)) or 'their order'}; give it a folder of its own, with "
+            f"its teacher: --workdir={workdir.root}-2 --config.teacher.checkpoint={workdir.root}"
         )
 
 
 def initialize_or_resume(workdir: Workdir, causes: Sequence[Cause]) -> None:
-    """Keeps which students the folder trains, for `check`."""
+    """Stores which students the folder trains, for `check`."""
     if processes.is_first():
-        files.write_json(workdir.root / _ARMS, _names(causes))
-
-
-def _names(causes):
-    return [arm.text for arm in arms.of(causes)]
+        names = [variant.name for variant in of_causes(causes)]
+        files.write_json(workdir.root / _FILE, names)
 
 
 def run(
@@ -53,30 +49,46 @@ def run(
     corpus: TextData,
     teacher: Model,
     mesh: Mesh,
-    **watched: Any,
+    **watching: Any,
 ) -> tuple[list[dict], list[dict]]:
-    """Trains all arms, or goes on with them, and measures them: the rows of gap.csv and of
-    acceptance.csv.
+    """Trains all variants, or resumes, and measures them.
 
-    `watched` is what `loop.run_stage` takes of `profile` and `also`.
+    Args:
+      config: the run's.
+      workdir: its folder.
+      causes: of the study.
+      corpus: the run's data.
+      teacher: of all students.
+      mesh: that training and measuring are spread over.
+      **watching: `profile` and `also` of `loop.run_stage`.
+
+    Returns:
+      The rows of gap.csv and of acceptance.csv.
     """
-    every = arms.of(causes)
-    pupils = students.untrained(config, corpus.tokenizer.vocab_size, mesh)
-    trainer = arms.Trainer(Lessons(config, teacher, padding=corpus.tokenizer.end_of_text), pupils)
-    state = _train(trainer, every, workdir, corpus, mesh, watched)
-    found = measuring.measure(trainer, every, state, corpus, mesh)
-    return ratios.rows(causes, found), ratios.acceptance(every, found)
+    variants = of_causes(causes)
+    tokenizer = corpus.tokenizer
+    untrained = students.untrained(config, tokenizer.vocab_size, mesh)
+    trainer = VariantTrainer(config, teacher, untrained, padding=tokenizer.end_of_text)
+    state = _train(trainer, variants, workdir, corpus, mesh, watching)
+    sums = measuring.measure(trainer, variants, state, corpus, mesh)
+    return ratios.rows(causes, sums), ratios.acceptance(variants, sums)
 
 
-def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
-    config, seeds = trainer.config, students.seeds(trainer.config)
+def _train(
+    trainer: VariantTrainer,
+    variants: Sequence[Variant],
+    workdir: Workdir,
+    corpus: TextData,
+    mesh: Mesh,
+    watching: Mapping[str, Any],
+) -> TrainState:
+    config, names = trainer.config, [variant.name for variant in variants]
+    seeds = students.seeds(config)
 
-    def report_diverged(number, alive, _):
-        dead = [
-            f"{every[i].text} (seed {seeds[j]})" for i, j in zip(*np.nonzero(~alive), strict=True)
-        ]
+    def report_diverged(number, finite, _):
+        diverged = [f"{names[i]} (seed {seeds[j]})" for i, j in np.argwhere(~finite)]
         progress.log(
-            f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red"
+            f"not finite by step {number}, frozen and left out: {', '.join(diverged)}", style="red"
         )
 
     return loop.run_stage(
@@ -84,15 +96,15 @@ def _train(trainer, every, workdir, corpus, mesh, watched) -> TrainState:
         workdir,
         stage="student",
         folder=workdir.students,
-        names=[arm.text for arm in every],
+        names=names,
         seeds=seeds,
-        optimizers=[trainer.settings(arm) for arm in every],
+        optimizers=[trainer.optimizer_settings(variant) for variant in variants],
         mesh=mesh,
-        begin=lambda: trainer.beginning(every, mesh),
-        step=trainer.step(every, mesh),
+        begin=lambda: trainer.initial_state(variants, mesh),
+        step=trainer.step(variants, mesh),
         teacher=trainer.teacher.params,
         batches=run_data.batches(config, "student", corpus, mesh),
         measure=lambda _: {},
         report_diverged=report_diverged,
-        **watched,
+        **watching,
     )

@@ -1,0 +1,98 @@
+"""Reports of studies: files of tables and pictures, tables on a terminal, heat maps."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from jaxdiv import files
+from jaxdiv.reporting import style
+from jaxdiv.reporting.style import Theme
+
+
+def write_tables(folder: pathlib.PurePath, frames: Mapping[str, pd.DataFrame]) -> None:
+    """Writes each frame as CSV to its file name in `folder`."""
+    for name, frame in frames.items():
+        files.write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def write_pictures(
+    folder: pathlib.PurePath,
+    figures: Mapping[str, Callable[[Theme], Figure]],
+    themes: Mapping[str, Theme],
+) -> None:
+    """Writes each picture as PNG in each theme, whose key ends the file's name."""
+    for ending, theme in themes.items():
+        with matplotlib.rc_context(style.rc(theme)):
+            for name, draw in figures.items():
+                with files.replacing(folder / f"{name}{ending}.png") as temporary:
+                    temporary.write_bytes(style.png(draw(theme)))
+
+
+def rich_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str,
+    caption: str | None = None,
+    right: Sequence[int] = (),
+    bold: Callable[[int], bool] = lambda row: False,
+    min_width: int | None = None,
+) -> Table:
+    """Returns a table for a terminal, whose columns `right` are aligned to the right and whose rows
+    are bold by number."""
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    table.title_justify = table.caption_justify = "left"
+    for i, head in enumerate(heads):
+        justify = "right" if i in right else "left"
+        table.add_column(Text(head), justify=justify, overflow="fold", min_width=min_width)
+    for i, row in enumerate(rows):
+        table.add_row(*map(Text, row), style="bold" if bold(i) else "")
+    return table
+
+
+def heat_map(
+    axes: Axes,
+    shade: np.ndarray,
+    words: Callable[[int, int], str],
+    theme: Theme,
+    *,
+    size: float,
+    bold: Callable[[int, int], bool] = lambda row, column: False,
+) -> None:
+    """Draws cells from the theme's worse to its better color, with words over those that aren't
+    NaN.
+
+    Args:
+      axes: where to draw.
+      shade: [rows, columns], from -1 for the worst to 1 for the best.
+      words: (row, column) to the cell's text.
+      theme: colors.
+      size: of the font.
+      bold: (row, column) to whether the text is bold.
+    """
+    ramp = [theme.worse, theme.paper, theme.better]
+    colors = LinearSegmentedColormap.from_list("shade", ramp)
+    axes.imshow(shade, cmap=colors, vmin=-1, vmax=1, aspect="auto")
+    for row, column in np.argwhere(~np.isnan(shade)):
+        axes.text(
+            column,
+            row,
+            words(row, column),
+            ha="center",
+            va="center",
+            fontsize=size,
+            fontweight="bold" if bold(row, column) else "normal",
+            color=style.readable(colors((1 + shade[row, column]) / 2), theme),
+        )
+    axes.grid(False)

@@ -1,109 +1,100 @@
-"""What a sweep finds: differences and ranks against what is worked by hand, and tables that claim
-no more."""
+"""The tables of a sweep: differences, ranks and claims against what is worked by hand, and reports
+that claim no more."""
 
 import dataclasses
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from experiments.sweep import comparing, ranking, report, sums
+from experiments.sweep import claims, comparisons, ranking, report, stored_sums
+from experiments.sweep.cells import Cell
 from jaxdiv import statistics
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.schema import UNTRAINED
 
 KEY = Key("corpus", "acceptance", 1.0)
 TAU = Key("generated", "tau", 1.0, 4)
+LOSSES = ("kl", "tv", "jsd")
 
 
 def estimate(value):
-    """Of variance 1, known as if from no end of data."""
-    made = statistics.Estimate(value, 0.0, 0.0, ((1.0, 10**9),), 0.0)
+    """Returns an estimate of variance 1, as from endless data."""
     p_value = {2.5758: 0.01, 2.1701: 0.03, -2.0537: 0.04}[value]  # a normal distribution's
-    return dataclasses.replace(made, p_value=p_value)
+    return statistics.Estimate(value, 0.0, 0.0, ((1.0, 10**9),), p_value)
 
 
 def test_a_family_is_corrected_as_by_hand():
     """Holm on .01, .03, .04: .01 is below .05/3, .03 not below .05/2, where it ends."""
-    family = [
-        {"estimate": estimate(value), "by_seed": [value] * 3} for value in (2.1701, 2.5758, -2.0537)
-    ]
-    comparing.correct(family)
+    values = (2.1701, 2.5758, -2.0537)
+    family = comparisons.correct([(estimate(value), np.full(3, value)) for value in values])
     np.testing.assert_allclose([row["p_value"] for row in family], [0.06, 0.03, 0.06])
     assert [row["verdict"] for row in family] == ["not shown", "real", "not shown"]
     halves = [row["difference_high"] - row["difference"] for row in family]
-    np.testing.assert_allclose(
-        halves, [2.2414, 2.3940, 2.2414], rtol=1e-3
-    )  # of 1 - .05/2 and 1 - .05/3
+    # Of levels 1 - .05/2 and 1 - .05/3.
+    np.testing.assert_allclose(halves, [2.2414, 2.3940, 2.2414], rtol=1e-3)
 
 
-def measured(rates, *, seed=0, seeds=3, lost=(), keys=(KEY, TAU)):
-    """Of 12 documents, losses accepted at `rates` but for noise that they partly share."""
+def measured(rates, *, seed=0, seeds=3, diverged=(), keys=(KEY, TAU)):
+    """Measures 12 documents, on which losses are accepted at `rates` but for noise that they partly
+    share."""
     draw, every = np.random.default_rng(seed), {**rates, UNTRAINED: 0.3}
     count = np.full((seeds, 12), 100.0)
     shared = draw.normal(scale=5, size=(seeds, 1)) + draw.normal(scale=5, size=(1, 12))
-    losses = {loss: [s for s in range(seeds) if (loss, s) not in lost] for loss in every}
-    made = {}
+    losses = {loss: [s for s in range(seeds) if (loss, s) not in diverged] for loss in every}
+    sums = {}
     for loss, rate in every.items():
         numerator = (100 * rate + shared + draw.normal(scale=0.3, size=(seeds, 12)))[losses[loss]]
         for key in keys if losses[loss] else ():
-            made[loss, key] = Sums(numerator, count[losses[loss]], count[0])
-    return Measurement(losses, made)
+            sums[loss, key] = Sums(numerator, count[losses[loss]], count[0])
+    return Measurement(losses, sums)
 
 
 CELLS = {
     "a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.7}),
     "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, seed=1),
 }
+EQUAL = dict.fromkeys(LOSSES, 0.7)
 
 
-def told(cells):
+def labels(cells):
     """The first cell is the base, the others have another student each."""
     base = {"teacher": "t", "training_context": "corpus", "temperature_of_training": 1.0}
-    made = {}
+    columns = {}
     for cell, loss in itertools.product(cells, next(iter(cells.values())).losses):
         rate = {} if loss == UNTRAINED else {"learning_rate": 0.01}
-        made[cell, loss] = {**base, "student": f"student {cell}", **rate}
-    return made
+        columns[cell, loss] = {**base, "student": f"student {cell}", **rate}
+    return columns
 
 
-def test_differences_are_paired_and_corrected_over_all_cells_of_a_measure():
-    rows = comparing.rows(CELLS, told(CELLS))
+def test_differences_are_paired_and_corrected_over_cells():
+    rows = comparisons.rows(CELLS, labels(CELLS))
     family = [row for row in rows if row["measure"] == "acceptance" and "p_value" in row]
-    assert [(row["cell"], row["loss"]) for row in family] == [
-        ("a", "tv"),
-        ("a", "jsd"),
-        ("b", "tv"),
-        ("b", "jsd"),
-    ]
+    pairs = list(itertools.product("ab", ("tv", "jsd")))
+    assert [(row["cell"], row["loss"]) for row in family] == pairs
     raw = []
-    for row in family:
-        ours, theirs = (CELLS[row["cell"]].sums[loss, KEY] for loss in (row["loss"], "kl"))
+    for cell, loss in pairs:
+        ours, theirs = (CELLS[cell].sums[name, KEY] for name in (loss, "kl"))
         sides = (ours.numerator, ours.denominator, theirs.numerator, theirs.denominator)
         raw.append(statistics.paired_difference(*sides))
     np.testing.assert_allclose([row["difference"] for row in family], [one.value for one in raw])
-    np.testing.assert_allclose(
-        [row["p_value"] for row in family], statistics.holm([one.p_value for one in raw])
-    )
+    holm = statistics.holm([one.p_value for one in raw])
+    np.testing.assert_allclose([row["p_value"] for row in family], holm)
     assert [row["verdict"] for row in family] == ["real", "not shown", "real", "not shown"]
     assert {row["verdict"] for row in rows if row["loss"] == UNTRAINED} == {"floor"}
 
 
 def test_ranks_of_a_clear_winner_and_of_equals():
     ranks = {row["loss"]: row for row in ranking.rows(CELLS, KEY)}
-    assert {loss: (row["rank_low"], row["rank_high"]) for loss, row in ranks.items()} == {
-        "tv": (1, 1),
-        "kl": (2, 3),
-        "jsd": (2, 3),
-    }
+    intervals = {loss: (row["rank_low"], row["rank_high"]) for loss, row in ranks.items()}
+    assert intervals == {"tv": (1, 1), "kl": (2, 3), "jsd": (2, 3)}
     assert ranks["tv"]["difference"] == pytest.approx(0.055, abs=0.003)
-    equal = {"c": measured(dict.fromkeys(("kl", "tv", "jsd", "rkl"), 0.7))}
-    for row in ranking.rows(equal, KEY):
+    for row in ranking.rows({"c": measured({**EQUAL, "rkl": 0.7})}, KEY):
         assert row["rank_high"] - row["rank_low"] >= 2
     assert ranking.rows(CELLS, TAU)[0]["gamma"] == 4
-    lone = ranking.rank_intervals(
-        np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1))
-    )  # as of a speed's one number
+    # A lone document, as of a speed's one number.
+    lone = ranking.rank_intervals(np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1)))
     assert lone == ([1, 2], [1, 2])
 
 
@@ -114,18 +105,16 @@ def test_ranks_of_a_clear_winner_and_of_equals():
         (np.concatenate([np.arange(10) - 30, np.arange(7) / 1000]), 0.1),  # the best ones lie close
     ],
 )
-def test_rank_intervals_cover_the_true_rank_of_every_loss(means, seeds_move):
+def test_rank_intervals_cover_the_true_rank(means, seeds_move):
     """Students share what a seed and a document do to all of them."""
     draw, covered, count = np.random.default_rng(0), [], len(means)
     for _ in range(150):
-        of_documents = (
-            draw.normal(scale=3, size=(count, 30)) + draw.normal(scale=30, size=30)
-        ) / 30
-        of_seeds = draw.normal(scale=seeds_move, size=(count, 3)) + draw.normal(scale=9, size=3)
-        values = means[:, None] + of_documents.sum(axis=1, keepdims=True) + of_seeds
-        influence = (of_documents - of_documents.mean(axis=1, keepdims=True))[:, None].repeat(
-            3, axis=1
-        )
+        noise = draw.normal(scale=3, size=(count, 30)) + draw.normal(scale=30, size=30)
+        by_document = noise / 30
+        by_seed = draw.normal(scale=seeds_move, size=(count, 3)) + draw.normal(scale=9, size=3)
+        values = means[:, None] + by_document.sum(axis=1, keepdims=True) + by_seed
+        influence = by_document - by_document.mean(axis=1, keepdims=True)
+        influence = influence[:, None].repeat(3, axis=1)
         low, high = np.array(ranking.rank_intervals(values, influence, draws=400))
         ranks = np.arange(count, 0, -1)
         covered.append((low <= ranks) & (ranks <= high))
@@ -138,59 +127,55 @@ def test_what_cells_share_does_not_average_out():
         assert {**one, "cells": 2} == pytest.approx(other, nan_ok=True)
 
 
-def test_a_loss_that_lost_a_student_has_no_rank():
-    cells = {"a": CELLS["a"], "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, lost=[("jsd", 1)])}
+def test_a_loss_with_a_diverged_student_has_no_rank():
+    rates = {"kl": 0.6, "tv": 0.66, "jsd": 0.6}
+    cells = {"a": CELLS["a"], "b": measured(rates, diverged=[("jsd", 1)])}
     assert {row["loss"] for row in ranking.rows(cells, KEY)} == {"kl", "tv"}
-    rows = comparing.rows(cells, told(cells))
-    assert np.isfinite(
-        next(row for row in rows if row["cell"] == "b" and row["loss"] == "jsd")["difference"]
-    )
+    rows = comparisons.rows(cells, labels(cells))
+    row = next(row for row in rows if (row["cell"], row["loss"]) == ("b", "jsd"))
+    assert np.isfinite(row["difference"])
 
 
-def found(cells, part="", seeds=3):
-    keys = dict.fromkeys(key for one in cells.values() for _, key in one.sums)
+def results(cells, part="", seeds=3):
+    keys = dict.fromkeys(key for measurement in cells.values() for _, key in measurement.sums)
     every = next(iter(cells.values())).losses
-    return report.make(
-        comparing.rows(cells, told(cells)),
+    return report.SweepResults.from_rows(
+        comparisons.rows(cells, labels(cells)),
         [row for key in keys for row in ranking.rows(cells, key)],
         losses=[loss for loss in every if loss != UNTRAINED],
         seeds=seeds,
         rates=(0.001, 0.01),
-        base=told(cells)["a", UNTRAINED],
+        base=labels(cells)["a", UNTRAINED],
         entropies={"t": 2.0},
         part=part,
     )
 
 
-def test_tables_name_no_winner_that_is_not_shown(tmp_path):
-    shown = found(CELLS, part="2 of 9 cells")
-    assert (
-        report.finding(shown) == "tv is first. Shown to be better than kl: tv; worse than kl: none."
-    )
+def test_tables_name_a_winner_that_is_shown(tmp_path):
+    shown = results(CELLS, part="2 of 9 cells")
+    finding = "tv is first. Shown to be better than kl: tv; worse than kl: none."
+    assert report.finding(shown) == finding
     printed = report.markdown(shown)
     assert "| `tv` | 1 | 71." in printed
     assert "a part of the study: 2 of 9 cells" in printed
     assert "by Holm over all 4 comparisons" in printed
     assert "over test documents and seeds;" in printed
     assert "at an end of those tried: kl 0.01, tv 0.01, jsd 0.01 (student a, student b)." in printed
-    equal = found({"a": measured(dict.fromkeys(("kl", "tv", "jsd"), 0.7))})
-    able = ", ".join(equal.ranked()["loss"])  # by luck in some order
-    assert report.finding(equal).startswith(
-        f"No loss is shown to be the best; {able} can be first. "
-    )
-    assert not {"part of the study", "lost"} & set(report.markdown(equal).split())
     report.write(tmp_path, shown)
-    for name in (
-        "choice_differences",
-        "choice_differences-dark",
-        "choice_ranks",
-        "choice_ranks-dark",
-    ):
-        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    for name in ("differences", "differences-dark", "ranks", "ranks-dark"):
+        assert (tmp_path / f"choice_{name}.png").stat().st_size > 10_000
+
+
+def test_tables_name_no_winner_of_equals():
+    equal = results({"a": measured(EQUAL)})
+    able = ", ".join(equal.ranked()["loss"])  # by luck in some order
+    finding = f"No loss is shown to be the best; {able} can be first. "
+    assert report.finding(equal).startswith(finding)
+    assert not {"part of the study", "lost"} & set(report.markdown(equal).split())
 
 
 def test_one_seed_speaks_for_its_own_students_alone():
-    one = found({"a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.6}, seeds=1)}, seeds=1)
+    one = results({"a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.6}, seeds=1)}, seeds=1)
     assert report.finding(one) == (
         "Among these students tv is first. Among them better than kl: tv; worse than kl: jsd."
     )
@@ -198,24 +183,21 @@ def test_one_seed_speaks_for_its_own_students_alone():
 
 
 @pytest.mark.parametrize(
-    ("lost", "ranked", "pictures"),
+    ("diverged", "ranked", "pictures"),
     [
-        (
-            [("kl", 1)],
-            ["tv", "jsd"],
-            {"differences", "ranks"},
-        ),  # cells still compare the seeds that both have
+        # Cells still compare the seeds that both have.
+        ([("kl", 1)], ["tv", "jsd"], {"differences", "ranks"}),
         ([("kl", seed) for seed in range(3)], ["tv", "jsd"], {"ranks"}),
-        ([(loss, 0) for loss in ("kl", "tv", "jsd")], [], {"differences"}),
-        ([(loss, seed) for loss in ("kl", "tv", "jsd") for seed in range(3)], [], set()),
+        ([(loss, 0) for loss in LOSSES], [], {"differences"}),
+        ([(loss, seed) for loss in LOSSES for seed in range(3)], [], set()),
     ],
 )
-def test_losses_that_lost_students_are_named(tmp_path, lost, ranked, pictures):
-    some = found({"a": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, lost=lost)})
+def test_losses_with_diverged_students_are_named(tmp_path, diverged, ranked, pictures):
+    some = results({"a": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, diverged=diverged)})
     assert list(some.ranked()["loss"]) == ranked
-    finding = report.finding(some)
-    assert ("Nothing was compared with kl." if ranked else "No loss is ranked") in finding
-    left = ", ".join(loss for loss in ("kl", "tv", "jsd") if loss not in ranked)
+    expected = "Nothing was compared with kl." if ranked else "No loss is ranked"
+    assert expected in report.finding(some)
+    left = ", ".join(loss for loss in LOSSES if loss not in ranked)
     assert f"Not ranked, as students were lost: {left}. " in report.markdown(some)
     report.write(tmp_path, some)
     drawn = {f"choice_{name}{ending}" for name in pictures for ending in ("", "-dark")}
@@ -224,34 +206,95 @@ def test_losses_that_lost_students_are_named(tmp_path, lost, ranked, pictures):
 
 def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():
     decoded = Key("generated", "decoded_tau", 1.0, 4)
-    keys = (
-        Key("corpus", "acceptance", 0.3),
-        KEY,
-        TAU,
-        Key("corpus", "acceptance_exact_match", 1.0),
-    )
+    cold = Key("corpus", "acceptance", 0.3)
+    keys = (cold, KEY, TAU, Key("corpus", "acceptance_exact_match", 1.0))
     rates = {"kl": 0.6, "tv": 0.66}
-    shown = found({"a": measured(rates, keys=(*keys, decoded)), "b": measured(rates, keys=keys)})
+    shown = results({"a": measured(rates, keys=(*keys, decoded)), "b": measured(rates, keys=keys)})
     head, _, best, *_ = report.markdown(shown).split("\n\n")[1].splitlines()
     assert head.endswith("| verdict | T=0.3 | τ γ=4 T=1 | decoded τ γ=4 T=1 |")
     assert best.endswith("| +0.06* | +0.06* |")
 
 
 def test_sums_are_read_as_written_or_refused(tmp_path):
-    path, more = tmp_path / "sums.npz", Key("generated", "tau", 1.0, 3)
-    written = Measurement(
-        CELLS["a"].losses, {**CELLS["a"].sums, ("kl", more): CELLS["a"].sums["kl", KEY]}
-    )
-    sums.write(path, written)
-    back = sums.read(path)
-    assert back.losses == written.losses
-    assert set(back.sums) == set(CELLS["a"].sums)  # without what is not compared
-    np.testing.assert_array_equal(
-        back.sums["tv", TAU].numerator, CELLS["a"].sums["tv", TAU].numerator
-    )
+    path, uncompared = tmp_path / "sums.npz", Key("generated", "tau", 1.0, 3)
+    cell = CELLS["a"]
+    sums = {**cell.sums, ("kl", uncompared): cell.sums["kl", KEY]}
+    stored_sums.write(path, Measurement(cell.losses, sums))
+    read = stored_sums.read(path)
+    assert read.losses == cell.losses
+    assert set(read.sums) == set(cell.sums)
+    numerators = (part.sums["tv", TAU].numerator for part in (read, cell))
+    np.testing.assert_array_equal(*numerators)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(
-        ValueError,
-        match=r"sums.npz is not what was written.*delete it, and the sweep measures again",
-    ):
-        sums.read(path)
+    message = r"sums.npz is not what was written.*delete it, and the sweep measures again"
+    with pytest.raises(ValueError, match=message):
+        stored_sums.read(path)
+
+
+BASE = Cell("adapter", "sharp", "corpus", 1.0)
+ON_POLICY = dataclasses.replace(BASE, context="student")
+
+
+def claim_cell(*, diverged=(), **rates):
+    """Measures losses by (tokens a call, acceptance); `diverged` ones have one student less."""
+    wiggle, sums = 1 + 0.01 * np.arange(-7, 8).reshape(3, 5), {}
+    for loss, both in rates.items():
+        for key, rate in zip((Key("generated", "tau", 1.0, 8), KEY), both, strict=True):
+            sums[loss, key] = Sums(100 * rate * wiggle, np.full((3, 5), 100.0), np.full(5, 100))
+    seeds = {loss: [1, 2] if loss in diverged else [0, 1, 2] for loss in rates}
+    return Measurement(seeds, sums)
+
+
+def claim_table(cells):
+    frame = pd.DataFrame(claims.rows(cells), columns=list(claims.COLUMNS))
+    return frame.set_index(["loss", "than", "trained_on", "measure"])
+
+
+def test_claims_are_ratios_of_means_over_cells():
+    rates = {"skl": (3.0, 0.72), "rkl": (2.0, 0.6)}
+    cells = {
+        BASE: claim_cell(kl=(3.0, 0.8), nla=(3.3, 0.8), **rates),
+        ON_POLICY: claim_cell(kl=(4.5, 0.8), nla=(4.2, 0.8), **rates),
+    }
+    table = claim_table(cells)
+    nla = table.loc[("nla", "kl", "", "tau")]
+    assert nla["change"] == pytest.approx((3.3 + 4.2) / (3.0 + 4.5) - 1, abs=1e-9)
+    assert nla["verdict"] == "not shown"
+    kl = table.loc[("kl", "kl", "student", "tau")]
+    assert (kl["cells"], kl["change"], kl["verdict"]) == (1, pytest.approx(0.5), "holds")
+    skl, worse = (
+        table.loc[("skl", "kl", "", "acceptance")],
+        (2, pytest.approx(-0.1), "the opposite"),
+    )
+    assert (skl["cells"], skl["change"], skl["verdict"]) == worse
+    assert table.loc[("skl", "rkl", "", "acceptance")]["verdict"] == "holds"
+    assert (table["change_low"] <= table["change"]).all()
+    assert (table["change"] <= table["change_high"]).all()
+
+
+def test_claims_compare_only_what_was_measured():
+    rates = {"kl": (3.0, 0.8), "nla": (3.3, 0.8), "skl": (3.0, 0.7)}
+    assert claims.rows({}) == []
+    assert claims.rows({ON_POLICY: claim_cell(ce=(1.0, 0.5))}) == []
+    table = claim_table(
+        {BASE: claim_cell(**rates), ON_POLICY: claim_cell(**rates, diverged=("nla",))}
+    )
+    assert table.loc[("nla", "kl", "", "tau")]["cells"] == 1
+    assert table.loc[("skl", "kl", "", "acceptance")]["cells"] == 2
+
+
+def test_the_table_has_a_row_a_claim(tmp_path):
+    cell = claim_cell(kl=(3.0, 0.8), nla=(3.3, 0.8), skl=(3.0, 0.72))
+    rest = {"seeds": 3, "rates": (0.1,), "base": {}, "entropies": {}, "part": ""}
+    losses = ("kl", "nla", "skl")
+    claimed = report.SweepResults.from_rows(
+        [], [], claims.rows({BASE: cell}), losses=losses, **rest
+    )
+    report.write(tmp_path, claimed)
+    assert len(pd.read_csv(tmp_path / report.CLAIMS)) == 2
+    assert "| nla over kl | LK losses, 2602.23881 |" in report.markdown(claimed)
+    rows = list(claims.table_rows(claimed.claims))
+    assert [len(row) for row in rows] == [len(claims.HEADS)] * 2
+    assert rows[0][0] == "nla over kl"
+    assert rows[0][3] == "τ γ=8 T=1"
+    assert rows[0][5].startswith("+10.00 [")

@@ -3,15 +3,15 @@ temperature.
 
   python -m experiments.sweep --config=configs/choose.py --workdir=runs/choose
 
-Each cell is a run as `experiments.distill` makes it, in WORKDIR/cells/NAME, on a teacher of
-WORKDIR/teachers, its learning rates tuned for each loss in WORKDIR/tuning; every tool works on
-these folders. The same command goes on where an earlier one stopped, and leaves finished cells
-alone. Cut it to a part, of which the tables then are:
+Each cell is a run like those of `experiments.distill`, in WORKDIR/cells/NAME, with a teacher of
+WORKDIR/teachers and learning rates that were tuned for each loss in WORKDIR/tuning; every program
+works on these folders. The same command resumes where an earlier one stopped, and leaves finished
+cells alone. To run a part, and print the tables of that part:
 
   --cells='adapter1-*,decoder1-sharp-corpus-T1' --losses=kl,tv,jsd --list
 
-`--config=configs/choose.py:quick` is a first look. choose.csv and ranks.csv hold what was found,
-claims.csv what others report beside it.
+`--config=configs/choose.py:quick` is a first look. The results are in choose.csv and ranks.csv;
+claims.csv has what papers report beside them.
 """
 
 from experiments.common import startup
@@ -24,21 +24,22 @@ from absl import flags
 
 from experiments.common import cli, watch_flags
 from experiments.sweep import (
+    cells,
     claims,
-    comparing,
-    grid,
-    pace,
+    comparisons,
     pictures,
-    plan,
     ranking,
     report,
+    runs,
+    stored_sums,
     study,
-    sums,
-    teachers,
+    time_estimate,
 )
-from jaxdiv import files, schema
-from jaxdiv.runs import config as run_config
+from experiments.sweep import plan as sweep_plan
+from jaxdiv import files
 from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs.specs import RunSpec
+from jaxdiv.schema import UNTRAINED
 from jaxdiv.training import loop
 
 CONFIG = cli.define_config()
@@ -47,122 +48,102 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "runs/choose", "The sweep's folder; it may be gs://BUCKET/FOLDER."
 )
 CELLS = flags.DEFINE_list(
-    "cells", None, "Globs of the cells to train and tell of, by commas; all if not given."
+    "cells", None, "Globs of the cells to train and report, by commas; default: all."
 )
 LOSSES = flags.DEFINE_string(
-    "losses", None, "Those of the config's losses to train, by commas; all if not given."
+    "losses", None, "Those of the config's losses to train, by commas; default: all."
 )
 LIST = flags.DEFINE_bool(
-    "list", False, "Print the cells, what they take and which are done, and end."
+    "list", False, "Print the cells, how long they take and which are done, and end."
 )
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the tables as Markdown.")
 
 
 def main(_):
     config = cli.load_config(CONFIG)
-    made = plan.read(
-        config, files.path_of(WORKDIR.value), typed=cli.overrides(CONFIG), losses=LOSSES.value
-    )
-    cells = (
-        made.cells if CELLS.value is None else grid.cut(made.cells, CELLS.value or [""], "--cells")
-    )
+    root, typed = files.path_of(WORKDIR.value), cli.overrides(CONFIG)
+    plan = sweep_plan.read(config, root, typed=typed, losses=LOSSES.value)
+    selected = plan.cells
+    if CELLS.value is not None:
+        selected = cells.select(plan.cells, CELLS.value or [""], "--cells")
     if LIST.value:
-        study.check(made)
-        _list(made, cells)
+        study.check(plan)
+        _list(plan, selected)
         return 0
     if watch_flags.PROFILE.value is not None:
         raise ValueError(
             "--profile: a sweep is many trainings; profile one of them by experiments.distill"
         )
-    sharding.make(made.config)  # which refuses what this machine has not
-    also = watch_flags.trackers()
-    with lock.hold(made.root):
-        study.initialize_or_resume(made)
+    sharding.make(plan.config)  # refuses a mesh that this machine lacks the devices for
+    trackers = watch_flags.trackers()
+    with lock.hold(root):
+        study.initialize_or_resume(plan)
         try:
-            study.run(made, cells, also=also)
+            study.run(plan, selected, also=trackers)
         except loop.Stopped as stopped:
             cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            _report(made, cells)
+            _report(plan, selected)
     return 0
 
 
-def _list(made, cells):
-    decoded = grid.decoded(made.sweep, made.cells)
-    students, total = len(made.losses) * made.config["seeds"], 0.0
-    for cell in cells:
-        done = study.is_done(made, cell)
-        minutes = 0.0 if done else pace.seconds(made, cell, decoded=cell in decoded) / 60
-        total += minutes
-        tokens = pace.tokens(made.cell_config(cell, dict.fromkeys(made.losses, 1.0)))
-        state = "done" if done else f"about {minutes:.0f} min"
-        print(
-            f"{cell.name}: {students} students of {tokens:,} tokens{', decoded' * (cell in decoded)}, {state}"
-        )
-    share = f"{len(cells)} of {len(made.cells)} cells"
+def _list(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
+    decoded, total = cells.decoded(plan.sweep, plan.cells), 0.0
+    for cell in selected:
+        run, state = RunSpec.from_config(plan.cell_run(cell).config), "done"
+        if not study.is_done(plan, cell):
+            minutes = time_estimate.seconds(run, decoded=cell in decoded) / 60
+            total, state = total + minutes, f"about {minutes:.0f} min"
+        students, tokens = len(run.losses) * len(run.seeds), time_estimate.training_tokens(run)
+        suffix = ", decoded" * (cell in decoded)
+        print(f"{cell.name}: {students} students of {tokens:,} tokens{suffix}, {state}")
+    share = f"{len(selected)} of {len(plan.cells)} cells"
     print(f"{share}, about {total:.0f} min to go on 2 CPU cores, without teachers and tuning")
 
 
-def _report(made, cells):
-    """Of cells that are done, by this command or earlier ones."""
-    measured = {cell.name: sums.read(made.cell_run(cell).root / sums.FILE) for cell in cells}
-    used = {cell.teacher: made.teacher_run(cell.teacher).facts() for cell in cells}
-    found = report.make(
-        comparing.rows(measured, _told(made, cells)),
-        [row for key in _keys(measured) for row in ranking.rows(measured, key)],
-        claims.rows({cell: measured[cell.name] for cell in cells}),
-        losses=made.losses,
-        seeds=made.config["seeds"],
-        rates=made.sweep["rates"],
-        base=_factors(made.cells[0]),
-        entropies={
-            name: facts[teachers.ENTROPY]
-            for name, facts in used.items()
-            if teachers.ENTROPY in facts
-        },
-        part=_part(made, cells),
-    )
-    report.write(made.root, found)
+def _report(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
+    results = _results(plan, selected)
+    report.write(plan.root, results)
     if MARKDOWN.value:
-        print(report.markdown(found), end="")
+        print(report.markdown(results), end="")
     else:
-        cli.console(150).print(
-            *report.rich_tables(found),
-            report.finding(found),
-            "",
-            report.notes(found),
-            sep="\n",
-            markup=False,
-        )
-    cli.log(f"\nEverything lies in {made.root}: {', '.join(report.FILES)} and pictures")
+        parts = (*report.rich_tables(results), report.finding(results), "", report.notes(results))
+        cli.console(150).print(*parts, sep="\n", markup=False)
+    cli.log(f"\nEverything lies in {plan.root}: {', '.join(report.FILES)} and pictures")
 
 
-def _keys(measured):
-    return dict.fromkeys(key for one in measured.values() for _, key in one.sums)
-
-
-def _factors(cell):
-    return dict(zip(pictures.FACTORS, dataclasses.astuple(cell), strict=True))
-
-
-def _told(made, cells):
-    """(cell's name, loss) to what choose.csv says of both beside their measures."""
-    told = {}
-    for cell in cells:
-        rates = run_config.learning_rates(made.cell_run(cell).config())
-        told |= {
-            (cell.name, loss): {**_factors(cell), "learning_rate": rate}
-            for loss, rate in zip(made.losses, rates, strict=True)
-        }
-        told[cell.name, schema.UNTRAINED] = _factors(cell)
-    return told
-
-
-def _part(made, cells):
-    """In words, what of the study is there; empty if all."""
-    parts = [(len(cells), len(made.cells), "cells"), (len(made.losses), made.offered, "losses")]
-    return ", ".join(f"{some} of {every} {what}" for some, every, what in parts if some < every)
+def _results(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> report.SweepResults:
+    """Reads the results of cells that are done, by this command or earlier ones."""
+    measured, labels, entropies = {}, {}, {}
+    for cell in selected:
+        workdir = plan.workdir("cells", cell.name)
+        measured[cell] = stored_sums.read(workdir.root / stored_sums.FILE)
+        factors = dict(zip(pictures.FACTORS, dataclasses.astuple(cell), strict=True))
+        stage = RunSpec.from_config(workdir.config()).student_stage
+        for loss, optimizer in zip(plan.losses, stage.optimizers, strict=True):
+            labels[cell.name, loss] = factors | {"learning_rate": optimizer.learning_rate}
+        labels[cell.name, UNTRAINED] = factors
+        facts = plan.workdir("teachers", cell.teacher).facts()
+        if runs.ENTROPY in facts:
+            entropies[cell.teacher] = facts[runs.ENTROPY]
+    by_name = {cell.name: measurement for cell, measurement in measured.items()}
+    keys = dict.fromkeys(key for measurement in by_name.values() for _, key in measurement.sums)
+    counts = [
+        (len(selected), len(plan.cells), "cells"),
+        (len(plan.losses), plan.offered, "losses"),
+    ]
+    return report.SweepResults.from_rows(
+        comparisons.rows(by_name, labels),
+        [row for key in keys for row in ranking.rows(by_name, key)],
+        claims.rows(measured),
+        losses=plan.losses,
+        seeds=plan.config["seeds"],
+        rates=plan.sweep["rates"],
+        base=dict(zip(pictures.FACTORS, dataclasses.astuple(plan.cells[0]), strict=True)),
+        entropies=entropies,
+        part=", ".join(f"{some} of {every} {noun}" for some, every, noun in counts if some < every),
+    )
 
 
 if __name__ == "__main__":

@@ -1,44 +1,52 @@
-"""claims.csv: what others report of losses and of training contexts, beside what the sweep's cells
+"""claims.csv: what papers report of losses and of training contexts, beside what the sweep's cells
 show of the same."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from experiments.sweep import ranking
-from experiments.sweep.grid import Cell
+import pandas as pd
+
+from experiments.sweep import comparisons, ranking
+from experiments.sweep.cells import Cell
 from jaxdiv import statistics
-from jaxdiv.evaluation.measurement import Key, Measurement
-from jaxdiv.reporting import verdicts
-from jaxdiv.schema import GENERATED_TEMPERATURES
+from jaxdiv.evaluation.measurement import Key, Measurement, Sums
+from jaxdiv.reporting import formats, verdicts
+from jaxdiv.schema import ACCEPTANCE, CORPUS, GENERATED, GENERATED_GREEDY, TAU
 
-_ACCEPTANCE = Key("corpus", "acceptance", 1.0)
-_SAMPLED, _GREEDY = (
-    Key(context, "tau", t, 8) for context, t in zip(GENERATED_TEMPERATURES, (1.0, 0.0), strict=True)
+COLUMNS = (
+    "source", "reported", "loss", "than", "trained_on", "measure", "temperature", "gamma", "cells",
+    "change", "change_low", "change_high", "p_value", "verdict",
+)  # fmt: skip
+HEADS = ["claim", "source", "reported", "measured by", "cells", "here, %", "verdict"]
+NOTE = (
+    "here: how much more is accepted, or how many more tokens a call, of means over the cells, "
+    "with 95% intervals, corrected by Holm over these rows. holds: the interval lies above 0 and "
+    "all seeds agree; the opposite: below."
 )
-_LK, _DISTILLSPEC, _DISTILLM = (
-    "LK losses, 2602.23881",
-    "DistillSpec, 2310.08461",
-    "DistiLLM, 2402.03898",
-)
+_ACCEPTED = Key(CORPUS, ACCEPTANCE, 1.0)
+_SAMPLED, _GREEDY = Key(GENERATED, TAU, 1.0, 8), Key(GENERATED_GREEDY, TAU, 0.0, 8)
+_LK = "LK losses, 2602.23881"
 _LK_SAMPLED = "up to 8–10% more; gpt-oss-120b +7.7%, Llama-3.3-70B +3.6%, 7 drafts"
 _LK_GREEDY = "gpt-oss-120b +1.8%, Llama-3.3-70B +0.6%, 7 drafts"
+_DISTILLSPEC = "DistillSpec, 2310.08461"
 _ON_POLICY = "text of the draft's own is crucial; 10–45% faster than an undistilled draft"
+_DISTILLM = "DistiLLM, 2402.03898"
 _SKEW = "better than KL and reverse KL, by ROUGE-L"
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """That `loss`, or what it is trained on, is better than another.
+    """A paper's claim that a loss, or the text it is trained on, is better than another.
 
     Attributes:
-      source: a paper.
-      reported: what it has for it.
-      loss: of students that are claimed to be better.
+      source: the paper.
+      reported: its evidence.
+      loss: of the students that are claimed to be better.
       than: the loss of the others.
-      key: where they are compared here.
-      context: of training, in which the first are trained and the others in `corpus`; None for any,
-        the same for both.
+      key: the measure by which they are compared here.
+      context: training context of the first students, where the others are trained on the corpus;
+        None if both are trained on the same, whichever it is.
     """
 
     source: str
@@ -57,71 +65,86 @@ CLAIMS = (
     Claim(_DISTILLSPEC, _ON_POLICY, "kl", "kl", _SAMPLED, context="student"),
     Claim(_DISTILLSPEC, _ON_POLICY, "tv", "tv", _SAMPLED, context="student"),
     Claim(_DISTILLSPEC, "text of the target's helps, too", "kl", "kl", _SAMPLED, context="teacher"),
-    Claim(_DISTILLM, _SKEW, "skl", "kl", _ACCEPTANCE),
-    Claim(_DISTILLM, _SKEW, "skl", "rkl", _ACCEPTANCE),
-    Claim(_DISTILLM, _SKEW, "srkl", "kl", _ACCEPTANCE),
-    Claim(_DISTILLM, _SKEW, "srkl", "rkl", _ACCEPTANCE),
+    Claim(_DISTILLM, _SKEW, "skl", "kl", _ACCEPTED),
+    Claim(_DISTILLM, _SKEW, "skl", "rkl", _ACCEPTED),
+    Claim(_DISTILLM, _SKEW, "srkl", "kl", _ACCEPTED),
+    Claim(_DISTILLM, _SKEW, "srkl", "rkl", _ACCEPTED),
 )
 
 
-def rows(cells: Mapping[Cell, Measurement]) -> list[dict]:
-    """A row for each claim that the cells speak of: how much more is accepted, a fraction,
-    corrected by Holm over rows.
+def rows(measured: Mapping[Cell, Measurement]) -> list[dict]:
+    """Returns a row for each claim of which the cells show anything: how much more is accepted, as
+    a fraction, corrected by Holm over rows.
 
-    Ratios are of means over the cells, which share documents, seeds and, by teacher, its own text.
+    Ratios are of means over the cells, which share documents, seeds and, by teacher, its text.
     """
-    found = {claim: _estimate(claim, cells) for claim in CLAIMS}
-    found = {claim: one for claim, one in found.items() if one is not None}
-    p_values = [estimate.p_value for estimate, _, _ in found.values()]
-    corrected = zip(
-        found.items(), statistics.holm_levels(p_values), statistics.holm(p_values), strict=True
-    )
-    return [_row(claim, *one, level, p_value) for (claim, one), level, p_value in corrected]
-
-
-def _row(claim, estimate, by_seed, count, level, p_value):
-    at = estimate.at_level(level)
-    verdict = verdicts.verdict(at.value, at.low, at.high, by_seed)
-    if verdict == "real":
-        verdict = "holds" if at.value > 0 else "the opposite"
-    change = {"change": at.value, "change_low": at.low, "change_high": at.high}
-    return {
-        **{name: getattr(claim, name) for name in ("source", "reported", "loss", "than")},
-        "trained_on": claim.context or "",
-        **{name: getattr(claim.key, name) for name in ("measure", "temperature", "gamma")},
-        "cells": count,
-        **{name: math.expm1(value) for name, value in change.items()},
-        "p_value": p_value,
-        "verdict": verdict,
-    }
-
-
-def _estimate(claim, cells):
-    """(the logarithm of the ratio, the difference of each seed, cells); None where no two can be
-    compared."""
     seeds = max(
-        (each for measured in cells.values() for each in measured.losses.values()),
+        (seeds for measurement in measured.values() for seeds in measurement.losses.values()),
         key=len,
         default=(),
     )
-    pairs = [pair for cell in cells if (pair := _pair(claim, cell, cells, seeds)) is not None]
-    if not pairs:
-        return None
-    ours, theirs = (ranking.mean(side) for side in zip(*pairs, strict=True))
-    logarithms, influence = statistics.log_ratio(*ours, *theirs)
-    return statistics.estimate(logarithms, influence), ours[0] - theirs[0], len(pairs)
+    pairs = {}
+    for claim in CLAIMS:
+        in_cells = (_pair(claim, cell, measured, seeds) for cell in measured)
+        pairs[claim] = [pair for pair in in_cells if pair is not None]
+    pairs = {claim: cells for claim, cells in pairs.items() if cells}
+    family = []
+    for cells in pairs.values():
+        ours, theirs = (ranking.mean(side) for side in zip(*cells, strict=True))
+        logarithm = statistics.estimate(*statistics.log_ratio(*ours, *theirs))
+        family.append((logarithm, ours[0] - theirs[0]))
+    table = []
+    for (claim, cells), columns in zip(pairs.items(), comparisons.correct(family), strict=True):
+        verdict, ratio = columns["verdict"], columns["difference"]
+        if verdict == verdicts.REAL:
+            verdict = "holds" if ratio > 0 else "the opposite"
+        table.append(
+            {
+                "source": claim.source,
+                "reported": claim.reported,
+                "loss": claim.loss,
+                "than": claim.than,
+                "trained_on": claim.context or "",
+                "measure": claim.key.measure,
+                "temperature": claim.key.temperature,
+                "gamma": claim.key.gamma,
+                "cells": len(cells),
+                "change": math.expm1(ratio),
+                "change_low": math.expm1(columns["difference_low"]),
+                "change_high": math.expm1(columns["difference_high"]),
+                "p_value": columns["p_value"],
+                "verdict": verdict,
+            }
+        )
+    return table
 
 
-def _pair(claim, cell, cells, seeds):
-    """Sums of both sides of the claim in a cell; None where one was not measured or lost a student
-    of `seeds`."""
-    other = cell if claim.context is None else dataclasses.replace(cell, context="corpus")
-    if claim.context not in (None, cell.context) or other not in cells:
+def _pair(
+    claim: Claim, cell: Cell, measured: Mapping[Cell, Measurement], seeds: Sequence[int]
+) -> tuple[Sums, Sums] | None:
+    """Returns the sums of both sides of the claim in a cell; None if one was not measured or has
+    not all of `seeds`."""
+    other = cell if claim.context is None else dataclasses.replace(cell, context=CORPUS)
+    if claim.context not in (None, cell.context) or other not in measured:
         return None
-    sides = [(cells[cell], claim.loss), (cells[other], claim.than)]
+    sides = ((measured[cell], claim.loss), (measured[other], claim.than))
     if any(
-        (loss, claim.key) not in measured.sums or measured.losses[loss] != seeds
-        for measured, loss in sides
+        (loss, claim.key) not in measurement.sums or measurement.losses[loss] != seeds
+        for measurement, loss in sides
     ):
         return None
-    return [measured.sums[loss, claim.key] for measured, loss in sides]
+    return tuple(measurement.sums[loss, claim.key] for measurement, loss in sides)
+
+
+def table_rows(frame: pd.DataFrame) -> Iterator[list[str]]:
+    """Yields a row a claim under `HEADS`, from a frame of `COLUMNS`."""
+    for row in frame.itertuples():
+        claim = f"{row.loss} over {row.than}"
+        if row.trained_on:
+            claim = f"{row.loss} on the {row.trained_on}'s text over {row.than} on the corpus"
+        measure = f"accepted T={row.temperature:g}"
+        if row.measure == TAU:
+            measure = f"τ γ={row.gamma:g} T={row.temperature:g}"
+        low, high = formats.points(row.change_low), formats.points(row.change_high)
+        change = f"{formats.points(row.change)} [{low}, {high}]"
+        yield [claim, row.source, row.reported, measure, f"{row.cells:g}", change, row.verdict]

@@ -1,4 +1,4 @@
-"""The runs of a sweep: which config each has, and where it lies."""
+"""The runs of a sweep: the config and the folder of each."""
 
 import copy
 import dataclasses
@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jaxdiv
-from experiments.sweep import grid
-from experiments.sweep.grid import Cell
+from experiments.sweep import cells
+from experiments.sweep.cells import Cell
 from jaxdiv import files, schema
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import config_keys
+from jaxdiv.runs.specs import parse_losses
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 
-REFERENCE = "kl"
-TEMPERATURE = schema.HEADLINE_TEMPERATURE
-_EACH_CELLS_OWN = {
+REFERENCE = "kl"  # the loss that the others are compared with
+# Keys of a run that differ between cells, and the sweep's key that says how.
+_SET_BY_SWEEP = {
     "temperature": "temperatures",
     "data.context": "contexts",
     "teacher.checkpoint": "teachers",
@@ -26,14 +27,22 @@ _EACH_CELLS_OWN = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PlannedRun:
+    """One run of a sweep: its folder, and the config that it begins with."""
+
+    workdir: Workdir
+    config: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan:
     """What a sweep's folder holds.
 
     Attributes:
       root: the folder.
-      config: a run's, from which those of the sweep's runs depart.
+      config: a run's, from which those of the sweep's runs differ.
       sweep: `config.sweep`.
-      cells: all of the grid, the base first.
+      cells: all cells, the base first.
       offered: how many losses the user's config has, of which `config` may have some.
     """
 
@@ -45,82 +54,70 @@ class Plan:
 
     @property
     def losses(self) -> list[str]:
-        return [loss.text for loss in run_config.losses(self.config)]
+        return [loss.text for loss in parse_losses(self.config["losses"])]
 
-    def whole(self) -> dict[str, Any]:
-        """The config with what is the sweep's."""
-        return {**self.config, "sweep": self.sweep}
+    def workdir(self, kind: str, name: str) -> Workdir:
+        """Returns a run's folder; `kind` is `teachers`, `tuning` or `cells`."""
+        return Workdir(self.root / kind / name)
 
-    def teacher_run(self, name: str) -> Workdir:
-        return Workdir(self.root / "teachers" / name)
-
-    def tuning_run(self, student: str, rate: float) -> Workdir:
-        return Workdir(self.root / "tuning" / f"{student}-{rate:g}")
-
-    def cell_run(self, cell: Cell) -> Workdir:
-        return Workdir(self.root / "cells" / cell.name)
-
-    def teacher_config(self, name: str) -> dict[str, Any]:
-        """Of the run that trains a teacher."""
+    def teacher_run(self, name: str) -> PlannedRun:
+        """Plans the run that trains a teacher."""
         config = copy.deepcopy(dict(self.config))
         config["teacher"] |= self.sweep["teachers"][name]
-        return self._at_home(config, self.teacher_run(name))
+        return self._in_folder(config, self.workdir("teachers", name))
 
-    def tuning_config(self, student: str, rate: float) -> dict[str, Any]:
-        """Of a run of few steps and one seed, otherwise the base's but for the student."""
-        base = dataclasses.replace(self.cells[0], student=student)
-        config = self._departed(base)
-        config["seeds"] = 1
-        config["student"]["steps"] = self.sweep["tuning_steps"]
-        config["student"]["optimizer"]["learning_rate"] = rate
-        return self._taught(config, self.tuning_run(student, rate), base.teacher)
+    def tuning_runs(self, student: str) -> dict[float, PlannedRun]:
+        """Plans a run for each learning rate: few steps and one seed of the base's cell, with
+        another student."""
+        base, runs = dataclasses.replace(self.cells[0], student=student), {}
+        for rate in self.sweep["rates"]:
+            config = self._cell_config(base)
+            config["seeds"] = 1
+            config["student"]["steps"] = self.sweep["tuning_steps"]
+            config["student"]["optimizer"]["learning_rate"] = rate
+            runs[rate] = self._in_folder(config, self.workdir("tuning", f"{student}-{rate:g}"))
+        return runs
 
-    def cell_config(self, cell: Cell, rates: Mapping[str, float]) -> dict[str, Any]:
-        """Of a cell's run, whose losses have these learning rates."""
-        config = self._departed(cell)
+    def cell_run(self, cell: Cell, rates: Mapping[str, float] | None = None) -> PlannedRun:
+        """Plans a cell's run, whose losses have the learning rates `rates`, or 1 for an
+        estimate."""
+        rates = rates or dict.fromkeys(self.losses, 1.0)
+        config = self._cell_config(cell)
         config["student"]["learning_rates"] = "; ".join(
             f"{loss}: {rates[loss]:g}" for loss in self.losses
         )
-        return self._taught(config, self.cell_run(cell), cell.teacher)
+        return self._in_folder(config, self.workdir("cells", cell.name))
 
-    def teachers(self, cells: Iterable[Cell]) -> list[str]:
-        """The names of those that `cells` need, and the base's first, with which learning rates are
-        tuned."""
-        return list(dict.fromkeys(cell.teacher for cell in (self.cells[0], *cells)))
+    def teachers(self, needed_by: Iterable[Cell]) -> list[str]:
+        """Returns the teachers that cells need, after the base's, with which rates are tuned."""
+        return list(dict.fromkeys(cell.teacher for cell in (self.cells[0], *needed_by)))
 
-    def tuned_as(self, cell: Cell) -> str:
-        """The student whose learning rates a cell has: the first of its kind by name."""
-        return next(
-            name for name in self.sweep["students"] if self._kind(name) == self._kind(cell.student)
-        )
+    def tuned_student(self, cell: Cell) -> str:
+        """Returns the student whose learning rates a cell has: the first of its kind by name."""
+        students = self.sweep["students"]
+        kinds = {name: {**self.config["student"], **students[name]}["kind"] for name in students}
+        return next(name for name in students if kinds[name] == kinds[cell.student])
 
-    def _kind(self, student):
-        return {**self.config["student"], **self.sweep["students"][student]}["kind"]
-
-    def _departed(self, cell):
+    def _cell_config(self, cell: Cell) -> dict[str, Any]:
         config = copy.deepcopy(dict(self.config))
         config["student"] |= self.sweep["students"][cell.student]
         config["teacher"] |= self.sweep["teachers"][cell.teacher]
+        config["teacher"]["checkpoint"] = str(self.workdir("teachers", cell.teacher).root)
         config["data"]["context"], config["temperature"] = cell.context, cell.temperature
         return config
 
-    def _taught(self, config, run, name):
-        config["teacher"]["checkpoint"] = str(self.teacher_run(name).root)
-        return self._at_home(config, run)
-
-    def _at_home(self, config, run):
-        """With the standard library read once for all, where paths stay as the run began, should
-        the sweep be moved."""
+    def _in_folder(self, config: dict[str, Any], workdir: Workdir) -> PlannedRun:
         data = config["data"]
         if data["source"] == "python_stdlib" and not (
             data["directory"] or data["files"] or files.in_bucket(self.root)
         ):
-            data["directory"] = str(self.root / "data")
-        if DATA_READY in run.facts():
-            own = run.config()
-            config["teacher"]["checkpoint"] = own["teacher"]["checkpoint"]
-            data["directory"] = own["data"]["directory"]
-        return config
+            data["directory"] = str(self.root / "data")  # all runs read the library once
+        if DATA_READY in workdir.facts():
+            # The sweep may have been moved since the run began, whose paths stay.
+            stored = workdir.config()
+            config["teacher"]["checkpoint"] = stored["teacher"]["checkpoint"]
+            data["directory"] = stored["data"]["directory"]
+        return PlannedRun(workdir, config)
 
 
 def read(
@@ -129,95 +126,89 @@ def read(
     *,
     typed: Mapping[str, Any] = (),
     losses: str | None = None,
-) -> Plan:
-    """The plan of a config with `sweep`, checked before anything is trained.
+) -> SweepPlan:
+    """Returns the plan of a config with `sweep`, checked before anything is trained.
 
     Args:
-      config: as the user has it.
+      config: the user's.
       root: the sweep's folder.
       typed: dotted key below `config` to value, of what the command line overrides.
       losses: those of the config's that are trained, by commas; all of them if None.
 
     Raises:
-      ValueError: what is no sweep's config, or losses that the config has not.
+      ValueError: what is no sweep's config, or losses that the config lacks.
     """
     config = copy.deepcopy(dict(config))
     if "sweep" not in config:
         raise ValueError("the config has no `sweep`; give one such as --config=configs/choose.py")
-    for key, place in _EACH_CELLS_OWN.items():
+    for key, sweep_key in _SET_BY_SWEEP.items():
         if key in typed:
-            raise ValueError(f"--config.{key}: each cell has its own; give config.sweep.{place}")
+            raise ValueError(
+                f"--config.{key}: each cell has its own; give config.sweep.{sweep_key}"
+            )
     sweep = config.pop("sweep")
     run_config.check_each(config)
-    cells = grid.read(sweep)
-    grid.decoded(sweep, cells)
-    _refuse_overridden(sweep, typed)
-    known = [loss.text for loss in run_config.losses(config)]
-    if losses is not None:
-        config["losses"] = _cut(known, losses)
-    made = Plan(root, config, sweep, cells, offered=len(known))
-    _check(made)
-    return made
-
-
-def _refuse_overridden(sweep, typed):
-    """What some students or teachers have of their own would not be heard for them."""
+    sweep_cells = cells.read(sweep)
+    cells.decoded(sweep, sweep_cells)
     for key in typed:
-        part, _, name = key.partition(".")
-        group = f"{part}s"
-        if group in ("students", "teachers"):
-            own = [
-                f"config.sweep.{group}.{level}.{name}"
-                for level, has in sweep[group].items()
-                if name in has
-            ]
-            if own:
-                raise ValueError(
-                    f"--config.{key}: some {group} have their own; give {', '.join(own)}"
-                )
+        # An override would not reach students or teachers that set the key themselves.
+        section, _, name = key.partition(".")
+        group = f"{section}s"
+        levels = sweep[group] if group in ("students", "teachers") else {}
+        if own := [
+            f"config.sweep.{group}.{level}.{name}" for level in levels if name in levels[level]
+        ]:
+            raise ValueError(f"--config.{key}: some {group} have their own; give {', '.join(own)}")
+    offered = [loss.text for loss in parse_losses(config["losses"])]
+    if losses is not None:
+        config["losses"] = _select_losses(offered, losses)
+    plan = SweepPlan(root, config, sweep, sweep_cells, offered=len(offered))
+    _check(plan)
+    return plan
 
 
-def _cut(known, wanted):
+def _select_losses(offered: list[str], flag: str) -> str:
     try:
-        names = jaxdiv.split(wanted)
+        names = jaxdiv.split(flag)
     except ValueError as error:
         raise ValueError(f"--losses: {error}") from None
-    wrong = [name for name in names if name not in known]
+    wrong = [name for name in names if name not in offered]
     if wrong or not names:
         raise ValueError(
-            f"--losses: {', '.join(wrong) or 'nothing'} is none of the config's, {', '.join(known)}"
+            f"--losses: {', '.join(wrong) or 'nothing'} is none of the config's, "
+            f"{', '.join(offered)}"
         )
-    return ",".join(name for name in known if name in names)
+    return ",".join(name for name in offered if name in names)
 
 
-def _check(plan):
-    names, evaluation, optimizer = (
-        plan.losses,
-        plan.config["evaluation"],
-        plan.config["student"]["optimizer"],
+def _check(plan: SweepPlan) -> None:
+    losses, evaluation = plan.losses, plan.config["evaluation"]
+    if losses[0] != REFERENCE or "ce" in losses or len(losses) < 2:
+        raise ValueError(
+            f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and "
+            f"lack ce, which has its gradient; got {', '.join(losses)}"
+        )
+    temperature = schema.HEADLINE_TEMPERATURE
+    contexts = config_keys.names_in(evaluation["contexts"])
+    if temperature not in evaluation["temperatures"] or schema.CORPUS not in contexts:
+        raise ValueError(
+            "losses are ranked by acceptance on held-out documents at temperature "
+            f"{temperature:g}: `config.evaluation.temperatures` must have {temperature:g} and "
+            "`config.evaluation.contexts` corpus"
+        )
+    warmup, tuning_steps = (
+        plan.config["student"]["optimizer"]["warmup_steps"],
+        plan.sweep["tuning_steps"],
     )
-    if names[0] != REFERENCE or "ce" in names or len(names) < 2:
+    if tuning_steps <= warmup:
         raise ValueError(
-            f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and lack ce, which has "
-            f"its gradient; got {', '.join(names)}"
-        )
-    if TEMPERATURE not in evaluation["temperatures"] or "corpus" not in config_keys.names_in(
-        evaluation["contexts"]
-    ):
-        raise ValueError(
-            f"losses are ranked by acceptance on held-out documents at temperature {TEMPERATURE:g}: "
-            f"`config.evaluation.temperatures` must have {TEMPERATURE:g} and `config.evaluation.contexts` corpus"
-        )
-    if plan.sweep["tuning_steps"] <= optimizer["warmup_steps"]:
-        raise ValueError(
-            f"`config.sweep.tuning_steps` must be above `config.student.optimizer.warmup_steps` = "
-            f"{optimizer['warmup_steps']}, got {plan.sweep['tuning_steps']}"
+            "`config.sweep.tuning_steps` must be above `config.student.optimizer.warmup_steps` = "
+            f"{warmup}, got {tuning_steps}"
         )
     for cell in plan.cells:
-        rates = dict.fromkeys(names, 1.0)
+        tuning = plan.tuning_runs(plan.tuned_student(cell)).values()
         try:
-            run_config.check(plan.cell_config(cell, rates))
-            for rate in plan.sweep["rates"]:
-                run_config.check(plan.tuning_config(plan.tuned_as(cell), rate))
+            for run in (plan.cell_run(cell), *tuning):
+                run_config.check(run.config)
         except ValueError as error:
             raise ValueError(f"cell {cell.name}: {error}") from None

@@ -1,42 +1,89 @@
-"""How every run of a sweep begins, or goes on: a teacher's, a tuning run, a cell."""
+"""The runs of a sweep: how each begins or resumes, and those that train the teachers."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.sweep.plan import Plan
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import jaxdiv
+from experiments.sweep.plan import PlannedRun
+from jaxdiv.data import pipeline
+from jaxdiv.evaluation import contexts, measurement
+from jaxdiv.runs import processes, progress, sharding
 from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.schema import CORPUS
 from jaxdiv.training import run_data, teacher
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
 
-_SHARED = (DATA_READY, run_data.TOKENIZER)  # facts
+ENTROPY = "teacher, entropy in nats a token on the documents measured"
+_SHARED_FACTS = (DATA_READY, run_data.TOKENIZER)
 
 
 def begin(
-    plan: Plan, run: Workdir, config: Mapping, **watched: Any
+    run: PlannedRun, first: Workdir, **watching: Any
 ) -> tuple[dict[str, Any], TextData, Model]:
-    """The run's config as it will have it, its data, and its teacher, which is trained or taken
-    over here.
+    """Prepares a run's data and teacher, which is trained or taken over.
 
-    `watched` is what `loop.run_stage` takes of `profile` and `also`.
+    Args:
+      run: the run to begin, or to resume.
+      first: the folder of the base's teacher, whose texts and tokenizer all runs share.
+      **watching: `profile` and `also` of `loop.run_stage`.
+
+    Returns:
+      (config, data, teacher); the config has the sizes of a teacher that was taken over.
 
     Raises:
-      ValueError: the run has other data, or other tokens of it, than the teacher of the base.
+      ValueError: the run has other texts, or another tokenizer, than `first`. Files may have
+        changed since the sweep began, and a teacher that is taken over brings its tokenizer.
     """
-    config = teacher.resolve(config, run, typed={})
-    run.initialize_or_resume(config)
-    data = run_data.prepare(config, run)
-    _refuse_other_data(run, plan.teacher_run(plan.cells[0].teacher))
-    return config, data, teacher.prepare(config, run, data, **watched)
-
-
-def _refuse_other_data(run, first):
-    """Files may have changed since the sweep began, and a teacher that is taken over brings its
-    tokenizer."""
-    here, there = run.facts(), first.facts()
-    for fact in _SHARED:
-        if here[fact] != there[fact]:
+    workdir = run.workdir
+    config = teacher.resolve(run.config, workdir, typed={})
+    workdir.initialize_or_resume(config)
+    data = run_data.prepare(config, workdir)
+    facts, expected = workdir.facts(), first.facts()
+    for name in _SHARED_FACTS:
+        if facts[name] != expected[name]:
             raise ValueError(
-                f"{run.root}: the {fact} is {here[fact]}, but {there[fact]} in {first.root}; all of a sweep have one "
-                f"corpus and one tokenizer: put that right and delete the former, or begin another sweep"
+                f"{workdir.root}: the {name} is {facts[name]}, but {expected[name]} in "
+                f"{first.root}; all of a sweep have one corpus and one tokenizer: put that right "
+                "and delete the former, or begin another sweep"
             )
+    return config, data, teacher.prepare(config, workdir, data, **watching)
+
+
+def prepare_teacher(name: str, run: PlannedRun, first: Workdir, **watching: Any) -> None:
+    """Trains a teacher, or resumes, and stores its quality and entropy in its folder's facts."""
+    workdir = run.workdir
+    if not processes.broadcast_from_first(ENTROPY in workdir.facts()):
+        with progress.event_fields(teacher=name):
+            config, data, model = begin(run, first, **watching)
+            nats = entropy(config, data, model, sharding.make(config))
+            workdir.add_facts({ENTROPY: round(nats, 4)})
+            processes.barrier(f"teacher {name}")
+    facts = workdir.facts()
+    progress.log(
+        f"teacher {name}: entropy {facts[ENTROPY]} nats a token, "
+        f"{facts[teacher.QUALITY]} nats a byte"
+    )
+
+
+def entropy(config: Mapping, corpus: TextData, model: Model, mesh: Mesh) -> float:
+    """Computes the mean entropy of the teacher's next token at temperature 1 over
+    `evaluation.documents`, in nats."""
+    context = contexts.make(CORPUS, config, corpus, model, mesh)
+
+    @functools.partial(sharding.jit, mesh=mesh)
+    def total(params, batch):
+        logits = model.with_params(params)(batch["inputs"]).logits
+        nats = jaxdiv.cross_entropy(logits, logits) * batch["weights"]
+        return sharding.everywhere(jnp.sum(nats), mesh)
+
+    rows = sharding.Rows(mesh, measurement.rows_at_once(config, context.inputs.shape[1], mesh))
+    arrays = [getattr(context, field) for field in run_data.BATCH_FIELDS]
+    batches = (rows.spread(run_data.batch(block)) for block in pipeline.blocks(arrays, rows.count))
+    return sum(float(total(model.params, batch)) for batch in batches) / float(
+        context.weights.sum()
+    )

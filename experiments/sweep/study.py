@@ -1,5 +1,5 @@
-"""A sweep in its work folder: teachers, learning rates, then a cell after the other, each a run as
-distill makes it."""
+"""A sweep in its work folder: teachers, learning rates, then one cell after the other, each a run
+like those of `experiments.distill`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,13 @@ from typing import Any
 import jax
 
 from experiments.common import run_results
-from experiments.sweep import grid, pace, runs, sums, teachers, tuning
-from experiments.sweep.grid import Cell
-from experiments.sweep.plan import Plan
+from experiments.sweep import cells, runs, stored_sums, time_estimate, tuning
+from experiments.sweep.cells import Cell
+from experiments.sweep.plan import PlannedRun, SweepPlan
 from jaxdiv import files
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import processes, progress
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import students
 
@@ -20,87 +21,103 @@ FILE = "sweep.json"
 _MAY_CHANGE = (*run_config.DECIDE_NO_RESULT, "config.sweep.extra")
 
 
-def check(plan: Plan) -> None:
-    """Raises ValueError if the folder holds a run, or a sweep of another config; more cells may
-    come.
+def check(plan: SweepPlan) -> None:
+    """Raises ValueError if the folder holds a run, or a sweep of another config; cells may be
+    added.
 
-    A folder in which no data was ever made ready, as after a mistyped path, takes any config.
+    A folder whose data were never made ready, as after a mistyped path, takes any config.
     """
-    path = plan.root / FILE
-    if (plan.root / "config.json").exists():
+    root, path = plan.root, plan.root / FILE
+    if (root / "config.json").exists():
         raise ValueError(
-            f"{plan.root} is the folder of a run; give the sweep one of its own: --workdir={plan.root}-sweep"
+            f"{root} is the folder of a run; give the sweep one of its own: --workdir={root}-sweep"
         )
-    if path.exists() and any(
-        DATA_READY in Workdir(found.parent).facts() for found in plan.root.glob("*/*/facts.json")
-    ):
-        changes = run_config.differences(files.read_json(path), plan.whole())
-        refused = {
-            key: pair for key, pair in changes.items() if not run_config.within(key, _MAY_CHANGE)
-        }
-        if refused:
-            listed = "; ".join(
-                f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items()
-            )
-            raise ValueError(
-                f"{plan.root} holds a sweep of another config: {listed}; give this one a folder of its own: "
-                f"--workdir={plan.root}-2"
-            )
+    folders = (facts.parent for facts in root.glob("*/*/facts.json"))
+    if not path.exists() or not any(DATA_READY in Workdir(folder).facts() for folder in folders):
+        return
+    changes = run_config.differences(files.read_json(path), _stored_config(plan))
+    refused = "; ".join(
+        f"{key} is {old!r} there, {new!r} here"
+        for key, (old, new) in changes.items()
+        if not run_config.within(key, _MAY_CHANGE)
+    )
+    if refused:
+        raise ValueError(
+            f"{root} holds a sweep of another config: {refused}; give this one a folder of its "
+            f"own: --workdir={root}-2"
+        )
 
 
-def initialize_or_resume(plan: Plan) -> None:
-    """Begins a sweep in its folder, or goes on with it, as `check` allows."""
+def initialize_or_resume(plan: SweepPlan) -> None:
+    """Begins a sweep in its folder, or resumes it, as `check` allows."""
     check(plan)
-    processes.barrier("sweep read")  # by all, before the first writes
+    # All processes read the folder before the first one writes to it.
+    processes.barrier("sweep read")
     if processes.is_first():
-        files.write_json(plan.root / FILE, plan.whole())
+        files.write_json(plan.root / FILE, _stored_config(plan))
 
 
-def is_done(plan: Plan, cell: Cell) -> bool:
-    """Whether a cell was measured; it is left alone then. Without `sums.FILE` it is measured
-    anew."""
-    return (plan.cell_run(cell).root / sums.FILE).exists()
+def _stored_config(plan):
+    return {**plan.config, "sweep": plan.sweep}
 
 
-def run(plan: Plan, cells: Sequence[Cell], **watched: Any) -> None:
-    """Trains and measures those of `cells` that are not done.
+def is_done(plan: SweepPlan, cell: Cell) -> bool:
+    """Returns whether a cell was measured, and is left alone; it is measured again without its
+    sums."""
+    return (plan.workdir("cells", cell.name).root / stored_sums.FILE).exists()
 
-    `watched` is what `loop.run_stage` takes of `profile` and `also`.
+
+def run(plan: SweepPlan, selected: Sequence[Cell], **watching: Any) -> None:
+    """Trains and measures the selected cells that are not done.
+
+    Args:
+      plan: the sweep.
+      selected: of its cells.
+      **watching: `profile` and `also` of `loop.run_stage`.
 
     Raises:
       loop.Stopped: a signal came in training; the step under way was finished and saved.
     """
-    left = [cell for cell in cells if not processes.broadcast_from_first(is_done(plan, cell))]
+    left = [cell for cell in selected if not processes.broadcast_from_first(is_done(plan, cell))]
+    first = plan.workdir("teachers", plan.cells[0].teacher)
     for name in plan.teachers(left) if left else ():
-        teachers.prepare(plan, name, **watched)
+        runs.prepare_teacher(name, plan.teacher_run(name), first, **watching)
     rates = {
-        name: tuning.rates(plan, name, **watched)
-        for name in dict.fromkeys(map(plan.tuned_as, left))
+        name: tuning.rates(name, plan.tuning_runs(name), plan.losses, first, **watching)
+        for name in dict.fromkeys(map(plan.tuned_student, left))
     }
-    decoded = grid.decoded(plan.sweep, plan.cells)
-    going = pace.Pace([pace.seconds(plan, cell, decoded=cell in decoded) for cell in left])
-    for cell in left:
-        begun = plan.cell_run(cell).students.exists()  # of which only the rest is timed
-        with going.part(whole=not begun), progress.event_fields(cell=cell.name):
-            _tell(plan, cell, cells, going.left())
-            _run_cell(
-                plan, cell, rates[plan.tuned_as(cell)], decoded=cell in decoded, watched=watched
+    decoded = cells.decoded(plan.sweep, plan.cells)
+    remaining = time_estimate.RemainingTime(
+        [
+            time_estimate.seconds(
+                RunSpec.from_config(plan.cell_run(cell).config), decoded=cell in decoded
             )
-        jax.clear_caches()  # of no use to the next one
+            for cell in left
+        ]
+    )
+    for cell in left:
+        planned = plan.cell_run(cell, rates[plan.tuned_student(cell)])
+        # A cell that was begun before takes only the rest of its time, which scales no estimate.
+        whole = not planned.workdir.students.exists()
+        with remaining.part(whole=whole), progress.event_fields(cell=cell.name):
+            progress.log(
+                f"cell {selected.index(cell) + 1} of {len(selected)}, {cell.name}: "
+                f"{len(plan.losses) * plan.config['seeds']} students, about "
+                f"{max(1, round(remaining.minutes()))} min left",
+                style="bold",
+            )
+            _run_cell(planned, first, decoded=cell in decoded, **watching)
+        jax.clear_caches()  # the next cell has no use for them
 
 
-def _tell(plan, cell, cells, minutes):
-    number, count = cells.index(cell) + 1, len(plan.losses) * plan.config["seeds"]
-    what = f"cell {number} of {len(cells)}, {cell.name}: {count} students"
-    progress.log(f"{what}, about {max(1, round(minutes))} min left", style="bold")
-
-
-def _run_cell(plan, cell, rates, *, decoded, watched):
-    place = plan.cell_run(cell)
-    config, data, guide = runs.begin(plan, place, plan.cell_config(cell, rates))
-    students.train(config, place, data, guide, **watched)
-    measured = run_results.measure([place], decode_gamma=sums.DECODED_GAMMA if decoded else None)
+def _run_cell(planned: PlannedRun, first: Workdir, *, decoded: bool, **watching: Any) -> None:
+    workdir = planned.workdir
+    config, data, model = runs.begin(planned, first)
+    students.train(config, workdir, data, model, **watching)
+    gamma = stored_sums.DECODED_GAMMA if decoded else None
+    measured = run_results.measure([workdir], decode_gamma=gamma)
     if processes.is_first():
-        run_results.write([place], measured, output=place.root)
-        sums.write(place.root / sums.FILE, measured[0])  # last, as it says that all is there
-    processes.barrier(f"measured {cell.name}")
+        run_results.write([workdir], measured, output=workdir.root)
+        # Written last, since it marks the cell as done.
+        stored_sums.write(workdir.root / stored_sums.FILE, measured[0])
+    processes.barrier(f"measured {workdir.root.name}")

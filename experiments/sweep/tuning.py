@@ -1,83 +1,84 @@
-"""Each loss's learning rate for each kind of student: the same few short runs for all, read from
-their curves."""
+"""Each loss's learning rate for each kind of student, from the curves of a few short runs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from experiments.sweep import runs
-from experiments.sweep.plan import Plan
+from experiments.sweep.plan import PlannedRun
 from jaxdiv import files
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs import metrics, processes, progress
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students
 
-Reached = Mapping[float, Mapping[str, float]]
 FILE = "reached.json"
-LOST = -1.0  # less than any acceptance
+DIVERGED = -1.0  # less than any acceptance
+AcceptanceByRate = Mapping[float, Mapping[str, float]]  # learning rate to loss to acceptance
 
 
-def rates(plan: Plan, student: str, **watched: Any) -> dict[str, float]:
-    """Loss to the rate of `config.sweep.rates` by which the student's acceptance ends highest on
-    the validation batch.
-
-    Runs that are finished are read. `watched` is what `loop.run_stage` takes of `profile` and
-    `also`.
-    """
-    reached = {}
-    for rate in plan.sweep["rates"]:
-        run = plan.tuning_run(student, rate)
-        with progress.event_fields(tuning=run.root.name):
-            reached[rate] = _reached(plan, run, plan.tuning_config(student, rate), watched)
-    made = best(reached, plan.losses)
-    ends = [loss for loss, rate in made.items() if rate in (min(reached), max(reached))]
-    told = ", ".join(f"{loss} {rate:g}" for loss, rate in made.items())
-    progress.log(
-        f"learning rates of {student}: {told}; at an end of those tried: {', '.join(ends) or 'none'}"
-    )
-    return made
-
-
-def best(reached: Reached, losses: list[str]) -> dict[str, float]:
-    """Loss to the rate at which it reached most, the smaller of equals; the smallest one where all
-    students were lost.
+def rates(
+    student: str,
+    tuning_runs: Mapping[float, PlannedRun],
+    losses: list[str],
+    first: Workdir,
+    **watching: Any,
+) -> dict[str, float]:
+    """Returns the learning rate of each loss after which acceptance on the validation batch ends
+    highest.
 
     Args:
-      reached: rate to loss to acceptance, of all losses.
-      losses: those whose rates are asked for.
+      student: its name, for messages.
+      tuning_runs: learning rate to run; finished ones are read.
+      losses: to tune.
+      first: as `runs.begin` has it.
+      **watching: `profile` and `also` of `loop.run_stage`.
     """
-    return {loss: max(sorted(reached), key=lambda rate: reached[rate][loss]) for loss in losses}
+    acceptance = {}
+    for rate, run in tuning_runs.items():
+        name = run.workdir.root.name
+        with progress.event_fields(tuning=name):
+            path = run.workdir.root / FILE
+            if not processes.broadcast_from_first(path.exists()):
+                config, data, model = runs.begin(run, first)
+                students.train(config, run.workdir, data, model, **watching)
+                if processes.is_first():
+                    files.write_json(path, final_acceptance(run.workdir, config))
+                processes.barrier(f"tuned {name}")
+            acceptance[rate] = read(run.workdir, losses)
+    tuned = best(acceptance, losses)
+    ends = [loss for loss, rate in tuned.items() if rate in (min(acceptance), max(acceptance))]
+    progress.log(
+        f"learning rates of {student}: "
+        f"{', '.join(f'{loss} {rate:g}' for loss, rate in tuned.items())}; "
+        f"at an end of those tried: {', '.join(ends) or 'none'}"
+    )
+    return tuned
 
 
-def _reached(plan, run: Workdir, config, watched):
-    """Loss to acceptance on the validation batch at the end of a short run."""
-    path = run.root / FILE
-    if not processes.broadcast_from_first(path.exists()):
-        config, data, guide = runs.begin(plan, run, config)
-        students.train(config, run, data, guide, **watched)
-        if processes.is_first():
-            files.write_json(path, at_end(run, config))
-        processes.barrier(f"tuned {run.root.name}")
-    return read(run, plan.losses)
+def best(acceptance: AcceptanceByRate, losses: list[str]) -> dict[str, float]:
+    """Returns the rate at which each loss reached the highest acceptance, the smaller of equals;
+    the smallest rate if its students diverged at all of them."""
+    return {
+        loss: max(sorted(acceptance), key=lambda rate: acceptance[rate][loss]) for loss in losses
+    }
 
 
-def read(run: Workdir, losses: list[str]) -> dict[str, float]:
-    """Loss to what `at_end` found of a finished run, of `LOST` if its student was lost.
-
-    Raises ValueError if the run had no such loss.
-    """
-    found = files.read_json(run.root / FILE)
-    tuned = [loss.text for loss in run_config.losses(run.config())]
+def read(workdir: Workdir, losses: list[str]) -> dict[str, float]:
+    """Reads the final acceptance of each loss of a finished run, `DIVERGED` if its student is not
+    finite. Raises ValueError if the run lacks a loss."""
+    acceptance = files.read_json(workdir.root / FILE)
+    tuned = [loss.text for loss in RunSpec.from_config(workdir.config()).losses]
     if absent := [loss for loss in losses if loss not in tuned]:
         raise ValueError(
-            f"{run.root} was tuned without {', '.join(absent)}; delete it to have it tuned again"
+            f"{workdir.root} was tuned without {', '.join(absent)}; delete it to have it tuned "
+            "again"
         )
-    return {loss: found.get(loss, LOST) for loss in losses}
+    return {loss: acceptance.get(loss, DIVERGED) for loss in losses}
 
 
-def at_end(run: Workdir, config: Mapping) -> dict[str, float]:
-    """Loss to what its curve says of acceptance after the last step; without a loss whose student
-    is lost."""
-    curves = metrics.read_curves(run.curves, "student", students.seeds(config))
-    last = curves[curves["metric"].eq("acceptance") & curves["step"].eq(config["student"]["steps"])]
+def final_acceptance(workdir: Workdir, config: Mapping) -> dict[str, float]:
+    """Reads acceptance after the last step from the curves; losses that diverged are left out."""
+    stage = RunSpec.from_config(config).student_stage
+    curves = metrics.read_curves(workdir.curves, stage.name, list(stage.seeds))
+    last = curves[curves["metric"].eq("acceptance") & curves["step"].eq(stage.steps)]
     return {loss: float(value) for loss, value in last.groupby("loss")["value"].mean().items()}

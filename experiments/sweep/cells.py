@@ -1,0 +1,148 @@
+"""The cells of a sweep: a base, one factor changed at a time, and cells that are named besides."""
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxdiv.runs import config_keys
+
+FACTORS = ("student", "teacher", "context", "temperature")
+_LEVEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")  # may be part of a folder's name
+_NUMBERS = config_keys.KeyRule(
+    # Six digits of them name folders.
+    "finite numbers above 0, by commas, which differ within six digits",
+    lambda v: (
+        len(v) > 0
+        and all(map(config_keys.POSITIVE.holds, v))
+        and len({f"{x:g}" for x in v}) == len(v)
+    ),
+)
+_RULES = {
+    "base": config_keys.NAME,
+    "extra": config_keys.TEXT,
+    "contexts": config_keys.NAME,
+    "temperatures": _NUMBERS,
+    "decoded": config_keys.TEXT,
+    "rates": _NUMBERS,
+    "tuning_steps": config_keys.whole(1),
+}
+# Keys of `config.student` and `config.teacher` that may differ. Students' steps and batches don't,
+# so that all students are trained on the same tokens.
+_MAY_DIFFER = {
+    "students": ("kind", "exit_layer", *config_keys.DECODER_SIZES),
+    "teachers": ("checkpoint", "steps", *config_keys.DECODER_SIZES),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training of all losses: names of `config.sweep.students` and `teachers`, `data.context`,
+    `temperature`."""
+
+    student: str
+    teacher: str
+    context: str
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.student}-{self.teacher}-{self.context}-T{self.temperature:g}"
+
+
+def read(sweep: Mapping) -> tuple[Cell, ...]:
+    """Returns the cells that `config.sweep` asks for, the base first.
+
+    Raises:
+      ValueError: a key is missing, unknown or has a wrong value, or a cell has an unknown level.
+    """
+    _check(sweep)
+    levels = {
+        "student": tuple(sweep["students"]),
+        "teacher": tuple(sweep["teachers"]),
+        "context": _names(sweep["contexts"]),
+        "temperature": tuple(sweep["temperatures"]),
+    }
+    base = _parse("base", sweep["base"], levels)
+    varied = [
+        dataclasses.replace(base, **{factor: level})
+        for factor in FACTORS
+        for level in levels[factor]
+    ]
+    extra = [_parse("extra", name, levels) for name in _names(sweep["extra"])]
+    return tuple(dict.fromkeys([base, *varied, *extra]))
+
+
+def select(cells: Sequence[Cell], globs: Iterable[str], flag: str) -> tuple[Cell, ...]:
+    """Returns the cells that a glob matches. Raises ValueError, which names `flag`, for a glob that
+    matches none."""
+    names, selected = [cell.name for cell in cells], set()
+    for glob in globs:
+        matching = fnmatch.filter(names, glob.strip())
+        if not matching:
+            raise ValueError(f"{flag}: {glob!r} is none of {', '.join(names)}")
+        selected |= set(matching)
+    return tuple(cell for cell in cells if cell.name in selected)
+
+
+def decoded(sweep: Mapping, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Returns the cells that are also decoded."""
+    return select(cells, _names(sweep["decoded"]), "`config.sweep.decoded`")
+
+
+def _names(text):
+    return [name for name in config_keys.names_in(text) if name]
+
+
+def _parse(key: str, text: str, levels: Mapping[str, Sequence[Any]]) -> Cell:
+    parts = text.strip().split("-")
+    temperatures = {f"T{value:g}": value for value in levels["temperature"]}
+    allowed = {**levels, "temperature": temperatures}
+    if len(parts) != len(FACTORS) or any(
+        part not in allowed[factor] for part, factor in zip(parts, FACTORS, strict=True)
+    ):
+        choices = "; ".join(f"{factor} of {', '.join(allowed[factor])}" for factor in FACTORS)
+        raise ValueError(
+            f"`config.sweep.{key}`: {text!r} must be STUDENT-TEACHER-CONTEXT-TEMPERATURE, {choices}"
+        )
+    return Cell(*parts[:-1], temperatures[parts[-1]])
+
+
+def _check(sweep: Any) -> None:
+    keys = (*_RULES, *_MAY_DIFFER)
+    _check_mapping("config.sweep", sweep, keys)
+    for key in sweep:
+        if key not in keys:
+            raise ValueError(
+                f"`config.sweep.{key}` is not a key of a sweep; known: {', '.join(keys)}"
+            )
+    for key in keys:
+        if key not in sweep:
+            raise ValueError(f"`config.sweep.{key}` is missing; see configs/choose.py")
+    for key, rule in _RULES.items():
+        config_keys.check_value(f"`config.sweep.{key}`", rule, sweep[key])
+    for key, allowed in _MAY_DIFFER.items():
+        prefix = f"config.sweep.{key}"
+        _check_mapping(prefix, sweep[key], ["names of your own"])
+        for name, changes in sweep[key].items():
+            if not _LEVEL.fullmatch(name):
+                raise ValueError(
+                    f"`{prefix}`: the name {name!r} must be of letters, digits, _, later also ."
+                )
+            _check_mapping(f"{prefix}.{name}", changes, allowed)
+            for changed in changes:
+                if changed not in allowed:
+                    raise ValueError(
+                        f"`{prefix}.{name}.{changed}` can't differ between cells; known: "
+                        f"{', '.join(allowed)}"
+                    )
+    for name in _names(sweep["contexts"]):
+        if name not in config_keys.TRAINING_CONTEXTS:
+            known = ", ".join(config_keys.TRAINING_CONTEXTS)
+            raise ValueError(f"`config.sweep.contexts`: {name!r} is none of {known}")
+
+
+def _check_mapping(name, value, keys):
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"`{name}` must say what it is, by {', '.join(keys)}; got {value!r}")

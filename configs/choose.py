@@ -1,21 +1,19 @@
-"""Which loss should a draft be trained with? Losses by student, teacher, training context and
-temperature.
+"""The comparison of losses by student, teacher, training context and temperature.
 
 python -m experiments.sweep --config=configs/choose.py --workdir=runs/choose
 
-Eight cells of 17 losses and three seeds, 408 students: a base and each other level of one factor.
-  They took 108 min on
-2 CPU cores, in part beside other jobs: teachers and tuning 16, a cell mostly 7 to 9, decoding 10,
-  the students' own
-text 9 more. `configs/choose.py:quick` has four cells of five losses and takes 6 min of CPU time.
+Eight cells of 17 losses and three seeds, 408 students: a base, and each other level of one factor.
+They took 108 min on 2 CPU cores, in part beside other jobs: teachers and tuning 16 min, a cell
+mostly 7 to 9, decoding 10, the students' on-policy text 9 more. `configs/choose.py:quick` has four
+cells of five losses and takes 6 min of CPU time.
 
-What is cut: the grid, not the seeds. No cell changes two factors, so that nothing is said of how
-  they act together
-(such cells may be named in `config.sweep.extra`); temperatures of training are 1 and 2; one cell is
-decoded; learning rates are tuned by kind of student and not by cell. Of the menu's losses those are
-left out that have the gradient of another, up to a factor: `ce` (kl), `negative_acceptance` (tv),
-  and at their defaults `alpha` (hellinger), `renyi`
-(bhattacharyya) and `rjsd` (jsd); and `z_loss`, which is no divergence.
+The grid is cut, not the seeds. No cell changes two factors, so that nothing shows how they act
+together (such cells may be named in `config.sweep.extra`). Temperatures of training are 1 and 2,
+one cell is decoded, and learning rates are tuned by kind of student instead of by cell.
+
+Losses of the registry are left out if they have the gradient of another, up to a factor: `ce` (kl),
+`negative_acceptance` (tv), and at their defaults `alpha` (hellinger), `renyi` (bhattacharyya) and
+`rjsd` (jsd). So is `z_loss`, which is no divergence.
 """
 
 import ml_collections
@@ -29,8 +27,8 @@ def get_config(form: str = "full"):
     config = quickstart.get_config()
     # `kl` comes first: the others are compared with it.
     config.losses = (
-        "kl,rkl,jeffreys,akl,jsd,skl,srkl,hellinger,bhattacharyya,pearson,neyman,tv,nla,lk_hybrid,ce_argmax,ce_top_k,"
-        "ce_data"
+        "kl,rkl,jeffreys,akl,jsd,skl,srkl,hellinger,bhattacharyya,pearson,neyman,tv,nla,lk_hybrid,"
+        "ce_argmax,ce_top_k,ce_data"
     )
     config.student.steps = 160
     config.evaluation.documents = 48
@@ -41,9 +39,8 @@ def get_config(form: str = "full"):
 
     config.sweep = ml_collections.ConfigDict()
     config.sweep.base = "adapter1-sharp-corpus-T1"  # STUDENT-TEACHER-CONTEXT-TEMPERATURE
-    config.sweep.extra = (
-        ""  # cells, by commas, beside the base and those that change one factor of it
-    )
+    # Cells, by commas, beside the base and those that change one factor of it.
+    config.sweep.extra = ""
     config.sweep.students = ml_collections.ConfigDict(
         {
             "adapter1": {"kind": "kangaroo", "exit_layer": 1},
@@ -57,13 +54,9 @@ def get_config(form: str = "full"):
     )
     config.sweep.contexts = "corpus,teacher,student"  # of training: `config.data.context`
     config.sweep.temperatures = (1.0, 2.0)  # of training: `config.temperature`
-    config.sweep.decoded = "adapter1-sharp-corpus-T1"  # globs of the cells that are decoded, too
-    config.sweep.rates = (
-        3e-3,
-        1e-2,
-        3e-2,
-        1e-1,
-    )  # of learning: each loss has its best for each kind of student
+    config.sweep.decoded = "adapter1-sharp-corpus-T1"  # globs of cells that are also decoded
+    # Learning rates: each loss has its best one for each kind of student.
+    config.sweep.rates = (3e-3, 1e-2, 3e-2, 1e-1)
     config.sweep.tuning_steps = 80
     _FORMS[form](config)
     return config

@@ -126,7 +126,7 @@ def test_gradients_of_mistaken_formulas(formula):
 
 
 def test_an_attached_teacher_of_cross_entropy_loses_entropy():
-    """Its gradient is KL's plus that of the teacher's own entropy, which falls."""
+    """The teacher's gradient is KL's plus that of its own entropy, which falls."""
     student, teacher = logits()
     by_ce, by_kl = (
         jax.grad(lambda z, loss=loss: formulas.attached(student, z, loss).sum())(teacher)
@@ -242,10 +242,10 @@ SUMS = {
 def test_students_that_learnt_another_measure_are_trained():
     """The top class alone is learnt although samples show less of it."""
     names = (UNTRAINED, "baseline:ce", "baseline:kl")
-    known = {name: {**SUMS[name], ("greedy_match", 0.0): sums(0.3)} for name in names}
+    sums_by_name = {name: {**SUMS[name], ("greedy_match", 0.0): sums(0.3)} for name in names}
     sharp = {("acceptance", 1.0): sums(0.19), ("greedy_match", 0.0): sums(0.5)}
-    known |= dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp)
-    rows = ratios.rows(causes.read("hard_labels", CONFIG), known)
+    sums_by_name |= dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp)
+    rows = ratios.rows(causes.read("hard_labels", CONFIG), sums_by_name)
     assert {row["trained"] for row in rows if row["cause"] == "hard_labels"} == {"both"}
 
 

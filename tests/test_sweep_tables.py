@@ -75,8 +75,8 @@ def test_differences_are_paired_and_corrected_over_cells():
     assert [(row["cell"], row["loss"]) for row in family] == pairs
     raw = []
     for cell, loss in pairs:
-        ours, theirs = (CELLS[cell].sums[name, KEY] for name in (loss, "kl"))
-        sides = (ours.numerator, ours.denominator, theirs.numerator, theirs.denominator)
+        pair = [CELLS[cell].sums[name, KEY] for name in (loss, "kl")]
+        sides = [side for sums in pair for side in (sums.numerator, sums.denominator)]
         raw.append(statistics.paired_difference(*sides))
     np.testing.assert_allclose([row["difference"] for row in family], [one.value for one in raw])
     holm = statistics.holm([one.p_value for one in raw])

@@ -1,10 +1,10 @@
-"""What can make a hundredfold gap in acceptance between students of cross-entropy and of KL?
+"""Finds what makes a hundredfold gap in acceptance between students of cross-entropy and of KL.
 
   python -m experiments.gap --config=configs/gap.py --workdir=runs/gap
 
 Trains the students of both losses under each cause of `config.causes`, mistakes and choices of a
 re-implementation, from one sound baseline, and measures all of them by every rule, temperature and
-count. docs/gap.md says what came of it. `--config=configs/gap.py:quick` is a first look. Causes may
+count. docs/gap.md has the results. `--config=configs/gap.py:quick` is a first look. Causes may
 be joined: `sum+sgd`.
 """
 

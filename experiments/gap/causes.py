@@ -31,7 +31,7 @@ VIEWS = (UNCHANGED, NEXT_TOKEN, OTHER_LAYER, OTHER_ROW, PADDED, TOP_CLASS, LABEL
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How a student's training departs from the sound one, which the defaults are.
+    """A change to a student's training, whose defaults are the sound one.
 
     Attributes:
       formula: (student logits, teacher logits, `ce` or `kl`) -> one value a token.
@@ -162,9 +162,9 @@ def _parse(text: str) -> Cause:
     training, measuring, names = {}, {}, text.split("+")
     for name in names:
         if name not in TRAINING and name not in MEASURING:
-            known = [*TRAINING, *MEASURING]
-            near = difflib.get_close_matches(name, known, n=1)
-            remedy = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
+            every = [*TRAINING, *MEASURING]
+            near = difflib.get_close_matches(name, every, n=1)
+            remedy = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(every)}"
             raise ValueError(f"`config.causes`: there is no cause {name!r}; {remedy}")
         fields = training if name in TRAINING else measuring
         for field, value in {**TRAINING, **MEASURING}[name].items():

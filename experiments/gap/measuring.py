@@ -50,7 +50,7 @@ def measure(
       a student that diverged. A variant whose students all diverged has no measures.
     """
     config, seeds = trainer.config, students.seeds(trainer.config)
-    params = {variant.name: own for variant, own in zip(variants, state.params, strict=True)}
+    params = dict(zip((variant.name for variant in variants), state.params, strict=True))
     texts, results = _texts(config, corpus, trainer.teacher, mesh), {}
     for trains in (causes.STUDENT, causes.HEAD):
         drafter = trainer.drafter(trains)
@@ -105,8 +105,8 @@ def _measure_population(
     for name, _, seeds in population:
         parts = [
             ((key.measure, key.temperature), on_corpus, key)
-            for known, key in on_corpus.sums
-            if known == name
+            for student, key in on_corpus.sums
+            if student == name
         ]
         parts += [
             (measure, on_text, key)

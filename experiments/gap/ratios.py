@@ -1,4 +1,4 @@
-"""How often either loss's students are accepted under each cause, and KL over cross-entropy."""
+"""Acceptance of either loss's students under each cause, and KL over cross-entropy."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,2 +1,1 @@
-"""Which loss should a draft be trained with? Losses by student, teacher, training context and
-temperature."""
+"""A comparison of training losses by student, teacher, training context and temperature."""

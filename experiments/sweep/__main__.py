@@ -1,5 +1,4 @@
-"""Which loss should a draft be trained with? Losses by student, teacher, training context and
-temperature.
+"""Compares training losses of drafts by student, teacher, training context and temperature.
 
   python -m experiments.sweep --config=configs/choose.py --workdir=runs/choose
 

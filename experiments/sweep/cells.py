@@ -139,8 +139,8 @@ def _check(sweep: Any) -> None:
                     )
     for name in _names(sweep["contexts"]):
         if name not in config_keys.TRAINING_CONTEXTS:
-            known = ", ".join(config_keys.TRAINING_CONTEXTS)
-            raise ValueError(f"`config.sweep.contexts`: {name!r} is none of {known}")
+            contexts = ", ".join(config_keys.TRAINING_CONTEXTS)
+            raise ValueError(f"`config.sweep.contexts`: {name!r} is none of {contexts}")
 
 
 def _check_mapping(name, value, keys):

@@ -1,5 +1,5 @@
-"""claims.csv: what papers report of losses and of training contexts, beside what the sweep's cells
-show of the same."""
+"""Papers' claims about losses and training contexts, beside what the sweep's cells show of them:
+claims.csv."""
 
 import dataclasses
 import math
@@ -90,9 +90,9 @@ def rows(measured: Mapping[Cell, Measurement]) -> list[dict]:
     pairs = {claim: cells for claim, cells in pairs.items() if cells}
     family = []
     for cells in pairs.values():
-        ours, theirs = (ranking.mean(side) for side in zip(*cells, strict=True))
-        logarithm = statistics.estimate(*statistics.log_ratio(*ours, *theirs))
-        family.append((logarithm, ours[0] - theirs[0]))
+        better, other = (ranking.mean(side) for side in zip(*cells, strict=True))
+        logarithm = statistics.estimate(*statistics.log_ratio(*better, *other))
+        family.append((logarithm, better[0] - other[0]))
     table = []
     for (claim, cells), columns in zip(pairs.items(), comparisons.correct(family), strict=True):
         verdict, ratio = columns["verdict"], columns["difference"]

@@ -1,5 +1,4 @@
-"""choose.csv: the value of each cell, loss and measure, and its paired difference to the
-reference."""
+"""Values of each cell, loss and measure, with paired differences to the reference: choose.csv."""
 
 from collections.abc import Mapping, Sequence
 
@@ -83,8 +82,8 @@ def _difference(measurement: Measurement, loss: str, key: Key) -> Difference | N
     if not both:
         return None
     sides, ratios = [], []
-    for name, known in zip(pair, seeds, strict=True):
-        sums, index = measurement.sums[name, key], [known.index(seed) for seed in both]
+    for name, order in zip(pair, seeds, strict=True):
+        sums, index = measurement.sums[name, key], [order.index(seed) for seed in both]
         sides += [sums.numerator[index], sums.denominator[index]]
         ratios.append(statistics.ratios(*sides[-2:])[0])
     return statistics.paired_difference(*sides), np.subtract(*ratios)

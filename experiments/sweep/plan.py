@@ -36,7 +36,7 @@ class PlannedRun:
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep's folder holds.
+    """The runs of a sweep, all in one folder.
 
     Attributes:
       root: the folder.
@@ -155,10 +155,9 @@ def read(
         section, _, name = key.partition(".")
         group = f"{section}s"
         levels = sweep[group] if group in ("students", "teachers") else {}
-        if own := [
-            f"config.sweep.{group}.{level}.{name}" for level in levels if name in levels[level]
-        ]:
-            raise ValueError(f"--config.{key}: some {group} have their own; give {', '.join(own)}")
+        keys = [f"config.sweep.{group}.{level}.{name}" for level in levels if name in levels[level]]
+        if keys:
+            raise ValueError(f"--config.{key}: some {group} have their own; give {', '.join(keys)}")
     offered = [loss.text for loss in parse_losses(config["losses"])]
     if losses is not None:
         config["losses"] = _select_losses(offered, losses)

@@ -27,7 +27,7 @@ def rows(measured: Mapping[str, Measurement], key: Key) -> list[dict]:
       measured: name of a cell to its measurement.
       key: of the measure.
     """
-    cells = [cell for cell in measured.values() if any(key == known for _, known in cell.sums)]
+    cells = [cell for cell in measured.values() if any(key == other for _, other in cell.sums)]
     losses = [
         loss
         for loss in dict.fromkeys(loss for cell in cells for loss in cell.losses)

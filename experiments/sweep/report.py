@@ -81,7 +81,7 @@ class SweepResults:
 
     @property
     def sources(self) -> str:
-        """What intervals are over, in words."""
+        """The sources of noise that intervals cover, in words."""
         return "test documents and seeds" if self.seeds > 1 else "test documents"
 
     def headline(self) -> pd.DataFrame:
@@ -182,16 +182,17 @@ def rich_tables(results: SweepResults) -> list[Table]:
     tables["Differences by cell, points"] = _cell_rows(results)
     if len(results.claims):
         tables["What others report"] = [claims.HEADS, *claims.table_rows(results.claims)]
-    made = []
-    for title, (heads, *rows) in tables.items():
-        caption = claims.NOTE if heads is claims.HEADS else None
-        right = range(1, len(heads))
-        made.append(
-            study_report.rich_table(
-                heads, rows, title=title, caption=caption, right=right, min_width=7
-            )
+    return [
+        study_report.rich_table(
+            heads,
+            rows,
+            title=title,
+            caption=claims.NOTE if heads is claims.HEADS else None,
+            right=range(1, len(heads)),
+            min_width=7,
         )
-    return made
+        for title, (heads, *rows) in tables.items()
+    ]
 
 
 def markdown(results: SweepResults) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep stores of a cell's measurement: sums over documents of the measures it compares."""
+"""Files of a cell's measurement: sums over documents of the measures that a sweep compares."""
 
 import dataclasses
 import json

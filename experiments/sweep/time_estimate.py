@@ -1,4 +1,4 @@
-"""How long cells take: estimated from their sizes, and scaled by what a sweep's own cells took."""
+"""Estimates of how long cells take, from their sizes, scaled by what earlier cells took."""
 
 import contextlib
 import time

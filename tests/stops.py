@@ -3,6 +3,7 @@ common."""
 
 import contextlib
 import json
+import pathlib
 import time
 
 import numpy as np
@@ -50,6 +51,13 @@ def wait_until(process, come):
         if time.monotonic() > latest:
             runs.give_up(process)
         time.sleep(0.001)
+
+
+def handles(process, signum):
+    """Returns True once the process has installed a handler for the signal."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (signum - 1) & 1)
 
 
 def step_of(folder, stage):

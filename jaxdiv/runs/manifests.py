@@ -1,5 +1,4 @@
-"""Checksums of all files of a folder, by which damage is noticed before anything is read from
-it."""
+"""Checksums of all files in a folder, so that damage is noticed before anything is read."""
 
 import hashlib
 import pathlib
@@ -8,43 +7,38 @@ from jaxdiv import files
 
 NAME = "manifest.json"
 _KIND = "sha256"
-_PART = 2**20  # bytes that are read at once
 
 
 def write(folder: pathlib.PurePath) -> None:
-    """Lists every file below `folder` with its checksum, atomically, in the folder's manifest."""
-    files.write_json(
-        folder / NAME,
-        {_KIND: {name: _digest(path) for name, path in sorted(_files(folder).items())}},
-    )
+    """Writes the checksums of every file below `folder` to its manifest, atomically."""
+    checksums = {name: _digest(path) for name, path in sorted(_files(folder).items())}
+    files.write_json(folder / NAME, {_KIND: checksums})
 
 
 def fault(folder: pathlib.PurePath) -> str | None:
-    """The first file below `folder` that is missing or not as `write` found it, in words; None if
-    all are whole.
+    """Returns a message on the first file that is missing or differs from its checksum, or None.
 
-    Files that the manifest does not list are none of its business. No file outside of `folder` is
-    opened.
+    Files that the manifest does not list are ignored. No file outside of `folder` is opened.
 
-    Raises OSError if the folder is in a bucket that can't be read from.
+    Raises:
+      OSError: the folder is in a bucket that can't be reached, so that nothing is known of it.
     """
     try:
         manifest = files.read_json(folder / NAME)
-        listed, found = manifest.get(_KIND) if isinstance(manifest, dict) else None, _files(folder)
-        if not isinstance(listed, dict) or not listed:
+        checksums = manifest.get(_KIND) if isinstance(manifest, dict) else None
+        if not isinstance(checksums, dict) or not checksums:
             return f"{folder / NAME} lists no {_KIND} checksums"
-        for name, digest in listed.items():
-            if name not in found:
+        paths = _files(folder)
+        for name, digest in checksums.items():
+            if name not in paths:
                 return f"{folder / name} is missing"
-            if _digest(found[name]) != digest:
+            if _digest(paths[name]) != digest:
                 return f"{folder / name} is not what was saved, by its {_KIND}"
     except FileNotFoundError:
         return f"{folder / NAME} is missing, so its save did not end"
-    except OSError as error:
-        if files.in_bucket(folder):  # which is out of reach for now, and may hold what it held
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and files.in_bucket(folder):
             raise
-        return str(error)
-    except ValueError as error:
         return str(error)
     return None
 
@@ -56,6 +50,6 @@ def _files(folder):
 def _digest(path):
     digest = hashlib.new(_KIND)
     with path.open("rb") as file:
-        while part := file.read(_PART):
+        while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()

@@ -17,6 +17,45 @@ from jaxdiv.fused.heads import Head
 MODES = ("one_pass", "remat")
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadOptions:
+    """How the product of a head is computed: its classes, its chunks of tokens, its devices.
+
+    Attributes:
+      vocab_size: the classes that exist, as in `Loss`; None for all columns of the head.
+      mode: `one_pass`, or `remat`, which computes each chunk of logits twice but has all
+        derivatives that the loss has, under any weighting.
+      chunk: tokens in a chunk; None for as many as `memory` allows.
+      memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64
+        MiB at least.
+      tokens_over: the axis or axes of the mesh in `jax.set_mesh` over which the first axis of the
+        tokens is sharded: each device loops over its own tokens. All axes of the mesh must be of
+        type `Auto`; heads may be sharded by their classes over others.
+
+    Raises:
+      ValueError: for an unknown mode, or a number that is not whole and positive.
+    """
+
+    vocab_size: int | None = None
+    mode: str = "one_pass"
+    chunk: int | None = None
+    memory: int | None = None
+    tokens_over: str | Sequence[str] | None = None
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {self.mode!r}.")
+        for name in ("vocab_size", "chunk", "memory"):
+            object.__setattr__(self, name, _whole_number(name, getattr(self, name)))
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes of `tokens_over`."""
+        if self.tokens_over is None:
+            return ()
+        return (self.tokens_over,) if isinstance(self.tokens_over, str) else tuple(self.tokens_over)
+
+
 def linear_divergence(
     loss: str | Loss | Callable,
     student_hidden: jax.Array,
@@ -28,12 +67,8 @@ def linear_divergence(
     weights: jax.Array | None = None,
     metrics: Sequence[str | Loss | Callable] = (),
     temperature: float = 1.0,
-    vocab_size: int | None = None,
     teacher_gradient: bool = False,
-    mode: str = "one_pass",
-    chunk: int | None = None,
-    memory: int | None = None,
-    tokens_over: str | Sequence[str] | None = None,
+    **options: Any,
 ):
     """Computes weight · divergence of every token from hidden states, never holding all logits.
 
@@ -57,19 +92,12 @@ def linear_divergence(
       weights: [...], the weight of each token; None for 1. A token of weight 0 may have any
         content, and its value has no derivative by that weight.
       metrics: losses that are only measured, on the same logits.
-      temperature, vocab_size: as in `Loss`, the temperature a number; not for functions.
+      temperature: as in `Loss`, a number; not for functions.
       teacher_gradient: whether the teacher is trained too, by a loss that has a mirror (`kl` is the
         mirror of `rkl`, `tv` its own; `ce`, `lk_hybrid`, `akl`, `renyi` from alpha 1 on and losses
         of one class have none). Both sides' logits are then computed twice, and second derivatives
         take the other side as a constant.
-      mode: `one_pass`, or `remat`, which computes each chunk of logits twice but has all
-        derivatives that the loss has, under any weighting.
-      chunk: tokens in a chunk; None for as many as `memory` allows.
-      memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64
-        MiB at least.
-      tokens_over: the axis or axes of the mesh in `jax.set_mesh` over which the first axis of the
-        tokens is sharded: each device loops over its own tokens. All axes of the mesh must be of
-        type `Auto`; heads may be sharded by their classes over others.
+      **options: `vocab_size`, `mode`, `chunk`, `memory` and `tokens_over` of `HeadOptions`.
 
     Returns:
       [...]; with `metrics`, ([...], a tuple of each one's values [...], without weights).
@@ -77,8 +105,7 @@ def linear_divergence(
     Raises:
       ValueError: for shapes that do not fit, an unknown mode, and whatever the loss refuses.
     """
-    shared = {"weights": weights, "temperature": temperature, "vocab_size": vocab_size}
-    shared |= {"mode": mode, "chunk": chunk, "memory": memory, "tokens_over": tokens_over}
+    shared = {"weights": weights, "temperature": temperature, **options}
     student, teacher = (student_hidden, student_head), (teacher_hidden, teacher_head)
     (values,), (measures,) = linear_divergences(
         [loss], [student_hidden], [student_head], *teacher, labels=labels, metrics=metrics, **shared
@@ -118,11 +145,7 @@ def linear_divergences(
     weights: jax.Array | None = None,
     metrics: Sequence[str | Loss | Callable] = (),
     temperature: float = 1.0,
-    vocab_size: int | None = None,
-    mode: str = "one_pass",
-    chunk: int | None = None,
-    memory: int | None = None,
-    tokens_over: str | Sequence[str] | None = None,
+    **options: Any,
 ) -> tuple[tuple[jax.Array, ...], tuple[tuple[jax.Array, ...], ...]]:
     """Computes `linear_divergence` of several students on one pass of the teacher's head.
 
@@ -136,8 +159,7 @@ def linear_divergences(
     Returns:
       (values [...] a student, metrics [...] a student and metric).
     """
-    if mode not in MODES:
-        raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}.")
+    head_options = HeadOptions(**options)
     if not len(losses) == len(student_hiddens) == len(student_heads) > 0:
         raise ValueError(
             f"each student needs a loss, hidden states and a head, got {len(losses)}, "
@@ -145,21 +167,14 @@ def linear_divergences(
         )
     if isinstance(metrics, str):
         raise ValueError(f"`metrics` must be a list of losses, such as [{metrics!r}], got text.")
-    options = {
-        "temperature": _number("temperature", temperature),
-        "vocab_size": _whole_number("vocab_size", vocab_size),
-    }
+    temperature, vocab_size = _number("temperature", temperature), head_options.vocab_size
     rows = _array("student_hidden", student_hiddens[0]).shape[:-1]
     students = tuple(
         values.Student(_flat("student_hidden", hidden, rows), _head("student_head", head, hidden))
         for hidden, head in zip(student_hiddens, student_heads, strict=True)
     )
     labels = None if labels is None else _flat("labels", labels, rows, trailing=0)
-    if tokens_over is None:
-        axes = ()
-    else:
-        axes = (tokens_over,) if isinstance(tokens_over, str) else tuple(tokens_over)
-    chunk, memory = _whole_number("chunk", chunk), _whole_number("memory", memory)
+    axes = head_options.axes
     tokens = math.prod(rows) // _devices(axes, rows)
     classes, width = (max(one.head.matrix.shape[axis] for one in students) for axis in (1, 0))
     if min(tokens, classes, width) < 1:
@@ -168,13 +183,15 @@ def linear_divergences(
         )
     constants = values.Constants(_teacher(teacher_hidden, teacher_head, rows), labels)
     spec = values.FusedSpec(
-        objectives=tuple(_objective(loss, **options) for loss in losses),
-        metrics=tuple(_objective(loss, **options) for loss in metrics),
-        chunk=min(chunk, tokens) if chunk else chunks.size(tokens, classes, width, memory),
+        objectives=tuple(_objective(loss, temperature, vocab_size) for loss in losses),
+        metrics=tuple(_objective(loss, temperature, vocab_size) for loss in metrics),
+        chunk=min(
+            head_options.chunk or chunks.size(tokens, classes, width, head_options.memory), tokens
+        ),
         axes=axes,
     )
     weights = _weights(weights, rows).reshape(-1)
-    run = values.one_pass if mode == "one_pass" else values.rematerialized
+    run = values.one_pass if head_options.mode == "one_pass" else values.rematerialized
     return jax.tree.map(lambda x: x.reshape(rows), run(spec, students, constants, weights))
 
 

@@ -104,7 +104,9 @@ def test_signals_outside_of_training_end_in_one_line(whole, tmp_path, sign):
 
 def test_a_signal_while_importing_ends_in_one_line(tmp_path):
     process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}")
-    done = stops.stop_when(process, lambda: stops.handles(process, signal.SIGTERM), signal.SIGTERM)
+    done = stops.stop_when(
+        process, lambda: stops.handles(process, signal.SIGTERM), signal.SIGTERM, delay=0.3
+    )
     assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "error: interrupted\n")
 
 

@@ -207,7 +207,9 @@ def test_warnings_and_threads_errors_are_told_as_json():
 def test_a_signal_while_importing_is_told_as_json(tmp_path):
     process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
     (error,) = events(
-        stops.stop_when(process, lambda: stops.handles(process, signal.SIGTERM), signal.SIGTERM)
+        stops.stop_when(
+            process, lambda: stops.handles(process, signal.SIGTERM), signal.SIGTERM, delay=0.3
+        )
     )
     assert (error["event"], error["text"], error["code"]) == (
         "error",

@@ -1,5 +1,4 @@
-"""What people see of a run, on standard error: a progress bar a stage, and lines. Or, in their
-place, events."""
+"""What a run shows on standard error: a progress bar for each stage, and lines; or JSON events."""
 
 import contextlib
 import time
@@ -19,54 +18,56 @@ from rich.text import Text
 
 from jaxdiv.runs import processes
 
-_PAUSE = 10.0  # seconds between events of a bar
+_BAR_SECONDS = 10.0  # between events of a bar
 
-# Who is told events, if anybody, and where in the run they fall: threads that save tell some, too.
+# Globals, not context variables, since threads that save checkpoints emit events, too.
 _emit: Callable[..., None] | None = None
-_place: dict[str, Any] = {}
+_fields: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
 def redirect_events(emit: Callable[..., None]) -> Iterator[None]:
-    """All that the block would show is calls `emit(event, **fields)` of plain values."""
-    global _emit, _place
-    _emit, _place = emit, {}
+    """Calls `emit(event, **fields)` with plain values for all that the block would show."""
+    global _emit, _fields
+    _emit, _fields = emit, {}
     try:
         yield
     finally:
-        _emit, _place = None, {}
+        _emit, _fields = None, {}
 
 
 @contextlib.contextmanager
 def event_fields(**fields: Any) -> Iterator[None]:
-    """Events of the block, and that of the error that ends it, have these fields, too."""
-    global _place
-    before, _place = _place, {**_place, **fields}
+    """Adds fields to the events of the block, and to that of the error that ends it."""
+    global _fields
+    before, _fields = _fields, {**_fields, **fields}
     yield
-    _place = before
+    # An error leaves the fields to the event that reports it.
+    _fields = before
 
 
 def emit_event(name: str, **fields: Any) -> bool:
-    """Tells who is told events; whether there is anybody."""
+    """Emits an event; returns False if events are not redirected."""
     if _emit is None:
         return False
-    _emit(name, **{**processes.event_fields(), **_place, **fields})
+    _emit(name, **{**processes.event_fields(), **_fields, **fields})
     return True
 
 
 def log(text: str, style: str | None = None, *, anyone: bool = False) -> None:
-    """A line, whatever `text` holds: what no terminal should be sent, as file names may hold, is
-    written out.
+    """Shows a line. Characters that a terminal should not be sent, as in file names, are escaped.
 
-    Of several processes only the first speaks, unless `anyone` may.
+    Args:
+      text: the line.
+      style: rich's, such as `red`.
+      anyone: shows it in every process, not in the first alone.
     """
     if not (anyone or processes.is_first()):
         return
     printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     if not emit_event("line", text=printable.strip()):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            printable, markup=False, style=style
-        )
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(printable, markup=False, style=style)
 
 
 class _Rates(ProgressColumn):
@@ -83,28 +84,38 @@ class _Rates(ProgressColumn):
 def bar(
     name: str, total: int, *, done: int = 0, unit: str = "steps", tokens: int = 0
 ) -> Iterator[Callable[[], None]]:
-    """Yields a function that advances the bar by one; `tokens` is what one of its `unit`s holds,
-    for the rate."""
+    """Yields a function that advances the bar by one.
+
+    Args:
+      name: stands before the bar.
+      total: the bar's end.
+      done: its start.
+      unit: what it counts.
+      tokens: tokens of each unit, for the rate; 0 for none.
+    """
     with event_fields(stage=name, step=done):
-        yield from _events(total, unit) if _emit else _bar(name, total, done, unit, tokens)
+        if _emit:
+            yield from _emit_progress(total, unit)
+        else:
+            yield from _show_bar(name, total, done, unit, tokens)
 
 
-def _events(total, unit):
+def _emit_progress(total, unit):
     emit_event("progress", of=total, unit=unit)
-    told = time.monotonic()
+    last = time.monotonic()
 
     def advance():
-        nonlocal told
-        _place["step"] += 1
-        if time.monotonic() - told >= _PAUSE:
+        nonlocal last
+        _fields["step"] += 1
+        if time.monotonic() - last >= _BAR_SECONDS:
             emit_event("progress", of=total, unit=unit)
-            told = time.monotonic()
+            last = time.monotonic()
 
     yield advance
     emit_event("progress", of=total, unit=unit)
 
 
-def _bar(name, total, done, unit, tokens):
+def _show_bar(name, total, done, unit, tokens):
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(bar_width=16),
@@ -118,6 +129,6 @@ def _bar(name, total, done, unit, tokens):
         try:
             yield lambda: progress.advance(task)
         except BaseException:
-            # In a log, where a bar is printed once at its end, the error alone stays.
+            # In a log, where a bar is printed once at its end, only the error stays.
             console.quiet = console.quiet or not console.is_terminal
             raise

@@ -1,4 +1,4 @@
-"""The one interface behind which a stage's numbers are kept or shown."""
+"""The interface of trackers, which store or show the numbers of a stage of training."""
 
 import contextlib
 import dataclasses
@@ -12,18 +12,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TrackedStage:
-    """A stage of training as it begins or goes on.
+    """A stage of training as it starts or resumes.
 
     Attributes:
-      folder: where a tracker may write; it is there.
+      folder: an existing folder that a tracker may write to.
       name: `teacher` or `student`.
-      losses: the first axis of values [losses, S].
-      seeds: the second.
-      done: the step after which it goes on, 0 at first; a killed run may have written of later
-        ones.
+      losses: the first axis of values [losses, seeds].
+      seeds: the second axis.
+      done: the step that the stage resumes after, 0 in a new run. A killed run may have written
+        numbers of later steps.
       steps: the last step.
       every: steps between measurements on held-out text.
-      tokens: of a step's batch.
+      tokens: tokens of a step's batch.
     """
 
     folder: pathlib.Path
@@ -36,13 +36,13 @@ class TrackedStage:
     tokens: int = 1
 
     def measures(self, step: int) -> bool:
-        """Whether there are measurements on held-out text after `step`."""
+        """Returns True if the students are measured on held-out text after `step`."""
         return step % self.every == 0 or step == self.steps
 
     def by_loss(
         self, students: Mapping[str, np.ndarray]
     ) -> dict[str, dict[str, list[float | None]]]:
-        """`{metric: {loss: [one number a seed]}}`; what isn't finite is None."""
+        """Returns `{metric: {loss: [one number a seed]}}`, with None for values that aren't finite."""
         return {
             metric: {
                 loss: [value if math.isfinite(value) else None for value in row]
@@ -52,7 +52,7 @@ class TrackedStage:
         }
 
     def flat(self, students: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """`{"metric/loss/seed": number}`."""
+        """Returns `{"metric/loss/seed": number}`."""
         return {
             f"{metric}/{loss}/{seed}": value
             for metric, values in students.items()
@@ -62,45 +62,40 @@ class TrackedStage:
 
 
 class Tracker(Protocol):
-    """Keeps or shows the numbers of one stage, for which it is made. Its OSErrors end the run in
-    one line."""
+    """Stores or shows the numbers of one stage. Its OSErrors end the run with one line."""
 
     def write(
         self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]
     ) -> None:
-        """Takes what is known after `step`, each step once and in order.
+        """Takes the numbers after `step`; called once for each step, in order.
 
         Args:
-          students: metric to values [losses, S] by student, NaN of one that is frozen; the same in
-            every run of a seed.
-          clock: what the step of all students together took, which differs from run to run.
+          step: from 1.
+          students: metric to values [losses, seeds], NaN of frozen students; the same in every run
+            of a seed.
+          clock: times of the step of all students together, which differ from run to run.
         """
 
     def close(self) -> None:
-        """The stage ends, also by an error."""
+        """Called when the stage ends, also by an error."""
 
 
 @contextlib.contextmanager
 def open_trackers(
     stage: TrackedStage, makers: Sequence[Callable[[TrackedStage], Tracker]]
-) -> Iterator[Callable[..., None]]:
-    """Yields `write(step, students, seconds)`, which tells a tracker of each maker what
-    `Tracker.write` takes."""
+) -> Iterator[Callable[[int, Mapping[str, np.ndarray], float], None]]:
+    """Yields `write(step, students, seconds)`, which calls `write` of a tracker of each maker."""
     with contextlib.ExitStack() as closing:
         trackers = [closing.enter_context(contextlib.closing(make(stage))) for make in makers]
 
         def write(step, students, seconds):
-            clock = _clock(stage, seconds)
+            # One program trains all students, so that no student has a time of its own.
+            clock = {
+                "step_seconds": seconds,
+                "step_seconds_over_students": seconds / (len(stage.losses) * len(stage.seeds)),
+                "tokens_per_second": stage.tokens / seconds,
+            }
             for tracker in trackers:
                 tracker.write(step, students, clock)
 
         yield write
-
-
-def _clock(stage, seconds):
-    """One program trains all students, so that no student has a time of its own."""
-    return {
-        "step_seconds": seconds,
-        "step_seconds_over_students": seconds / (len(stage.losses) * len(stage.seeds)),
-        "tokens_per_second": stage.tokens / seconds,
-    }

@@ -1,14 +1,14 @@
-"""What each class adds to a loss and to its gradient: for two given distributions, or in a finished
-run by rank.
+r"""Shows what each class adds to a loss and to its gradient.
 
   python -m experiments.contributions --p=.98,.01,.01 --q=.979,.02,.001 --output=runs/contributions
   python -m experiments.contributions --workdir=runs/quickstart
-  python -m experiments.contributions --workdir=runs/quickstart --losses=kl,rkl,skl
-  --student=untrained
+  python -m experiments.contributions --workdir=runs/quickstart \
+    --losses=kl,rkl,skl --student=untrained
 
-Of distributions, shares of the losses as written differ by convention; what the student's logits
-feel does not. Of a run's held-out documents: which classes does each loss look at, by the rank that
-the teacher gives them?
+For two distributions it splits each loss by class. The shares of a loss as written depend on
+convention; those of its gradient by the student's logits do not. For a finished run it averages
+over held-out documents: which classes does each loss look at, by the rank that the teacher gives
+them?
 """
 
 from experiments.common import startup
@@ -44,29 +44,26 @@ LOSSES = flags.DEFINE_string(
 STUDENT = flags.DEFINE_string(
     "student",
     None,
-    f"Whose students all losses are seen on: a loss of the run, untrained, or {contributions_by_rank.OWN} for each loss on its own; "
-    "ce, or else the run's first, if not given.",
+    "The students that all losses are computed on: those of a loss of the run, untrained, or "
+    f"{contributions_by_rank.OWN} for each loss on its own; ce, or else the run's first, if not "
+    "given.",
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "Where the CSV and the picture go; of a run its folder if not given."
 )
-_SEEN_ON = {
-    contributions_by_rank.OWN: "each loss on its own students",
-    schema.UNTRAINED: "all losses on untrained students",
-}
 TOLERANCE = 1e-3  # of a distribution's sum, as its digits are rounded
 
 
 def distribution(name: str, text: str | None) -> np.ndarray:
-    """The probabilities [V] that `text` lists.
+    """Returns the probabilities [V] that a flag lists.
 
     Raises:
-      ValueError: if they are no numbers, negative, or do not sum to 1.
+      ValueError: they are no numbers, negative, or do not sum to 1.
     """
     if not text:
         raise ValueError(f"`--{name}` must list probabilities, such as --{name}=.98,.01,.01.")
     try:
-        values = np.array([float(piece) for piece in text.split(",")])
+        values = np.array([float(number) for number in text.split(",")])
     except ValueError:
         raise ValueError(f"`--{name}` must list numbers by commas, got {text}.") from None
     if not np.all(values >= 0):
@@ -77,17 +74,16 @@ def distribution(name: str, text: str | None) -> np.ndarray:
 
 
 def split(losses: tuple[str, ...], p: np.ndarray, q: np.ndarray) -> pd.DataFrame:
-    """Parts and shares of each loss in every gauge it has; columns `class_contributions.COLUMNS`."""
+    """Returns parts and shares of each loss in each gauge, in `class_contributions.COLUMNS`."""
     with np.errstate(divide="ignore"):
         teacher_logits, student_logits = jnp.log(p), jnp.log(q)
     rows = []
     for loss in losses:
         for gauge in gauges(loss):
             parts = contributions(loss, student_logits, teacher_logits, gauge=gauge)
-            numbers = zip(
-                p, q, np.asarray(parts, float), np.asarray(shares(parts), float), strict=True
-            )
-            rows += [(loss, gauge, i, *row) for i, row in enumerate(numbers)]
+            columns = p, q, np.asarray(parts, float), np.asarray(shares(parts), float)
+            for i, numbers in enumerate(zip(*columns, strict=True)):
+                rows.append((loss, gauge, i, *numbers))
     return pd.DataFrame(rows, columns=list(class_contributions.COLUMNS))
 
 
@@ -95,17 +91,18 @@ def main(_):
     if WORKDIR.value and (P.value or Q.value):
         raise ValueError("give --p and --q, or --workdir, not both")
     if WORKDIR.value:
-        _of_run(Workdir(WORKDIR.value))
+        _show_run(Workdir(WORKDIR.value))
     elif P.value or Q.value:
-        _of_distributions()
+        _show_distributions()
     else:
         raise ValueError(
-            "give two distributions, such as --p=.98,.01,.01 --q=.979,.02,.001, or a run, --workdir=runs/quickstart"
+            "give two distributions, such as --p=.98,.01,.01 --q=.979,.02,.001, or a run, "
+            "--workdir=runs/quickstart"
         )
     return 0
 
 
-def _of_distributions():
+def _show_distributions():
     if STUDENT.value:
         raise ValueError("--student is of a run; give --workdir")
     p, q = distribution("p", P.value), distribution("q", Q.value)
@@ -116,44 +113,43 @@ def _of_distributions():
         if jaxdiv.get(loss).needs_labels:
             raise ValueError(f"`{loss}` is of data labels, which two distributions have none of")
     frame = split(losses, p, q)
-    for made in class_contributions.tables(frame):
-        _print(made)
+    _print_tables(class_contributions.tables(frame))
     print(class_contributions.finding(frame))
     if OUTPUT.value:
-        _write(
-            files.path_of(OUTPUT.value), "contributions", frame, class_contributions.render(frame)
-        )
+        picture = class_contributions.render(frame)
+        _write(files.path_of(OUTPUT.value), "contributions", frame, picture)
 
 
-def _of_run(run):
+def _show_run(run):
     config = run.config()
-    own = [loss.text for loss in run_config.losses(config)]
-    losses = own if LOSSES.value is None else jaxdiv.split(LOSSES.value)
+    if LOSSES.value is None:
+        losses = [loss.text for loss in run_config.losses(config)]
+    else:
+        losses = jaxdiv.split(LOSSES.value)
     for loss in losses:
-        jaxdiv.get(loss)
+        jaxdiv.get(loss)  # raises for an unknown loss before anything is computed
     student = STUDENT.value or contributions_by_rank.common_student(config)
     measured = contributions_by_rank.measure(run, losses=losses, student=student)
-    frame = pd.DataFrame(
-        contributions_by_rank.rows(measured), columns=list(rank_contributions.COLUMNS)
-    )
-    for made in rank_contributions.tables(frame):
-        _print(made)
+    rows, columns = contributions_by_rank.rows(measured), list(rank_contributions.COLUMNS)
+    frame = pd.DataFrame(rows, columns=columns)
+    _print_tables(rank_contributions.tables(frame))
     print(rank_contributions.finding(frame))
+    students = {
+        contributions_by_rank.OWN: "each loss on its own students",
+        schema.UNTRAINED: "all losses on untrained students",
+    }.get(student, f"all losses on the students of {student}")
     positions = measured.positions
     subtitle = (
-        f"Mean share over the {positions.sum():,.0f} positions of {len(positions)} held-out documents; "
-        f"{_SEEN_ON.get(student, f'all losses on the students of {student}')}. ±: 95% interval."
+        f"Mean share over the {positions.sum():,.0f} positions of {len(positions)} held-out "
+        f"documents; {students}. ±: 95% interval."
     )
-    _write(
-        files.path_of(OUTPUT.value or run.root),
-        "contributions_by_rank",
-        frame,
-        rank_contributions.render(frame, subtitle=subtitle),
-    )
+    picture = rank_contributions.render(frame, subtitle=subtitle)
+    _write(files.path_of(OUTPUT.value or run.root), "contributions_by_rank", frame, picture)
 
 
-def _print(table):
-    cli.console(110).print(table)
+def _print_tables(tables):
+    for table in tables:
+        cli.console(110).print(table)
 
 
 def _write(folder, name, frame, picture):

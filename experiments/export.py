@@ -4,7 +4,7 @@
   python -m experiments.export --workdir=runs/quickstart --teacher --output=exported/teacher
 
 A student of kind `decoder` and the teacher become Llama folders, which transformers and `--from_hf`
-load; a Kangaroo adapter becomes named tensors and a config that says what it needs of its target.
+load. A Kangaroo adapter becomes named tensors and a config that says which target it needs.
 """
 
 from experiments.common import startup
@@ -25,9 +25,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "The folder of a fin
 LOSS = flags.DEFINE_string("loss", None, "The student's loss, as the run's config has it.")
 SEED = flags.DEFINE_integer("seed", None, "The student's seed.")
 TEACHER = flags.DEFINE_bool("teacher", False, "Export the teacher instead.")
-OUTPUT = flags.DEFINE_string(
-    "output", None, "The folder to make; it must not be there, or be empty."
-)
+OUTPUT = flags.DEFINE_string("output", None, "The folder to make; it must be new or empty.")
 
 _LLAMA = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +42,7 @@ _ADAPTER = """With h the target's hidden state after its layer `exit_layer`, bef
     x = h + o_proj(attention(input_layernorm(h)))
     logits = lm_head(norm(x))
 
-attention is Llama's, with rotary positions, and lm_head the target's own. config.json has the sizes.
+attention is Llama's, with rotary positions; lm_head is the target's. config.json has the sizes.
 """
 
 
@@ -58,62 +56,57 @@ def main(_):
         raise ValueError("--teacher exports the teacher, which has no --loss and no --seed")
     with files.making_folder(OUTPUT.value) as folder:
         tokenizer = Tokenizer.load(run.tokenizer)
-        guide = teacher.restore(config, run, tokenizer.vocab_size).module()
+        target = teacher.restore(config, run, tokenizer.vocab_size).module()
         if TEACHER.value:
-            _write_decoder(folder, guide, tokenizer, config)
-            text = model_card.teacher(use=_LLAMA, config=config, facts=run.facts())
+            _write_decoder(folder, target, tokenizer, config)
+            card = model_card.teacher(use=_LLAMA, config=config, facts=run.facts())
         else:
-            text = _write_student(folder, run, config, guide, tokenizer)
+            card = _write_student(folder, run, target, tokenizer)
         tokenizer.save(folder / FILE)
-        files.write_text(folder / "README.md", text)
+        files.write_text(folder / "README.md", card)
     cli.log(f"written to {OUTPUT.value}")
     return 0
 
 
-def _write_student(folder, run, config, guide, tokenizer):
-    """Writes the student's config and tensors; its card."""
-    student = students.restore_one(str(run.root), loss=_loss(config), seed=_seed(config)).module()
-    if not run.results.exists():
-        raise ValueError(
-            f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"
-        )
-    if isinstance(student, KangarooAdapter):
-        llama.write(
-            folder, llama.adapter_config(student, guide), llama_tensors.adapter_tensors(student)
-        )
-        told = {
-            "kind": f"Kangaroo adapter after layer {student.exit_layer}",
-            "library": "jaxdiv",
-            "use": _ADAPTER,
-        }
-    else:
-        _write_decoder(folder, student.decoder, tokenizer, config)
-        told = {"kind": "Llama decoder", "library": "transformers", "use": _ASSISTANT}
-    frame = results.read_csv(run.results)
-    return model_card.student(
-        loss=LOSS.value, seed=SEED.value, frame=frame, **told, config=config, facts=run.facts()
-    )
-
-
-def _loss(config):
+def _write_student(folder, run, target, tokenizer):
+    """Writes the config and tensors of the student that the flags name; returns its card."""
+    config = run.config()
     if LOSS.value is None:
         raise ValueError(f"give --teacher or --loss, one of {config['losses']}")
-    return LOSS.value
-
-
-def _seed(config):
     if SEED.value is None:
         raise ValueError(f"give --seed, one of {', '.join(map(str, students.seeds(config)))}")
-    return SEED.value
+    student = students.restore_one(str(run.root), loss=LOSS.value, seed=SEED.value).module()
+    if not run.results.exists():
+        raise ValueError(
+            f"{run.results} is not there; measure first: "
+            f"python -m experiments.acceptance --workdir={run.root}"
+        )
+    if isinstance(student, KangarooAdapter):
+        tensors = llama_tensors.adapter_tensors(student)
+        llama.write(folder, llama.adapter_config(student, target), tensors)
+        kind = f"Kangaroo adapter after layer {student.exit_layer}"
+        library, use = "jaxdiv", _ADAPTER
+    else:
+        _write_decoder(folder, student.decoder, tokenizer, config)
+        kind, library, use = "Llama decoder", "transformers", _ASSISTANT
+    return model_card.student(
+        loss=LOSS.value,
+        seed=SEED.value,
+        frame=results.read_csv(run.results),
+        kind=kind,
+        library=library,
+        use=use,
+        config=config,
+        facts=run.facts(),
+    )
 
 
 def _write_decoder(folder, decoder, tokenizer, config):
     settings = config["evaluation"]
-    longest = max(
-        config["data"]["sequence_length"], settings["prompt_tokens"] + settings["generated_tokens"]
-    )
-    written = llama.decoder_config(decoder, end_of_text=tokenizer.end_of_text, longest=longest)
-    llama.write(folder, written, llama_tensors.decoder_tensors(decoder))
+    generated = settings["prompt_tokens"] + settings["generated_tokens"]
+    longest = max(config["data"]["sequence_length"], generated)
+    sizes = llama.decoder_config(decoder, end_of_text=tokenizer.end_of_text, longest=longest)
+    llama.write(folder, sizes, llama_tensors.decoder_tensors(decoder))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Where a decoding's time goes: the prompt's pass, drafting and verification, each timed apart.
+"""The time of a decoding by part: the prompt's pass, drafting and verification, timed apart.
 
 A decoding is one compiled loop, in which no clock can stand. So it is decoded once, and then its
-rounds are run again in two loops, drafting alone and verification alone. They go from the last
-round to the first: what a round leaves in the caches stands behind all that an earlier one reads,
-  so that each drafts and accepts what it did.
+rounds are run again in two loops, one that only drafts and one that only verifies. The rounds go
+from the last to the first: what a round leaves in the caches lies behind all that an earlier one
+reads, so each drafts and accepts what it did before.
 """
 
 import dataclasses
@@ -21,54 +21,55 @@ from jaxdiv.speculative.drafting import Proposal, Texts
 from jaxdiv.speculative.rules import Verdict
 
 PROMPT, DRAFT, VERIFY = "prompt", "draft", "verify"
-_ROUNDS = 32  # in one loop, at most
-_HELD = 2**26  # probabilities of drafts that the rounds of one loop may hold, 256 MiB
+_MAX_ROUNDS = 32  # rounds in one loop
+_MAX_PROBABILITIES = 2**26  # of drafts, in the rounds of one loop: 256 MiB
 
 
 def milliseconds(decodings: Sequence[Decoding], *, repeats: int) -> list[dict[str, float]]:
-    """Of each decoding, the medians of `prompt`, the pass over the prompts, and of a round's
-    `draft` and `verify`.
+    """Returns the median milliseconds of each decoding's parts.
+
+    They are `prompt` for the pass over the prompts, and `draft` and `verify` for one round.
 
     Args:
-      decodings: what to time, taking turns.
-      repeats: how often.
+      decodings: the decodings, timed in turns.
+      repeats: timings of each part.
     """
     replays = [Replay.of(decoding) for decoding in decodings]
-    calls = {
-        (i, name): call for i, replay in enumerate(replays) for name, call in replay.calls().items()
-    }
+    calls = {}
+    for i, replay in enumerate(replays):
+        _, proposals = replay.propose()
+        calls[i, PROMPT], calls[i, DRAFT] = replay.read_prompts, replay.propose
+        calls[i, VERIFY] = functools.partial(replay.verify, proposals)
     seconds = timing.interleaved(calls, rounds=repeats)
-    return [
-        {
-            name: 1e3
-            * float(np.median(seconds[i, name]))
-            / (1 if name == PROMPT else len(replay.lengths))
-            for name in (PROMPT, DRAFT, VERIFY)
-        }
-        for i, replay in enumerate(replays)
+    medians = [
+        {name: 1e3 * float(np.median(seconds[i, name])) for name in (PROMPT, DRAFT, VERIFY)}
+        for i in range(len(replays))
     ]
+    for replay, median in zip(replays, medians, strict=True):
+        median[DRAFT] /= len(replay.lengths)
+        median[VERIFY] /= len(replay.lengths)
+    return medians
 
 
 def sentence(cost: dict[str, float]) -> str:
-    """What `milliseconds` gives, in words."""
+    """Returns the result of `milliseconds` for one decoding in words."""
     return (
-        f"Timed apart, a round's drafting takes {cost[DRAFT]:.2f} ms and its verification {cost[VERIFY]:.2f}; "
-        f"the prompt's pass {cost[PROMPT]:.2f} ms."
+        f"Timed apart, a round's drafting takes {cost[DRAFT]:.2f} ms and its verification "
+        f"{cost[VERIFY]:.2f}; the prompt's pass {cost[PROMPT]:.2f} ms."
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Rounds of a decoding that has ended, to be run again: R of K, evenly spaced, the last one
-    first.
+    """R of the K rounds of a finished decoding, evenly spaced, the last one first.
 
-    All that a call computes is in what it returns, or the compiler would leave it out.
+    A call returns all that it computes, or the compiler would leave it out.
 
     Attributes:
-      decoding: with each layer's weights apart, so that no call has to take them out of the stacked
-        ones.
-      state: how the decoding ended.
-      lengths: [R, B], the texts' at each round's beginning.
+      decoding: with separate weights for each layer, so that no call has to take them out of the
+        stacked ones.
+      state: at the end of the decoding.
+      lengths: of the texts at the start of each round, [R, B].
     """
 
     decoding: Decoding
@@ -82,47 +83,36 @@ class Replay:
         graphs, params = zip(*map(nnx.split, models), strict=True)
         decoding = dataclasses.replace(decoding, graphs=graphs, arrays=(params, *arrays))
         state = decoding_loop.run(decoding.plan, graphs, params, *arrays, stream=None)
-        begun = _begun(state, decoding.lengths)
-        held = len(decoding.lengths) * (decoding.plan.tree.size + 1) * models[0].vocab_size
-        count = max(1, min(_ROUNDS, len(begun), _HELD // held))
-        return cls(
-            decoding, state, begun[np.linspace(len(begun) - 1, 0, count).round().astype(int)]
-        )
-
-    def calls(self) -> dict:
-        """The parts by name, each to be timed whole: one pass over the prompts, R draftings, R
-        verifications."""
-        _, proposals = self.propose()
-        return {
-            PROMPT: self.read_prompts,
-            DRAFT: self.propose,
-            VERIFY: lambda: self.verify(proposals),
-        }
+        lengths = _lengths_by_round(state, decoding.lengths)
+        probabilities = len(decoding.lengths) * (decoding.plan.tree.size + 1) * models[0].vocab_size
+        count = max(1, min(_MAX_ROUNDS, len(lengths), _MAX_PROBABILITIES // probabilities))
+        rounds = np.linspace(len(lengths) - 1, 0, count).round().astype(int)
+        return cls(decoding, state, lengths[rounds])
 
     def read_prompts(self) -> decoding_loop.LoopState:
+        """Returns the state after one pass over the prompts."""
         _, prompts, lengths, limits, *_ = self.decoding.arrays
-        return _read_prompts(*self._how, prompts, lengths, limits)
+        return _read_prompts(*self._arguments, prompts, lengths, limits)
 
     def propose(self) -> tuple[tuple[Cache, Cache], Proposal]:
-        """The caches of target and draft afterwards, and the rounds' proposals, [R, ...] each,
-        without caches."""
+        """Returns (the caches of target and draft, the proposals [R, ...]) after R draftings.
+
+        The proposals hold no caches.
+        """
         texts = self.state.texts
+        caches = texts.target_cache, texts.draft_cache
         active = self.lengths < np.asarray(texts.length)
-        return _propose(
-            *self._how,
-            (texts.target_cache, texts.draft_cache),
-            texts.tokens,
-            (self.lengths, active),
-        )
+        return _propose(*self._arguments, caches, texts.tokens, (self.lengths, active))
 
     def verify(self, proposals: Proposal) -> tuple[Cache, Verdict]:
-        """The target's cache afterwards, and the rounds' verdicts, [R, B, ...] each."""
-        return _verify(*self._how, self.state.texts.target_cache, (self.lengths - 1, proposals))
+        """Returns (the target's cache, the verdicts [R, B, ...]) after R verifications."""
+        rounds = self.lengths - 1, proposals
+        return _verify(*self._arguments, self.state.texts.target_cache, rounds)
 
     @property
-    def _how(self):
-        # Temperatures and eta are arguments, as in the decoding: of constants the compiler would
-        # leave much out.
+    def _arguments(self):
+        # Temperatures and eta are traced, as in the decoding: as constants they would let the
+        # compiler leave much out.
         params, *_, sampling, eta = self.decoding.arrays
         return self.decoding.plan, self.decoding.graphs, params, sampling, eta
 
@@ -131,50 +121,48 @@ _jit = functools.partial(jax.jit, static_argnames=("plan", "graphs"))
 
 
 @_jit
-def _read_prompts(plan, graphs, params, sampling, eta, *given):
-    return decoding_loop.begin(plan, _draft(plan, graphs, params, eta), *given)
+def _read_prompts(plan, graphs, params, sampling, eta, *prompts):
+    return decoding_loop.begin(plan, _make_draft(plan, graphs, params, eta), *prompts)
 
 
 @_jit
 def _propose(plan, graphs, params, sampling, eta, caches, tokens, rounds):
-    draft = _draft(plan, graphs, params, eta)
+    draft = _make_draft(plan, graphs, params, eta)
 
-    def step(caches, begun):
-        made = draft.propose(Texts(tokens, *begun, *caches), sampling)
-        return (made.target_cache, made.draft_cache), made._replace(target_cache=(), draft_cache=())
+    def step(caches, texts):
+        proposal = draft.propose(Texts(tokens, *texts, *caches), sampling)
+        caches = proposal.target_cache, proposal.draft_cache
+        return caches, proposal._replace(target_cache=(), draft_cache=())
 
     return jax.lax.scan(step, caches, rounds)
 
 
 @_jit
 def _verify(plan, graphs, params, sampling, eta, cache, rounds):
-    draft = _draft(plan, graphs, params, eta)
+    draft = _make_draft(plan, graphs, params, eta)
 
-    def step(cache, begun):
-        last, proposal = begun
-        verdict, cache = decoding_loop.verify(
-            plan, draft, last, proposal._replace(target_cache=cache), sampling
-        )
+    def step(cache, texts):
+        last, proposal = texts
+        proposal = proposal._replace(target_cache=cache)
+        verdict, cache = decoding_loop.verify(plan, draft, last, proposal, sampling)
         return cache, verdict
 
     return jax.lax.scan(step, cache, rounds)
 
 
-def _draft(plan, graphs, params, eta):
-    return decoding_loop.make_draft(
-        plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta
-    )
+def _make_draft(plan, graphs, params, eta):
+    models = [nnx.merge(*part) for part in zip(graphs, params, strict=True)]
+    return decoding_loop.make_draft(plan, models, eta)
 
 
-def _begun(state, lengths):
-    """The texts' lengths at the beginning of each of K rounds [K, B]; of an ended text, its own at
-    the end.
+def _lengths_by_round(state: decoding_loop.LoopState, lengths: np.ndarray) -> np.ndarray:
+    """Returns the texts' lengths at the start of each of K rounds, [K, B].
 
-    A token of the target's own ends a round.
+    A text that has ended keeps its last length. Each round ends with a token that is no draft.
     """
     ends, origin = np.asarray(state.texts.length), np.asarray(state.origin)
-    begun = np.tile(ends, (int(np.max(state.counts.target_calls)), 1))
+    starts = np.tile(ends, (int(np.max(state.counts.target_calls)), 1))
     for row, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-        own = np.flatnonzero(origin[row, length : end - 1] >= CORRECTED)
-        begun[: len(own) + 1, row] = [length, *(length + own + 1)]
-    return begun
+        last = np.flatnonzero(origin[row, length : end - 1] >= CORRECTED)
+        starts[: len(last) + 1, row] = [length, *(length + last + 1)]
+    return starts

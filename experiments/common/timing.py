@@ -1,5 +1,4 @@
-"""Fair timings in one process: all contestants take turns, so that what disturbs the machine
-disturbs them alike."""
+"""Fair timings in one process: contestants take turns, so that they share every disturbance."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,9 +11,9 @@ import numpy as np
 def interleaved(
     contestants: Mapping[str, Callable[[], Any]], *, rounds: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of each call, [rounds] by name.
+    """Returns the seconds of each call, [rounds] by name.
 
-    Each round calls every contestant once and waits for its result; the first call of each, which
+    Each round calls every contestant once and waits for its result. The first call of each, which
     compiles, does not count. Compare by medians, or round by round.
     """
     for call in contestants.values():
@@ -22,7 +21,7 @@ def interleaved(
     seconds = {name: np.zeros(rounds) for name in contestants}
     for number in range(rounds):
         for name, call in contestants.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(call())
-            seconds[name][number] = time.perf_counter() - begin
+            seconds[name][number] = time.perf_counter() - start
     return seconds

@@ -116,8 +116,8 @@ def _check_decodable(runs, contexts):
         run_data.refuse_images(run.config())
         names = contexts or config_keys.names_in(run.config()["evaluation"]["contexts"])
         if not set(names) & set(schema.GENERATED_TEMPERATURES):
-            known = ", ".join(schema.GENERATED_TEMPERATURES)
-            raise ValueError(f"--decode needs one of the contexts {known}; give --contexts")
+            generated = ", ".join(schema.GENERATED_TEMPERATURES)
+            raise ValueError(f"--decode needs one of the contexts {generated}; give --contexts")
 
 
 def _parse(flag, key, parse):

@@ -52,7 +52,7 @@ _COST_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """What a compiled step takes of a chip.
+    """The memory and the costs of a compiled step, for one chip.
 
     Attributes:
       memory: as XLA plans it.
@@ -121,18 +121,15 @@ def _round(number):
     return f"{number:,.3g}" if number < 1000 else f"{number:,.0f}"
 
 
-def choose(names: Collection[str], known: Collection[str]) -> Collection[str]:
-    """Returns the names, or all known ones if there are none.
-
-    Raises:
-      ValueError: a name is not known.
-    """
+def choose(names: Collection[str], step_names: Collection[str]) -> Collection[str]:
+    """Returns the names, or all steps if there are none. Raises ValueError for an unknown name."""
     for name in names:
-        if name not in known:
+        if name not in step_names:
             raise ValueError(
-                f"--steps={','.join(names)}: there is no step {name!r}; known: {', '.join(known)}"
+                f"--steps={','.join(names)}: there is no step {name!r}; "
+                f"known: {', '.join(step_names)}"
             )
-    return names or known
+    return names or step_names
 
 
 def record(

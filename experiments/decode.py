@@ -33,6 +33,7 @@ from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
 
 STUDENT = "student"
+GAMMA_OF_CHAINS = schema.HEADLINE_GAMMA
 KANGAROO_ETA = 0.6  # arXiv 2404.18911, section 4.1
 TIMINGS = 5  # of each part of a round; their median counts
 
@@ -53,12 +54,10 @@ MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "New tokens of a text, at m
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of target and draft; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", None, "Only the k likeliest tokens; all if not given.")
 TOP_P = flags.DEFINE_float(
-    "top_p", None, "Only the likeliest tokens that have so much mass; all if not given."
+    "top_p", None, "Only the likeliest tokens of this mass; all if not given."
 )
 GAMMA = flags.DEFINE_integer(
-    "gamma",
-    None,
-    f"Drafts a round, at most; {schema.HEADLINE_GAMMA}, or a tree's depth, if not given.",
+    "gamma", None, f"Drafts a round; {GAMMA_OF_CHAINS}, or a tree's depth, if not given."
 )
 ETA = flags.DEFINE_float(
     "eta",
@@ -67,33 +66,23 @@ ETA = flags.DEFINE_float(
     f"{KANGAROO_ETA} for a Kangaroo student if not given, else 0, which never ends it.",
 )
 TREE = flags.DEFINE_string(
-    "tree",
-    None,
-    "A tree of drafts in place of a chain, such as 0,1,00,01: each node's ranks from the root.",
+    "tree", None, "A tree of drafts, such as 0,1,00,01: each node's ranks from the root."
 )
 RULE = flags.DEFINE_enum(
-    "rule", "sampling", list(speculative.RULES), "How drafts are accepted; typical is lossy."
+    "rule", schema.SAMPLING, list(speculative.RULES), "How drafts are accepted; typical is lossy."
 )
 NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", 1, "Texts for each prompt.", lower_bound=1, upper_bound=2**16
 )
-SAMPLING_SEED = flags.DEFINE_integer(
-    "sampling_seed", 0, "Of the first text; the next have the next ones."
-)
-BASELINE = flags.DEFINE_bool(
-    "baseline", False, "Decode without drafts; all flags about drafts are ignored."
-)
-TIME_SPLIT = flags.DEFINE_bool(
-    "time_split", False, "Time drafting and verification apart too, which compiles more."
-)
-OUTPUT = flags.DEFINE_enum(
-    "output", "text", ["text", "jsonl"], "For people, or a JSON object a text."
-)
+SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", 0, "The first text's; the next count up.")
+BASELINE = flags.DEFINE_bool("baseline", False, "Decode without drafts, whatever other flags say.")
+TIME_SPLIT = flags.DEFINE_bool("time_split", False, "Time drafting and verification apart too.")
+OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "Text, or a JSON object a text.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Drafting:
-    """How drafts are made; all fields are None for plain decoding.
+    """The drafter and its options; all fields are None for plain decoding.
 
     Attributes:
       draft: the draft argument of `speculative.prepare`.
@@ -188,7 +177,7 @@ def _load_drafting(run, config):
     tree = None if TREE.value is None else speculative.parse(TREE.value)
     gamma, eta = GAMMA.value, ETA.value
     if gamma is None:
-        gamma = schema.HEADLINE_GAMMA if tree is None else tree.depth
+        gamma = GAMMA_OF_CHAINS if tree is None else tree.depth
     is_student = DRAFT.value == STUDENT
     if eta is None:
         is_kangaroo = is_student and config["student"]["kind"] == "kangaroo"

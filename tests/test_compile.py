@@ -1,5 +1,4 @@
-"""Training at a large vocabulary: its steps hold no array of all tokens' logits, and are compiled
-without being run."""
+"""Steps compiled for absent TPUs; at a large vocabulary none makes an array of all logits."""
 
 import dataclasses
 import importlib.util
@@ -21,53 +20,55 @@ from tests.test_fused import equations
 
 ALONE = sharding.alone()
 STAGES = ("student", "teacher")
+COMPILED = compile.CompiledStep(
+    aot.Memory(1, 2, 3, 6), cost_model.Costs(), has_logits=True, largest=7
+)
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]"
+)
 
 
 def small(**changes):
     """A config whose sizes share no factor that could make another array as large as logits."""
     config = smoke.get_config()
-    changes = {
-        "student.batch_size": 3,
-        "teacher.batch_size": 3,
-        "data.sequence_length": 21,
-    } | changes
-    changes |= {"data.vocabulary": 500, "teacher.padded_vocabulary": 509}
-    config.update_from_flattened_dict(changes)
+    sizes = {"student.batch_size": 3, "teacher.batch_size": 3, "data.sequence_length": 21}
+    vocabulary = {"data.vocabulary": 500, "teacher.padded_vocabulary": 509}
+    config.update_from_flattened_dict(sizes | changes | vocabulary)
     return config.to_dict()
 
 
-def made(config, stage):
-    """How many elements the arrays of the stage's step have."""
-    step = steps.build(config, ALONE)[stage]
-    made = equations(jax.make_jaxpr(step.run)(*step.shapes).jaxpr)
-    return {
-        math.prod(getattr(out.aval, "shape", ())) for equation in made for out in equation.outvars
-    }
+def build(config, name):
+    return steps.build(config, ALONE, [name])[name]
+
+
+def array_sizes(step):
+    """The numbers of elements of all arrays that a step makes."""
+    traced = equations(jax.make_jaxpr(step.run)(*step.shapes).jaxpr)
+    outputs = [out for equation in traced for out in equation.outvars]
+    return {math.prod(getattr(out.aval, "shape", ())) for out in outputs}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
     "changes", [{}, {"student.kind": "decoder"}, {"data.context": "student"}], ids=str
 )
-def test_no_step_makes_the_logits_of_all_tokens(monkeypatch, stage, changes):
+def test_no_array_of_all_logits(monkeypatch, stage, changes):
     config = small(**changes)
-    logits = steps.logits_sizes(config, steps.build(config, ALONE)[stage], ALONE)
-    assert made(config, stage) & logits, "small ones are made, and would be seen"
+    step = build(config, stage)
+    logits = steps.logits_sizes(config, step, ALONE)
+    assert array_sizes(step) & logits, "small ones are made, and would be seen"
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
-    assert not made(config, stage) & logits
+    assert not array_sizes(build(config, stage)) & logits
 
 
-def test_the_large_vocabulary_is_beyond_what_is_made_at_once():
+def test_the_large_vocabulary_is_cut_into_chunks():
     config = large_vocab.get_config().to_dict()
-    known = steps.build(config, ALONE)
-    for stage in STAGES:
-        assert 4 * min(steps.logits_sizes(config, known[stage], ALONE)) > chunks.LEAST_MEMORY
+    for step in steps.build(config, ALONE, STAGES).values():
+        assert 4 * min(steps.logits_sizes(config, step, ALONE)) > chunks.LEAST_MEMORY
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
-def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(
-    monkeypatch, memory, together
-):
+def test_all_losses_share_one_call_in_one_type(monkeypatch, memory, together):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
     real, calls = jaxdiv.linear_divergences, set()
 
@@ -78,7 +79,7 @@ def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(
 
     monkeypatch.setattr(jaxdiv, "linear_divergences", spy)
     config = small(**{"student.kind": "decoder", "dtype": "bfloat16"})
-    step = steps.build(config, ALONE)["student"]
+    step = build(config, "student")
     jax.make_jaxpr(step.run)(*step.shapes)
     losses, half = jaxdiv.split(config["losses"]), frozenset(["bfloat16"])
     # The teacher's dense logits are float32.
@@ -87,99 +88,88 @@ def test_all_losses_share_one_call_beyond_what_is_made_at_once_in_one_type(
 
 
 def slice_of(hbm, sizes=(1,), kind="v5e"):
-    """As if this machine's device were a TPU with so many GB."""
+    """A slice as if this machine's device were a TPU with so many GB."""
     return aot.Slice(dataclasses.replace(aot.CHIPS[kind], hbm=hbm), sizes, jax.devices()[:1])
 
 
-def test_rows_tell_what_a_compiled_step_takes(monkeypatch):
+def test_rows_of_compiled_steps(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     config = small()
-    known = steps.build(config, ALONE)
     for name, most, verdict in (("student", 1e-9, "no"), ("teacher", 1e9, "yes")):
-        step, place = known[name], slice_of(most)
-        plan = compile.compile_step(config, step, ALONE)
-        told, *parts, room, fits, whole, largest = compile.memory_row(name, plan, place)
-        assert (told, room, fits, whole) == (name, str(most), verdict, "no")
-        assert compile.fits(plan, place) == (verdict == "yes")
+        step, tpu = build(config, name), slice_of(most)
+        compiled = compile.compile_step(config, step, ALONE)
+        label, *parts, room, fits, whole, largest = compile.memory_row(name, compiled, tpu)
+        assert (label, room, fits, whole) == (name, str(most), verdict, "no")
+        assert compile.fits(compiled, tpu) == (verdict == "yes")
         assert len(parts) == 4
         assert 0 < float(largest) < min(steps.logits_sizes(config, step, ALONE)) / 1e6
-        told, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(
-            name, step, plan, place
-        )
-        assert (told, collectives, links) == (name, "none", "0%")
+        row = compile.costs_row(name, step, compiled, tpu)
+        label, *amounts, collectives, least, products, memory, links, speed = row
+        assert (label, collectives, links) == (name, "none", "0%")
         assert "100%" in (products, memory)
-        assert all(float(number) > 0 for number in (*amounts, least)), (
-            "no loop of training is without an end"
-        )
+        # A loop of training without a known end would have a ≥ here.
+        assert all(float(number) > 0 for number in (*amounts, least))
         assert float(speed) == pytest.approx(step.predictions / 1e3 / float(least), rel=0.02)
 
 
-def test_a_step_that_does_not_fit_has_a_row():
+def test_row_of_a_step_that_does_not_fit():
     row = compile.memory_row("student", None, slice_of(16))
     assert row == ["student", "", "", "", "", "16", "no", "", ""]
-    assert len(row) == len(compile.memory_row("student", PLAN, slice_of(16)))
+    assert len(row) == len(compile.memory_row("student", COMPILED, slice_of(16)))
 
 
 def test_steps_are_chosen_by_name():
     config = smoke.get_config().to_dict()
-    assert list(steps.build(config, ALONE, ["evaluate_teacher", "student"])) == [
-        "evaluate_teacher",
-        "student",
-    ]
+    chosen = ["evaluate_teacher", "student"]
+    assert list(steps.build(config, ALONE, chosen)) == chosen
     assert list(compile.choose([], steps.names(config))) == list(steps.NAMES)
     config["teacher"]["checkpoint"] = "runs/other"
-    known = [name for name in steps.NAMES if name != "teacher"]
-    assert list(steps.names(config)) == known, "it is not trained"
-    with pytest.raises(
-        ValueError, match=f"--steps=student,teacher: .* 'teacher'; known: {', '.join(known)}$"
-    ):
-        compile.choose(["student", "teacher"], known)
+    names = [name for name in steps.NAMES if name != "teacher"]
+    assert list(steps.names(config)) == names, "a pretrained teacher is not trained"
+    message = f"--steps=student,teacher: .* 'teacher'; known: {', '.join(names)}$"
+    with pytest.raises(ValueError, match=message):
+        compile.choose(["student", "teacher"], names)
 
 
-PLAN = compile.CompiledStep(aot.Memory(1, 2, 3, 6), cost_model.Costs(), has_logits=True, largest=7)
-
-
-def products(config, *, of, length):
-    """Operations of a token's products in a layer of attention to `length` tokens, without or with
-    what follows it."""
-    width, heads, kv_heads = config["teacher"]["width"], config[of]["heads"], config[of]["kv_heads"]
+def products(config, model, length):
+    """Operations of a token's products in a layer of attention to `length` tokens, MLP included."""
+    width, heads, kv_heads = (
+        config["teacher"]["width"],
+        *(config[model][key] for key in ("heads", "kv_heads")),
+    )
     projections = 2 * 2 * width * width + 2 * 2 * width * (width // heads) * kv_heads
-    return (
-        projections
-        + 2 * 2 * width * length
-        + (2 * 3 * width * config["teacher"]["mlp_width"] if of == "teacher" else 0)
-    )
+    mlp = 2 * 3 * width * config["teacher"]["mlp_width"] if model == "teacher" else 0
+    return projections + 2 * 2 * width * length + mlp
 
 
-def test_evaluation_and_decoding_cost_what_their_models_do():
+def test_costs_of_evaluation_and_decoding():
     config = smoke.get_config().to_dict()
-    known, teacher = steps.build(config, ALONE), config["teacher"]
-    layers, seeds = teacher["depth"], config["seeds"]
-    head, length = (
-        2 * teacher["width"] * config["data"]["vocabulary"],
-        config["data"]["sequence_length"],
+    names = ("evaluate_teacher", "evaluate_students", "decode")
+    uncompiled = steps.build(config, ALONE, names)
+    costs = {name: compile.compile_step(config, uncompiled[name], ALONE).costs for name in names}
+    layers, width, settings = (
+        config["teacher"]["depth"],
+        config["teacher"]["width"],
+        config["evaluation"],
     )
-    found = {
-        name: compile.compile_step(config, known[name], ALONE).costs
-        for name in set(known) - set(STAGES)
-    }
-    tokens = known["evaluate_teacher"].predictions
-    assert tokens % length == known["evaluate_students"].predictions - tokens == 0
-    teacher_pass = layers * products(config, of="teacher", length=length) + head
-    assert found["evaluate_teacher"].flops == tokens * teacher_pass
-    student_pass = products(config, of="student", length=length) + head
-    assert found["evaluate_students"].flops == tokens * seeds * student_pass
+    head, length = 2 * width * config["data"]["vocabulary"], config["data"]["sequence_length"]
+    tokens = uncompiled["evaluate_teacher"].predictions
+    assert tokens % length == uncompiled["evaluate_students"].predictions - tokens == 0
+    teacher_pass = layers * products(config, "teacher", length) + head
+    assert costs["evaluate_teacher"].flops == tokens * teacher_pass
+    student_pass = products(config, "student", length) + head
+    assert costs["evaluate_students"].flops == tokens * config["seeds"] * student_pass
     # A round: the student reads each of the drafts and the token before them, but makes no logits
     # of the last, nor more than its keys and values; the teacher's other layers read all at once.
-    drafts, how = steps.GAMMA, config["evaluation"]
-    slots = how["prompt_tokens"] + how["generated_tokens"] + drafts
-    adapter = products(config, of="student", length=slots)
-    reading = layers * products(config, of="teacher", length=slots) + adapter
-    unread = adapter - products(config, of="student", length=0) + 2 * teacher["width"] ** 2
-    round_of_one = (drafts + 1) * (reading + head) + drafts * head - unread
-    query = 2 * teacher["width"] ** 2  # computed with keys and values or not at all
-    assert found["decode"].flops / how["documents"] in (round_of_one, round_of_one - query)
-    assert found["decode"].bounded == 1
+    slots = settings["prompt_tokens"] + settings["generated_tokens"] + steps.GAMMA
+    adapter = products(config, "student", slots)
+    reading = layers * products(config, "teacher", slots) + adapter
+    unread = adapter - products(config, "student", 0) + 2 * width**2
+    round_of_one = (steps.GAMMA + 1) * (reading + head) + steps.GAMMA * head - unread
+    query = 2 * width**2  # computed with keys and values or not at all
+    flops = costs["decode"].flops / settings["documents"]
+    assert flops in (round_of_one, round_of_one - query)
+    assert costs["decode"].bounded == 1
 
 
 @pytest.mark.parametrize(
@@ -195,13 +185,11 @@ def test_an_axis_has_two_links_if_it_is_a_ring(kind, sizes, links):
 
 
 def test_the_least_time_is_the_longest_of_three():
-    place, sent = slice_of(16, sizes=(2, 4)), {"all-gather": cost_model.Collective(1, 9e9, 9e9)}
-    least = aot.Roofline.of(
-        cost_model.Costs(flops=197e12, traffic=2 * 8.19e11, collectives=sent), place
-    )
-    assert (least.products, least.memory) == (1, 2)
+    sent = {"all-gather": cost_model.Collective(1, 9e9, 9e9)}
+    costs = cost_model.Costs(flops=197e12, traffic=2 * 8.19e11, collectives=sent)
+    least = aot.Roofline.of(costs, slice_of(16, sizes=(2, 4)))
+    assert (least.products, least.memory, least.seconds) == (1, 2, 2)
     assert least.links == 9e9 / (2 * 4.5e10)
-    assert least.seconds == 2
 
 
 def test_memory_that_an_output_takes_over_counts_once():
@@ -212,12 +200,11 @@ def test_memory_that_an_output_takes_over_counts_once():
 
 
 @pytest.mark.parametrize("topology", ["v99:1x1", "v5e", "v5e:2xx2"])
-def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology):
+def test_unknown_slices_are_refused(monkeypatch, topology):
     before = dict(jax.config.values)
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: True)
-    with pytest.raises(
-        ValueError, match=r"--topology must look like v5e:2x2, of v4, .*, got '" + topology
-    ) as error:
+    message = r"--topology must look like v5e:2x2, of v4, .*, got '" + topology
+    with pytest.raises(ValueError, match=message) as error:
         aot.describe_slice(topology)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
@@ -226,19 +213,15 @@ def test_a_chip_that_is_not_to_be_had_is_told_in_one_line(monkeypatch, topology)
     assert dict(jax.config.values) == before
 
 
-def test_what_is_recorded_is_what_was_planned():
-    step, place = steps.UncompiledStep(None, (), 1024), slice_of(16)
-    found = compile.record(step, PLAN, place)
-    assert (found["fits"], found["memory"], found["hbm"], found["predictions"]) == (
-        True,
-        6,
-        16e9,
-        1024,
-    )
-    assert set(found["seconds"]) == set(tpu_table.BOUND)
-    lacks = compile.record(step, None, place)
-    assert not lacks["fits"]
-    assert not set(lacks) & {"memory", "seconds"}
+def test_records_are_what_was_planned():
+    step, tpu = steps.UncompiledStep(None, (), 1024), slice_of(16)
+    record = compile.record(step, COMPILED, tpu)
+    expected = {"fits": True, "memory": 6, "hbm": 16e9, "predictions": 1024}
+    assert {name: record[name] for name in expected} == expected
+    assert set(record["seconds"]) == set(tpu_table.BOUND)
+    missing = compile.record(step, None, tpu)
+    assert not missing["fits"]
+    assert not set(missing) & {"memory", "seconds"}
 
 
 CELLS = [
@@ -248,19 +231,13 @@ CELLS = [
 
 
 def recorded(chips, seconds, **changes):
-    step = {
-        "fits": True,
-        "hbm": 16 * 10**9,
-        "predictions": 2 * 64 * chips,
-        "memory": 7.5e9,
-        "seconds": seconds,
-    }
-    return {"steps": {"student": step | changes}}
+    step = {"fits": True, "hbm": 16 * 10**9, "predictions": 2 * 64 * chips, "memory": 7.5e9}
+    return {"steps": {"student": step | {"seconds": seconds} | changes}}
 
 
-def shown(*found):
-    """The table of what is recorded of each of CELLS: its rows' cells, and the lines after it."""
-    cells = {cell.command: each for cell, each in zip(CELLS, found, strict=True) if each}
+def shown(*entries):
+    """The table of a record of each of CELLS: its rows' cells, and the lines after it."""
+    cells = {cell.command: each for cell, each in zip(CELLS, entries, strict=True) if each}
     text = tpu_table.table({"versions": {"jax": "1.2", "libtpu": "3.4"}, "cells": cells}, CELLS)
     assert text.startswith("jax 1.2, libtpu 3.4\n\n| config |")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
@@ -268,7 +245,7 @@ def shown(*found):
     return rows, text.rpartition("|")[2].split("\n")[2:]
 
 
-def test_the_table_shows_what_bounds_a_step_and_what_more_chips_bring():
+def test_the_table_shows_bounds_and_scaling():
     few = recorded(8, {"products": 0.5, "memory": 0.25, "links": 0.125})
     many = recorded(256, {"products": 0.5, "memory": 0.25, "links": 1.0})
     rows, after = shown(few, many)
@@ -283,35 +260,37 @@ def test_the_table_guesses_nothing():
     full = recorded(8, None, fits=False)
     for key in ("memory", "seconds"):
         del full["steps"]["student"][key]
-    rows, after = shown(full, {"error": "exit code -9: nothing said"})
+    rows, after = shown(full, {"error": "exit code -9: no message"})
     assert rows[0][5] == "no"
     assert not "".join(rows[0][8:]).strip()
     assert rows[1][5] == "not compiled"
-    assert after == [f"Not compiled: `{CELLS[1].command}`: exit code -9: nothing said"]
+    assert after == [f"Not compiled: `{CELLS[1].command}`: exit code -9: no message"]
     assert shown(None, None)[0][0][5] == "not compiled"
 
 
-def test_the_table_goes_on_from_what_is_recorded(tmp_path, monkeypatch):
-    calls = []
+def test_the_table_continues_from_its_records(tmp_path, monkeypatch):
+    def compiled(cell):
+        calls.append(cell)
+        return {"steps": cell.topology}
+
+    calls, file = [], tmp_path / "records.json"
     monkeypatch.setattr(tpu_table, "versions", lambda: {"jax": "1"})
-    monkeypatch.setattr(
-        tpu_table, "compiled", lambda cell: calls.append(cell) or {"steps": cell.topology}
-    )
+    monkeypatch.setattr(tpu_table, "compiled", compiled)
     for cells in (CELLS[:1], CELLS, CELLS):
-        held = tpu_table.complete(tmp_path / "records.json", cells)
+        records = tpu_table.complete(file, cells)
     assert calls == CELLS
-    assert held["cells"] == {cell.command: {"steps": cell.topology} for cell in CELLS}
+    assert records["cells"] == {cell.command: {"steps": cell.topology} for cell in CELLS}
     monkeypatch.setattr(tpu_table, "versions", lambda: {"jax": "2"})
-    tpu_table.complete(tmp_path / "records.json", CELLS[:1])
+    tpu_table.complete(file, CELLS[:1])
     assert calls[2:] == CELLS[:1], "other versions may plan otherwise"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+@needs_libtpu
 def test_a_config_is_compiled_for_a_tpu():
-    """In a process of its own: a TPU's compiler is for all of a process."""
+    # In a process of its own, since a TPU's compiler takes over the whole process.
     done = runs.run("compile", runs.SMOKE, "--config.losses=kl", "--topology=v5e:2x2")
     assert (done.returncode, done.stderr) == (0, "")
-    for step in steps.build(smoke.get_config().to_dict(), ALONE):
+    for step in steps.names(smoke.get_config().to_dict()):
         cells = [line.split("│") for line in done.stdout.splitlines() if f"│ {step} " in line]
         assert len(cells) == 2, "a row of memory and one of costs"
         assert cells[0][7].strip() == "yes"
@@ -320,7 +299,7 @@ def test_a_config_is_compiled_for_a_tpu():
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
-def test_a_mesh_that_a_slice_can_not_have_is_refused():
+@needs_libtpu
+def test_a_mesh_that_a_slice_cannot_have_is_refused():
     done = runs.run("compile", runs.SMOKE, "--topology=v6e:4x4", "--config.mesh.fsdp=8")
     runs.check_refusal(done, "`config.mesh` is ", "fsdp 8", "product of axes of the TPU slice")

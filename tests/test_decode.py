@@ -1,4 +1,4 @@
-"""The binary that decodes: what it prints, where the tokens come from, and what it refuses."""
+"""The program that decodes: its output, the sources of tokens, and the input that it refuses."""
 
 import functools
 import json
@@ -21,56 +21,36 @@ from tests import commands, runs
 PROMPT = "draft target token"
 SHORT = ["--max_tokens=12", f"--prompt={PROMPT}"]
 JSON = ["--output=jsonl", *SHORT]
+SAMPLES = "--loss=kl --num_samples=2 --sampling_seed=5 --top_k=500 --top_p=0.9"
 GOOD = {
-    "samples": [
-        "--loss=kl",
-        "--num_samples=2",
-        "--sampling_seed=5",
-        "--top_k=500",
-        "--top_p=0.9",
-        *JSON,
-    ],
+    "samples": [*SAMPLES.split(), *JSON],
     "tree": ["--loss=tv", "--seed=1", "--tree=0,1,00", "--temperature=0", *JSON],
     "lookup": ["--draft=lookup", "--rule=typical", "--time_split", *SHORT],
 }
+# By flags: what the one line on standard error says.
 REFUSED = {
-    "no loss": ([], ["give the student's loss, such as --loss=ce", "ce, kl, tv"]),
-    "unknown loss": (["--loss=klx"], ["has no students of loss 'klx'; it has ce, kl, tv"]),
-    "unknown seed": (["--loss=kl", "--seed=7"], ["has no seed 7; it has 0, 1"]),
-    "empty prompt": (
-        ["--loss=kl", "--prompt="],
-        ["--prompt: the prompt must be text that is not empty"],
-    ),
-    "two prompts": (
-        ["--loss=kl", "--prompt=a", "--prompts_file=b"],
-        ["give --prompt or --prompts_file, not both"],
-    ),
-    "no file": (
-        ["--loss=kl", "--prompts_file=/nowhere.txt"],
-        ["--prompts_file=/nowhere.txt is no file"],
-    ),
-    "loss of lookup": (["--draft=lookup", "--loss=kl"], ["--loss and --seed are of a student"]),
-    "eta": (["--loss=kl", "--eta=1.5"], ["`eta` must be in [0, 1], got 1.5"]),
-    "eta of lookup": (["--draft=lookup", "--eta=0.5"], ["`eta`", "`lookup` has none"]),
-    "gamma": (["--loss=kl", "--gamma=0"], ["`gamma` must be at least 1, got 0"]),
-    "large gamma": (["--loss=kl", "--gamma=65"], ["`gamma` must be at most 64, got 65"]),
-    "rule": (["--loss=kl", "--rule=greedy"], ["--rule=greedy", "exact_match"]),
-    "deep tree": (["--loss=kl", "--tree=0,00,000", "--gamma=2"], ["3 tokens deep", "gamma=3 fits"]),
-    "tree and eta": (["--loss=kl", "--tree=0,1", "--eta=0.5"], ["with a tree it must be 0"]),
-    "no tree": (["--loss=kl", "--tree=0,x"], ["a tree is paths of digits", "'x'"]),
-    "no tokens": (["--loss=kl", "--max_tokens=0"], ["`max_tokens` must be at least 1, got 0"]),
-    "absurd": (["--loss=kl", f"--max_tokens={10**20}"], ["more than 1,048,576 together"]),
-    "temperature": (
-        ["--loss=kl", "--temperature=-1"],
-        ["`temperature` must be finite and at least 0, got -1"],
-    ),
-    "top_p": (["--loss=kl", "--top_p=0"], ["`top_p` must be in (0, 1]"]),
-    "top_k": (["--loss=kl", "--top_k=0"], ["`top_k` must be at least 1"]),
-    "samples": (["--loss=kl", "--num_samples=0"], ["--num_samples=0"]),
-    "sampling seed": (
-        ["--loss=kl", "--sampling_seed=-1"],
-        ["`seeds` must be 1 whole numbers in 0"],
-    ),
+    "": ["give the student's loss, such as --loss=ce", "ce, kl, tv"],
+    "--loss=klx": ["has no students of loss 'klx'; it has ce, kl, tv"],
+    "--loss=kl --seed=7": ["has no seed 7; it has 0, 1"],
+    "--loss=kl --prompt=": ["--prompt: the prompt must be text that is not empty"],
+    "--loss=kl --prompt=a --prompts_file=b": ["give --prompt or --prompts_file, not both"],
+    "--loss=kl --prompts_file=/nowhere.txt": ["--prompts_file=/nowhere.txt is no file"],
+    "--draft=lookup --loss=kl": ["--loss and --seed are of a student"],
+    "--loss=kl --eta=1.5": ["`eta` must be in [0, 1], got 1.5"],
+    "--draft=lookup --eta=0.5": ["`eta`", "`lookup` has none"],
+    "--loss=kl --gamma=0": ["`gamma` must be at least 1, got 0"],
+    "--loss=kl --gamma=65": ["`gamma` must be at most 64, got 65"],
+    "--loss=kl --rule=greedy": ["--rule=greedy", "exact_match"],
+    "--loss=kl --tree=0,00,000 --gamma=2": ["3 tokens deep", "gamma=3 fits"],
+    "--loss=kl --tree=0,1 --eta=0.5": ["with a tree it must be 0"],
+    "--loss=kl --tree=0,x": ["a tree is paths of digits", "'x'"],
+    "--loss=kl --max_tokens=0": ["`max_tokens` must be at least 1, got 0"],
+    f"--loss=kl --max_tokens={10**20}": ["more than 1,048,576 together"],
+    "--loss=kl --temperature=-1": ["`temperature` must be finite and at least 0, got -1"],
+    "--loss=kl --top_p=0": ["`top_p` must be in (0, 1]"],
+    "--loss=kl --top_k=0": ["`top_k` must be at least 1"],
+    "--loss=kl --num_samples=0": ["--num_samples=0"],
+    "--loss=kl --sampling_seed=-1": ["`seeds` must be 1 whole numbers in 0"],
 }
 
 
@@ -82,36 +62,31 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ended(folder):
-    """Every command's end."""
+    """The end of every command, by its name or flags; all run in one process."""
     (folder / "bare").mkdir()
     (folder / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     (folder / "blank.txt").write_text("\n \n")
-    (folder / "three.jsonl").write_text(
-        # With a byte-order mark, as some editors write one.
-        "\ufeff" + "".join(json.dumps({"prompt": text}) + "\n\n" for text in ("a\nb", "é", PROMPT)),
-        encoding="utf-8",
-    )
+    # With a byte-order mark, as some editors write one.
+    lines = [json.dumps({"prompt": text}) + "\n\n" for text in ("a\nb", "é", PROMPT)]
+    (folder / "three.jsonl").write_text("\ufeff" + "".join(lines), encoding="utf-8")
     (folder / "two.txt").write_text("draft target\ntoken accept\n")
-    here = f"--workdir={folder}"
-    plain = [here, "--baseline", "--loss=klx", "--gamma=99", "--temperature=0", "--max_tokens=12"]
-    asked = {name: [here, *given] for name, given in GOOD.items()}
-    asked |= {("refused", name): [here, *given] for name, (given, _) in REFUSED.items()}
-    asked |= {
-        name: [*plain, f"--prompts_file={folder / name}"]
-        for name in ("bad.jsonl", "blank.txt", "two.txt")
-    }
-    asked["three.jsonl"] = [*plain, f"--prompts_file={folder / 'three.jsonl'}", "--output=jsonl"]
-    shutil.copytree(
-        folder, folder / "unfinished", ignore=shutil.ignore_patterns("students", "unfinished")
-    )
-    asked["unfinished"] = [f"--workdir={folder / 'unfinished'}", "--loss=kl"]
-    asked |= {
+    unfinished = folder / "unfinished"
+    shutil.copytree(folder, unfinished, ignore=shutil.ignore_patterns("students", "unfinished"))
+    run = f"--workdir={folder}"
+    plain = [run, "--baseline", "--loss=klx", "--gamma=99", "--temperature=0", "--max_tokens=12"]
+    arguments = {name: [run, *flags] for name, flags in GOOD.items()}
+    arguments |= {flags: [run, *flags.split()] for flags in REFUSED}
+    for name in ("bad.jsonl", "blank.txt", "two.txt", "three.jsonl"):
+        arguments[name] = [*plain, f"--prompts_file={folder / name}"]
+    arguments["three.jsonl"].append("--output=jsonl")
+    arguments |= {
+        "unfinished": [f"--workdir={unfinished}", "--loss=kl"],
         "no folder": ["--loss=kl"],
         "no run": ["--workdir=/nowhere"],
         "bare": [f"--workdir={folder / 'bare'}"],
+        "images": [f"--workdir={commands.of_images(folder / 'images')}", "--loss=kl"],
     }
-    asked["images"] = [f"--workdir={commands.of_images(folder / 'images')}", "--loss=kl"]
-    return dict(zip(asked, commands.many("decode", list(asked.values())), strict=True))
+    return dict(zip(arguments, commands.many("decode", list(arguments.values())), strict=True))
 
 
 def lines(done):
@@ -119,125 +94,91 @@ def lines(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_is_one_line(ended, name):
-    runs.check_refusal(ended["refused", name], *REFUSED[name][1])
+@pytest.mark.parametrize("flags", REFUSED)
+def test_bad_input_is_one_line(ended, flags):
+    runs.check_refusal(ended[flags], *REFUSED[flags])
 
 
-def _shapes(make):
+def shapes(make):
     return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
 
 
-def _decoder(vocab_size, rngs):
-    return Decoder(
-        vocab_size=vocab_size, depth=1, width=8, heads=2, kv_heads=1, mlp_width=8, rngs=rngs
-    )
+def decoder(vocab_size, rngs):
+    sizes = {"depth": 1, "width": 8, "heads": 2, "kv_heads": 1, "mlp_width": 8}
+    return Decoder(vocab_size=vocab_size, rngs=rngs, **sizes)
 
 
-def _kangaroo(width, exit_layer):
-    return _shapes(
-        lambda rngs: KangarooAdapter(
-            width=width, heads=2, kv_heads=1, exit_layer=exit_layer, rngs=rngs
-        )
-    )
+def kangaroo(width, exit_layer):
+    sizes = {"width": width, "exit_layer": exit_layer, "heads": 2, "kv_heads": 1}
+    return shapes(lambda rngs: KangarooAdapter(rngs=rngs, **sizes))
+
+
+DRAFTS = {
+    "none": lambda: None,
+    "kangaroo": lambda: kangaroo(8, 1),
+    "wide": lambda: kangaroo(16, 1),
+    "deep": lambda: kangaroo(8, 2),
+    "nine tokens": lambda: shapes(lambda rngs: DecoderStudent(decoder(9, rngs))),
+    "no student": lambda: shapes(lambda rngs: decoder(7, rngs)),
+    "lookup": lambda: speculative.LOOKUP,
+}
+FOUR_BILLION = "1 prompts of up to 40,000 tokens need 3,200,000,000 attention"
+TOO_MANY = "1 texts of up to 1,048,577 tokens are more than 1,048,576 together"
 
 
 @pytest.mark.parametrize(
     ("draft", "options", "message"),
     [
-        (
-            lambda: _kangaroo(16, 1),
-            {},
-            "the draft reads layer 1 of width 16, but the target has 1 layers of width 8",
-        ),
-        (lambda: _kangaroo(8, 2), {}, "the draft reads layer 2 of width 8"),
-        (
-            lambda: _shapes(lambda rngs: DecoderStudent(_decoder(9, rngs))),
-            {},
-            "the draft has 9 tokens and the target 7",
-        ),
-        (
-            lambda: _kangaroo(8, 1),
-            {"tree": speculative.Tree((0,) * 8)},
-            "8 tokens wide, but there are only 7",
-        ),
-        (lambda: None, {"prompts": [[1], [7]]}, r"prompt 1 has tokens 7..7, not in 0..6"),
-        (lambda: None, {"seeds": [2**32]}, "`seeds` must be 1 whole numbers"),
-        (lambda: None, {"seeds": []}, "`seeds` must be 1 whole numbers"),
-        (lambda: None, {"seeds": [0.5]}, "`seeds` must be 1 whole numbers"),
-        (
-            lambda: None,
-            {"prompts": [1, 2]},
-            "each prompt must have at least one token, and be a row of tokens",
-        ),
-        (lambda: None, {"prompts": [[]]}, "each prompt must have at least one token"),
-        (lambda: None, {"prompts": [[1.5]]}, r"prompt 0 must be whole numbers, got \[1.5\]"),
-        (
-            lambda: None,
-            {"prompts": [[1] * 40_000]},
-            "1 prompts of up to 40,000 tokens need 3,200,000,000 attention",
-        ),
-        (lambda: None, {"stop": 7}, "`stop` must be a whole number in 0..6, got 7"),
-        (lambda: None, {"stop": [1, 2]}, r"`stop` must be a whole number in 0..6, got \[1, 2\]"),
-        (lambda: None, {"max_tokens": 2.7}, "`max_tokens` must be whole numbers, got 2.7"),
-        (lambda: None, {"top_k": [None]}, "`top_k` must be whole numbers, got None"),
-        (lambda: None, {"temperature": "1"}, "`temperature` must be numbers, got '1'"),
-        (
-            lambda: _shapes(lambda rngs: _decoder(7, rngs)),
-            {},
-            "`draft` must be a student, 'lookup' or None, got ",
-        ),
-        (lambda: _kangaroo(8, 1), {"gamma": 2.5}, "`gamma` must be a whole number, got 2.5"),
-        (lambda: _kangaroo(8, 1), {"eta": [0.2]}, r"`eta` must be in \[0, 1\], got \[0.2\]"),
-        (
-            lambda: _kangaroo(8, 1),
-            {"tree": "0,1"},
-            "`tree` must be a Tree, as speculative.parse makes",
-        ),
-        (
-            lambda: speculative.LOOKUP,
-            {"longest": 0},
-            "`longest` must be a whole number in 1.., got 0",
-        ),
-        (
-            lambda: None,
-            {"max_tokens": 2**20},
-            "1 texts of up to 1,048,577 tokens are more than 1,048,576 together",
-        ),
+        ("wide", {}, "the draft reads layer 1 of width 16, but the target has 1 layers of width 8"),
+        ("deep", {}, "the draft reads layer 2 of width 8"),
+        ("nine tokens", {}, "the draft has 9 tokens and the target 7"),
+        ("no student", {}, "`draft` must be a student, 'lookup' or None, got "),
+        ("kangaroo", {"tree": speculative.Tree((0,) * 8)}, "8 tokens wide, but there are only 7"),
+        ("kangaroo", {"tree": "0,1"}, "`tree` must be a Tree, as speculative.parse makes"),
+        ("kangaroo", {"gamma": 2.5}, "`gamma` must be a whole number, got 2.5"),
+        ("kangaroo", {"eta": [0.2]}, r"`eta` must be in \[0, 1\], got \[0.2\]"),
+        ("lookup", {"longest": 0}, "`longest` must be a whole number in 1.., got 0"),
+        ("none", {"prompts": [[1], [7]]}, r"prompt 1 has tokens 7..7, not in 0..6"),
+        ("none", {"prompts": [1, 2]}, "must have at least one token, and be a row of tokens"),
+        ("none", {"prompts": [[]]}, "each prompt must have at least one token"),
+        ("none", {"prompts": [[1.5]]}, r"prompt 0 must be whole numbers, got \[1.5\]"),
+        ("none", {"prompts": [[1] * 40_000]}, FOUR_BILLION),
+        ("none", {"seeds": [2**32]}, "`seeds` must be 1 whole numbers"),
+        ("none", {"seeds": []}, "`seeds` must be 1 whole numbers"),
+        ("none", {"seeds": [0.5]}, "`seeds` must be 1 whole numbers"),
+        ("none", {"stop": 7}, "`stop` must be a whole number in 0..6, got 7"),
+        ("none", {"stop": [1, 2]}, r"`stop` must be a whole number in 0..6, got \[1, 2\]"),
+        ("none", {"max_tokens": 2.7}, "`max_tokens` must be whole numbers, got 2.7"),
+        ("none", {"max_tokens": 2**20}, TOO_MANY),
+        ("none", {"top_k": [None]}, "`top_k` must be whole numbers, got None"),
+        ("none", {"temperature": "1"}, "`temperature` must be numbers, got '1'"),
     ],
 )
-def test_what_does_not_fit_the_target_is_refused(draft, options, message):
-    target = _shapes(lambda rngs: _decoder(7, rngs))
+def test_arguments_that_do_not_fit_the_target_are_refused(draft, options, message):
+    target = shapes(lambda rngs: decoder(7, rngs))
     with pytest.raises(ValueError, match=message):
-        speculative.prepare(target, draft(), **{"prompts": [[1]], "max_tokens": 2} | options)
+        speculative.prepare(
+            target, DRAFTS[draft](), **{"prompts": [[1]], "max_tokens": 2} | options
+        )
 
 
 @pytest.mark.parametrize(
     ("rule", "texts", "message"),
     [
-        (
-            "sampling",
-            215,
-            "215 texts of 4 drafts a round over 1,000,000 tokens need 2,150,000,000 probabilities of ",
-        ),
-        (
-            "greedy_draft",
-            430,
-            "need 2,150,000,000 probabilities of the target, more than 2,147,483,648; decode fewer",
-        ),
+        ("sampling", 215, "215 texts of 4 drafts a round over 1,000,000 tokens need "),
+        ("greedy_draft", 430, "probabilities of the target, more than 2,147,483,648; decode fewer"),
     ],
 )
 def test_distributions_beyond_any_memory_are_refused(rule, texts, message):
-    target = _shapes(lambda rngs: _decoder(10**6, rngs))
-    prepare = functools.partial(
-        speculative.prepare, target, _kangaroo(8, 1), max_tokens=2, rule=rule
-    )
-    with pytest.raises(ValueError, match=message):
+    target, draft = shapes(lambda rngs: decoder(10**6, rngs)), kangaroo(8, 1)
+    prepare = functools.partial(speculative.prepare, target, draft, max_tokens=2, rule=rule)
+    with pytest.raises(ValueError, match=message) as error:
         prepare([[1]] * texts)
+    assert "need 2,150,000,000 probabilities of " in str(error.value)
     prepare([[1]] * (texts - 1))
 
 
-def test_files_and_folders_that_are_none_are_named(ended):
+def test_missing_files_and_folders_are_named(ended):
     runs.check_refusal(ended["bad.jsonl"], "line 2 of", "must be an object with a prompt")
     runs.check_refusal(ended["blank.txt"], "blank.txt holds no prompt")
     runs.check_refusal(ended["no folder"], "--workdir=runs/quickstart")
@@ -247,16 +188,11 @@ def test_files_and_folders_that_are_none_are_named(ended):
     runs.check_refusal(ended["images"], commands.OF_TEXT)
 
 
-def test_a_line_says_what_was_decoded(ended, folder):
+def test_json_lines(ended, folder):
     line, other = lines(ended["samples"])
-    assert line["prompt"] == "draft target token"
+    expected = {"prompt": PROMPT, "draft": "student", "loss": "kl", "seed": 0, "rule": "sampling"}
+    assert {name: line[name] for name in expected} == expected
     assert line["lossless"]
-    assert (line["draft"], line["loss"], line["seed"], line["rule"]) == (
-        "student",
-        "kl",
-        0,
-        "sampling",
-    )
     assert line["text"] == Tokenizer.load(Workdir(folder).tokenizer).decode(line["tokens"])
     assert 0 < len(line["tokens"]) <= 12
     # Each call gives at least one token, and one that is no draft unless the last round was cut.
@@ -265,7 +201,7 @@ def test_a_line_says_what_was_decoded(ended, folder):
     assert line["tokens"] != other["tokens"]
 
 
-def test_prompts_are_read_from_files_and_decoded_greedily_whatever_drafts(ended):
+def test_prompts_of_files_and_greedy_texts_with_any_draft(ended):
     (tree,), plain = lines(ended["tree"]), lines(ended["three.jsonl"])
     assert [line["prompt"] for line in plain] == ["a\nb", "é", PROMPT]
     assert [line["sampling_seed"] for line in plain] == [0, 1, 2]  # no two texts share their noise
@@ -273,61 +209,44 @@ def test_prompts_are_read_from_files_and_decoded_greedily_whatever_drafts(ended)
     assert plain[2]["target_calls"] == len(plain[2]["tokens"])
     assert (tree["loss"], tree["seed"]) == ("tv", 1)
     for line in plain:
-        assert (line["accepted"], line["draft"], line["loss"], line["seed"], line["rule"]) == (
-            0,
-            *[None] * 4,
-        )
+        assert line["accepted"] == 0
+        assert {line[name] for name in ("draft", "loss", "seed", "rule")} == {None}
 
 
-def test_text_is_printed_with_its_statistics_and_without_colour(ended):
+def test_text_is_printed_with_statistics_and_without_colour(ended):
     done = ended["lookup"]
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert done.stdout.startswith(PROMPT)
-    for told in (
-        "tokens a call",
-        "drafted and accepted",
-        "in place of a refused draft",
-        "rounds that drafted",
-        "compiling",
+    for words in (
+        *("tokens a call", "drafted and accepted", "in place of a refused draft", "compiling"),
+        *("rounds that drafted", "Drafted by lookup: a chain of 4, eta 0; rule typical"),
+        "typical` is lossy",
     ):
-        assert told in done.stdout
-    assert "Drafted by lookup: a chain of 4, eta 0; rule typical" in done.stdout
-    assert "typical` is lossy" in done.stdout
-    assert re.search(
-        r"Timed apart, a round's drafting takes \S+ ms and its verification \S+;", done.stdout
-    )
+        assert words in done.stdout
+    timed = r"Timed apart, a round's drafting takes \S+ ms and its verification \S+;"
+    assert re.search(timed, done.stdout)
     texts = ended["two.txt"].stdout
     assert [texts.count(f"--- sampling seed {seed}") for seed in (0, 1)] == [1, 1]
-    assert "draft target" in texts
-    assert "token accept" in texts
-    assert "without drafts" in texts
+    for words in ("draft target", "token accept", "without drafts"):
+        assert words in texts
     assert "Timed apart" not in texts
     assert "lossy" not in texts
 
 
 @pytest.fixture(scope="module")
 def measured(folder, tmp_path_factory):
-    """Ends of measuring with --decode, the good one's output folder."""
+    """The ends of measuring with --decode, and the output folder of the first."""
     output = tmp_path_factory.mktemp("measured")
     images = f"--workdir={commands.of_images(tmp_path_factory.mktemp('images'))}"
-    asked = [
+    common = [f"--workdir={folder}", f"--output={output}", "--temperatures=1", "--decode"]
+    flags = [
         ["--contexts=generated_greedy", "--decode_gamma=3"],
-        *(
-            ["--contexts=corpus"],
-            ["--decode_gamma=9"],
-            [images],
-            [images, "--nodecode", "--contexts=corpus"],
-        ),
+        *(["--contexts=corpus"], ["--decode_gamma=9"], [images]),
+        [images, "--nodecode", "--contexts=corpus"],
     ]
-    common = [
-        f"--workdir={folder}",
-        f"--output={output}",
-        "--temperatures=1",
-        "--rules=greedy_match",
-        "--decode",
-    ]
-    return output, commands.many("acceptance", [common + given for given in asked])
+    arguments = [[*common, "--rules=greedy_match", *more] for more in flags]
+    return output, commands.many("acceptance", arguments)
 
 
 def test_greedy_decoding_gives_what_the_recursion_says(measured):
@@ -348,33 +267,26 @@ def test_greedy_decoding_gives_what_the_recursion_says(measured):
     assert (gained["value"] > 0).all()
 
 
-def test_what_was_decoded_stands_in_table_and_report(measured):
+def test_decoded_measures_in_table_and_report(measured):
     output, (done, *_) = measured
     title = "Tokens a target call by decoding, γ = 3"
     assert title in done.stdout
     page = (output / "report.html").read_text(encoding="utf-8")
-    for told in (title, "decoded_tau", "speed_up", "another sample of text"):
-        assert told in page
+    for words in (title, "decoded_tau", "speed_up", "another sample of text"):
+        assert words in page
 
 
-def test_what_cannot_be_decoded_is_refused(measured):
-    _, (_, corpus, gamma, images, _) = measured
+def test_measuring_refuses_other_contexts_and_data(measured):
+    _, (_, corpus, gamma, images, of_images) = measured
     runs.check_refusal(corpus, "--decode needs one of the contexts generated, generated_greedy")
     runs.check_refusal(gamma, "--decode_gamma=9")
     runs.check_refusal(images, commands.OF_TEXT)
+    message = "there is no context `corpus` of a run on images; there is images"
+    runs.check_refusal(of_images, message)
 
 
-def test_contexts_of_other_data_are_refused(measured):
-    _, (*_, of_images) = measured
-    runs.check_refusal(
-        of_images, "there is no context `corpus` of a run on images; there is images"
-    )
-
-
-@pytest.mark.parametrize(
-    "lines", [1, 100_000], ids=["held back until the end", "written before it"]
-)
-def test_a_reader_that_has_gone_ends_a_binary_quietly(lines):
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["kept until the end", "written before it"])
+def test_a_closed_pipe_ends_a_program_quietly(lines):
     code = (
         "import sys; from experiments.common import cli; sys.stdin.readline(); "
         f"sys.argv = ['x']; cli.run(lambda _: print('a line\\n' * {lines}))"
@@ -397,8 +309,7 @@ with interrupts.Raising():
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_call_that_does_not_listen(sign):
-    # On a busy machine a thread may run before the one that started it waits for it: hence the
-    # pause.
+    # The pause: on a busy machine a thread may run before its starter waits for it.
     process = runs.start_code(DEAF.format("", "time.sleep(0.5), print('on', flush=True)"))
     assert runs.line(process) == "on\n"
     process.send_signal(sign)
@@ -406,8 +317,9 @@ def test_a_signal_ends_a_call_that_does_not_listen(sign):
 
 
 def test_a_signal_ends_a_call_whose_thread_is_being_started():
-    met = "threading.Thread.start = lambda thread: (start(thread), os.kill(os.getpid(), signal.SIGTERM))"
-    check_interrupted(runs.end(runs.start_code(DEAF.format(met, "None"))), signal.SIGTERM)
+    patch = "def begin(thread): start(thread); os.kill(os.getpid(), signal.SIGTERM)\n"
+    code = DEAF.format(patch + "threading.Thread.start = begin", "None")
+    check_interrupted(runs.end(runs.start_code(code)), signal.SIGTERM)
 
 
 def check_interrupted(done, sign):
@@ -423,36 +335,33 @@ def test_every_position_of_a_draft_stands_in_80_columns(gamma, monkeypatch, caps
         count[:, 0] * 9, count, count // 2, np.full((1, gamma + 1), 654_321), np.array(0)
     )
     decoded = speculative.Decoded([np.zeros(3, int)], [np.zeros(3, np.int8)], counts)
-    Transcript(Tokenizer.train(["a text"], 257)).statistics(
-        decoded, seconds=1.0, compile_seconds=1.0
-    )
+    page = Transcript(Tokenizer.train(["a text"], 257))
+    page.statistics(decoded, seconds=1.0, compile_seconds=1.0)
     printed = capsys.readouterr().out
     for position in range(1, gamma + 1):
         assert re.search(rf"^ *{position} +123456 +50\.0 +654321 *$", printed, re.MULTILINE)
 
 
-def test_pieces_are_the_text_whatever_the_tokens_split():
+def test_pieces_are_the_text_however_tokens_split_it():
     bpe = Tokenizer.train(["naïve"], 257)  # every token is a byte
     tokens = bpe.encode("naïve 漢字 \N{REPLACEMENT CHARACTER}!")
-    pieces = Pieces(bpe)
-    made = [pieces.add(token) for token in tokens]
-    assert made[2:4] == ["", "ï"]
-    assert "".join(made) + pieces.rest() == bpe.decode(tokens)
-    cut = Pieces(bpe)
-    assert "".join(cut.add(token) for token in tokens[:3]) + cut.rest() == bpe.decode(tokens[:3])
+    for cut in (len(tokens), 3):
+        pieces = Pieces(bpe)
+        texts = [pieces.add(token) for token in tokens[:cut]]
+        assert cut == 3 or texts[2:4] == ["", "ï"]
+        assert "".join(texts) + pieces.rest() == bpe.decode(tokens[:cut])
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
-def test_colours_end_where_they_are_not_wanted(no_color, coloured, monkeypatch, capsys):
+def test_colours_only_where_wanted(no_color, coloured, monkeypatch, capsys):
     for name, value in (("NO_COLOR", no_color), ("FORCE_COLOR", "1"), ("TERM", "xterm")):
         monkeypatch.setenv(name, value)
     bpe = Tokenizer.train(["a text"], 257)
     page = Transcript(bpe)
     tokens = np.array(bpe.encode("a[b]\x1b[0m\u009b\u202e"))
+    origin = np.ones((1, len(tokens)), np.int8)
     page.begin("p\t")
-    page.stream(
-        tokens[None], np.array([0]), np.array([len(tokens)]), np.ones((1, len(tokens)), np.int8)
-    )
+    page.stream(tokens[None], np.array([0]), np.array([len(tokens)]), origin)
     page.end()
     printed = capsys.readouterr().out
     assert ("\x1b[32m" in printed) == coloured

@@ -65,6 +65,7 @@ def test_imports_go_down(path):
         return
     for name in imported(path):
         there = place(name)
+        assert name.split(".")[0] != "tests", f"{module} imports {name}"
         assert there is None or there == here or there[0] < here[0], f"{module} imports {name}"
 
 
@@ -113,6 +114,12 @@ def test_examples_of_docstrings_print_what_they_say(name):
 def test_the_docs_tables_are_the_codes():
     for name, made in (("losses", table.markdown()), ("audit", audit_table.markdown())):
         assert made in (runs.ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_every_program_is_listed():
+    page = (runs.ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    programs = {path.stem for path in (runs.ROOT / "experiments").glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == programs
 
 
 def test_readme_names_what_is_there():

@@ -27,79 +27,72 @@ def prepare(way):
     )
 
 
+SLOW = ("lookup", "decoder")
+
+
 @pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(way, marks=pytest.mark.slow if way in ("lookup", "decoder") else ())
-        for way in WAYS
-    ],
+    "way", [pytest.param(way, marks=pytest.mark.slow if way in SLOW else ()) for way in WAYS]
 )
-def test_the_parts_draft_and_accept_what_the_rounds_did(way):
+def test_the_parts_draft_and_accept_as_the_rounds_did(way):
     decoding = prepare(way)
     decoded, replay = decoding.run(), time_breakdown.Replay.of(decoding)
     caches, proposals = replay.propose()
     verified, verdicts = replay.verify(proposals)
+    calls_by_text = decoded.counts.target_calls
     assert proposals.steps.sum() == decoded.counts.draft_steps
-    assert len(replay.lengths) == decoded.counts.target_calls.max()  # so few that all are run again
-    drafts, path, accepted, own = (
+    assert len(replay.lengths) == calls_by_text.max()  # so few that all are run again
+    drafts, path, accepted, tokens_after = (
         np.asarray(x)[::-1]
         for x in (proposals.tokens, verdicts.path, verdicts.accepted, verdicts.token)
     )
-    for row, (tokens, calls) in enumerate(
-        zip(decoded.tokens, decoded.counts.target_calls, strict=True)
-    ):
+    for row, (tokens, calls) in enumerate(zip(decoded.tokens, calls_by_text, strict=True)):
         lengths = np.bincount(accepted[:calls, row], minlength=decoding.plan.tree.depth + 1)
         np.testing.assert_array_equal(lengths, decoded.counts.lengths[row])
-        rounds = [
-            [*drafts[i, row, path[i, row, : accepted[i, row]]], own[i, row]] for i in range(calls)
-        ]
-        np.testing.assert_array_equal(np.concatenate(rounds)[: len(tokens)], tokens)
-    # What was refused stands in the caches of just the layers that each part runs.
+        rounds = []
+        for i in range(calls):
+            accepted_path = path[i, row, : accepted[i, row]]
+            rounds += [*drafts[i, row, accepted_path], tokens_after[i, row]]
+        np.testing.assert_array_equal(rounds[: len(tokens)], tokens)
+    # Refused drafts stand in the caches of just the layers that each part runs.
     below, before = EXIT * (WAYS[way][0] == "kangaroo"), replay.state.texts
-    assert _changed(caches[0], before.target_cache) == [True] * below + [False] * (LAYERS - below)
-    assert _changed(caches[1], before.draft_cache) == [True] * len(before.draft_cache)
-    assert _changed(verified, before.target_cache) == [False] * below + [way != "none"] * (
-        LAYERS - below
-    )
+    above = LAYERS - below
+    assert changed(caches[0], before.target_cache) == [True] * below + [False] * above
+    assert changed(caches[1], before.draft_cache) == [True] * len(before.draft_cache)
+    assert changed(verified, before.target_cache) == [False] * below + [way != "none"] * above
 
 
-def _changed(cache, before):
-    """Beyond the rounding in which two compilations may differ."""
-    return [
-        not np.allclose(now.keys, then.keys, atol=1e-5)
-        for now, then in zip(cache, before, strict=True)
-    ]
+def changed(cache, before):
+    """Says of each layer whether it changed beyond the rounding of two compilations."""
+    layers = zip(cache, before, strict=True)
+    return [not np.allclose(new.keys, old.keys, atol=1e-5) for new, old in layers]
 
 
 def test_the_prompts_pass_fills_the_caches():
     replay = time_breakdown.Replay.of(prepare("decoder"))
-    begun, ended = replay.read_prompts().texts, replay.state.texts
-    np.testing.assert_array_equal(begun.length, replay.decoding.lengths)
-    for one, other in zip(
-        begun.target_cache + begun.draft_cache, ended.target_cache + ended.draft_cache, strict=True
-    ):
-        one, other = (np.split(np.asarray(x.keys), TEXTS) for x in (one, other))
+    start, end = replay.read_prompts().texts, replay.state.texts
+    np.testing.assert_array_equal(start.length, replay.decoding.lengths)
+    caches = zip(
+        start.target_cache + start.draft_cache, end.target_cache + end.draft_cache, strict=True
+    )
+    for pair in caches:
+        one, other = (np.split(np.asarray(x.keys), TEXTS) for x in pair)
         for row, length in enumerate(replay.decoding.lengths):
-            np.testing.assert_allclose(
-                one[row][:, : length - 1], other[row][:, : length - 1], atol=1e-5
-            )
-            assert one[row][:, : length - 1].any()
+            new, old = one[row][:, : length - 1], other[row][:, : length - 1]
+            np.testing.assert_allclose(new, old, atol=1e-5)
+            assert new.any()
 
 
 @pytest.mark.parametrize("way", ["none", "tree"])
 def test_a_rounds_time_is_its_loops_divided(way, monkeypatch):
-    decodings, asked = [prepare(way)], []
+    decodings, repeats = [prepare(way)], []
 
     def interleaved(calls, *, rounds):
-        asked.append(rounds)
+        repeats.append(rounds)
         return {name: np.array([0.2, 0.1, 9.0]) for name in calls}
 
     monkeypatch.setattr(time_breakdown.timing, "interleaved", interleaved)
-    (found,) = time_breakdown.milliseconds(decodings, repeats=3)
+    (cost,) = time_breakdown.milliseconds(decodings, repeats=3)
     rounds = len(time_breakdown.Replay.of(decodings[0]).lengths)
-    assert asked == [3]
-    assert found == {
-        "prompt": 200,
-        "draft": pytest.approx(200 / rounds),
-        "verify": pytest.approx(200 / rounds),
-    }
+    assert repeats == [3]
+    part = pytest.approx(200 / rounds)
+    assert cost == {"prompt": 200, "draft": part, "verify": part}

@@ -201,8 +201,10 @@ def _check_config_file(argv):
     values += [value for flag, value in itertools.pairwise(argv) if flag == "--config"]
     for value in values:
         if not pathlib.Path(value.split(":")[0]).is_file():
-            known = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py")))) or "none"
-            raise flags.Error(f"--config={value}: there is no such file; known: {known}")
+            configs = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py"))))
+            raise flags.Error(
+                f"--config={value}: there is no such file; known: {configs or 'none'}"
+            )
 
 
 def _unknown_key(argv, error):

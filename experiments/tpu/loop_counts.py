@@ -1,4 +1,4 @@
-"""How often the loops of a compiled program run, as far as its text says so."""
+"""Trip counts of the loops of a compiled program, as far as its text shows them."""
 
 import re
 
@@ -66,8 +66,8 @@ def trips(module: Module, around: Computation, loop: Instruction) -> tuple[int |
                 parts += [left, right]
             case part:
                 bounds.append(bound(part))
-    known = [count for count in bounds if count is not None]
-    return (min(known) if known else None), len(known) < len(bounds)
+    counts = [count for count in bounds if count is not None]
+    return (min(counts) if counts else None), len(counts) < len(bounds)
 
 
 def _value(module: Module, computation: Computation, name: str, arguments: list):

@@ -1,5 +1,4 @@
-"""Many commands of one binary in one process, and a run to try them on that nothing was trained
-for."""
+"""Runs many commands of one program in one process, and makes untrained runs to try them on."""
 
 import contextlib
 import importlib
@@ -27,7 +26,7 @@ OF_TEXT = "`config.data.kind` is images, of which there are no tokens; this is f
 
 
 def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
-    """As `runs.run` of each command, in one process, which imports and compiles once."""
+    """Runs each command as `runs.run` does, but in one process, which imports and compiles once."""
     code = (
         "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
     )
@@ -37,12 +36,11 @@ def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProce
 
 
 def run_all(name: str, commands: list[list[str]]) -> None:
-    """What `many`'s process does: prints (arguments, exit code, output, error) of each command."""
+    """Prints (arguments, exit code, output, error) of each command, in the process of `many`."""
     main, ended = importlib.import_module(f"experiments.{name}").main, []
     for arguments in commands:
-        print(
-            name, shlex.join(arguments), file=sys.stderr, flush=True
-        )  # for a process that does not end
+        # Shows the command of a process that does not end.
+        print(name, shlex.join(arguments), file=sys.stderr, flush=True)
         sys.argv, output, error, code = [name, *arguments], io.StringIO(), io.StringIO(), 0
         with (
             flagsaver.flagsaver(),
@@ -58,8 +56,7 @@ def run_all(name: str, commands: list[list[str]]) -> None:
 
 
 def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
-    """The folder of a run in the smoke size as if finished, with teacher and students as they
-    began."""
+    """Makes the folder of a smoke run as if finished, with untrained teacher and students."""
     config = smoke.get_config().to_dict()
     config["data"]["files"] = f"{texts}/*.txt"
     run = Workdir(folder)
@@ -83,6 +80,6 @@ def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
 
 
 def of_images(folder: pathlib.Path) -> pathlib.Path:
-    """The folder of a run on images that was but begun."""
+    """Makes the folder of a run on images that was only started."""
     Workdir(folder).initialize_or_resume(digits.get_config().to_dict())
     return folder

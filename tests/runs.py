@@ -1,5 +1,4 @@
-"""Binaries run as a user runs them: a process of its own, from the checkout. No wait for one is
-without an end."""
+"""Runs programs as a user does: a process of its own, from the checkout, never without a limit."""
 
 import contextlib
 import os
@@ -20,24 +19,19 @@ SMOKE = "--config=configs/smoke.py"
 
 
 def start(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """A running binary."""
+    """Starts a program of experiments/."""
     return start_python("-m", f"experiments.{name}", *arguments, **environment)
 
 
 def start_code(code: str, *arguments: str) -> subprocess.Popen:
-    """A running program that may do to a binary what a test needs."""
+    """Starts Python on code, which may change a program as a test needs it."""
     return start_python("-c", code, *arguments)
 
 
 def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen:
-    """A running Python, the head of a process group; what `environment` has as None is left out."""
-    told = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "COLUMNS": "120",
-        "PYTHONFAULTHANDLER": "1",
-        **environment,
-    }
+    """Starts Python as the head of a process group; variables that are None are left out."""
+    defaults = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONFAULTHANDLER": "1"}
+    variables = {**os.environ, **defaults, **environment}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -45,34 +39,32 @@ def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={name: value for name, value in told.items() if value is not None},
+        env={name: value for name, value in variables.items() if value is not None},
         process_group=0,
     )
 
 
 def end(
-    process: subprocess.Popen, given: str | None = None, *, limit: float = LIMIT
+    process: subprocess.Popen, text: str | None = None, *, limit: float = LIMIT
 ) -> subprocess.CompletedProcess:
-    """The process once it was `given` its input and has ended within `limit` seconds, whatever its
-    exit code."""
+    """Gives a process its input and waits for its end, whatever the exit code."""
     try:
-        output, error = process.communicate(given, timeout=limit)
+        output, error = process.communicate(text, timeout=limit)
     except subprocess.TimeoutExpired:
         give_up(process, limit)
     return subprocess.CompletedProcess(process.args, process.returncode, output, error)
 
 
 def line(process: subprocess.Popen) -> str:
-    """The first line that it prints."""
+    """Waits for the first line that a process prints."""
     if not select.select([process.stdout], [], [], LIMIT)[0]:
         give_up(process)
     return process.stdout.readline()
 
 
 def give_up(process: subprocess.Popen, limit: float = LIMIT) -> NoReturn:
-    """Kills a process still there after `limit` seconds, with its children, and fails the test:
-    says where it stood."""
-    process.send_signal(signal.SIGABRT)  # at which faulthandler tells
+    """Kills a process and its children after `limit` seconds; fails the test with its stacks."""
+    process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=10)
     with contextlib.suppress(ProcessLookupError):
@@ -82,41 +74,33 @@ def give_up(process: subprocess.Popen, limit: float = LIMIT) -> NoReturn:
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    """A binary that has ended, whatever its exit code."""
+    """Runs a program to its end, whatever the exit code."""
     return end(start(name, *arguments))
 
 
 def succeed(name: str, *arguments: str) -> str:
-    """The standard output of a binary that must exit with 0."""
+    """Runs a program that must exit with 0, and returns its standard output."""
     done = run(name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def check_refusal(done: subprocess.CompletedProcess, *told: str) -> None:
-    """Bad input was refused: exit code 2 and one line on standard error that says `told`."""
+def check_refusal(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Checks that input was refused: exit code 2 and one line on standard error with `words`."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ")
-    for words in told:
-        assert words in done.stderr
+    for each in words:
+        assert each in done.stderr
 
 
 def write_texts(folder: pathlib.Path) -> pathlib.Path:
-    """Files of text, enough for a smoke run."""
+    """Writes files of text, enough for a smoke run, and returns their folder."""
     folder.mkdir()
     words = [
-        "draft",
-        "target",
-        "token",
-        "accept",
-        "reject",
-        "sample",
-        "teacher",
-        "student",
-        "loss",
-        "kernel",
+        *("draft", "target", "token", "accept", "reject"),
+        *("sample", "teacher", "student", "loss", "kernel"),
     ]
     for i in range(24):
         draw = np.random.default_rng(i)

@@ -1,4 +1,4 @@
-"""As digits.py, on CIFAR-10, once TFDS has prepared it (docs/images.md); for an accelerator.
+"""The classifiers of digits.py on CIFAR-10, once TFDS has prepared it (docs/images.md); for an accelerator.
 
 python -m experiments.distill --config=configs/cifar10.py --workdir=runs/cifar10
 """

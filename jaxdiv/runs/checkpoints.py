@@ -220,10 +220,10 @@ class _WrongArray(ValueError):
 def _check_arrays(path, saved, arrays):
     # Orbax would cast to the target's type silently.
     for name, leaf in arrays.items():
-        found = saved.get(name)
-        if found is None:
+        stored = saved.get(name)
+        if stored is None:
             raise _WrongArray(f"checkpoint {path} has no array {name}")
-        texts = [f"{np.dtype(x.dtype)}{list(x.shape)}" for x in (found, leaf)]
+        texts = [f"{np.dtype(x.dtype)}{list(x.shape)}" for x in (stored, leaf)]
         if texts[0] != texts[1]:
             raise _WrongArray(
                 f"checkpoint {path}: {name} is {texts[0]}, not {texts[1]} as this config has it"

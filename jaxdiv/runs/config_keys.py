@@ -24,7 +24,7 @@ REST = -1  # size of a mesh axis: all devices that the other axes leave
 
 
 class KeyRule(NamedTuple):
-    """Which values a key may have: a phrase for messages, and the test itself."""
+    """The values that a key may have: a phrase for messages, and the test itself."""
 
     allowed: str
     holds: Callable[[Any], bool]
@@ -240,7 +240,7 @@ Every file in [configs](../configs) starts from these defaults, which are those 
 `configs/quickstart.py`, and changes what differs. On the command line a key is
 `--config.teacher.steps=1000`. A missing, unknown or wrong key is refused before any work.
 
-This page is written by `python -m jaxdiv.runs.config_keys > docs/config.md`; the table itself stands in
+This page is written by `python -m jaxdiv.runs.config_keys > docs/config.md` from the table in
 `jaxdiv/runs/config_keys.py`.
 
 | key | meaning | allowed | default |

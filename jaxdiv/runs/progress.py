@@ -1,4 +1,4 @@
-"""What a run shows on standard error: a progress bar for each stage, and lines; or JSON events."""
+"""Output on standard error: a progress bar for each stage, and lines; or JSON events instead."""
 
 import contextlib
 import time

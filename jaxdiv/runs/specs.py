@@ -1,7 +1,7 @@
 """A run's config as frozen specs, of which each part of the code takes the one that it needs.
 
-A config is read once, `RunSpec.from_config(config)`, after `jaxdiv.runs.config.check`. Two specs are
-equal if their results are: fields that decide no result are left out of the comparison.
+A config is read once, by `RunSpec.from_config(config)`, after `jaxdiv.runs.config.check`. Fields
+that decide no result are left out when specs are compared.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxdiv.runs import config_keys
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What a run reads: the keys of `config.data` that decide texts or images and their rows."""
+    """The texts or images of a run: the keys of `config.data` but those of `OnPolicySpec`."""
 
     kind: str
     source: str
@@ -145,7 +145,7 @@ class StageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSpec:
-    """What acceptance is measured on and by: `config.evaluation`, its lists as tuples.
+    """The measurement of acceptance: the keys of `config.evaluation`, with lists as tuples.
 
     `rules` begins with `sampling`, by which losses are ranked; `seed` decides the teacher's text.
     """
@@ -162,7 +162,7 @@ class EvaluationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSpec:
-    """Devices along each axis of the mesh; `config_keys.REST` stands for all that the others leave."""
+    """Devices along each axis of the mesh; `config_keys.REST` for all that the others leave."""
 
     student: int
     data: int

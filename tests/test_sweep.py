@@ -9,7 +9,17 @@ import pandas as pd
 import pytest
 
 from configs import choose
-from experiments.sweep import cells, plan, report, runs, stored_sums, study, time_estimate, tuning
+from experiments.sweep import (
+    cells,
+    comparisons,
+    plan,
+    report,
+    runs,
+    stored_sums,
+    study,
+    time_estimate,
+    tuning,
+)
 from jaxdiv import files
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.specs import RunSpec
@@ -304,7 +314,7 @@ def test_finished_sweep(finished):
     assert whole.returncode == 0, whole.stderr
     assert "| loss | adapter1-sharp-corpus-T1 | adapter2-sharp-corpus-T1 |" in whole.stdout
     frame = pd.read_csv(folder / report.FILE)
-    assert tuple(frame.columns) == report.COLUMNS
+    assert tuple(frame.columns) == comparisons.COLUMNS
     assert set(frame["cell"]) == {FIRST, SECOND}
     assert set(frame["loss"]) == {"kl", "tv", UNTRAINED}
     assert set(frame["measure"]) == {"acceptance", "tau"}

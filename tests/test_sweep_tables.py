@@ -69,30 +69,30 @@ def labels(cells):
 
 
 def test_differences_are_paired_and_corrected_over_cells():
-    rows = comparisons.rows(CELLS, labels(CELLS))
-    family = [row for row in rows if row["measure"] == "acceptance" and "p_value" in row]
+    table = comparisons.table(CELLS, labels(CELLS))
+    family = table[table["measure"].eq("acceptance") & table["p_value"].notna()]
     pairs = list(itertools.product("ab", ("tv", "jsd")))
-    assert [(row["cell"], row["loss"]) for row in family] == pairs
+    assert list(zip(family["cell"], family["loss"], strict=True)) == pairs
     raw = []
     for cell, loss in pairs:
         pair = [CELLS[cell].sums[name, KEY] for name in (loss, "kl")]
         sides = [side for sums in pair for side in (sums.numerator, sums.denominator)]
         raw.append(statistics.paired_difference(*sides))
-    np.testing.assert_allclose([row["difference"] for row in family], [one.value for one in raw])
+    np.testing.assert_allclose(family["difference"], [one.value for one in raw])
     holm = statistics.holm([one.p_value for one in raw])
-    np.testing.assert_allclose([row["p_value"] for row in family], holm)
-    assert [row["verdict"] for row in family] == ["real", "not shown", "real", "not shown"]
-    assert {row["verdict"] for row in rows if row["loss"] == UNTRAINED} == {"floor"}
+    np.testing.assert_allclose(family["p_value"], holm)
+    assert list(family["verdict"]) == ["real", "not shown", "real", "not shown"]
+    assert set(table[table["loss"].eq(UNTRAINED)]["verdict"]) == {"floor"}
 
 
 def test_ranks_of_a_clear_winner_and_of_equals():
-    ranks = {row["loss"]: row for row in ranking.rows(CELLS, KEY)}
+    ranks = {row["loss"]: row for row in ranking.rank(CELLS, KEY)}
     intervals = {loss: (row["rank_low"], row["rank_high"]) for loss, row in ranks.items()}
     assert intervals == {"tv": (1, 1), "kl": (2, 3), "jsd": (2, 3)}
     assert ranks["tv"]["difference"] == pytest.approx(0.055, abs=0.003)
-    for row in ranking.rows({"c": measured({**EQUAL, "rkl": 0.7})}, KEY):
+    for row in ranking.rank({"c": measured({**EQUAL, "rkl": 0.7})}, KEY):
         assert row["rank_high"] - row["rank_low"] >= 2
-    assert ranking.rows(CELLS, TAU)[0]["gamma"] == 4
+    assert ranking.rank(CELLS, TAU)[0]["gamma"] == 4
     # A lone document, as of a speed's one number.
     lone = ranking.rank_intervals(np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1)))
     assert lone == ([1, 2], [1, 2])
@@ -122,7 +122,7 @@ def test_rank_intervals_cover_the_true_rank(means, seeds_move):
 
 
 def test_what_cells_share_does_not_average_out():
-    once, twice = (ranking.rows(dict.fromkeys(names, CELLS["a"]), KEY) for names in ("a", "ab"))
+    once, twice = (ranking.rank(dict.fromkeys(names, CELLS["a"]), KEY) for names in ("a", "ab"))
     for one, other in zip(once, twice, strict=True):
         assert {**one, "cells": 2} == pytest.approx(other, nan_ok=True)
 
@@ -130,18 +130,17 @@ def test_what_cells_share_does_not_average_out():
 def test_a_loss_with_a_diverged_student_has_no_rank():
     rates = {"kl": 0.6, "tv": 0.66, "jsd": 0.6}
     cells = {"a": CELLS["a"], "b": measured(rates, diverged=[("jsd", 1)])}
-    assert {row["loss"] for row in ranking.rows(cells, KEY)} == {"kl", "tv"}
-    rows = comparisons.rows(cells, labels(cells))
-    row = next(row for row in rows if (row["cell"], row["loss"]) == ("b", "jsd"))
-    assert np.isfinite(row["difference"])
+    assert {row["loss"] for row in ranking.rank(cells, KEY)} == {"kl", "tv"}
+    table = comparisons.table(cells, labels(cells)).set_index(["cell", "loss", "measure"])
+    assert np.isfinite(table.loc[("b", "jsd", "acceptance")]["difference"])
 
 
 def results(cells, part="", seeds=3):
-    keys = dict.fromkeys(key for measurement in cells.values() for _, key in measurement.sums)
     every = next(iter(cells.values())).losses
-    return report.SweepResults.from_rows(
-        comparisons.rows(cells, labels(cells)),
-        [row for key in keys for row in ranking.rows(cells, key)],
+    return report.SweepResults(
+        comparisons.table(cells, labels(cells)),
+        ranking.table(cells),
+        claims.table({}),
         losses=[loss for loss in every if loss != UNTRAINED],
         seeds=seeds,
         rates=(0.001, 0.01),
@@ -246,8 +245,7 @@ def claim_cell(*, diverged=(), **rates):
 
 
 def claim_table(cells):
-    frame = pd.DataFrame(claims.rows(cells), columns=list(claims.COLUMNS))
-    return frame.set_index(["loss", "than", "trained_on", "measure"])
+    return claims.table(cells).set_index(["loss", "than", "trained_on", "measure"])
 
 
 def test_claims_are_ratios_of_means_over_cells():
@@ -274,8 +272,8 @@ def test_claims_are_ratios_of_means_over_cells():
 
 def test_claims_compare_only_what_was_measured():
     rates = {"kl": (3.0, 0.8), "nla": (3.3, 0.8), "skl": (3.0, 0.7)}
-    assert claims.rows({}) == []
-    assert claims.rows({ON_POLICY: claim_cell(ce=(1.0, 0.5))}) == []
+    assert claims.table({}).empty
+    assert claims.table({ON_POLICY: claim_cell(ce=(1.0, 0.5))}).empty
     table = claim_table(
         {BASE: claim_cell(**rates), ON_POLICY: claim_cell(**rates, diverged=("nla",))}
     )
@@ -285,16 +283,13 @@ def test_claims_compare_only_what_was_measured():
 
 def test_the_table_has_a_row_a_claim(tmp_path):
     cell = claim_cell(kl=(3.0, 0.8), nla=(3.3, 0.8), skl=(3.0, 0.72))
-    rest = {"seeds": 3, "rates": (0.1,), "base": {}, "entropies": {}, "part": ""}
-    losses = ("kl", "nla", "skl")
-    claimed = report.SweepResults.from_rows(
-        [], [], claims.rows({BASE: cell}), losses=losses, **rest
-    )
+    table = claims.table({BASE: cell})
+    claimed = dataclasses.replace(results(CELLS), claims=table)
     report.write(tmp_path, claimed)
     assert len(pd.read_csv(tmp_path / report.CLAIMS)) == 2
     assert "| nla over kl | LK losses, 2602.23881 |" in report.markdown(claimed)
-    rows = list(claims.table_rows(claimed.claims))
-    assert [len(row) for row in rows] == [len(claims.HEADS)] * 2
-    assert rows[0][0] == "nla over kl"
-    assert rows[0][3] == "τ γ=8 T=1"
-    assert rows[0][5].startswith("+10.00 [")
+    printed = claims.study_table(table)
+    assert [len(row) for row in printed.rows] == [len(printed.heads)] * 2
+    row = printed.rows[0]
+    assert (row[0], row[3]) == ("nla over kl", "τ γ=8 T=1")
+    assert row[5].startswith("+10.00 [")

@@ -59,26 +59,22 @@ def main(_):
         "also": watch_flags.trackers(),
     }
     with lock.hold(workdir.root):
-        # Checked before the folder takes a config that differs in what may change.
-        study.check(workdir, study_causes)
-        workdir.initialize_or_resume(config)
-        study.initialize_or_resume(workdir, study_causes)
+        study.initialize_or_resume(workdir, config, study_causes)
         try:
             corpus = run_data.prepare(config, workdir)
             model = teacher.prepare(config, workdir, corpus, also=watching["also"])
-            rows, acceptance = study.run(
+            frame, acceptance = study.run(
                 config, workdir, study_causes, corpus=corpus, teacher=model, mesh=mesh, **watching
             )
         except loop.Stopped as stopped:
             cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
         if processes.is_first():
-            frame = report.table(rows)
             report.write(workdir.root, frame, acceptance)
             if MARKDOWN.value:
-                print(report.markdown(frame), end="")
+                print(report.table(frame).markdown(), end="")
             else:
-                cli.console(150).print(report.rich_table(frame))
+                cli.console(150).print(report.table(frame).rich())
             names = f"{report.FILE}, {report.ACCEPTANCE} and two pictures"
             cli.log(f"\nEverything lies in {workdir.root}: {names}")
     return 0

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from experiments.gap import formulas
 from experiments.gap.causes import BASELINE, Cause
@@ -13,6 +14,10 @@ from jaxdiv import statistics
 from jaxdiv.evaluation.measurement import Sums
 from jaxdiv.schema import UNTRAINED
 
+COLUMNS = (
+    "cause", "applied_to", "measure", "temperature", "ce", "kl", "ratio", "low", "high", "trained",
+)  # fmt: skip
+ACCEPTANCE_COLUMNS = ("training", "loss", "measure", "temperature", "value", "low", "high")
 BOTH = "both"
 ACCEPTANCE: Measure = ("acceptance", 1.0)
 # A student that learnt anything is accepted more often than the untrained by one of these.
@@ -20,9 +25,8 @@ _SHOWS_TRAINING: tuple[Measure, ...] = (ACCEPTANCE, ("greedy_match", 0.0))
 SumsByVariant = Mapping[str, SumsByMeasure]
 
 
-def rows(causes: Sequence[Cause], sums: SumsByVariant) -> list[dict]:
-    """Returns the rows of gap.csv: each cause applied to both losses, to `ce` alone and to `kl`
-    alone.
+def table(causes: Sequence[Cause], sums: SumsByVariant) -> pd.DataFrame:
+    """Returns gap.csv: each cause applied to both losses, to `ce` alone and to `kl` alone.
 
     Raises:
       ValueError: all baseline students of a loss diverged.
@@ -33,43 +37,35 @@ def rows(causes: Sequence[Cause], sums: SumsByVariant) -> list[dict]:
                 f"all baseline students of {loss} turned non-finite: there is nothing to compare "
                 "with; lower `config.student.optimizer.learning_rate`"
             )
-    table = []
+    rows = []
     for cause in causes:
         # A cause in measuring alone, applied to both losses, is a row of the baseline.
         sides = () if cause.training == BASELINE and cause.text != BASELINE else (BOTH,)
         sides += () if cause.text == BASELINE else formulas.LOSSES
-        for applied_to in sides:
-            by_loss = [cause if applied_to in (BOTH, loss) else None for loss in formulas.LOSSES]
-            start = {"cause": cause.text, "applied_to": applied_to}
-            table += [start | row for row in _ratio_rows(by_loss, sums)]
-    return table
+        for side in sides:
+            by_loss = [cause if side in (BOTH, loss) else None for loss in formulas.LOSSES]
+            rows += [(cause.text, side, *row) for row in _ratio_rows(by_loss, sums)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _ratio_rows(by_loss: Sequence[Cause | None], sums: SumsByVariant) -> list[dict]:
-    """Returns a row a measure, in which each loss has its cause or none."""
-    names = [
-        variant_name(cause.training if cause else BASELINE, loss)
-        for cause, loss in zip(by_loss, formulas.LOSSES, strict=True)
-    ]
-    trained = [
-        loss
-        for name, loss in zip(names, formulas.LOSSES, strict=True)
-        if _is_trained(sums[name], sums[UNTRAINED])
-    ]
+def _ratio_rows(by_loss: Sequence[Cause | None], sums: SumsByVariant) -> list[tuple]:
+    """Returns a row a measure, where each loss has its cause or none."""
+    names, trained, rows = [], [], []
+    for cause, loss in zip(by_loss, formulas.LOSSES, strict=True):
+        names.append(variant_name(cause.training if cause else BASELINE, loss))
+        if _is_trained(sums[names[-1]], sums[UNTRAINED]):
+            trained.append(loss)
     trained = BOTH if len(trained) == 2 else "".join(trained) or "neither"
-    table = []
     for measure in sums[variant_name(BASELINE, formulas.CE)]:
         measures = [_replace_measure(measure, cause) for cause in by_loss]
         if None not in measures:
-            ce, kl = (sums[name].get(key) for name, key in zip(names, measures, strict=True))
-            start = {"measure": measure[0], "temperature": measure[1]}
-            table.append(start | _compare(ce, kl) | {"trained": trained})
-    return table
+            pair = [sums[name].get(key) for name, key in zip(names, measures, strict=True)]
+            rows.append((*measure, *_compare(*pair), trained))
+    return rows
 
 
 def _replace_measure(measure: Measure, cause: Cause | None) -> Measure | None:
-    """Returns the measure that stands in the place of `measure` under the cause; None if the cause
-    doesn't apply to it.
+    """Returns the measure that replaces `measure` under the cause; None if it doesn't apply there.
 
     A cause in measuring applies to acceptance alone, at any temperature that it leaves open.
     """
@@ -81,43 +77,33 @@ def _replace_measure(measure: Measure, cause: Cause | None) -> Measure | None:
     return cause.measuring.get("measure", name), cause.measuring.get("temperature", temperature)
 
 
-def _compare(ce: Sums | None, kl: Sums | None) -> dict[str, float]:
-    """Returns means over the seeds that both losses have, their ratio and its interval; the mean of
-    one loss if the other has no student left."""
+def _compare(ce: Sums | None, kl: Sums | None) -> tuple[float, ...]:
+    """Returns (CE's mean, KL's mean, ratio, its low and high end) over the seeds that both losses
+    have; the mean alone of one loss if the other has no student left."""
     none = np.zeros(0, bool)
     finite = [none if sums is None else _finite(sums) for sums in (ce, kl)]
+    ends = (math.nan, math.nan, math.nan)
     if ce is not None and kl is not None and (both := finite[0] & finite[1]).any():
+        finite = [both, both]
         ratio = statistics.paired_log_ratio(*_sides(kl, both), *_sides(ce, both))
-        ends = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
-        finite, ends = [both, both], {name: math.exp(end) for name, end in ends.items()}
-    else:
-        ends = dict.fromkeys(("ratio", "low", "high"), math.nan)
-    values = [
+        ends = (math.exp(ratio.value), math.exp(ratio.low), math.exp(ratio.high))
+    means = [
         statistics.interval(*_sides(sums, seeds)).value if seeds.any() else math.nan
         for sums, seeds in zip((ce, kl), finite, strict=True)
     ]
-    return dict(zip(formulas.LOSSES, values, strict=True)) | ends
+    return (*means, *ends)
 
 
-def acceptance(variants: Sequence[Variant], sums: SumsByVariant) -> list[dict]:
-    """Returns the rows of acceptance.csv: every variant's acceptance over its finite students, with
-    95% intervals."""
-    table = []
+def acceptance_table(variants: Sequence[Variant], sums: SumsByVariant) -> pd.DataFrame:
+    """Returns acceptance.csv: every variant's acceptance over its finite students, with 95%
+    intervals."""
+    rows = []
     for variant in variants:
-        for (measure, temperature), part in sums[variant.name].items():
-            estimate = statistics.interval(*_sides(part, _finite(part)), bounds=(0, math.inf))
-            table.append(
-                {
-                    "training": variant.training,
-                    "loss": variant.loss,
-                    "measure": measure,
-                    "temperature": temperature,
-                    "value": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                }
-            )
-    return table
+        for measure, part in sums[variant.name].items():
+            value = statistics.interval(*_sides(part, _finite(part)), bounds=(0, math.inf))
+            ends = (value.value, value.low, value.high)
+            rows.append((variant.training, variant.loss, *measure, *ends))
+    return pd.DataFrame(rows, columns=list(ACCEPTANCE_COLUMNS))
 
 
 def _finite(sums):

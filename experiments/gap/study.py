@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jax.sharding import Mesh
 
 from experiments.gap import measuring, ratios
@@ -19,26 +20,24 @@ from jaxdiv.training.state import Model, TrainState
 _FILE = "arms.json"  # the names of the folder's variants
 
 
-def check(workdir: Workdir, causes: Sequence[Cause]) -> None:
-    """Raises ValueError if the folder trains the students of other causes."""
+def initialize_or_resume(workdir: Workdir, config: Mapping, causes: Sequence[Cause]) -> None:
+    """Begins or resumes the study. Raises ValueError if the folder trains the students of other
+    causes."""
     path, names = workdir.root / _FILE, [variant.name for variant in of_causes(causes)]
-    if not workdir.students.exists():
-        return
-    stored = files.read_json(path) if path.exists() else []
-    if stored != names:
-        different = {name.rpartition(":")[0] for name in set(stored) ^ set(names)}
-        raise ValueError(
-            f"{workdir.root} trains the students of other causes, which differ in "
-            f"{', '.join(sorted(different)) or 'their order'}; give it a folder of its own, with "
-            f"its teacher: --workdir={workdir.root}-2 --config.teacher.checkpoint={workdir.root}"
-        )
-
-
-def initialize_or_resume(workdir: Workdir, causes: Sequence[Cause]) -> None:
-    """Stores which students the folder trains, for `check`."""
+    # Checked before the folder takes a config that differs in what may change.
+    if workdir.students.exists():
+        stored = files.read_json(path) if path.exists() else []
+        if stored != names:
+            different = {name.rpartition(":")[0] for name in set(stored) ^ set(names)}
+            raise ValueError(
+                f"{workdir.root} trains the students of other causes, which differ in "
+                f"{', '.join(sorted(different)) or 'their order'}; give it a folder of its own, "
+                f"with its teacher: --workdir={workdir.root}-2 "
+                f"--config.teacher.checkpoint={workdir.root}"
+            )
+    workdir.initialize_or_resume(config)
     if processes.is_first():
-        names = [variant.name for variant in of_causes(causes)]
-        files.write_json(workdir.root / _FILE, names)
+        files.write_json(path, names)
 
 
 def run(
@@ -50,7 +49,7 @@ def run(
     teacher: Model,
     mesh: Mesh,
     **watching: Any,
-) -> tuple[list[dict], list[dict]]:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Trains all variants, or resumes, and measures them.
 
     Args:
@@ -63,7 +62,7 @@ def run(
       **watching: `profile` and `also` of `loop.run_stage`.
 
     Returns:
-      The rows of gap.csv and of acceptance.csv.
+      gap.csv and acceptance.csv.
     """
     variants = of_causes(causes)
     tokenizer = corpus.tokenizer
@@ -71,7 +70,7 @@ def run(
     trainer = VariantTrainer(config, teacher, untrained, padding=tokenizer.end_of_text)
     state = _train(trainer, variants, workdir, corpus, mesh, watching)
     sums = measuring.measure(trainer, variants, state, corpus, mesh)
-    return ratios.rows(causes, sums), ratios.acceptance(variants, sums)
+    return ratios.table(causes, sums), ratios.acceptance_table(variants, sums)
 
 
 def _train(

@@ -17,8 +17,6 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
-import dataclasses
-
 from absl import flags
 
 from experiments.common import cli, watch_flags
@@ -26,7 +24,6 @@ from experiments.sweep import (
     cells,
     claims,
     comparisons,
-    pictures,
     ranking,
     report,
     runs,
@@ -102,47 +99,43 @@ def _list(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
 
 
 def _report(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
-    results = _results(plan, selected)
-    report.write(plan.root, results)
-    if MARKDOWN.value:
-        print(report.markdown(results), end="")
-    else:
-        parts = (*report.rich_tables(results), report.finding(results), "", report.notes(results))
-        cli.console(150).print(*parts, sep="\n", markup=False)
-    cli.log(f"\nEverything lies in {plan.root}: {', '.join(report.FILES)} and pictures")
-
-
-def _results(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> report.SweepResults:
-    """Reads the results of cells that are done, by this command or earlier ones."""
+    """Reports cells that are done, by this command or earlier ones."""
     measured, labels, entropies = {}, {}, {}
     for cell in selected:
         workdir = plan.workdir("cells", cell.name)
         measured[cell] = stored_sums.read(workdir.root / stored_sums.FILE)
-        factors = dict(zip(pictures.FACTORS, dataclasses.astuple(cell), strict=True))
         stage = RunSpec.from_config(workdir.config()).student_stage
         for loss, optimizer in zip(plan.losses, stage.optimizers, strict=True):
-            labels[cell.name, loss] = factors | {"learning_rate": optimizer.learning_rate}
-        labels[cell.name, UNTRAINED] = factors
+            rate = {"learning_rate": optimizer.learning_rate}
+            labels[cell.name, loss] = cell.columns() | rate
+        labels[cell.name, UNTRAINED] = cell.columns()
         facts = plan.workdir("teachers", cell.teacher).facts()
         if runs.ENTROPY in facts:
             entropies[cell.teacher] = facts[runs.ENTROPY]
     by_name = {cell.name: measurement for cell, measurement in measured.items()}
-    keys = dict.fromkeys(key for measurement in by_name.values() for _, key in measurement.sums)
     counts = [
         (len(selected), len(plan.cells), "cells"),
         (len(plan.losses), plan.offered, "losses"),
     ]
-    return report.SweepResults.from_rows(
-        comparisons.rows(by_name, labels),
-        [row for key in keys for row in ranking.rows(by_name, key)],
-        claims.rows(measured),
+    results = report.SweepResults(
+        comparisons.table(by_name, labels),
+        ranking.table(by_name),
+        claims.table(measured),
         losses=plan.losses,
         seeds=plan.config["seeds"],
         rates=plan.sweep["rates"],
-        base=dict(zip(pictures.FACTORS, dataclasses.astuple(plan.cells[0]), strict=True)),
+        base=plan.cells[0].columns(),
         entropies=entropies,
         part=", ".join(f"{some} of {every} {noun}" for some, every, noun in counts if some < every),
     )
+    report.write(plan.root, results)
+    if MARKDOWN.value:
+        print(report.markdown(results), end="")
+    else:
+        tables = (table.rich() for table in report.tables(results))
+        parts = (*tables, report.finding(results), "", report.notes(results))
+        cli.console(150).print(*parts, sep="\n", markup=False)
+    cli.log(f"\nEverything lies in {plan.root}: {', '.join(report.FILES)} and pictures")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from jaxdiv.runs import config_keys
 
 FACTORS = ("student", "teacher", "context", "temperature")
+FACTOR_COLUMNS = ("student", "teacher", "training_context", "temperature_of_training")
 _LEVEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")  # may be part of a folder's name
 _NUMBERS = config_keys.KeyRule(
     # Six digits of them name folders.
@@ -49,6 +50,10 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.student}-{self.teacher}-{self.context}-T{self.temperature:g}"
+
+    def columns(self) -> dict[str, Any]:
+        """Returns the factors by their columns in choose.csv."""
+        return dict(zip(FACTOR_COLUMNS, dataclasses.astuple(self), strict=True))
 
 
 def read(sweep: Mapping) -> tuple[Cell, ...]:

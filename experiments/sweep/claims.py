@@ -3,10 +3,11 @@ claims.csv."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from experiments.common.study_report import StudyTable
 from experiments.sweep import comparisons, ranking
 from experiments.sweep.cells import Cell
 from jaxdiv import statistics
@@ -18,7 +19,6 @@ COLUMNS = (
     "source", "reported", "loss", "than", "trained_on", "measure", "temperature", "gamma", "cells",
     "change", "change_low", "change_high", "p_value", "verdict",
 )  # fmt: skip
-HEADS = ["claim", "source", "reported", "measured by", "cells", "here, %", "verdict"]
 NOTE = (
     "here: how much more is accepted, or how many more tokens a call, of means over the cells, "
     "with 95% intervals, corrected by Holm over these rows. holds: the interval lies above 0 and "
@@ -72,9 +72,9 @@ CLAIMS = (
 )
 
 
-def rows(measured: Mapping[Cell, Measurement]) -> list[dict]:
-    """Returns a row for each claim of which the cells show anything: how much more is accepted, as
-    a fraction, corrected by Holm over rows.
+def table(measured: Mapping[Cell, Measurement]) -> pd.DataFrame:
+    """Returns claims.csv: for each claim of which the cells show anything how much more is
+    accepted, as a fraction, corrected by Holm over rows.
 
     Ratios are of means over the cells, which share documents, seeds and, by teacher, its text.
     """
@@ -93,30 +93,16 @@ def rows(measured: Mapping[Cell, Measurement]) -> list[dict]:
         better, other = (ranking.mean(side) for side in zip(*cells, strict=True))
         logarithm = statistics.estimate(*statistics.log_ratio(*better, *other))
         family.append((logarithm, better[0] - other[0]))
-    table = []
+    rows = []
     for (claim, cells), columns in zip(pairs.items(), comparisons.correct(family), strict=True):
-        verdict, ratio = columns["verdict"], columns["difference"]
-        if verdict == verdicts.REAL:
-            verdict = "holds" if ratio > 0 else "the opposite"
-        table.append(
-            {
-                "source": claim.source,
-                "reported": claim.reported,
-                "loss": claim.loss,
-                "than": claim.than,
-                "trained_on": claim.context or "",
-                "measure": claim.key.measure,
-                "temperature": claim.key.temperature,
-                "gamma": claim.key.gamma,
-                "cells": len(cells),
-                "change": math.expm1(ratio),
-                "change_low": math.expm1(columns["difference_low"]),
-                "change_high": math.expm1(columns["difference_high"]),
-                "p_value": columns["p_value"],
-                "verdict": verdict,
-            }
-        )
-    return table
+        row = {**vars(claim), **vars(claim.key), **columns, "cells": len(cells)}
+        row["trained_on"] = claim.context or ""
+        for end in ("", "_low", "_high"):
+            row[f"change{end}"] = math.expm1(columns[f"difference{end}"])
+        if row["verdict"] == verdicts.REAL:
+            row["verdict"] = "holds" if row["change"] > 0 else "the opposite"
+        rows.append({column: row[column] for column in COLUMNS})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _pair(
@@ -136,8 +122,9 @@ def _pair(
     return tuple(measurement.sums[loss, claim.key] for measurement, loss in sides)
 
 
-def table_rows(frame: pd.DataFrame) -> Iterator[list[str]]:
-    """Yields a row a claim under `HEADS`, from a frame of `COLUMNS`."""
+def study_table(frame: pd.DataFrame) -> StudyTable:
+    """Returns the table of claims.csv."""
+    rows = []
     for row in frame.itertuples():
         claim = f"{row.loss} over {row.than}"
         if row.trained_on:
@@ -145,6 +132,10 @@ def table_rows(frame: pd.DataFrame) -> Iterator[list[str]]:
         measure = f"accepted T={row.temperature:g}"
         if row.measure == TAU:
             measure = f"τ γ={row.gamma:g} T={row.temperature:g}"
-        low, high = formats.points(row.change_low), formats.points(row.change_high)
-        change = f"{formats.points(row.change)} [{low}, {high}]"
-        yield [claim, row.source, row.reported, measure, f"{row.cells:g}", change, row.verdict]
+        change, low, high = map(formats.points, (row.change, row.change_low, row.change_high))
+        change = f"{change} [{low}, {high}]"
+        rows.append(
+            [claim, row.source, row.reported, measure, f"{row.cells:g}", change, row.verdict]
+        )
+    heads = ["claim", "source", "reported", "measured by", "cells", "here, %", "verdict"]
+    return StudyTable("What papers report", heads, rows, (4, 5), NOTE, code=False)

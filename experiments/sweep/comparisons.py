@@ -1,9 +1,11 @@
 """Values of each cell, loss and measure, with paired differences to the reference: choose.csv."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
+from experiments.sweep.cells import FACTOR_COLUMNS
 from experiments.sweep.plan import REFERENCE
 from jaxdiv import statistics
 from jaxdiv.evaluation import estimates
@@ -11,15 +13,20 @@ from jaxdiv.evaluation.measurement import Key, Measurement
 from jaxdiv.reporting import verdicts
 from jaxdiv.schema import DIFFERENCE, POOLED, UNTRAINED
 
+COLUMNS = (
+    "cell", *FACTOR_COLUMNS, "loss", "learning_rate", "measure", "temperature", "gamma", "value",
+    "low", "high", "difference", "difference_low", "difference_high", "p_value", "verdict", "n",
+)  # fmt: skip
+_NUMBERS = ("temperature", "gamma", "difference", "difference_low", "difference_high")
 _VALUES = ("measure", "temperature", "gamma", "value", "low", "high", "n")
 # An estimate of a difference, and the difference of each seed.
 Difference = tuple[statistics.Estimate, np.ndarray]
 
 
-def rows(
+def table(
     measured: Mapping[str, Measurement], labels: Mapping[tuple[str, str], Mapping]
-) -> list[dict]:
-    """Returns the rows of choose.csv.
+) -> pd.DataFrame:
+    """Returns choose.csv.
 
     Differences, p-values and verdicts are corrected by Holm over all losses and cells of one
     measure, temperature and gamma: a reader of that table looks for its best entries.
@@ -28,14 +35,14 @@ def rows(
       measured: name of a cell to its measurement.
       labels: (cell, loss) to the columns that say what they are.
     """
-    table, families = [], {}
+    rows, families = [], {}
     for cell, measurement in measured.items():
         for estimate in estimates.rows([measurement]):
             if estimate["seed"] != POOLED or estimate["measure"] == DIFFERENCE:
                 continue
             loss, values = estimate["loss"], {name: estimate[name] for name in _VALUES}
             row = {"cell": cell, **labels[cell, loss], "loss": loss, **values, "verdict": ""}
-            table.append(row)
+            rows.append(row)
             if loss in (UNTRAINED, REFERENCE):
                 row["verdict"] = verdicts.FLOOR if loss == UNTRAINED else verdicts.REFERENCE
                 continue
@@ -46,7 +53,13 @@ def rows(
     for family in families.values():
         for (row, _), columns in zip(family, correct([pair[1] for pair in family]), strict=True):
             row.update(columns)
-    return table
+    return frame_of(rows, COLUMNS)
+
+
+def frame_of(rows: Iterable[Mapping], columns: Sequence[str]) -> pd.DataFrame:
+    """Returns the frame of rows, blank where a row lacks a column."""
+    frame = pd.DataFrame(list(rows)).reindex(columns=list(columns))
+    return frame.astype(dict.fromkeys(_NUMBERS, "float64"))
 
 
 def correct(family: Sequence[Difference]) -> list[dict]:

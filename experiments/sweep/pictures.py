@@ -9,17 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import study_report
+from experiments.sweep.cells import FACTOR_COLUMNS
 from jaxdiv.reporting import formats, style, verdicts
 from jaxdiv.reporting.style import Theme
 
-# Columns of choose.csv, with the titles of their panels.
-_TITLES = {
-    "student": "student",
-    "teacher": "teacher",
-    "training_context": "training context",
-    "temperature_of_training": "training T",
-}
-FACTORS = tuple(_TITLES)
+_TITLES = ("student", "teacher", "training context", "training T")  # of `FACTOR_COLUMNS`
 _LINEAR, _LARGEST = 0.25, 5.0  # points: the color scale is linear below, and ends above
 
 
@@ -37,7 +31,7 @@ def differences(
       rows: choose.csv of one measure.
       ranked: ranks.csv of it.
       reference: the loss that is compared with.
-      base: the cell from which the panels' cells differ, by `FACTORS`.
+      base: the cell from which the panels' cells differ, by `FACTOR_COLUMNS`.
       theme: colors.
     """
     compared = rows[rows["difference"].notna()]
@@ -78,10 +72,10 @@ def differences(
 
 def _panels(rows: pd.DataFrame, base: Mapping[str, object]) -> dict[str, dict[str, str]]:
     """Returns for each title its cells, the base among them, by their level of that factor."""
-    cells = rows.drop_duplicates("cell").set_index("cell")[list(FACTORS)]
-    differs = cells.ne(pd.Series(base)[list(FACTORS)])
+    cells = rows.drop_duplicates("cell").set_index("cell")[list(FACTOR_COLUMNS)]
+    differs = cells.ne(pd.Series(base)[list(FACTOR_COLUMNS)])
     panels = {}
-    for factor, title in _TITLES.items():
+    for factor, title in zip(FACTOR_COLUMNS, _TITLES, strict=True):
         levels = cells.loc[~differs.drop(columns=factor).any(axis=1), factor]
         if differs.loc[levels.index, factor].any():
             panels[title] = {

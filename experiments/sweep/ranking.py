@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import pandas as pd
 
 from experiments.sweep import comparisons
 from experiments.sweep.plan import REFERENCE
@@ -11,10 +12,21 @@ from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.reporting import verdicts
 from jaxdiv.schema import UNTRAINED
 
+COLUMNS = (
+    "measure", "temperature", "gamma", "rank", "rank_low", "rank_high", "loss", "cells", "value",
+    "difference", "difference_low", "difference_high", "p_value", "verdict",
+)  # fmt: skip
 DRAWS = 20_000
 
 
-def rows(measured: Mapping[str, Measurement], key: Key) -> list[dict]:
+def table(measured: Mapping[str, Measurement]) -> pd.DataFrame:
+    """Returns ranks.csv, of every measure."""
+    keys = dict.fromkeys(key for cell in measured.values() for _, key in cell.sums)
+    rows = [row for key in keys for row in rank(measured, key)]
+    return comparisons.frame_of(rows, COLUMNS)
+
+
+def rank(measured: Mapping[str, Measurement], key: Key) -> list[dict]:
     """Returns a row a loss, the best first: its mean difference to the reference, corrected over
     losses, and its ranks.
 

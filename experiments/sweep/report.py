@@ -3,28 +3,19 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
 from experiments.common import study_report
+from experiments.common.study_report import StudyTable
 from experiments.sweep import claims, pictures
 from jaxdiv import files
 from jaxdiv.reporting import formats, style, verdicts
 from jaxdiv.schema import ACCEPTANCE, HEADLINE_TEMPERATURE, UNTRAINED
 
-COLUMNS = (
-    "cell", *pictures.FACTORS, "loss", "learning_rate", "measure", "temperature", "gamma", "value",
-    "low", "high", "difference", "difference_low", "difference_high", "p_value", "verdict", "n",
-)  # fmt: skip
-RANK_COLUMNS = (
-    "measure", "temperature", "gamma", "rank", "rank_low", "rank_high", "loss", "cells", "value",
-    "difference", "difference_low", "difference_high", "p_value", "verdict",
-)  # fmt: skip
 FILES = FILE, RANKS, CLAIMS = "choose.csv", "ranks.csv", "claims.csv"
-_NUMBERS = ("temperature", "gamma", "difference", "difference_low", "difference_high")
 # Measures with a column beside the headline's, and its heading.
 _OTHERS = {
     "acceptance": "T={temperature:g}",
@@ -39,13 +30,13 @@ class SweepResults:
     """The results of a sweep.
 
     Attributes:
-      frame: columns `COLUMNS`.
-      ranks: columns `RANK_COLUMNS`, of every measure.
-      claims: columns `claims.COLUMNS`.
+      frame: choose.csv.
+      ranks: ranks.csv.
+      claims: claims.csv.
       losses: those trained; differences are to the first.
       seeds: of each loss in a cell.
       rates: the learning rates that were tried.
-      base: the cell from which the others differ, by the columns `pictures.FACTORS`.
+      base: the cell from which the others differ, by the columns of its factors.
       entropies: of the teachers on the documents measured, nats a token.
       part: which part of the study was measured, in words; empty for all of it.
     """
@@ -59,21 +50,6 @@ class SweepResults:
     base: Mapping[str, object]
     entropies: Mapping[str, float]
     part: str
-
-    @classmethod
-    def from_rows(
-        cls,
-        rows: Iterable[Mapping],
-        ranks: Iterable[Mapping],
-        claim_rows: Iterable[Mapping] = (),
-        **attributes: Any,
-    ) -> "SweepResults":
-        """Returns results of rows that are mappings, blank where a row leaves a column out."""
-        numbers = dict.fromkeys(_NUMBERS, "float64")
-        frame = pd.DataFrame(list(rows)).reindex(columns=list(COLUMNS)).astype(numbers)
-        ranked = pd.DataFrame(list(ranks)).reindex(columns=list(RANK_COLUMNS)).astype(numbers)
-        claimed = pd.DataFrame(list(claim_rows), columns=list(claims.COLUMNS))
-        return cls(frame, ranked, claimed, **attributes)
 
     @property
     def reference(self) -> str:
@@ -176,36 +152,24 @@ def _rates_at_ends(results: SweepResults) -> str:
     return "; ".join(entries) or "none"
 
 
-def rich_tables(results: SweepResults) -> list[Table]:
-    """Returns ranks, differences by cell, and what papers report, for a terminal."""
-    tables = {"Which loss?": _rank_rows(results)}
-    tables["Differences by cell, points"] = _cell_rows(results)
-    if len(results.claims):
-        tables["What others report"] = [claims.HEADS, *claims.table_rows(results.claims)]
-    return [
-        study_report.rich_table(
-            heads,
-            rows,
-            title=title,
-            caption=claims.NOTE if heads is claims.HEADS else None,
-            right=range(1, len(heads)),
-            min_width=7,
-        )
-        for title, (heads, *rows) in tables.items()
+def tables(results: SweepResults) -> list[StudyTable]:
+    """Returns ranks, differences by cell and, if there are any, what papers report."""
+    parts = [("Which loss?", *_rank_rows(results))]
+    parts.append(("Differences by cell, points", *_cell_rows(results)))
+    study_tables = [
+        StudyTable(title, heads, rows, range(1, len(heads)), min_width=7)
+        for title, heads, *rows in parts
     ]
+    if len(results.claims):
+        study_tables.append(claims.study_table(results.claims))
+    return study_tables
 
 
 def markdown(results: SweepResults) -> str:
-    """Returns the same tables in Markdown, between the finding and the notes."""
-    parts = [finding(results) + "\n"]
-    for heads, *rows in (_rank_rows(results), _cell_rows(results)):
-        lines = ([formats.code(loss), *others] for loss, *others in rows)
-        parts.append(formats.in_markdown(heads, lines, range(1, len(heads))))
-    parts[-1] += f"\n{notes(results)}\n"
-    if len(results.claims):
-        table = formats.in_markdown(claims.HEADS, claims.table_rows(results.claims), (4, 5))
-        parts.append(f"{table}\n{claims.NOTE}\n")
-    return "\n".join(parts)
+    """Returns the tables in Markdown, with the finding and the notes."""
+    ranks, by_cell, *reported = (table.markdown() for table in tables(results))
+    parts = [f"{finding(results)}\n", ranks, f"{by_cell}\n{notes(results)}\n"]
+    return "\n".join(parts + [f"{table}\n{claims.NOTE}\n" for table in reported])
 
 
 def _rank_rows(results: SweepResults) -> Iterator[list[str]]:

@@ -225,7 +225,7 @@ def test_records_are_what_was_planned():
 
 
 CELLS = [
-    tpu_table.Cell("configs/x.py", f"v5e:{sizes}", fsdp, 2)
+    tpu_table.SliceCell("configs/x.py", f"v5e:{sizes}", fsdp, 2)
     for sizes, fsdp in (("2x4", 8), ("16x16", 16))
 ]
 

@@ -2,6 +2,7 @@
 there."""
 
 import ast
+import collections
 import doctest
 import importlib.util
 import os
@@ -154,3 +155,13 @@ def test_functions_take_few_arguments(path):
             count = sum(argument.arg != "self" for argument in arguments)
             limit = LARGEST["internal" if node.name.startswith("_") else "public"]
             assert count <= limit, f"{path}:{node.lineno} {node.name} takes {count} arguments"
+
+
+def test_classes_have_names_of_their_own():
+    places = collections.defaultdict(list)
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(sources.label(path))
+    shared = {name: files for name, files in places.items() if len(files) > 1}
+    assert not shared

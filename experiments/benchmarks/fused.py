@@ -59,7 +59,7 @@ FUSED = "fused"
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class HeadInputs:
     """Hidden states and heads of S students and their teacher.
 
     Attributes:
@@ -73,7 +73,7 @@ class Inputs:
     teacher: tuple[jax.Array, jax.Array]
 
     @classmethod
-    def random(cls) -> "Inputs":
+    def random(cls) -> "HeadInputs":
         """Draws inputs of the sizes that the flags give."""
         tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
         wide, students = TEACHER_WIDTH.value or width, STUDENTS.value
@@ -91,7 +91,7 @@ class Inputs:
         return self.hidden[i], self.head if FROZEN.value else self.head[i]
 
 
-def contestants(loss: str, inputs: Inputs) -> dict[str, tuple[Callable[[], Any], float]]:
+def contestants(loss: str, inputs: HeadInputs) -> dict[str, tuple[Callable[[], Any], float]]:
     """Returns by name a compiled call, and the bytes of its temporaries."""
     if STUDENTS.value > 1:
         together = _compile(
@@ -154,7 +154,7 @@ def _products(hidden, head, teacher_hidden, teacher_head):
     return teacher_logits, by_hidden, by_head
 
 
-def measure(loss: str, inputs: Inputs) -> list[dict]:
+def measure(loss: str, inputs: HeadInputs) -> list[dict]:
     """Returns a record a contestant."""
     entered = contestants(loss, inputs)
     calls = {name: call for name, (call, _) in entered.items()}
@@ -176,7 +176,7 @@ def main(_):
     for loss in losses:
         if jaxdiv.get(loss).needs_labels:
             raise ValueError(f"--losses: `{loss}` needs labels, which nothing here has")
-    inputs = Inputs.random()
+    inputs = HeadInputs.random()
     records = [record for loss in losses for record in measure(loss, inputs)]
     tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
     chunk = min(CHUNK.value or chunks.size(tokens, classes, width), tokens)

@@ -47,7 +47,7 @@ NEAR = 1e-3  # student = teacher + NEAR * noise
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class LogitPair:
     """Logits [N, V] of both sides, and the loss's target: the teacher's logits, or labels [N]."""
 
     student: jax.Array
@@ -60,11 +60,11 @@ class Contestant:
     """One loss of one library, compiled for inputs of one size.
 
     Attributes:
-      calls: by kind, a function from `Inputs` to the array or arrays.
+      calls: by kind, a function from `LogitPair` to the array or arrays.
       temporaries: by kind, bytes beyond inputs and outputs; empty where the framework lacks them.
     """
 
-    calls: dict[str, Callable[[Inputs], Any]]
+    calls: dict[str, Callable[[LogitPair], Any]]
     temporaries: dict[str, int]
 
 
@@ -73,17 +73,17 @@ def takes_labels(loss: str) -> bool:
     return registry.ENTRIES[loss].target == "labels"
 
 
-def random_inputs(loss: str, rows: int, vocabulary: int, dtype, distance: float = 1.0) -> Inputs:
+def random_inputs(loss: str, rows: int, vocabulary: int, dtype, distance: float = 1.0) -> LogitPair:
     """Returns random logits, the student's at `distance` from the teacher's."""
     draws = np.random.default_rng(0)
     teacher = 2 * draws.standard_normal((rows, vocabulary), np.float32)
     student = teacher + np.float32(distance) * draws.standard_normal((rows, vocabulary), np.float32)
     student, teacher = jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
     labels = jnp.asarray(draws.integers(0, vocabulary, rows), jnp.int32)
-    return Inputs(student, teacher, labels if takes_labels(loss) else teacher)
+    return LogitPair(student, teacher, labels if takes_labels(loss) else teacher)
 
 
-def contestant(library: peers.Library, loss: str, inputs: Inputs) -> Contestant:
+def contestant(library: peers.Library, loss: str, inputs: LogitPair) -> Contestant:
     """Returns the library's loss, ready for such inputs."""
     function = library.losses[loss]
     if library.framework == peers.TORCH:
@@ -91,7 +91,7 @@ def contestant(library: peers.Library, loss: str, inputs: Inputs) -> Contestant:
     return _jax_contestant(function, inputs, cast=library.name != "jaxdiv")
 
 
-def _jax_contestant(function: Callable, inputs: Inputs, cast: bool) -> Contestant:
+def _jax_contestant(function: Callable, inputs: LogitPair, cast: bool) -> Contestant:
     def value(student, target):
         if cast:
             student = student.astype(jnp.float32)
@@ -136,7 +136,7 @@ def _torch_contestant(function: Callable) -> Contestant:
     return Contestant(calls, temporaries={})
 
 
-def errors(contestant: Contestant, loss: str, inputs: Inputs) -> tuple[float, float]:
+def errors(contestant: Contestant, loss: str, inputs: LogitPair) -> tuple[float, float]:
     """Returns the largest relative errors of value and (by norm) gradient over two of the rows."""
     rows = np.unique([0, inputs.student.shape[0] - 1])
     value, gradient = (
@@ -150,7 +150,7 @@ def errors(contestant: Contestant, loss: str, inputs: Inputs) -> tuple[float, fl
     return float(np.max(value_error)), float(np.max(gradient_error))
 
 
-def reference(loss: str, inputs: Inputs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def reference(loss: str, inputs: LogitPair, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns values and gradients of some rows by the plain formula in float64."""
     function = peers.load("jnp").losses[loss]
     student, target = (np.asarray(array[rows]) for array in (inputs.student, inputs.target))

@@ -38,7 +38,7 @@ _TEXT_COLUMNS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class SliceCell:
     """A row of the table.
 
     Attributes:
@@ -70,13 +70,13 @@ class Cell:
 # B lie along whole axes of a slice.
 CELLS = (
     *(
-        Cell("configs/standard.py", place, 1, 2)
+        SliceCell("configs/standard.py", place, 1, 2)
         for place in ("v5e:2x4", "v5e:16x16", "v5p:4x4x8", "v6e:4x4")
     ),
-    Cell("configs/llama_8b.py", "v5e:2x4", 8, 1),
-    Cell("configs/llama_8b.py", "v5e:16x16", 16, 1),
-    Cell("configs/llama_8b.py", "v5p:4x4x8", 8, 1),
-    Cell("configs/llama_8b.py", "v6e:4x4", 4, 1),
+    SliceCell("configs/llama_8b.py", "v5e:2x4", 8, 1),
+    SliceCell("configs/llama_8b.py", "v5e:16x16", 16, 1),
+    SliceCell("configs/llama_8b.py", "v5p:4x4x8", 8, 1),
+    SliceCell("configs/llama_8b.py", "v6e:4x4", 4, 1),
 )
 
 
@@ -85,7 +85,7 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
-def compiled(cell: Cell) -> dict:
+def compiled(cell: SliceCell) -> dict:
     """Returns what `experiments.compile --json` writes of the cell, or the reason as `error`."""
     with tempfile.TemporaryDirectory() as folder:
         output = pathlib.Path(folder, "record.json")
@@ -98,7 +98,7 @@ def compiled(cell: Cell) -> dict:
         return {"error": f"exit code {process.returncode}: {messages[-1]}"}
 
 
-def complete(path: str | os.PathLike, cells: Iterable[Cell]) -> dict:
+def complete(path: str | os.PathLike, cells: Iterable[SliceCell]) -> dict:
     """Returns the file's records after compiling and writing the cells that it lacks.
 
     Records of other versions are compiled again.
@@ -114,7 +114,7 @@ def complete(path: str | os.PathLike, cells: Iterable[Cell]) -> dict:
     return records
 
 
-def table(records: Mapping, cells: Iterable[Cell]) -> str:
+def table(records: Mapping, cells: Iterable[SliceCell]) -> str:
     """Returns Markdown: versions, a row a cell, errors, and what more chips bring."""
     entries = {c: records["cells"].get(c.command, {"error": "not compiled"}) for c in cells}
     rule = ["---"] * _TEXT_COLUMNS + ["---:"] * (len(_COLUMNS) - _TEXT_COLUMNS)
@@ -134,7 +134,7 @@ def least_seconds(entry: Mapping) -> float | None:
     return seconds and max(seconds.values())
 
 
-def row(cell: Cell, entry: Mapping) -> list:
+def row(cell: SliceCell, entry: Mapping) -> list:
     """Returns the table's cells of one record."""
     mesh = f"{cell.chips // cell.fsdp} × {cell.fsdp}"
     columns = [f"`{pathlib.Path(cell.config).stem}`", f"`{cell.topology}`", cell.chips, mesh]
@@ -154,7 +154,7 @@ def row(cell: Cell, entry: Mapping) -> list:
     return columns + [f"{step['seconds'][each] / seconds:.0%}" for each in BOUND]
 
 
-def scaling(entries: Mapping[Cell, Mapping]) -> Iterator[str]:
+def scaling(entries: Mapping[SliceCell, Mapping]) -> Iterator[str]:
     """Yields a sentence for each config and kind of chip that has slices of several sizes."""
     groups = {}
     for cell, entry in entries.items():

@@ -1,16 +1,19 @@
-"""Which classes each loss looks at, by the teacher's rank of the class: a table and a picture."""
+"""Each loss's contributions by the teacher's rank of the class: the finding, tables and a picture."""
+
+from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich import box
 from rich.table import Table
 
 from jaxdiv.reporting import style
-from jaxdiv.reporting.style import Theme
+from jaxdiv.reporting.style import LIGHT
 
 COLUMNS = (
     "loss", "gauge", "rank_low", "rank_high",
@@ -19,186 +22,158 @@ COLUMNS = (
 PROBABILITY = "probability"  # the gauge of the rows that hold the teacher's probabilities
 _FIRST_RANKS = (1, 2, 3, 5, 9, 17, 33, 129)  # of the groups of bins that a picture has colors for
 _LOSSES_A_TABLE = 10
-_ROW, _WIDTH = 0.34, 10.5
-_ROOM, _WIDE = 0.055, 0.14  # of a bar, for a number or one with its interval to stand in it
+_ROW, _WIDTH = 0.34, 10.5  # inches
+_ROOM, _WIDE = 0.055, 0.14  # widths of a bar's segment that fit a number, or one with its interval
 
 
 def finding(frame: pd.DataFrame) -> str:
-    """In one line, which losses look most and least at the teacher's top class."""
+    """Returns in one line which losses look most and least at the teacher's top class."""
     top = 100 * _shares(frame, "gradient").iloc[0]
     most, least = top.index[0], top.index[-1]
     words = f"{most} puts {top.iloc[0]:.0f}% of its gradient on the teacher's top class"
     return words if most == least else f"{words}, {least} {top.iloc[-1]:.0f}%"
 
 
-def tables(frame: pd.DataFrame, *, gauge: str = "gradient") -> list[Table]:
-    """Each loss's share, %, a row a bin of ranks, so many losses a table; the teacher's own
-    probability comes first."""
-    teacher, shares = _shares(frame, PROBABILITY), _shares(frame, gauge)
-    count = len(shares.columns)
-    return [
-        _table(teacher, shares.iloc[:, i : i + _LOSSES_A_TABLE])
-        for i in range(0, count, _LOSSES_A_TABLE)
-    ]
+def _shares(frame: pd.DataFrame, gauge: str, *, column: str = "share") -> pd.DataFrame:
+    """Returns a column [bins, losses], the loss that looks most at the top class first."""
+    rows = frame[frame["gauge"].eq(gauge)]
+    wide = rows.pivot(index=["rank_low", "rank_high"], columns="loss", values=column)
+    wide = wide.reindex(columns=rows["loss"].unique())
+    if wide.empty:
+        return wide
+    order = wide.iloc[0].round(4).sort_values(ascending=False, kind="stable").index
+    return wide[order]
 
 
-def _table(teacher, shares):
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    made.add_column("rank", no_wrap=True)
-    both = 100 * pd.concat([teacher, shares], axis=1)
-    for name in both:
-        made.add_column(name, justify="right", overflow="fold")
-    for ranks, row in both.iterrows():
-        made.add_row(_words(*ranks), *(f"{value:.1f}" for value in row))
-    return made
+def tables(frame: pd.DataFrame) -> list[Table]:
+    """Returns tables of ten losses each: shares of the gradient, %, a row a bin of ranks.
+
+    The teacher's own probability comes first.
+    """
+    teacher, shares = _shares(frame, PROBABILITY), _shares(frame, "gradient")
+    tables = []
+    for start in range(0, len(shares.columns), _LOSSES_A_TABLE):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table.add_column("rank", no_wrap=True)
+        part = shares.iloc[:, start : start + _LOSSES_A_TABLE]
+        percents = 100 * pd.concat([teacher, part], axis=1)
+        for name in percents:
+            table.add_column(name, justify="right", overflow="fold")
+        for ranks, row in percents.iterrows():
+            table.add_row(_range(*ranks), *(f"{value:.1f}" for value in row))
+        tables.append(table)
+    return tables
 
 
-def render(frame: pd.DataFrame, *, subtitle: str, theme: Theme = style.LIGHT) -> bytes:
-    """The picture of `draw` as a PNG file.
+def _range(low, high):
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def render(frame: pd.DataFrame, *, subtitle: str) -> bytes:
+    """Returns the picture as a PNG file.
 
     Args:
       frame: columns `COLUMNS`.
       subtitle: what was measured, in one line.
-      theme: `style.LIGHT` or `style.DARK`.
     """
-    with matplotlib.rc_context(style.rc(theme)):
-        return style.png(draw(frame, theme, subtitle=subtitle))
+    with matplotlib.rc_context(style.rc(LIGHT)):
+        return style.png(_draw(frame, subtitle))
 
 
-def draw(frame: pd.DataFrame, theme: Theme, *, subtitle: str) -> Figure:
-    """A row a loss: bars of 100% of the gradient's size, its direction, and bars of the parts in
-    the fixed gauge."""
-    shares = _grouped(_shares(frame, "gradient"))
-    teacher = _grouped(_shares(frame, PROBABILITY))
+def _draw(frame: pd.DataFrame, subtitle: str) -> Figure:
+    """Draws a row a loss: the gradient's size, its direction, and the parts in the fixed gauge."""
+    shares, teacher = (_grouped(_shares(frame, gauge)) for gauge in ("gradient", PROBABILITY))
     rows = [*teacher, *shares]
-    made = style.figure(
-        2.4 + _ROW * len(rows), title=finding(frame), subtitle=subtitle, theme=theme, width=_WIDTH
+    directions = _grouped(_shares(frame, "gradient", column="part")).reindex(columns=rows)
+    fixed = _grouped(_shares(frame, "fixed")).reindex(columns=rows)
+    height = 2.4 + _ROW * len(rows)
+    figure = style.figure(
+        height, title=finding(frame), subtitle=subtitle, theme=LIGHT, width=_WIDTH
     )
-    size, direction, fixed = made.subplots(1, 3, sharey=True, width_ratios=[1.7, 0.85, 1.4])
-    _bars(size, pd.concat([teacher, shares], axis=1).T, theme, tops=_tops(frame))
-    _directions(
-        direction,
-        _grouped(_shares(frame, "gradient", column="part")).reindex(columns=rows).T,
-        theme,
-    )
-    _bars(fixed, _grouped(_shares(frame, "fixed")).reindex(columns=rows).T, theme)
-    for place, loss in enumerate(rows):
-        if place and loss not in set(frame.loc[frame["gauge"].eq("fixed"), "loss"]):
-            fixed.text(0, place, "not split this way", va="center", fontsize=8.5, color=theme.muted)
-    for axes, title in (
-        (size, "Size of the gradient, %"),
-        (direction, "Direction"),
-        (fixed, "The loss in parts ≥ 0, %"),
-    ):
+    panels = figure.subplots(1, 3, sharey=True, width_ratios=[1.7, 0.85, 1.4])
+    _draw_bars(panels[0], pd.concat([teacher, shares], axis=1), _top_labels(frame))
+    _draw_directions(panels[1], directions)
+    _draw_bars(panels[2], fixed, {})
+    for place, loss in enumerate(rows[1:], 1):
+        if fixed[loss].isna().all():
+            text = {"va": "center", "fontsize": 8.5, "color": LIGHT.muted}
+            panels[2].text(0, place, "not split this way", **text)
+    titles = ("Size of the gradient, %", "Direction", "The loss in parts ≥ 0, %")
+    for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title)
         axes.grid(False)
         axes.spines["bottom"].set_visible(False)
         axes.set_xticks([])
     names = ["teacher's own p", *(style.short(name) for name in shares)]
-    size.set_yticks(range(len(rows)), names, fontsize=10.5, color=theme.ink)
-    size.get_yticklabels()[0].set_color(theme.muted)
-    size.set_ylim(len(rows) - 0.45, -0.55)
+    panels[0].set_yticks(range(len(rows)), names, fontsize=10.5, color=LIGHT.ink)
+    panels[0].get_yticklabels()[0].set_color(LIGHT.muted)
+    panels[0].set_ylim(len(rows) - 0.45, -0.55)
+    labels = [_range(*ranks) for ranks in shares.index]
     handles = [
-        Patch(facecolor=color, label=_words(*ranks))
-        for ranks, color in zip(shares.index, _ramp(theme, len(shares)), strict=True)
+        Patch(facecolor=color, label=label)
+        for color, label in zip(_ramp(len(labels)), labels, strict=True)
     ]
-    words = {
-        "title": "teacher's rank of the class",
-        "loc": "outside lower left",
-        "ncols": len(handles),
-    }
-    made.legend(
-        handles=handles, **words, alignment="left", frameon=False, handlelength=1.1, fontsize=9.5
-    )
-    return made
+    legend = {"title": "teacher's rank of the class", "loc": "outside lower left"}
+    legend |= {"alignment": "left", "frameon": False, "handlelength": 1.1, "fontsize": 9.5}
+    figure.legend(handles=handles, ncols=len(handles), **legend)
+    return figure
 
 
-def _bars(axes, shares, theme, tops=None):
-    """Stacked, a row a loss; with its number where a segment has room, of the top class also its
-    interval."""
-    colors = _ramp(theme, len(shares.columns))
-    for place, (loss, row) in enumerate(shares.iterrows()):
+def _grouped(values: pd.DataFrame) -> pd.DataFrame:
+    """Returns [groups of bins, losses], sums over the bins of each group of ranks."""
+    lows = values.index.get_level_values("rank_low")
+    group = np.searchsorted(_FIRST_RANKS, lows, side="right")
+    ranks = values.index.to_frame(index=False).groupby(group)
+    ends = ranks.agg({"rank_low": "min", "rank_high": "max"})
+    sums = values.groupby(group).sum(min_count=1)
+    sums.index = pd.MultiIndex.from_frame(ends)
+    return sums
+
+
+def _top_labels(frame: pd.DataFrame) -> dict[str, str]:
+    """Returns the top class's share of each loss, %, with half the width of its interval."""
+    rows = frame[frame["gauge"].isin(["gradient", PROBABILITY]) & frame["rank_low"].eq(1)]
+    labels = {}
+    for row in rows.itertuples():
+        half = 100 * max(row.share_high - row.share, row.share - row.share_low)
+        labels[row.loss] = f"{100 * row.share:.1f}" + (f" ±{half:.1f}" if np.isfinite(half) else "")
+    return labels
+
+
+def _draw_bars(axes: Axes, shares: pd.DataFrame, top_labels: Mapping[str, str]) -> None:
+    """Draws stacked bars, a row a loss, with a number in each segment that has room for it."""
+    colors = _ramp(len(shares))
+    bar = {"height": 0.82, "color": colors, "edgecolor": LIGHT.paper, "linewidth": 0.8}
+    for place, (loss, row) in enumerate(shares.items()):
         lefts = np.cumsum(row) - row
-        axes.barh(
-            place, row, left=lefts, height=0.82, color=colors, edgecolor=theme.paper, linewidth=0.8
-        )
+        axes.barh(place, row, left=lefts, **bar)
         for k, (value, left, color) in enumerate(zip(row, lefts, colors, strict=True)):
-            words = tops[loss] if tops and k == 0 and value > _WIDE else f"{100 * value:.0f}"
+            label = f"{100 * value:.0f}"
+            if k == 0 and value > _WIDE:
+                label = top_labels.get(loss, label)
             if value >= _ROOM:
-                at = {
-                    "ha": "center",
-                    "va": "center",
-                    "fontsize": 8 if len(words) < 3 else 7.4,
-                    "color": style.readable(color, theme),
-                }
-                axes.text(left + value / 2, place, words, **at)
+                size, ink = 8 if len(label) < 3 else 7.4, style.readable(color, LIGHT)
+                text = {"ha": "center", "va": "center", "fontsize": size, "color": ink}
+                axes.text(left + value / 2, place, label, **text)
     axes.set_xlim(0, 1)
 
 
-def _tops(frame):
-    """The top class's share of each loss, with half the width of its interval."""
-    rows = frame[frame["gauge"].isin(["gradient", PROBABILITY]) & frame["rank_low"].eq(1)]
-    halves = np.maximum(rows["share"] - rows["share_low"], rows["share_high"] - rows["share"])
-    words = zip(rows["loss"], 100 * rows["share"], 100 * halves, strict=True)
-    return {
-        loss: f"{share:.1f}" + (f" ±{half:.1f}" if np.isfinite(half) else "")
-        for loss, share, half in words
-    }
-
-
-def _directions(axes, parts, theme):
-    """Cells by rank: in the color of `better` where the loss raises the logit, the stronger the
-    deeper."""
-    for place, row in enumerate(parts.fillna(0).to_numpy()):
-        strength = row / max(np.abs(row).max(), 1e-30)
-        colors = [
-            _mixed(theme.paper, theme.worse if value > 0 else theme.better, abs(value))
-            for value in strength
-        ]
-        axes.bar(range(len(row)), 0.82, bottom=place - 0.41, width=0.94, color=colors)
+def _draw_directions(axes: Axes, parts: pd.DataFrame) -> None:
+    """Draws cells by rank: blue where the loss raises the logit, the stronger the deeper."""
+    colors = LinearSegmentedColormap.from_list("", [LIGHT.better, LIGHT.paper, LIGHT.worse])
+    for place, (_, row) in enumerate(parts.fillna(0).items()):
+        strength = row.to_numpy() / max(row.abs().max(), 1e-30)
+        cells = {"bottom": place - 0.41, "width": 0.94, "color": colors((1 + strength) / 2)}
+        axes.bar(range(len(row)), 0.82, **cells)
     axes.set_xlabel("by rank; blue raises logits,\norange lowers them", fontsize=8.5)
 
 
-def _shares(frame, gauge, *, column="share"):
-    """[bins, losses]: the one that looks most at the top class first, those that look alike in the
-    frame's order."""
-    rows = frame[frame["gauge"].eq(gauge)]
-    wide = rows.pivot(index=["rank_low", "rank_high"], columns="loss", values=column)
-    wide = wide.reindex(columns=rows["loss"].unique())
-    return (
-        wide[wide.iloc[0].round(4).sort_values(ascending=False, kind="stable").index]
-        if len(wide)
-        else wide
-    )
-
-
-def _grouped(shares):
-    """Sums over the bins of each group of ranks."""
-    lows = shares.index.get_level_values("rank_low")
-    group = np.searchsorted(_FIRST_RANKS, lows, side="right")
-    ends = (
-        shares.index.to_frame(index=False)
-        .groupby(group)
-        .agg({"rank_low": "min", "rank_high": "max"})
-    )
-    summed = shares.groupby(group).sum(min_count=1)
-    summed.index = pd.MultiIndex.from_frame(ends)
-    return summed
-
-
-def _words(low, high):
-    return f"{low}" if low == high else f"{low}–{high}"
-
-
-def _ramp(theme, count):
-    """From deep to pale, the first ranks deepest."""
-    deep, pale = _mixed(theme.better, theme.ink, 0.85), _mixed(theme.better, theme.paper, 0.88)
-    steps = np.linspace(0, 1, max(count, 2))[:count]
-    return [
-        _mixed(deep, theme.better, 2 * x) if x < 0.5 else _mixed(theme.better, pale, 2 * x - 1)
-        for x in steps
+def _ramp(count: int) -> list[str]:
+    """Returns colors from deep to pale, the first ranks deepest."""
+    ends = [
+        LinearSegmentedColormap.from_list("", [LIGHT.better, end])
+        for end in (LIGHT.ink, LIGHT.paper)
     ]
-
-
-def _mixed(a, b, weight):
-    return to_hex((1 - weight) * np.array(to_rgb(a)) + weight * np.array(to_rgb(b)))
+    deep, pale = ends[0](0.85), ends[1](0.88)
+    ramp = LinearSegmentedColormap.from_list("", [deep, LIGHT.better, pale])
+    return [to_hex(ramp(x)) for x in np.linspace(0, 1, max(count, 2))[:count]]

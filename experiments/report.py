@@ -1,4 +1,4 @@
-"""Makes report.html and the pictures of a run anew from its results.csv, and prints the table.
+"""Writes report.html and the pictures of a run again from its results.csv, and prints the table.
 
 python -m experiments.report --workdir=runs/quickstart [--markdown]
 """
@@ -21,9 +21,8 @@ def main(_):
     run = Workdir(WORKDIR.value)
     run.config()
     if not run.results.exists():
-        raise ValueError(
-            f"{run.results} is not there; measure first: python -m experiments.acceptance --workdir={run.root}"
-        )
+        command = f"python -m experiments.acceptance --workdir={run.root}"
+        raise ValueError(f"{run.results} is not there; measure first: {command}")
     frame = results.read_csv(run.results)
     run_results.report([run], frame, output=run.root)
     run_results.show(frame, markdown=MARKDOWN.value)

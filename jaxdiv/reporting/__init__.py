@@ -1,1 +1,5 @@
-"""What a run found: the results table, pictures and report.html."""
+"""The table of results, its pictures and report.html.
+
+Results flow one way: `results` (results.csv) -> `summary` -> tables, `finding`, `pictures` -> `page`.
+To add a measure, see `measures`; to add a picture, see `pictures`.
+"""

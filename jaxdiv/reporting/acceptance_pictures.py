@@ -1,4 +1,4 @@
-"""Pictures that compare losses: differences to the reference, acceptance over temperature and by position."""
+"""Pictures that compare losses: differences, acceptance over temperature and by position."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from jaxdiv.reporting.summary import ContextSummary, LossRow, Summary
 
 PANELS_A_ROW = 5
 _FAR = 5  # a size so many times the middle one would leave no room for the rest
-_PANEL_TITLES = {
+_TITLES = {
     schema.GENERATED: "Own text at temperature 1",
     schema.GENERATED_GREEDY: "Own text, greedy",
 }
@@ -22,7 +22,7 @@ _PANEL_TITLES = {
 
 def differences(summary: Summary) -> Drawing | None:
     """Draws a row a loss: a dot with its interval, and the numbers beside it."""
-    table, reference = summary.headline, summary.reference
+    table, reference = summary.headline, summary.headline.reference
     compared = [row for row in table.rows if not math.isnan(row.difference.value)]
     if not compared or reference is None:
         return None
@@ -36,12 +36,10 @@ def differences(summary: Summary) -> Drawing | None:
         _draw_difference(axes, place, row, reach)
     _write_numbers(margin, table.rows)
     axes.axvline(0, color=LIGHT.ink, linewidth=1, zorder=0.9)
-    axes.set(
-        ylim=(len(table.rows) - 0.4, -0.6),
-        xlabel=f"percentage points more than {style.short(reference)}",
-    )
+    axes.set_xlabel(f"percentage points more than {style.short(reference)}")
     names = [style.short(row.loss) for row in table.rows]
     axes.set_yticks(range(len(names)), names, fontsize=10.5, color=LIGHT.ink)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
     numbers = (f"{row.loss} {formats.points(*row.difference)} ({row.verdict})" for row in compared)
@@ -49,9 +47,10 @@ def differences(summary: Summary) -> Drawing | None:
         figure,
         title,
         subtitle,
-        f"How far each loss lies above or below {reference}. A bar that crosses the line at 0 does not show a "
-        "difference; a filled dot is a real one.",
-        f"Dots with intervals, percentage points of acceptance against {reference}: {', '.join(numbers)}.",
+        f"How far each loss lies above or below {reference}. A bar that crosses the line at 0 does "
+        "not show a difference; a filled dot is a real one.",
+        f"Dots with intervals, percentage points of acceptance against {reference}: "
+        f"{', '.join(numbers)}.",
     )
 
 
@@ -61,8 +60,7 @@ def _size(difference: Iterable[float]) -> float:
 
 def _reach(sizes: Iterable[float]) -> float:
     """Returns the largest of the sizes that is not far beyond the rest."""
-    visible = (size for size in sizes if math.isfinite(size) and size > 10 * verdicts.ROUNDING)
-    ranked = sorted(visible)
+    ranked = sorted(size for size in sizes if 10 * verdicts.ROUNDING < size < math.inf)
     near = (size for size in ranked if size <= _FAR * ranked[(len(ranked) - 1) // 2])
     return max(near, default=math.inf)
 
@@ -91,14 +89,13 @@ def _write_numbers(margin: Axes, rows: Sequence[LossRow]) -> None:
     """Writes the table's numbers beside the dots."""
     at = {"transform": margin.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
     margin.set_axis_off()
-    for x, head, align in (
-        (0.17, "accepted", "right"), (0.62, "difference", "right"), (0.68, "verdict", "left"),
-    ):  # fmt: skip
+    heads = ((0.17, "accepted", "right"), (0.62, "difference", "right"), (0.68, "verdict", "left"))
+    for x, head, align in heads:
         margin.text(x, -0.85, head, **at, ha=align, color=LIGHT.muted)
     for place, row in enumerate(rows):
         accepted = formats.percent(row.numbers["acceptance"].value)
         margin.text(0.17, place, f"{accepted}%", **at, ha="right")
-        if row.verdict not in (verdicts.REFERENCE, verdicts.FLOOR):
+        if not row.special:
             weight = "bold" if row.verdict == verdicts.REAL else "normal"
             difference = formats.points(*row.difference)
             margin.text(0.62, place, difference, **at, ha="right", fontweight=weight)
@@ -142,9 +139,10 @@ def over_temperature(summary: Summary) -> Drawing | None:
         figure,
         title,
         subtitle,
-        "At a high temperature both distributions are flat and any student agrees with its teacher; compare losses "
-        "at the temperature that texts are sampled at.",
-        f"Lines of acceptance over the temperature, {table.phrase}. {_ends(accepted, 'temperature', table, 'T=')}",
+        "At a high temperature both distributions are flat and any student agrees with its "
+        "teacher; compare losses at the temperature that texts are sampled at.",
+        f"Lines of acceptance over the temperature, {table.phrase}. "
+        f"{_ends(accepted, 'temperature', table, 'T=')}",
     )
 
 
@@ -186,9 +184,8 @@ def by_position(summary: Summary) -> Drawing | None:
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, table in zip(panels, tables, strict=True):
         _draw_lines(axes, counted[counted["context"].eq(table.context)], "gamma", table)
-        axes.set(
-            title=_PANEL_TITLES.get(table.context, table.context), xlabel="position in the draft"
-        )
+        axes.set_title(_TITLES.get(table.context, table.context))
+        axes.set_xlabel("position in the draft")
         axes.set_xticks(sorted(counted["gamma"].unique()))
     panels[0].set(ylabel="accepted, % of rounds", ylim=(0, None))
     rows = counted[counted["context"].eq(tables[0].context)]
@@ -196,19 +193,15 @@ def by_position(summary: Summary) -> Drawing | None:
         figure,
         title,
         subtitle,
-        "The share of rounds that get this far falls with each further draft; where it is low, drafting longer is "
-        "work lost.",
+        "The share of rounds that get this far falls with each further draft; where it is low, "
+        "drafting longer is work lost.",
         f"Lines of accepted drafts over their position, {tables[0].phrase}. "
         f"{_ends(rows, 'gamma', tables[0], 'position ')}",
     )
 
 
 def _draw_lines(
-    axes: Axes,
-    rows: pd.DataFrame,
-    across: str,
-    table: ContextSummary,
-    place: Callable = lambda values: values,
+    axes: Axes, rows: pd.DataFrame, across: str, table: ContextSummary, place: Callable = np.array
 ) -> None:
     """Draws a line a loss: best, reference, last and floor by name, the others gray."""
     ends, colors = [], highlights(table)
@@ -216,10 +209,8 @@ def _draw_lines(
         line = rows[rows["loss"].eq(row.loss)].sort_values(across)
         if line.empty:
             continue
-        x, (y, low, high) = (
-            place(line[across].to_numpy()),
-            100 * line[["value", "low", "high"]].to_numpy().T,
-        )
+        x = place(line[across].to_numpy())
+        y, low, high = 100 * line[["value", "low", "high"]].to_numpy().T
         color = colors.get(row.loss)
         if color is None:
             axes.plot(x, y, color=LIGHT.quiet, linewidth=1.2, zorder=1.5)

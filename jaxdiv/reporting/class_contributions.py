@@ -1,4 +1,4 @@
-"""Each class's part in each loss, for two given distributions: the finding, tables and a picture."""
+"""Each class's part in each loss, for two given distributions: finding, tables and picture."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ COLUMNS = ("loss", "gauge", "class", "p", "q", "part", "share")
 _LOSSES_A_TABLE = 2
 _MOST_CLASSES = 10  # that a picture has room for
 _LANE = 0.13  # inches for each loss where more than two share a row
-_SAME = 1e-4  # of the largest gradient; float32 leaves far less between two forms of one gradient
+_SAME = 1e-4  # of the largest gradient; two forms of one gradient differ far less in float32
 _PANELS = {
     "raw": ("Shares as written", "% of the sum of sizes"),
     "fixed": ("Shares, no part below 0", "% of the sum"),

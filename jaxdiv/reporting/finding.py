@@ -1,4 +1,4 @@
-"""The headline of a report and the sentences below it, which claim no more than the table's verdicts."""
+"""The headline of a report and the sentences below it: they claim no more than the verdicts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,37 +8,29 @@ from markupsafe import Markup, escape
 from jaxdiv.reporting import formats, verdicts
 from jaxdiv.reporting.summary import ContextSummary, LossRow, Summary
 
-_NONE = "No trained student has a result."
-
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The result of a run in words, as HTML.
+    """The result of a run in words, as HTML."""
 
-    Attributes:
-      headline: one sentence.
-      sentences: the numbers that it rests on.
-      row: the loss that both speak of; None without a trained student.
-      groups: all losses, sorted by what the table shows of them against the reference.
-    """
-
-    headline: Markup
-    sentences: Sequence[Markup] = ()
-    row: LossRow | None = None
-    groups: Sequence[Markup] = ()
+    headline: Markup  # one sentence
+    sentences: Sequence[Markup] = ()  # the numbers that it rests on
+    row: LossRow | None = None  # the loss that both speak of
+    groups: Sequence[Markup] = ()  # all losses, by their verdicts against the reference
 
 
 def find(summary: Summary) -> Finding:
     """Returns the loss shown to be accepted more than the reference, or that none is."""
     table = summary.headline
     if not table.trained:
-        return Finding(Markup(_NONE))
+        return Finding(Markup("No trained student has a result."))
     top = table.trained[0]
     if len(table.trained) == 1:
         return _finding(
             top,
             f"{short(top.loss)} gets {_percent(top)} of its drafts accepted.",
-            f"Sampled drafts at {_where(table)}. One loss alone: there is nothing to compare it with.",
+            f"Sampled drafts at {_where(table)}. One loss alone: there is nothing to compare it "
+            "with.",
         )
     if table.reference is None:
         return _finding(
@@ -70,9 +62,8 @@ def _winner(row: LossRow, table: ContextSummary) -> Finding:
         sentences.append(f"{short(top.loss)} lies higher still. {_against(top, table)}")
     elif rival:
         headline = f"{name} lies highest: {gain} points over {reference}."
-        sentences.append(
-            f"Whether it beats {short(rival.loss)} was not tested: losses are compared with {reference} alone."
-        )
+        test = f"losses are compared with {reference} alone"
+        sentences.append(f"Whether it beats {short(rival.loss)} was not tested: {test}.")
     else:
         headline = f"{name} is accepted most: {gain} points over {reference}."
     return _finding(row, headline, *sentences)
@@ -108,7 +99,8 @@ def _percent(row):
 
 
 def _accepted(row, table, remark=""):
-    return f"Of {short(row.loss)}'s sampled drafts {_percent(row)} are accepted at {_where(table)}{remark}."
+    drafts = f"{short(row.loss)}'s sampled drafts {_percent(row)}"
+    return f"Of {drafts} are accepted at {_where(table)}{remark}."
 
 
 def _against(row: LossRow, table: ContextSummary) -> str:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
+from rich import box
+from rich.table import Table
 
 DASH = "–"
 
@@ -70,3 +72,11 @@ def html_code(name: str, longest: int | None = None) -> Markup:
     """Returns a name as code in HTML, cut to `longest` letters."""
     cut = longest is not None and len(name) > longest
     return Markup("<code>{}</code>").format(f"{name[: longest - 1]}…" if cut else name)
+
+
+def terminal_table(title: str | None = None, caption: str | None = None) -> Table:
+    """Returns a table for the terminal, still without columns."""
+    layout = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+    table = Table(title=title, caption=caption, **layout)
+    table.caption_justify = table.title_justify = "left"
+    return table

@@ -1,59 +1,44 @@
-"""Measures as readers see them: their meaning, their format, and their columns in the table of losses.
+"""Measures as readers see them: meaning, format, and columns in the table of losses.
 
-To add a measure to the report, add one entry to `MEASURES`; its name comes from `jaxdiv.schema`.
-The page then explains it and prints all of its numbers. With a `Column`, the entry also adds the
-measure to the table of losses on the terminal, in Markdown and on the page.
+To add a measure to the report, add one entry to `MEASURES`, under its name from `jaxdiv.schema`.
+The page then explains it and prints all of its numbers. For a column in the table of losses, on
+the terminal, in Markdown and on the page, add one to `COLUMNS` too.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from jaxdiv import schema
 from jaxdiv.reporting import formats
 
-RANKED = "ranked"  # the temperature that losses are ranked at
-ANY = "any"  # whatever temperature was measured
 
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column in the table of losses.
-
-    Attributes:
-      heading: two lines; it may hold {temperature}, at which losses are ranked, and {gamma}.
-      temperature: of its numbers: `RANKED`, `ANY` or a number.
-      interval: whether its cells show the interval too.
-    """
-
-    heading: str
-    temperature: float | str = RANKED
-    interval: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """A measure of results.csv.
-
-    Attributes:
-      meaning: one or two sentences of HTML.
-      format: prints a value with its interval, all three numbers or the value alone.
-      columns: name to column in the table of losses.
-    """
+class Measure(NamedTuple):
+    """A measure's meaning, as HTML, and the function that prints a value or value, low and high."""
 
     meaning: str
     format: Callable[..., str] = formats.percent
-    columns: Mapping[str, Column] = dataclasses.field(default_factory=dict)
 
 
+class Column(NamedTuple):
+    """A column in the table of losses.
+
+    Its heading, of two lines, may hold {temperature}, at which losses are ranked, and {gamma}.
+    """
+
+    measure: str
+    heading: str
+    temperature: float | str
+    interval: bool = False  # whether cells show the interval too
+
+
+_GREEDY_DRAFT = schema.ACCEPTANCE_BY_RULE[schema.GREEDY_DRAFT]
 MEASURES: Mapping[str, Measure] = {
     schema.ACCEPTANCE: Measure(
         "Σ min(p, q): the chance that a draft sampled from the student is accepted by rejection "
-        "sampling.",
-        columns={"acceptance": Column("accepted\nT={temperature:g}, %", interval=True)},
+        "sampling."
     ),
-    schema.ACCEPTANCE_BY_RULE[schema.GREEDY_DRAFT]: Measure(
-        "p(argmax q): the chance that the teacher samples the student's likeliest token.",
-        columns={"greedy_draft": Column("greedy\ndraft")},
+    _GREEDY_DRAFT: Measure(
+        "p(argmax q): the chance that the teacher samples the student's likeliest token."
     ),
     schema.ACCEPTANCE_BY_RULE[schema.EXACT_MATCH]: Measure(
         "Σ p·q: the chance that a sample of the student equals a sample of the teacher."
@@ -62,25 +47,19 @@ MEASURES: Mapping[str, Measure] = {
         "How often p(argmax q) exceeds a threshold that falls with the teacher's entropy: Medusa's "
         "typical acceptance, which is lossy."
     ),
-    schema.GREEDY_MATCH: Measure(
-        "How often teacher and student have the same likeliest token.",
-        columns={"greedy_match": Column("greedy\nmatch", ANY)},
-    ),
-    schema.ACCURACY: Measure(
-        "How often the student's likeliest class is the image's own.",
-        columns={"accuracy": Column("\naccuracy", ANY)},
-    ),
+    schema.GREEDY_MATCH: Measure("How often teacher and student have the same likeliest token."),
+    schema.ACCURACY: Measure("How often the student's likeliest class is the image's own."),
     schema.DIFFERENCE: Measure(
-        "Acceptance minus that of the reference, on the same contexts and seeds. The intervals of a "
-        "table are widened together, by Holm, so that the chance of even one false finding among "
+        "Acceptance minus that of the reference, on the same contexts and seeds. The intervals of "
+        "a table are widened together, by Holm, so that the chance of even one false finding among "
         "its losses stays below 5%.",
         formats.points,
     ),
     schema.TAU: Measure(
         "Tokens a target call, τ, with γ sampled drafts a round: what lossless decoding of this "
-        "text would give, exact in expectation, by a renewal recursion over the teacher's own text.",
+        "text would give, exact in expectation, by a renewal recursion over the teacher's own "
+        "text.",
         formats.tokens,
-        {"tau": Column("τ γ={gamma:g}\nT=1", 1.0), "tau_greedy": Column("τ γ={gamma:g}\nT=0", 0.0)},
     ),
     schema.DECODED_TAU: Measure(
         "The same by decoding: tokens of all texts over the target calls begun before their last "
@@ -103,8 +82,19 @@ MEASURES: Mapping[str, Measure] = {
         "them; of rounds whose drafts all lie inside the text."
     ),
 }
-UNKNOWN = Measure("")  # a measure without an entry is printed in percent
-CONTEXTS: Mapping[str, str] = {
+RANKED, ANY = (
+    "ranked",
+    "any",
+)  # temperatures: that at which losses are ranked; whatever was measured
+COLUMNS: Mapping[str, Column] = {
+    "acceptance": Column(schema.ACCEPTANCE, "accepted\nT={temperature:g}, %", RANKED, True),
+    "greedy_draft": Column(_GREEDY_DRAFT, "greedy\ndraft", RANKED),
+    "greedy_match": Column(schema.GREEDY_MATCH, "greedy\nmatch", ANY),
+    "accuracy": Column(schema.ACCURACY, "\naccuracy", ANY),
+    "tau": Column(schema.TAU, "τ γ={gamma:g}\nT=1", 1.0),
+    "tau_greedy": Column(schema.TAU, "τ γ={gamma:g}\nT=0", 0.0),
+}
+_CONTEXTS: Mapping[str, str] = {
     schema.CORPUS: "on held-out documents",
     schema.GENERATED: "on the teacher's own text, sampled at temperature 1",
     schema.GENERATED_GREEDY: "on the teacher's own text, greedy",
@@ -113,10 +103,10 @@ CONTEXTS: Mapping[str, str] = {
 
 
 def of(name: str) -> Measure:
-    """Returns the entry of a measure."""
-    return MEASURES.get(name, UNKNOWN)
+    """Returns a measure's entry; one without an entry is printed in percent."""
+    return MEASURES.get(name, Measure(""))
 
 
 def context_phrase(context: str) -> str:
     """Returns a context in words, such as `on held-out images`."""
-    return CONTEXTS.get(context, f"on {context}")
+    return _CONTEXTS.get(context, f"on {context}")

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, its measured acceptance, and the run it comes from."""
+"""README.md of an exported model: its kind, its measured acceptance, and the run it comes from."""
 
 import json
 from collections.abc import Mapping
@@ -15,6 +15,10 @@ _ACCEPTANCES = (
     schema.GREEDY_MATCH,
 )
 _HEADS = ("context", "measure", "temperature", "γ", "value", "95% interval", "tokens")
+_NOTE = """\
+Intervals are at 95%, over the test documents, for this one student. `corpus`: held-out documents; `generated`: the
+teacher's own text at temperature 1; `generated_greedy`: its likeliest tokens. `tau`: expected tokens a target call with
+γ drafts a round."""  # noqa: E501
 _HEADER = "---\nlibrary_name: {library}\ntags:\n- speculative-decoding\n{more}---\n\n# {title}\n"
 
 
@@ -51,13 +55,12 @@ def student(
     title = f"Draft model trained with {loss}"
     parts = [
         _HEADER.format(library=library, more="- draft-model\n", title=title),
-        f"{kind}.\nTrained by jaxdiv under the loss `{loss}`, seed {seed}, for the teacher of the run below.\n",
+        f"{kind}.\nTrained by jaxdiv under the loss `{loss}`, seed {seed}, for the teacher of the "
+        "run below.\n",
         f"## Use\n\n{use}",
         "## Measured acceptance\n",
         _table(rows),
-        "Intervals are at 95%, over the test documents, for this one student. `corpus`: held-out documents; "
-        "`generated`: the\nteacher's own text at temperature 1; `generated_greedy`: its likeliest tokens. "
-        f"`tau`: expected tokens a target call with\nγ drafts a round.\n\n{_run(config, facts)}",
+        f"{_NOTE}\n\n{_run(config, facts)}",
     ]
     return "\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""The pictures of a run, each as a PNG file for its folder and as an SVG element for report.html."""
+"""The pictures of a run, each as a PNG file for its folder and an SVG element for report.html."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ DRAWINGS: Mapping[str, Callable[[Summary], Drawing | None]] = {
 
 
 class Picture(NamedTuple):
-    """A picture in both forms, with its texts; the SVG element leaves title and subtitle to the page."""
+    """A picture in both forms, with its texts; the SVG leaves title and subtitle to the page."""
 
     png: bytes
     svg: str

@@ -1,4 +1,4 @@
-"""Each loss's contributions by the teacher's rank of the class: the finding, tables and a picture."""
+"""Each loss's contributions by the teacher's rank of the class: finding, tables and picture."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from rich import box
 from rich.table import Table
 
-from jaxdiv.reporting import style
+from jaxdiv.reporting import formats, style
 from jaxdiv.reporting.style import LIGHT
 
 COLUMNS = (
@@ -53,7 +52,7 @@ def tables(frame: pd.DataFrame) -> list[Table]:
     teacher, shares = _shares(frame, PROBABILITY), _shares(frame, "gradient")
     tables = []
     for start in range(0, len(shares.columns), _LOSSES_A_TABLE):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table = formats.terminal_table()
         table.add_column("rank", no_wrap=True)
         part = shares.iloc[:, start : start + _LOSSES_A_TABLE]
         percents = 100 * pd.concat([teacher, part], axis=1)

@@ -1,4 +1,4 @@
-"""results.csv as a frame: one number a row, with its interval; `jaxdiv.schema` names its columns."""
+"""The frame of results.csv: one number a row, with its interval; `schema` names its columns."""
 
 import math
 import os
@@ -26,9 +26,8 @@ def check(frame: pd.DataFrame) -> None:
     missing = ", ".join(name for name in schema.COLUMNS if name not in columns)
     unknown = ", ".join(str(name) for name in columns if name not in schema.COLUMNS)
     faults = [f"missing: {missing}"] * bool(missing) + [f"unknown: {unknown}"] * bool(unknown)
-    raise ValueError(
-        f"results need the columns {','.join(schema.COLUMNS)} ({'; '.join(faults) or 'in this order'})"
-    )
+    fault, columns = "; ".join(faults) or "in this order", ",".join(schema.COLUMNS)
+    raise ValueError(f"results need the columns {columns} ({fault})")
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""The look of pictures: one set of colors, for light and for dark paper, that color-blind readers can tell apart."""
+"""The look of pictures: colors that color-blind readers can tell apart, on light and dark paper."""
 
 import dataclasses
 import html
@@ -61,7 +61,7 @@ class Drawing(NamedTuple):
 
 
 def rc(theme: Theme) -> dict[str, object]:
-    """Returns settings for `matplotlib.rc_context`; they override those of a user's matplotlibrc."""
+    """Returns settings for `matplotlib.rc_context`, independent of a user's matplotlibrc."""
     # `rc_context` does not restore the backend, so the settings leave it alone.
     defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
     spines = [f"axes.spines.{side}" for side in ("top", "right", "left")]
@@ -170,7 +170,7 @@ def short(name: str, *, longest: int = 26) -> str:
 
 
 def spread(values: Sequence[float], gap: float) -> np.ndarray:
-    """Returns the values moved as little as possible, in their order, until they are `gap` apart."""
+    """Returns the values moved as little as possible, in order, until they are `gap` apart."""
     order = np.argsort(values, kind="stable")
     places = np.asarray(values, float)[order]
     for _ in range(100):

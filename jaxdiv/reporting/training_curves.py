@@ -1,4 +1,4 @@
-"""The picture of training: held-out acceptance and gradient norms of all losses, and each loss on its own scale."""
+"""The picture of training: held-out acceptance, gradient norms, and each loss on its own scale."""
 
 import math
 
@@ -15,14 +15,11 @@ _TITLE = "Acceptance, gradients and losses over the steps"
 _SUBTITLE = (
     "Means over seeds. Small panels: each loss in its own unit and on its own scale, seeds thin."
 )
-_OVERVIEWS = {
-    "acceptance": "Acceptance on held-out data, %",
-    "gradient_norm": "Norm of the gradient, before clipping",
-}
+# Metric to the title of its overview and its words in the alternative text.
 _METRICS = {
-    "acceptance": "acceptance on held-out data",
-    "gradient_norm": "norm of the gradient",
-    "loss": "loss",
+    "acceptance": ("Acceptance on held-out data, %", "acceptance on held-out data"),
+    "gradient_norm": ("Norm of the gradient, before clipping", "norm of the gradient"),
+    "loss": ("", "loss"),
 }
 
 
@@ -31,7 +28,7 @@ def draw(summary: Summary) -> Drawing | None:
     curves, table = summary.curves, summary.headline
     if curves.empty:
         return None
-    overviews = [metric for metric in _OVERVIEWS if curves["metric"].eq(metric).any()]
+    overviews = [m for m in _METRICS if m != "loss" and curves["metric"].eq(m).any()]
     losses = curves[curves["metric"].eq("loss")]
     # The table's order; a student that failed has no row there, but its curve shows where it did.
     ranked = [row.loss for row in table.rows]
@@ -53,7 +50,8 @@ def draw(summary: Summary) -> Drawing | None:
         figure,
         _TITLE,
         _SUBTITLE,
-        "Whether training had settled: acceptance and gradients of all losses, and each loss in its own unit.",
+        "Whether training had settled: acceptance and gradients of all losses, and each loss in "
+        "its own unit.",
         _alternative(curves),
     )
 
@@ -66,7 +64,7 @@ def _draw_overview(axes: Axes, curves: pd.DataFrame, metric: str, colors: dict[s
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-    axes.set_title(_OVERVIEWS[metric], fontsize=9.5)
+    axes.set_title(_METRICS[metric][0], fontsize=9.5)
     axes.set_xlabel("step")
     ends = []
     for loss, line in curves.groupby("loss", sort=False):
@@ -87,7 +85,7 @@ def _draw_panel(axes: Axes, line: pd.DataFrame) -> None:
 
 
 def _alternative(curves: pd.DataFrame) -> str:
-    metrics = ", ".join(_METRICS[name] for name in _METRICS if curves["metric"].eq(name).any())
+    metrics = ", ".join(_METRICS[name][1] for name in _METRICS if curves["metric"].eq(name).any())
     text = f"Lines over {curves['step'].max():g} training steps of {metrics}."
     rows = curves[curves["metric"].eq("acceptance")]
     if rows.empty:

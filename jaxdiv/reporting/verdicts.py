@@ -18,9 +18,9 @@ ENOUGH_SEEDS = 3
 # Two float32 trainings of one loss, written in two ways, differ by up to this much in acceptance.
 ROUNDING = 1e-6
 MEANING = Markup(
-    "A difference is <b>real</b> if its corrected interval excludes 0 and all seeds, three or more, have one "
-    "sign; otherwise it is <b>not shown</b>. With fewer than three seeds it holds for <b>these students only</b>. "
-    "Losses are compared with the reference, not with each other."
+    "A difference is <b>real</b> if its corrected interval excludes 0 and all seeds, three or "
+    "more, have one sign; otherwise it is <b>not shown</b>. With fewer than three seeds it holds "
+    "for <b>these students only</b>. Losses are compared with the reference, not with each other."
 )
 
 

@@ -15,10 +15,11 @@ _ACCEPTANCES = (
     schema.GREEDY_MATCH,
 )
 _HEADS = ("context", "measure", "temperature", "γ", "value", "95% interval", "tokens")
-_NOTE = """\
-Intervals are at 95%, over the test documents, for this one student. `corpus`: held-out documents; `generated`: the
-teacher's own text at temperature 1; `generated_greedy`: its likeliest tokens. `tau`: expected tokens a target call with
-γ drafts a round."""  # noqa: E501
+_NOTE = (
+    "Intervals are at 95%, over the test documents, for this one student. `corpus`: held-out "
+    "documents; `generated`: the\nteacher's own text at temperature 1; `generated_greedy`: its "
+    "likeliest tokens. `tau`: expected tokens a target call with\nγ drafts a round."
+)
 _HEADER = "---\nlibrary_name: {library}\ntags:\n- speculative-decoding\n{more}---\n\n# {title}\n"
 
 

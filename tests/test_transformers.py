@@ -3,15 +3,12 @@
 import json
 import os
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from jaxdiv.data import Tokenizer
-from jaxdiv.data.tokenizer import FILE
-from jaxdiv.models import Decoder, llama, llama_tensors
+from jaxdiv.models import llama
+from tests import llama_folders
 from tests.fixtures_data import sentences
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,7 +16,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-V, TOKENS = 300, np.random.default_rng(0).integers(0, 300, (2, 40))
+V = llama_folders.V
+TOKENS = np.random.default_rng(0).integers(0, V, (2, 40))
 PLAIN = {"num_attention_heads": 4, "num_key_value_heads": 4}
 VARIANTS = {
     "plain": {},
@@ -28,13 +26,9 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True},
     "base": {"rope_theta": 500.0},
     "epsilon": {"rms_norm_eps": 1e-2},
-    "all": {
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-        "rope_theta": 777.0,
-        "rms_norm_eps": 1e-3,
-    },
 }
+VARIANTS["all"] = VARIANTS["grouped"] | VARIANTS["tied"]
+VARIANTS["all"] |= {"rope_theta": 777.0, "rms_norm_eps": 1e-3}
 
 
 def make_theirs(**changes):
@@ -49,9 +43,9 @@ def make_theirs(**changes):
     return model
 
 
-def theirs_at(model, tokens=TOKENS):
+def logits_of(model):
     with torch.no_grad():
-        return model(torch.tensor(tokens)).logits.float().numpy()
+        return model(torch.tensor(TOKENS)).logits.float().numpy()
 
 
 def assert_alike(ours, theirs):
@@ -63,7 +57,7 @@ def assert_alike(ours, theirs):
 def test_a_llama_gives_the_logits_it_gave(variant, tmp_path):
     theirs = make_theirs(**VARIANTS[variant])
     theirs.save_pretrained(tmp_path)
-    assert_alike(llama.read(tmp_path)(TOKENS).logits, theirs_at(theirs))
+    assert_alike(llama.read(tmp_path)(TOKENS).logits, logits_of(theirs))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -72,27 +66,15 @@ def test_half_precision_and_several_files_are_read(dtype, tmp_path):
     half.save_pretrained(tmp_path, max_shard_size="20KB")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     assert (tmp_path / "model.safetensors.index.json").exists()
-    assert_alike(llama.read(tmp_path)(TOKENS).logits, theirs_at(theirs))
+    assert_alike(llama.read(tmp_path)(TOKENS).logits, logits_of(theirs))
 
 
-def test_a_decoder_gives_the_logits_it_gave_and_its_tokenizer_the_tokens(tmp_path):
-    bpe = Tokenizer.train(sentences(50), V)
-    arguments = {"depth": 2, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 40}
-    ours = nnx.jit(
-        lambda: Decoder(
-            **arguments, vocab_size=V, rope_base=333.0, norm_epsilon=1e-3, rngs=nnx.Rngs(1)
-        )
-    )()
-    ours.norm.scale[...] += 0.3 * jax.random.normal(jax.random.key(2), (32,))
-    llama.write(
-        tmp_path,
-        llama.decoder_config(ours, end_of_text=bpe.end_of_text, longest=64),
-        llama_tensors.decoder_tensors(ours),
-    )
-    bpe.save(tmp_path / FILE)
+def test_a_decoder_gives_its_logits_and_its_tokenizer_its_tokens(tmp_path):
+    ours = llama_folders.make_decoder(1)
+    bpe = llama_folders.write(tmp_path, ours)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(theirs) is transformers.LlamaForCausalLM
-    assert_alike(ours(TOKENS).logits, theirs_at(theirs))
+    assert_alike(ours(TOKENS).logits, logits_of(theirs))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert isinstance(tokenizer, transformers.PreTrainedTokenizerFast)
     text = sentences(9)[7] + "\n\té def f(): pass"
@@ -101,34 +83,25 @@ def test_a_decoder_gives_the_logits_it_gave_and_its_tokenizer_the_tokens(tmp_pat
 
 
 def test_it_drafts_for_a_target(tmp_path):
-    bpe = Tokenizer.train(sentences(50), V)
-    target, draft = make_theirs(eos_token_id=bpe.end_of_text), tmp_path / "draft"
-    ours = Decoder(
-        vocab_size=V, depth=1, width=16, heads=2, kv_heads=1, mlp_width=24, rngs=nnx.Rngs(1)
-    )
-    draft.mkdir()
-    config = llama.decoder_config(ours, end_of_text=bpe.end_of_text, longest=64)
-    llama.write(draft, config, llama_tensors.decoder_tensors(ours))
-    bpe.save(draft / FILE)
-    assistant = transformers.AutoModelForCausalLM.from_pretrained(draft).eval()
-    prompt = torch.tensor([bpe.encode(sentences(1)[0])])
-    alone = target.generate(prompt, max_new_tokens=16, do_sample=False)
-    assisted = target.generate(
-        prompt, max_new_tokens=16, do_sample=False, assistant_model=assistant
-    )
+    bpe = llama_folders.write(tmp_path, llama_folders.make_decoder(1))
+    target = make_theirs(eos_token_id=bpe.end_of_text)
+    assistant = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    prompt, greedy = torch.tensor([bpe.encode(sentences(1)[0])]), {"do_sample": False}
+    alone = target.generate(prompt, max_new_tokens=16, **greedy)
+    assisted = target.generate(prompt, max_new_tokens=16, assistant_model=assistant, **greedy)
     assert alone.tolist() == assisted.tolist()
 
 
 def test_what_the_decoder_lacks_is_what_changes_a_llamas_logits(tmp_path):
     """Every key that is refused matters: a model that differs in it alone is another."""
-    plain = theirs_at(make_theirs())
+    plain = logits_of(make_theirs())
     scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     for i, changes in enumerate(
         ({"rope_scaling": scaled}, {"hidden_act": "gelu"}, {"attention_bias": True})
     ):
         model, folder = make_theirs(**changes), tmp_path / str(i)
         model.save_pretrained(folder)
-        assert changes.get("attention_bias") or np.abs(theirs_at(model) - plain).max() > 1e-2
+        assert changes.get("attention_bias") or np.abs(logits_of(model) - plain).max() > 1e-2
         name = next(iter(changes)) if i else "rope_(parameters|scaling)"
         with pytest.raises(ValueError, match=f"`{name}` must be"):
             llama.read(folder)
@@ -138,7 +111,5 @@ def test_what_the_decoder_lacks_is_what_changes_a_llamas_logits(tmp_path):
 def test_bfloat16_activations_stay_near(tmp_path):
     theirs = make_theirs()
     theirs.save_pretrained(tmp_path)
-    logits = llama.read(tmp_path, dtype=jnp.bfloat16)(TOKENS).logits
-    assert (
-        np.abs(np.asarray(logits) - theirs_at(theirs)).max() < 0.1 * np.abs(theirs_at(theirs)).max()
-    )
+    ours, expected = llama.read(tmp_path, dtype=jnp.bfloat16)(TOKENS).logits, logits_of(theirs)
+    assert np.abs(np.asarray(ours) - expected).max() < 0.1 * np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""A TFDS data set that a test writes itself."""
+"""TFDS data sets that a test writes, and short documents."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,7 @@ def write_tfds(
     feature: str = "text",
     file_format: str = "array_record",
 ) -> None:
-    """Prepares the data set `name` below `directory`: records {`feature`: text, number: int} in
-    `splits`."""
+    """Prepares the data set `name` below `directory`: records {`feature`: text, number: int}."""
     features = {feature: tfds.features.Text(), "number": tfds.features.Scalar(dtype=np.int64)}
     records = {
         split: [{feature: text, "number": number} for number, text in enumerate(texts)]
@@ -35,23 +34,19 @@ def write_tfds_images(
     feature: str = "image",
     first: int = 0,
 ) -> None:
-    """The same of images [n, H, W, C], as PNG, whose classes are their numbers in turn; of the
-    first `first`."""
-    channels, dtype = next(iter(splits.values())).shape[-1], next(iter(splits.values())).dtype
+    """Prepares a set of images [n, H, W, C] as PNG, whose classes are their numbers in turn; that
+    of the first is `first`."""
+    some = next(iter(splits.values()))
     sizes = {images.shape[1:] for images in splits.values()}
-    size = next(iter(sizes)) if len(sizes) == 1 else (None, None, channels)
-    image = tfds.features.Image(shape=size, dtype=dtype.type, encoding_format="png")
+    size = some.shape[1:] if len(sizes) == 1 else (None, None, some.shape[-1])
+    image = tfds.features.Image(shape=size, dtype=some.dtype.type, encoding_format="png")
     features = {feature: image, "label": tfds.features.ClassLabel(num_classes=classes)}
-    records = {
-        split: [
-            {
-                feature: PIL.Image.fromarray(pixels.squeeze()),
-                "label": number % classes if number else first,
-            }
-            for number, pixels in enumerate(images)
-        ]
-        for split, images in splits.items()
-    }
+    records = {split: [] for split in splits}
+    for split, images in splits.items():
+        for number, pixels in enumerate(images):
+            picture = PIL.Image.fromarray(pixels.squeeze())
+            label = number % classes if number else first
+            records[split].append({feature: picture, "label": label})
     _write(directory, name, features, records, "array_record")
 
 
@@ -66,10 +61,10 @@ def _write(directory, name, features, records, file_format):
             )
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(found) for split, found in records.items()}
+            return {split: self._generate_examples(part) for split, part in records.items()}
 
-        def _generate_examples(self, found):
-            yield from enumerate(found)
+        def _generate_examples(self, part):
+            yield from enumerate(part)
 
     Builder.name = name
     tfds.display_progress_bar(enable=False)
@@ -78,7 +73,5 @@ def _write(directory, name, features, records, file_format):
 
 def sentences(count: int) -> list[str]:
     """Different short documents, of 60 to a few hundred bytes."""
-    return [
-        f"Document {i}: " + "the quick brown fox jumps over it. " * (2 + i % 7)
-        for i in range(count)
-    ]
+    sentence = "the quick brown fox jumps over it. "
+    return [f"Document {i}: " + sentence * (2 + i % 7) for i in range(count)]

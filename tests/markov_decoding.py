@@ -40,30 +40,28 @@ def speculative_text(rng, target, draft, texts, length, gamma, *, eta=0.0):
 
     Returns:
       tokens: [texts, length]; calls: [texts] rounds that begin inside; rounds: [texts] those whose
-        gamma drafts all
-      lie inside; accepted: [texts, gamma] how many of these accepted the draft at each position and
-      all before it.
+      gamma drafts all lie inside; accepted: [texts, gamma] how many of these accepted the draft at
+      each position and all before it.
     """
     tokens = np.zeros((texts, length + gamma + 2), int)
     position, calls, rounds = np.zeros(texts, int), np.zeros(texts, int), np.zeros(texts, int)
     accepted = np.zeros((texts, gamma), int)
     while (active := np.flatnonzero(position < length)).size:
         start = position[active]
-        proposal, kept = _round(rng, target, draft, tokens[active, start], gamma, eta)
-        for offset in range(
-            gamma + 1
-        ):  # tokens[:, i + 1] holds position i; what was rejected is overwritten later
+        proposal, count = _round(rng, target, draft, tokens[active, start], gamma, eta)
+        # tokens[:, i + 1] is position i; later rounds overwrite what was rejected.
+        for offset in range(gamma + 1):
             tokens[active, start + offset + 1] = proposal[:, offset]
         inside = start + gamma <= length
         calls[active] += 1
         rounds[active] += inside
-        accepted[active] += inside[:, None] & (np.arange(gamma) < kept[:, None])
-        position[active] += kept + 1
+        accepted[active] += inside[:, None] & (np.arange(gamma) < count[:, None])
+        position[active] += count + 1
     return tokens[:, 1 : length + 1], calls, rounds, accepted
 
 
 def _round(rng, target, draft, last, gamma, eta):
-    """Tokens [M, gamma + 1] of one round, of which the first kept + 1 count, and kept [M]."""
+    """Tokens [M, gamma + 1] of one round, of which the first count + 1 are valid, and count [M]."""
     path = [last]
     for _ in range(gamma):
         path.append(sample(rng, draft[path[-1]]))
@@ -72,11 +70,11 @@ def _round(rng, target, draft, last, gamma, eta):
     passes = rng.random(drafted.shape) * draft[before, drafted] < target[before, drafted]
     sure = np.cumprod(draft[before].max(axis=-1) >= eta, axis=1)
     drafts = 1 + sure[:, :-1].sum(axis=1)
-    kept = np.minimum(np.cumprod(passes, axis=1).sum(axis=1), drafts)
-    row = path[np.arange(len(last)), kept]
-    residual = np.maximum(target[row] - np.where((kept < drafts)[:, None], draft[row], 0), 0)
+    count = np.minimum(np.cumprod(passes, axis=1).sum(axis=1), drafts)
+    row = path[np.arange(len(last)), count]
+    residual = np.maximum(target[row] - np.where((count < drafts)[:, None], draft[row], 0), 0)
     proposal = np.concatenate([drafted, np.zeros((len(last), 1), int)], axis=1)
-    proposal[np.arange(len(last)), kept] = sample(
+    proposal[np.arange(len(last)), count] = sample(
         rng, residual / residual.sum(axis=1, keepdims=True)
     )
-    return proposal, kept
+    return proposal, count

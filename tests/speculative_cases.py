@@ -13,17 +13,8 @@ from scipy import stats
 from jaxdiv import models, speculative
 
 DRAWS, BATCH = 200_000, 50_000
-_CONFIG = {
-    "depth": 2,
-    "width": 8,
-    "heads": 2,
-    "kv_heads": 1,
-    "mlp_width": 12,
-    "padded_vocabulary": 0,
-    "rope_base": 100.0,
-    "norm_epsilon": 1e-5,
-    "dtype": "float32",
-}
+_NUMERICS = {"padded_vocabulary": 0, "rope_base": 100.0, "norm_epsilon": 1e-5, "dtype": "float32"}
+_CONFIG = {"depth": 2, "width": 8, "heads": 2, "kv_heads": 1, "mlp_width": 12, **_NUMERICS}
 _STUDENTS = {
     "kangaroo": {"kind": "kangaroo", "exit_layer": 1, "heads": 2, "kv_heads": 1},
     "decoder": _CONFIG | {"kind": "decoder", "depth": 1},
@@ -33,27 +24,32 @@ _STUDENTS = {
 @functools.cache
 def target(vocabulary=4, width=8):
     """A decoder whose distributions are neither flat nor certain."""
-    decoder = nnx.jit(
-        lambda: models.build_teacher(_CONFIG | {"width": width}, vocabulary, nnx.Rngs(3))
-    )()
-    return _sharper(decoder, 1.5)
+    config = _CONFIG | {"width": width}
+    return _sharper(
+        nnx.jit(lambda: models.build_teacher(config, vocabulary, nnx.Rngs(3)))(), factor=1.5
+    )
 
 
 @functools.cache
 def student(kind, vocabulary=4, width=8, *, adversarial=False):
     """An untrained draft; an adversarial one thinks least likely what it should think likeliest."""
     config, teacher = _STUDENTS[kind] | {"width": width}, _CONFIG | {"width": width}
-    made = nnx.jit(lambda: models.build_student(config, teacher, vocabulary, nnx.Rngs(1)))()
+    draft = nnx.jit(lambda: models.build_student(config, teacher, vocabulary, nnx.Rngs(1)))()
     if kind == "decoder":
-        _sharper(made.decoder, 2.0)
+        _sharper(draft.decoder, factor=2.0)
     if adversarial:
-        made.norm.scale[...] = -made.norm.scale[...]
-    return made
+        draft.norm.scale[...] = -draft.norm.scale[...]
+    return draft
 
 
-def _sharper(decoder, factor):
+def _sharper(decoder, *, factor):
     decoder.head[...] = decoder.head[...] * factor
     return decoder
+
+
+def draft_of(kind, *sizes, **options):
+    """The student of a kind; `lookup` and None are no students."""
+    return kind if kind in (None, speculative.LOOKUP) else student(kind, *sizes, **options)
 
 
 def prompts(number, vocabulary, *, seed=0, lengths=(2, 7)):
@@ -68,7 +64,7 @@ def together(decoded):
 
 
 def assert_same(one, other):
-    """The texts of two decodings are the same, token for token."""
+    """Two decodings have the same texts, token for token."""
     assert len(one.tokens) == len(other.tokens)
     for a, b in zip(one.tokens, other.tokens, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -78,9 +74,8 @@ def warped(logits, *, temperature=1.0, top_k=None, top_p=None):
     """The distribution that is sampled from, in NumPy and float64, without ties: [..., V]."""
     logits = np.asarray(logits, np.float64) / temperature
     falling = np.argsort(-logits, axis=-1)
-    ranked = np.exp(
-        np.take_along_axis(logits - logits.max(axis=-1, keepdims=True), falling, axis=-1)
-    )
+    ranked = np.take_along_axis(logits - logits.max(axis=-1, keepdims=True), falling, axis=-1)
+    ranked = np.exp(ranked)
     if top_k is not None:
         ranked[..., top_k:] = 0
     ranked /= ranked.sum(axis=-1, keepdims=True)
@@ -98,10 +93,9 @@ def joint(decoder, prompt, tokens, **how):
     classes = decoder.embedding.shape[0]
     every = np.array(list(itertools.product(range(classes), repeat=tokens)))
     whole = np.concatenate([np.tile(prompt, (len(every), 1)), every], axis=1)
-    chances = warped(
-        jax.jit(lambda t: decoder(t).logits)(jnp.asarray(whole))[:, len(prompt) - 1 : -1], **how
-    )
-    return np.take_along_axis(chances, every[..., None], axis=-1)[..., 0].prod(axis=-1)
+    logits = jax.jit(lambda t: decoder(t).logits)(jnp.asarray(whole))[:, len(prompt) - 1 : -1]
+    chances = np.take_along_axis(warped(logits, **how), every[..., None], axis=-1)
+    return chances[..., 0].prod(axis=-1)
 
 
 def cells(tokens, classes):
@@ -109,12 +103,11 @@ def cells(tokens, classes):
     return tokens @ classes ** np.arange(tokens.shape[1])[::-1]
 
 
-def p_value(seen, chances):
-    """Of the chi-square test that the cells `seen` [B] have these chances; what is rare is one
-    cell."""
-    counts = np.bincount(seen, minlength=len(chances)).astype(float)
+def p_value(draws, chances):
+    """The chi-square test that draws of cells [B] have these chances; rare cells are pooled."""
+    counts = np.bincount(draws, minlength=len(chances)).astype(float)
     assert not counts[chances == 0].any(), "a text that cannot be"
-    expected = chances * len(seen)
+    expected = chances * len(draws)
     rare = expected < 5
     if expected[rare].sum() < 5:  # with the smallest of the others
         rare |= expected <= expected[~rare].min()
@@ -127,18 +120,18 @@ def decode(draft, prompts, *, seed, **options):
     texts = []
     for start in range(0, len(prompts), BATCH):
         part = slice(start, start + BATCH)
-        mine = {
+        options_of_part = {
             name: value[part] if isinstance(value, list) else value
             for name, value in options.items()
         }
         seeds = seed + np.arange(start, start + len(prompts[part]))
-        texts += speculative.decode(target(), draft, prompts[part], seeds=seeds, **mine).tokens
+        decoded = speculative.decode(target(), draft, prompts[part], seeds=seeds, **options_of_part)
+        texts += decoded.tokens
     return np.stack(texts)
 
 
 def lossless(draft, *, gamma, draws=DRAWS, prompt=(2, 1), **options):
-    """The p-value of gamma + 3 tokens of `draws` texts, so that two rounds at least have written
-    them."""
+    """The p-value of gamma + 3 tokens of `draws` texts, which take at least two rounds."""
     texts = decode(draft, [prompt] * draws, seed=7, max_tokens=gamma + 3, gamma=gamma, **options)
     how = {name: options[name] for name in ("temperature", "top_k", "top_p") if name in options}
     return p_value(cells(texts, 4), joint(target(), prompt, gamma + 3, **how))

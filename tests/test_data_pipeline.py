@@ -64,8 +64,8 @@ def test_labels_follow_inputs():
 
 
 def test_no_token_is_predicted_across_documents():
-    made = take(batches(), 5)
-    inputs, labels, weights = (stack(made, name) for name in ("inputs", "labels", "weights"))
+    five = take(batches(), 5)
+    inputs, labels, weights = (stack(five, name) for name in ("inputs", "labels", "weights"))
     np.testing.assert_array_equal(weights, np.where(inputs == END, 0.0, 1.0))
     document = np.searchsorted(TOKENS.offsets, np.arange(101), side="right")
     place = {(int(a), int(b)): i for i, (a, b) in enumerate(itertools.pairwise(TOKENS.ids))}
@@ -80,9 +80,6 @@ def test_each_epoch_and_each_seed_has_its_own_order():
         inputs = stack(take(batches(seed=seed), 15), "inputs").reshape(3, -1)
         orders |= {(seed, epoch): inputs[epoch].tobytes() for epoch in range(3)}
     assert len(set(orders.values())) == 12
-
-
-def test_a_seed_gives_one_order():
     assert_same(take(batches(seed=3), 12), take(batches(seed=3), 12))
 
 
@@ -126,25 +123,21 @@ def test_batches_refuse(changes, message):
         batches(**changes)
 
 
-def test_evaluation_windows_hold_the_first_tokens_of_each_document():
+def test_evaluation_windows_have_each_documents_first_tokens():
     windows = data.evaluation_windows(TOKENS, sequence_length=6, end_of_text=END, max_tokens=20)
     assert windows.inputs.shape == windows.labels.shape == windows.weights.shape
     for k in range(5):
         ids = TOKENS.ids[TOKENS.offsets[k] : TOKENS.offsets[k + 1]][:20]
-        mine = windows.document == k
-        kept = windows.weights[mine] == 1
-        np.testing.assert_array_equal(windows.inputs[mine][kept], ids[:-1])
-        np.testing.assert_array_equal(windows.labels[mine][kept], ids[1:])
+        weighted = (windows.document == k)[:, None] & (windows.weights == 1)
+        np.testing.assert_array_equal(windows.inputs[weighted], ids[:-1])
+        np.testing.assert_array_equal(windows.labels[weighted], ids[1:])
     assert set(np.unique(windows.weights)) == {0.0, 1.0}
     assert (windows.labels[windows.weights == 0] == END).all()
     assert (windows.inputs[windows.weights == 1] != END).all()
     np.testing.assert_array_equal(windows.document, [0] * 4 + [1] + [2] * 4 + [4] * 3)
-
-
-def test_evaluation_windows_take_the_first_documents():
-    windows = data.evaluation_windows(TOKENS, sequence_length=100, end_of_text=END, max_documents=2)
-    np.testing.assert_array_equal(windows.document, [0, 1])
-    assert windows.weights.sum(axis=1).tolist() == [30, 1]
+    first = data.evaluation_windows(TOKENS, sequence_length=100, end_of_text=END, max_documents=2)
+    np.testing.assert_array_equal(first.document, [0, 1])
+    assert first.weights.sum(axis=1).tolist() == [30, 1]
 
 
 def test_prompts():
@@ -163,11 +156,8 @@ def test_tokenize_ends_each_document():
     documents = data.Documents(**splits, counts={}, left_out="", fingerprint="")
     bpe = data.Tokenizer.train(texts, 300)
     tokens = data.tokenize(documents, bpe)
-    assert {split: made.documents for split, made in tokens.items()} == {
-        "train": 150,
-        "validation": 2,
-        "test": 1,
-    }
+    counts = {split: part.documents for split, part in tokens.items()}
+    assert counts == {"train": 150, "validation": 2, "test": 1}
     train = tokens["train"]
     assert train.end_of_text == bpe.end_of_text
     for k, text in enumerate(texts):

@@ -24,7 +24,7 @@ def distributions(rng, *shape):
 
 
 def ordered_samples(q, count):
-    """(candidates, chance) of every ordered sample of q without replacement."""
+    """Yields candidates and chance of every ordered sample of q without replacement."""
     for order in itertools.permutations(range(len(q)), count):
         chance, left = 1.0, 1.0
         for x in order:
@@ -35,8 +35,7 @@ def ordered_samples(q, count):
 
 
 def rejection(p, q, candidates):
-    """Chance that each is accepted once those before it are refused, and what is left of p in the
-    end."""
+    """The chance of each once those before it are rejected, and the residual of p in the end."""
     chances, p, q = [], p.copy(), q.copy()
     for x in candidates:
         if q[x] <= 0:  # all of q has been tried: this one was not drawn, but certain
@@ -72,8 +71,7 @@ def outcome(p, chances, left, candidates):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_reference_is_lossless_and_the_rule_is_the_reference(count):
-    """By the law of total probability over every ordered sample; each threshold of the rule is met
-    from both sides."""
+    """By the law of total probability; each threshold of the rule is tried on both sides."""
     rng = np.random.default_rng(count)
     verify = jax.jit(jax.vmap(rules.RULES["sampling"].verify))
     for _ in range(3):
@@ -83,9 +81,8 @@ def test_the_reference_is_lossless_and_the_rule_is_the_reference(count):
             chances, left = rejection(p, q, candidates)
             total += weight * outcome(p, chances, left, candidates)
             for accepted in range(count + 1):  # this one, or none
-                if (chances[:accepted] > 0.999).any() or (
-                    chances[accepted : accepted + 1] == 0
-                ).any():
+                impossible = chances[accepted : accepted + 1] == 0
+                if impossible.any() or (chances[:accepted] > 0.999).any():
                     continue
                 uniforms = np.minimum(chances * 1.0005, 1)
                 if accepted < count:
@@ -98,9 +95,8 @@ def test_the_reference_is_lossless_and_the_rule_is_the_reference(count):
         np.testing.assert_array_equal(chosen, [chosen for chosen, _ in expected])
         refused = ~np.asarray(chosen).any(axis=1)
         assert refused.any()
-        np.testing.assert_allclose(
-            left[refused], [left for _, left in np.array(expected, object)[refused]], atol=1e-5
-        )
+        residuals = np.array([left for _, left in expected])
+        np.testing.assert_allclose(left[refused], residuals[refused], atol=1e-5)
 
 
 def node(p, q, candidates, uniforms):
@@ -117,8 +113,7 @@ def node(p, q, candidates, uniforms):
 
 
 def test_more_candidates_than_classes_of_the_draft():
-    """The third was not drawn: it counts as certain, whichever it is, and the text stays the
-    target's."""
+    """The third was not drawn: it counts as certain, and the rule stays lossless."""
     p, q = distributions(np.random.default_rng(0), 5), np.array([0.3, 0.7, 0, 0, 0])
     verify = jax.jit(jax.vmap(rules.RULES["sampling"].verify))
     for third in (2, 4):
@@ -128,12 +123,10 @@ def test_more_candidates_than_classes_of_the_draft():
             chances, left = rejection(p, q, candidates)
             total += weight * outcome(p, chances, left, candidates)
             if (chances < 0.999).all():
-                above, below = (
-                    chances * np.array([1.0005, 1.0005, side]) for side in (1.0005, 0.9995)
-                )
-                chosen, rest = verify(
-                    node(p, q, np.array([candidates] * 2), np.stack([above, below]))
-                )
+                factors = [[1.0005, 1.0005, side] for side in (1.0005, 0.9995)]
+                above, below = chances * np.array(factors)
+                inputs = node(p, q, np.array([candidates] * 2), np.stack([above, below]))
+                chosen, rest = verify(inputs)
                 np.testing.assert_array_equal(chosen, [[False] * 3, [False, False, True]])
                 np.testing.assert_allclose(rest[0], left, atol=1e-6)
         np.testing.assert_allclose(total, p, rtol=1e-12)
@@ -160,62 +153,55 @@ def enumerate_walk(rule, tree, tokens, p, q):
 
 @pytest.mark.parametrize("rule", ["sampling", "greedy_draft"])
 def test_walks_end_as_enumerated(rule):
-    """Of given candidates on a tree of three levels, by the chi-square test of many walks."""
+    """Many walks over fixed candidates on a tree of three levels, by the chi-square test."""
     rng = np.random.default_rng(0)
     p, q = distributions(rng, 2, TREE.size + 1, 4)
     tokens = np.array([0, 2, 0, 1, 3, 1, 2, 0, 3])
     expected = enumerate_walk(rule, TREE, tokens, p, q)
     np.testing.assert_allclose(expected.sum(), 1, rtol=1e-12)
-    verdict = jax.jit(jax.vmap(walk(rule, tokens, p, q)))(
-        jax.random.split(jax.random.key(1), DRAWS)
-    )
+    verdict = walks(rule, tokens, p, q)
     ends = np.max(verdict.path, axis=1)
     np.testing.assert_array_equal(TREE.depths[ends], verdict.accepted)
     steps = np.arange(1, TREE.depth + 1)[None] * np.ones((DRAWS, 1), int)
-    on_the_way = TREE.ancestors[ends][np.arange(DRAWS)[:, None], verdict.path] & (
-        TREE.depths[verdict.path] == steps
-    )
-    assert (on_the_way | (verdict.path == 0)).all()
+    on_the_way = TREE.ancestors[ends][np.arange(DRAWS)[:, None], verdict.path]
+    assert ((on_the_way & (TREE.depths[verdict.path] == steps)) | (verdict.path == 0)).all()
     assert cases.p_value(4 * ends + np.asarray(verdict.token), expected.ravel()) > 1e-3
 
 
-def walk(rule, tokens, p, q, *, valid=None):
-    valid = np.ones(len(tokens), bool) if valid is None else valid
+def walks(rule, tokens, p, q, *, draws=DRAWS, drafted=True):
+    """The verdicts of many walks over the same candidates."""
 
-    def one(key):
+    @jax.jit
+    @jax.vmap
+    def walk(key):
         return rules.walk(
             rules.RULES[rule],
             TREE,
             tokens=jnp.int32(tokens),
-            valid=jnp.asarray(valid),
+            valid=jnp.full(len(tokens), drafted),
             p=jnp.float32(p),
             q=jnp.float32(q),
             position=jnp.array(5),
             keys=rules.Keys(key),
         )
 
-    return one
+    return walk(jax.random.split(jax.random.key(1), draws))
 
 
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_what_was_not_drafted_is_not_accepted(rule):
-    rng = np.random.default_rng(0)
-    p = distributions(rng, TREE.size + 1, 4)
-    keys = jax.random.split(jax.random.key(1), DRAWS)
-    verdict = jax.jit(
-        jax.vmap(walk(rule, np.zeros(len(p), int), p, p, valid=np.zeros(len(p), bool)))
-    )(keys)
+    p = distributions(np.random.default_rng(0), TREE.size + 1, 4)
+    verdict = walks(rule, np.zeros(len(p), int), p, p, drafted=False)
     assert not np.any(verdict.accepted)
     assert cases.p_value(np.asarray(verdict.token), p[0]) > 1e-3
 
 
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_certain_drafts_are_accepted_where_they_are_right(rule):
-    """As at temperature 0: one accepted at each level, the second child and then the first, then
-    the bonus."""
+    """Point masses, as at temperature 0: the second child, then its first, then the bonus."""
     p, q = np.eye(4)[[0, 2, 1, 0, 0, 0, 3, 1, 1]], np.eye(4)[[3, 0, 1, 0, 0, 0, 3, 1, 1]]
     tokens = np.array([0, 3, 0, 1, 0, 1, 1, 0, 3])
-    verdict = jax.vmap(walk(rule, tokens, p, q))(jax.random.split(jax.random.key(1), 50))
+    verdict = walks(rule, tokens, p, q, draws=50)
     np.testing.assert_array_equal(verdict.path, [[2, 6, 0]] * 50)
     np.testing.assert_array_equal(verdict.accepted, 2)
     np.testing.assert_array_equal(verdict.token, 3)
@@ -243,21 +229,15 @@ def test_candidates_are_samples_without_replacement(count):
 def test_greedy_candidates_are_the_largest_logits():
     logits = jnp.array([[0.0, 3.0, -jnp.inf, 3.0, 1.0]] * 2)
     keys = rules.Keys(jax.random.split(jax.random.key(0), 2))
-    for rule, temperatures in (
-        ("sampling", [0.0, 0.0]),
-        ("greedy_draft", [0.0, 2.0]),
-        ("coupled", [0.0, 0.0]),
-    ):
+    for rule, last in (("sampling", 0.0), ("greedy_draft", 2.0), ("coupled", 0.0)):
         draft = drafting.ModelDraft(target=None, student=None, rule=rules.RULES[rule])
-        sampling = drafting.BatchSampling(warps.Warp(jnp.array(temperatures)), keys)
+        sampling = drafting.BatchSampling(warps.Warp(jnp.array([0.0, last])), keys)
         tokens, _ = draft.candidates(logits, sampling, jnp.zeros(2, int), 0, 3)
         np.testing.assert_array_equal(tokens, [[1, 3, 4]] * 2)
 
 
 def test_draws_of_one_text_are_not_shared_by_roles_or_positions():
     keys = rules.Keys(jax.random.key(0))
-    drawn = [keys.target(i) for i in range(5)] + [keys.accept(i) for i in range(5)]
-    drawn += [keys.draft(i, j) for i in range(5) for j in range(5)]
-    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in drawn}) == len(
-        drawn
-    )
+    each = [keys.target(i) for i in range(5)] + [keys.accept(i) for i in range(5)]
+    each += [keys.draft(i, j) for i in range(5) for j in range(5)]
+    assert len({tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in each}) == 35

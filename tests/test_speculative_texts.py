@@ -1,4 +1,4 @@
-"""What a text depends on, where it ends, what is counted and streamed, and what is refused."""
+"""Dependence, ends, counts and streams of decoded texts, and the refusals of requests."""
 
 import itertools
 import re
@@ -16,20 +16,19 @@ from tests import speculative_cases as cases
 V, TEXTS, LONGEST = 20, 16, 30
 # All decodings have one shape, so that each way is compiled once.
 PROMPTS = [[1, 2, 3, 4, 5, 6], [7], *cases.prompts(TEXTS - 2, V)]
-WANTED = np.array([LONGEST, 9, 24, 24, 5, 1, 17, 24, 30, 30, 3, 2, 12, 30, 30, 30])
+LENGTHS = np.array([LONGEST, 9, 24, 24, 5, 1, 17, 24, 30, 30, 3, 2, 12, 30, 30, 30])
 WAYS = {
     "chain with eta": ("kangaroo", {"gamma": 3, "eta": 0.25}),
     "tree": ("kangaroo", {"gamma": 3, "tree": speculative.parse("0,1,00,01,000")}),
     "lookup": (speculative.LOOKUP, {"gamma": 3}),
 }
-CHAIN_FIRST = [
-    "chain with eta",
-    *(pytest.param(way, marks=pytest.mark.slow) for way in ("tree", "lookup")),
-]
+TREE = WAYS["tree"][1]["tree"]
+SLOW = [pytest.param(way, marks=pytest.mark.slow) for way in ("tree", "lookup")]
+CHAIN_FIRST = ["chain with eta", *SLOW]
 
 
 def decode(kind, prompts, *, max_tokens=LONGEST, **options):
-    draft = kind if kind in (None, speculative.LOOKUP) else cases.student(kind, V, 16)
+    draft = cases.draft_of(kind, V, 16)
     return speculative.decode(cases.target(V, 16), draft, prompts, max_tokens=max_tokens, **options)
 
 
@@ -37,21 +36,19 @@ def decode(kind, prompts, *, max_tokens=LONGEST, **options):
 def test_a_text_depends_on_its_prompt_and_seed_alone(way):
     """Bit for bit, with neighbours of other prompts, lengths, seeds and temperatures."""
     kind, options = WAYS[way]
-    mine, other = np.arange(TEXTS) % 2 == 0, cases.prompts(TEXTS, V, seed=1)
+    same, others = np.arange(TEXTS) % 2 == 0, cases.prompts(TEXTS, V, seed=1)
     temperature = np.linspace(0, 1.5, TEXTS)
-    first = decode(
-        kind, PROMPTS, seeds=range(TEXTS), max_tokens=WANTED, temperature=temperature, **options
-    )
+    first = decode(kind, PROMPTS, max_tokens=LENGTHS, temperature=temperature, **options)
     second = decode(
         kind,
-        [PROMPTS[i] if mine[i] else other[i] for i in range(TEXTS)],
-        seeds=np.where(mine, np.arange(TEXTS), 100),
-        max_tokens=np.where(mine, WANTED, 20),
-        temperature=np.where(mine, temperature, 3.0),
+        [PROMPTS[i] if same[i] else others[i] for i in range(TEXTS)],
+        seeds=np.where(same, np.arange(TEXTS), 100),
+        max_tokens=np.where(same, LENGTHS, 20),
+        temperature=np.where(same, temperature, 3.0),
         **options,
     )
-    assert [len(tokens) for tokens in first.tokens] == WANTED.tolist()
-    for i in np.flatnonzero(mine):
+    assert [len(tokens) for tokens in first.tokens] == LENGTHS.tolist()
+    for i in np.flatnonzero(same):
         np.testing.assert_array_equal(first.tokens[i], second.tokens[i])
         np.testing.assert_array_equal(first.origin[i], second.origin[i])
         assert first.counts.target_calls[i] == second.counts.target_calls[i]
@@ -101,25 +98,21 @@ def test_texts_end_with_the_stop_token(way):
 @pytest.mark.parametrize("way", WAYS)
 def test_counts_agree_with_the_texts(way):
     kind, options = WAYS[way]
-    decoded = decode(kind, PROMPTS, max_tokens=WANTED, **options)
+    decoded = decode(kind, PROMPTS, max_tokens=LENGTHS, **options)
     counts, depth = decoded.counts, 3
     assert (counts.drafted >= counts.accepted).all()
     assert (np.diff(counts.accepted, axis=1) <= 0).all()
     assert (np.diff(counts.drafted, axis=1) <= 0).all()
     np.testing.assert_array_equal(counts.lengths.sum(axis=1), counts.target_calls)
-    np.testing.assert_array_equal(
-        counts.lengths @ np.arange(depth + 1), counts.accepted.sum(axis=1)
-    )
-    np.testing.assert_array_equal(
-        counts.lengths[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], counts.accepted
-    )
-    lost = counts.accepted.sum(axis=1) + counts.target_calls - WANTED
-    assert ((lost >= 0) & (lost <= depth)).all()
+    at_least = counts.lengths[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+    np.testing.assert_array_equal(at_least, counts.accepted)
+    surplus = counts.accepted.sum(axis=1) + counts.target_calls - LENGTHS
+    assert ((surplus >= 0) & (surplus <= depth)).all()
     drafted = np.array([(origin == decoding_loop.DRAFTED).sum() for origin in decoded.origin])
     # The last round may be cut before the target's own token.
-    np.testing.assert_array_equal(WANTED - drafted + (lost > 0), counts.target_calls)
+    np.testing.assert_array_equal(LENGTHS - drafted + (surplus > 0), counts.target_calls)
     assert (drafted <= counts.accepted.sum(axis=1)).all()
-    assert decoded.tokens_per_call == WANTED.sum() / counts.target_calls.sum()
+    assert decoded.tokens_per_call == LENGTHS.sum() / counts.target_calls.sum()
     if kind == speculative.LOOKUP:
         assert counts.draft_steps == 0
     if way == "tree":
@@ -134,8 +127,7 @@ def test_plain_decoding_calls_the_target_once_a_token():
 
 
 def test_a_bonus_follows_accepted_drafts_alone():
-    """A round is some drafts and then one token of the target: a correction where a draft was
-    refused."""
+    """A round is some drafts and then a token of the target, a correction after a rejection."""
     decoded = decode("kangaroo", PROMPTS, gamma=3)
     letters = np.array(["", "d", "c", "b"])
     rounds = [re.findall("d*[cb]", "".join(letters[origin])) for origin in decoded.origin]
@@ -143,24 +135,21 @@ def test_a_bonus_follows_accepted_drafts_alone():
 
 
 def test_lookup_copies_what_followed_the_longest_repetition():
-    """The latest of them; again and again where the text ends before gamma tokens."""
+    """It copies from the latest one, again and again if the text ends before gamma tokens."""
 
     def drafts(text, gamma=3, longest=3):
         tokens = np.zeros((1, 12), np.int32)
         tokens[0, : len(text)] = text
         length = np.array([len(text)])
         texts = Texts(jnp.asarray(tokens), jnp.asarray(length), jnp.asarray(length > 0), (), ())
-        made = Lookup(cases.target(V, 16), gamma, longest).propose(texts, None)
-        assert made.tokens[0, 0] == text[-1]
-        return made.tokens[0][made.valid[0]].tolist()[1:]
+        proposal = Lookup(cases.target(V, 16), gamma, longest).propose(texts, None)
+        assert proposal.tokens[0, 0] == text[-1]
+        return proposal.tokens[0][proposal.valid[0]].tolist()[1:]
 
     assert drafts([1, 2, 3, 4, 1, 2]) == [3, 4, 1]
-    assert drafts([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2]) == [
-        7,
-        6,
-        1,
-    ]  # three repeat there, two at the later place
-    assert drafts([5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2], longest=2) == [8, 5, 1]
+    twice = [5, 1, 2, 7, 6, 1, 2, 8, 5, 1, 2]  # three tokens repeat early, two of them later
+    assert drafts(twice) == [7, 6, 1]
+    assert drafts(twice, longest=2) == [8, 5, 1]
     assert drafts([1, 2, 1, 3, 1]) == [3, 1, 3]  # the latest
     assert drafts([4, 4], gamma=5) == [4] * 5
     assert drafts([9, 1, 2, 3, 1, 2, 3], gamma=5) == [1, 2, 3, 1, 2]
@@ -170,7 +159,7 @@ def test_lookup_copies_what_followed_the_longest_repetition():
     assert drafts([4, 4], gamma=0) == []
 
 
-def test_lookup_drafts_gamma_tokens_of_a_periodic_text_and_the_text_stays_the_targets():
+def test_lookup_drafts_whole_rounds_of_a_periodic_text():
     prompts = [[1, 2, 3] * 3, [7] * 5, *PROMPTS[2:]]
     quick, plain = (decode(kind, prompts, gamma=3) for kind in (speculative.LOOKUP, None))
     cases.assert_same(quick, plain)
@@ -178,24 +167,19 @@ def test_lookup_drafts_gamma_tokens_of_a_periodic_text_and_the_text_stays_the_ta
     assert first.drafted[:2].tolist() == [[1, 1, 1]] * 2
 
 
-def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch):
+def test_rounds_are_streamed_in_order_and_traced_once(monkeypatch):
     rounds, traces = [], []
 
     def stream(tokens, before, after, *_):
         rounds.append([np.array(x) for x in (tokens, before, after)])
 
-    monkeypatch.setattr(
-        decoding_loop,
-        "begin",
-        lambda *a, right=decoding_loop.begin: traces.append(None) or right(*a),
-    )
-    prompts = PROMPTS[:6]
+    begin, prompts = decoding_loop.begin, PROMPTS[:6]
+    monkeypatch.setattr(decoding_loop, "begin", lambda *a: traces.append(None) or begin(*a))
     for seed in (0, 6):
         rounds.clear()
         options = {"seeds": range(seed, seed + 6), "temperature": 1 + seed, "eta": seed / 20}
-        decoded = decode(
-            "kangaroo", prompts, max_tokens=WANTED[:6], gamma=3, stream=stream, **options
-        )
+        options |= {"max_tokens": LENGTHS[:6], "gamma": 3, "stream": stream}
+        decoded = decode("kangaroo", prompts, **options)
         jax.effects_barrier()
         assert len(rounds) == decoded.counts.target_calls.max()
         for row, text in enumerate(decoded.tokens):
@@ -217,24 +201,12 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
         ({"gamma": 0}, "`gamma` must be at least 1, got 0; without drafts, decode plainly"),
         ({"eta": 1.5}, r"`eta` must be in \[0, 1\], got 1.5; 0 never stops drafting"),
         ({"draft": "ngram"}, "`draft` must be a student, 'lookup' or None, got 'ngram'"),
-        (
-            {"draft": "lookup", "tree": WAYS["tree"][1]["tree"]},
-            "`lookup` drafts a chain; a tree needs a student",
-        ),
-        (
-            {"tree": WAYS["tree"][1]["tree"], "gamma": 2},
-            "the tree is 3 tokens deep, but `gamma` allows 2; gamma=3 fits",
-        ),
-        (
-            {"tree": WAYS["tree"][1]["tree"], "eta": 0.1},
-            "`eta` ends a chain; with a tree it must be 0",
-        ),
+        ({"draft": "lookup", "tree": TREE}, "`lookup` drafts a chain; a tree needs a student"),
+        ({"tree": TREE, "gamma": 2}, "3 tokens deep, but `gamma` allows 2; gamma=3 fits"),
+        ({"tree": TREE, "eta": 0.1}, "`eta` ends a chain; with a tree it must be 0"),
         ({"temperature": [1.0, -1.0]}, "`temperature` must be finite and at least 0, got -1.0"),
         ({"top_k": [3, 0]}, "`top_k` must be at least 1, got 0; None keeps all"),
-        (
-            {"max_tokens": [4, 4, 4]},
-            "`max_tokens` has 3 values for 2 texts; give one for all, or one for each",
-        ),
+        ({"max_tokens": [4] * 3}, "`max_tokens` has 3 values for 2 texts; give one for all, or"),
         ({"max_tokens": []}, "`max_tokens` has 0 values for 2 texts"),
         ({"temperature": [1.0, 1.0, 0.0]}, "`temperature` has 3 values for 2 texts"),
         ({"top_k": [3, 2, 1, 1]}, "`top_k` has 4 values for 2 texts"),
@@ -243,12 +215,7 @@ def test_each_round_is_streamed_in_order_and_nothing_is_traced_twice(monkeypatch
     ],
 )
 def test_impossible_requests_are_refused(options, message):
-    options = {
-        "draft": cases.student("kangaroo", V, 16),
-        "prompts": [[1], [2]],
-        "max_tokens": 4,
-    } | options
+    draft, prompts = cases.student("kangaroo", V, 16), [[1], [2]]
+    arguments = {"draft": draft, "prompts": prompts, "max_tokens": 4} | options
     with pytest.raises(ValueError, match=message):
-        speculative.decode(
-            cases.target(V, 16), options.pop("draft"), options.pop("prompts"), **options
-        )
+        speculative.decode(cases.target(V, 16), **arguments)

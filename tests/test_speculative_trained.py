@@ -30,21 +30,16 @@ class Trained:
 
     def __init__(self, folder, kind):
         # A rate high enough that so short a run gives students that differ.
-        rates = [
-            "--config.student.optimizer.learning_rate=2e-2",
-            "--config.teacher.optimizer.learning_rate=1e-2",
-        ]
-        longer = ["--config.teacher.steps=100", "--config.student.steps=40"]
-        kind = f"--config.student.kind={kind}"
-        runs.succeed(
-            "distill",
-            runs.SMOKE,
-            f"--workdir={folder}",
-            f"--config.losses={LOSSES}",
-            kind,
-            *rates,
-            *longer,
-        )
+        settings = {
+            "losses": LOSSES,
+            "student.kind": kind,
+            "student.optimizer.learning_rate": 2e-2,
+            "teacher.optimizer.learning_rate": 1e-2,
+            "teacher.steps": 100,
+            "student.steps": 40,
+        }
+        flags = [f"--config.{key}={value}" for key, value in settings.items()]
+        runs.succeed("distill", runs.SMOKE, f"--workdir={folder}", *flags)
         self.workdir = Workdir(folder)
         self.config, corpus = self.workdir.config(), TextData.load(self.workdir)
         self.vocab_size = corpus.tokenizer.vocab_size
@@ -57,24 +52,23 @@ class Trained:
         assert len(self.prompts) == PROMPTS
 
     def students(self):
-        """(loss, seed, student) of all."""
+        """Yields loss, seed and student of all."""
         for loss in run_config.losses(self.config):
-            model, alive = students.restore(self.config, self.workdir, self.vocab_size, loss.text)
-            for seed in range(len(alive)):
+            model, finite = students.restore(self.config, self.workdir, self.vocab_size, loss.text)
+            for seed in range(len(finite)):
                 yield loss.text, seed, model.student(seed).module()
 
     def untrained(self, *, adversarial):
-        """One that thinks least likely what it should think likeliest, if adversarial."""
-        made = students.untrained(self.config, self.vocab_size).student(0).module()
-        norm = made.norm if self.config["student"]["kind"] == "kangaroo" else made.decoder.norm
+        """A student that, if adversarial, thinks least likely what it should think likeliest."""
+        student = students.untrained(self.config, self.vocab_size).student(0).module()
+        norm = getattr(student, "decoder", student).norm
         if adversarial:
             norm.scale[...] = -norm.scale[...]
-        return made
+        return student
 
     @functools.cached_property
     def greedy(self):
-        """(the target's greedy texts [K, n], whether its two largest logits all but tie at a token
-        [K, n])."""
+        """The target's greedy texts [K, n], and where its two largest logits all but tie [K, n]."""
         text = models.generate(
             self.target, self.prompts, length=TOKENS, temperature=0.0, key=jax.random.key(0)
         )
@@ -102,11 +96,10 @@ def trained(request, tmp_path_factory):
 
 
 def test_every_student_leaves_the_greedy_text_as_it_is(trained):
-    seen = 0
-    for _, _, draft in trained.students():
+    drafts = [draft for _, _, draft in trained.students()]
+    assert len(drafts) == 20
+    for draft in drafts:
         assert trained.check_greedy(draft).tokens_per_call > 1
-        seen += 1
-    assert seen == 20
 
 
 @pytest.mark.parametrize(
@@ -145,8 +138,7 @@ RULES = {
 
 
 def test_target_calls_and_acceptance_are_those_predicted(trained):
-    """Over losses and rules, at temperature 1; a text's own prediction takes its noise out of the
-    difference."""
+    """Over losses and rules at temperature 1; each text has its own prediction, to reduce noise."""
     prompts = np.repeat(trained.prompts, REPEATS, axis=0)
     zs = []
     for loss, seed, draft in trained.students():
@@ -155,15 +147,8 @@ def test_target_calls_and_acceptance_are_those_predicted(trained):
         predict = _predictor(trained.target, draft)
         for rule in RULES:
             seeds = np.arange(len(prompts)) + len(prompts) * len(zs)
-            decoded = speculative.decode(
-                trained.target,
-                draft,
-                prompts,
-                max_tokens=SHORT,
-                gamma=GAMMA,
-                rule=rule,
-                seeds=seeds,
-            )
+            options = {"max_tokens": SHORT, "gamma": GAMMA, "rule": rule, "seeds": seeds}
+            decoded = speculative.decode(trained.target, draft, prompts, **options)
             calls = decoded.counts.target_calls
             half_width = 1.96 * calls.std(ddof=1) / np.sqrt(calls.size) / calls.mean()
             assert half_width <= 0.01, (loss, rule)
@@ -176,8 +161,8 @@ def test_target_calls_and_acceptance_are_those_predicted(trained):
 
 
 def _predictor(target, draft):
-    """Of a rule and texts [K, T], by one pass: expected target calls, and rounds whose first draft
-    is accepted."""
+    """Returns a function of a rule and texts [K, T] that predicts, by one pass, target calls and
+    rounds whose first draft is accepted."""
     parts = nnx.split((target, draft))
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -185,12 +170,12 @@ def _predictor(target, draft):
         target, draft = nnx.merge(parts[0], params)
         output = target(whole, exit_layer=draft.exit_layer)
         q, p = (logits[:, PROMPT - 1 : -1] for logits in (draft(whole, output), output.logits))
-        given, closed_form = RULES[rule]
-        begins = acceptance.renewal(given(q, p, whole[:, PROMPT:]), SHORT, gamma=GAMMA)
+        chances, closed_form = RULES[rule]
+        begins = acceptance.renewal(chances(q, p, whole[:, PROMPT:]), SHORT, gamma=GAMMA)
         return jnp.sum(begins, axis=-1), jnp.sum(begins * closed_form(q, p), axis=-1)
 
     def in_parts(rule, whole):
-        made = [predict(parts[1], rule, some) for some in np.split(whole, REPEATS)]
-        return [np.concatenate(x) for x in zip(*made, strict=True)]
+        predictions = [predict(parts[1], rule, some) for some in np.split(whole, REPEATS)]
+        return [np.concatenate(x) for x in zip(*predictions, strict=True)]
 
     return in_parts

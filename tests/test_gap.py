@@ -16,6 +16,7 @@ from jaxdiv import models
 from jaxdiv.evaluation.measurement import Sums
 from jaxdiv.schema import UNTRAINED
 from tests import commands, runs
+from tests.references import log_softmax
 
 CONFIG = gap_config.get_config().to_dict()
 
@@ -23,11 +24,6 @@ CONFIG = gap_config.get_config().to_dict()
 def logits(seed=0, shape=(4, 7, 11)):
     draw = np.random.default_rng(seed)
     return [3 * draw.normal(size=shape).astype(np.float32) for _ in range(2)]
-
-
-def log_softmax(x):
-    x = x.astype(np.float64) - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def softmax(x):

@@ -170,7 +170,7 @@ def test_tables_name_no_winner_of_equals():
     able = ", ".join(equal.ranked()["loss"])  # by luck in some order
     finding = f"No loss is shown to be the best; {able} can be first. "
     assert report.finding(equal).startswith(finding)
-    assert not {"part of the study", "lost"} & set(report.markdown(equal).split())
+    assert not {"part of the study", "diverged"} & set(report.markdown(equal).split())
 
 
 def test_one_seed_speaks_for_its_own_students_alone():
@@ -197,7 +197,7 @@ def test_losses_with_diverged_students_are_named(tmp_path, diverged, ranked, pic
     expected = "Nothing was compared with kl." if ranked else "No loss is ranked"
     assert expected in report.finding(some)
     left = ", ".join(loss for loss in LOSSES if loss not in ranked)
-    assert f"Not ranked, as students were lost: {left}. " in report.markdown(some)
+    assert f"Not ranked, as students diverged: {left}. " in report.markdown(some)
     report.write(tmp_path, some)
     drawn = {f"choice_{name}{ending}" for name in pictures for ending in ("", "-dark")}
     assert {path.stem for path in tmp_path.glob("*.png")} == drawn

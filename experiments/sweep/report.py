@@ -98,7 +98,7 @@ def finding(results: SweepResults) -> str:
     ranked, reference = results.ranked(), results.reference
     few = results.seeds < verdicts.ENOUGH_SEEDS
     if ranked.empty:
-        return "No loss is ranked: each lost students."
+        return "No loss is ranked: each has students that diverged."
     first = ranked[ranked["rank_low"].eq(1)]
     names = ", ".join(first["loss"])
     best = f"{'no' if few else 'No'} loss is shown to be the best; {names} can be first"
@@ -124,7 +124,7 @@ def notes(results: SweepResults) -> str:
     unranked = ", ".join(loss for loss in results.losses if loss not in ranked)
     part = f"This is a part of the study: {results.part}. " if results.part else ""
     if unranked:
-        part += f"Not ranked, as students were lost: {unranked}. "
+        part += f"Not ranked, as students diverged: {unranked}. "
     return (
         f"{part}Rank, accepted, against {results.reference}: acceptance of sampled drafts on "
         f"held-out documents at temperature {HEADLINE_TEMPERATURE:g}, mean over the cells. Ranks: "

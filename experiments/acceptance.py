@@ -21,7 +21,7 @@ from jaxdiv import acceptance, files, schema
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import config_keys, specs
 from jaxdiv.runs.workdir import DATA_READY, Workdir
-from jaxdiv.training import run_data, students
+from jaxdiv.training import run_data
 
 cli.define_log_format()
 WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
@@ -94,7 +94,7 @@ def _check_alike(run: Workdir, others: list[Workdir]) -> None:
         if run.root.resolve() == other.root.resolve():
             raise ValueError(f"--workdir names {run.root} twice")
     for other in others:
-        shared = set(students.seeds(other.config())) & set(students.seeds(config))
+        shared = set(other.spec().seeds) & set(run.spec().seeds)
         if shared:
             raise ValueError(
                 f"{other.root} {names} both have students of seed {min(shared)}; "
@@ -113,8 +113,9 @@ def _check_alike(run: Workdir, others: list[Workdir]) -> None:
 
 def _check_decodable(runs, contexts):
     for run in runs:
-        run_data.refuse_images(run.config())
-        names = contexts or config_keys.names_in(run.config()["evaluation"]["contexts"])
+        spec = run.spec()
+        run_data.require_text(spec.data)
+        names = contexts or spec.evaluation.contexts
         if not set(names) & set(schema.GENERATED_TEMPERATURES):
             generated = ", ".join(schema.GENERATED_TEMPERATURES)
             raise ValueError(f"--decode needs one of the contexts {generated}; give --contexts")

@@ -19,7 +19,7 @@ startup.begin(__name__)
 
 import dataclasses
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import jax
 from absl import flags
@@ -31,6 +31,7 @@ from experiments.common import cli
 from experiments.tpu import aot, cost_model, steps
 from jaxdiv import files
 from jaxdiv.runs import sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, teacher
 
@@ -67,7 +68,7 @@ class CompiledStep:
     largest: int
 
 
-def compile_step(config: Mapping, step: steps.UncompiledStep, mesh: Mesh) -> CompiledStep | None:
+def compile_step(spec: RunSpec, step: steps.UncompiledStep, mesh: Mesh) -> CompiledStep | None:
     """Returns None if the step does not fit the chips of `mesh`."""
     try:
         program = step.run.lower(*step.shapes).compile()
@@ -79,7 +80,7 @@ def compile_step(config: Mapping, step: steps.UncompiledStep, mesh: Mesh) -> Com
     sizes, costs = aot.elements(text), cost_model.estimate(text)
     if step.rounds:
         costs = max(costs.unknown, key=lambda body: body.flops, default=costs)
-    has_logits = any(sizes[size] for size in steps.logits_sizes(config, step, mesh))
+    has_logits = any(sizes[size] for size in steps.logits_sizes(spec, step, mesh))
     return CompiledStep(aot.Memory.of(program), costs, has_logits, max(sizes))
 
 
@@ -149,12 +150,13 @@ def main(_):
         config = teacher.resolve(
             cli.load_config(CONFIG), Workdir(empty), typed=cli.overrides(CONFIG)
         )
-    run_data.refuse_images(config)
-    names = choose(STEPS.value, steps.names(config))
+    spec = RunSpec.from_config(config)
+    run_data.require_text(spec.data)
+    names = choose(STEPS.value, steps.names(spec))
     tpu = aot.describe_slice(TOPOLOGY.value)
-    mesh = sharding.make(config, tpu.devices)
-    uncompiled = steps.build(config, mesh, names)
-    compiled = {name: compile_step(config, step, mesh) for name, step in uncompiled.items()}
+    mesh = sharding.make(spec, tpu.devices)
+    uncompiled = steps.build(spec, mesh, names)
+    compiled = {name: compile_step(spec, step, mesh) for name, step in uncompiled.items()}
     _print_tables(uncompiled, compiled, tpu, mesh)
     if JSON.value:
         entries = {name: record(uncompiled[name], step, tpu) for name, step in compiled.items()}

@@ -28,7 +28,6 @@ from jaxdiv import files, schema
 from jaxdiv.contributions import contributions, gauges, shares
 from jaxdiv.evaluation import contributions_by_rank
 from jaxdiv.reporting import class_contributions, rank_contributions
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import Workdir
 
 P = flags.DEFINE_string(
@@ -121,14 +120,11 @@ def _show_distributions():
 
 
 def _show_run(run):
-    config = run.config()
-    if LOSSES.value is None:
-        losses = [loss.text for loss in run_config.losses(config)]
-    else:
-        losses = jaxdiv.split(LOSSES.value)
+    members = run.spec().student_stage.members
+    losses = members if LOSSES.value is None else jaxdiv.split(LOSSES.value)
     for loss in losses:
         jaxdiv.get(loss)  # raises for an unknown loss before anything is computed
-    student = STUDENT.value or contributions_by_rank.common_student(config)
+    student = STUDENT.value or contributions_by_rank.common_student(members)
     measured = contributions_by_rank.measure(run, losses=losses, student=student)
     rows, columns = contributions_by_rank.rows(measured), list(rank_contributions.COLUMNS)
     frame = pd.DataFrame(rows, columns=columns)

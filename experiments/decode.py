@@ -28,7 +28,6 @@ from experiments.common import cli, interrupts, prompts, time_breakdown, transcr
 from jaxdiv import schema, speculative
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.models import Drafter
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
 
@@ -127,17 +126,17 @@ def main(_):
     if not WORKDIR.value:
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     run = Workdir(WORKDIR.value)
-    config = run.config()
-    run_data.refuse_images(config)
+    spec = run.spec()
+    run_data.require_text(spec.data)
     tokenizer = Tokenizer.load(run.tokenizer)
-    drafting = Drafting() if BASELINE.value else _load_drafting(run, config)
+    drafting = Drafting() if BASELINE.value else _load_drafting(run, spec)
     loaded = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
     texts = [text for text in loaded for _ in range(NUM_SAMPLES.value)]
     seeds = [SAMPLING_SEED.value + i for i in range(len(texts))]
     page = transcript.Transcript(tokenizer, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
     decoding = speculative.prepare(
-        teacher.restore(config, run, tokenizer.vocab_size).module().unrolled(),
+        teacher.restore(spec.teacher, run, tokenizer.vocab_size).module().unrolled(),
         drafting.draft,
         [tokenizer.encode(text) for text in texts],
         max_tokens=MAX_TOKENS.value,
@@ -172,7 +171,7 @@ def main(_):
     return 0
 
 
-def _load_drafting(run, config):
+def _load_drafting(run, spec):
     """Returns the drafting that the flags ask for, with a student from its checkpoint."""
     tree = None if TREE.value is None else speculative.parse(TREE.value)
     gamma, eta = GAMMA.value, ETA.value
@@ -180,7 +179,7 @@ def _load_drafting(run, config):
         gamma = GAMMA_OF_CHAINS if tree is None else tree.depth
     is_student = DRAFT.value == STUDENT
     if eta is None:
-        is_kangaroo = is_student and config["student"]["kind"] == "kangaroo"
+        is_kangaroo = is_student and spec.student.kind == "kangaroo"
         eta = KANGAROO_ETA if is_kangaroo and tree is None else 0.0
     options = {"name": DRAFT.value, "rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
     if not is_student:
@@ -188,11 +187,11 @@ def _load_drafting(run, config):
             raise ValueError(f"--loss and --seed are of a student; --draft={DRAFT.value} has none.")
         return Drafting(speculative.LOOKUP, **options)
     if LOSS.value is None:
-        names = [loss.text for loss in run_config.losses(config)]
+        names = spec.student_stage.members
         raise ValueError(
             f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}"
         )
-    seed = students.seeds(config)[0] if SEED.value is None else SEED.value
+    seed = spec.seeds[0] if SEED.value is None else SEED.value
     student = students.restore_one(str(run.root), loss=LOSS.value, seed=seed)
     return Drafting(student.module().unrolled(), loss=LOSS.value, seed=seed, **options)
 

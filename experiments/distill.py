@@ -22,6 +22,7 @@ from absl import flags
 from experiments.common import cli, run_results, watch_flags
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import ConfigDiffers, Workdir
 from jaxdiv.training import loop, run_data, students, teacher
 
@@ -41,18 +42,18 @@ _AFTER_TEACHER = (
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.resolve(cli.load_config(CONFIG), workdir, typed=cli.overrides(CONFIG))
-    sharding.make(config)  # raises early if this machine lacks the devices
-    profile = watch_flags.profiled_steps(config["student"]["steps"])
-    trackers = watch_flags.trackers()
+    spec = RunSpec.from_config(config)
+    sharding.make(spec)  # raises early if this machine lacks the devices
+    profile, trackers = watch_flags.profiled_steps(spec.student_stage.steps), watch_flags.trackers()
     with lock.hold(workdir.root):
         try:
             workdir.initialize_or_resume(config)
         except ConfigDiffers as error:
             raise ValueError(f"{error}. {_remedy(error.keys, workdir)}") from None
         try:
-            data = run_data.prepare(config, workdir)
-            model = teacher.prepare(config, workdir, data, also=trackers)
-            students.train(config, workdir, data, model, profile=profile, also=trackers)
+            data = run_data.prepare(spec, workdir)
+            model = teacher.prepare(spec, workdir, data, loop.Monitoring(trackers=trackers))
+            students.train(spec, workdir, data, model, loop.Monitoring(profile, trackers))
         except loop.Stopped as stopped:
             cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum

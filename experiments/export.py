@@ -49,14 +49,15 @@ attention is Llama's, with rotary positions; lm_head is the target's. config.jso
 def main(_):
     run = Workdir(WORKDIR.value)
     config = run.config()
-    run_data.refuse_images(config)
+    spec = run.spec()
+    run_data.require_text(spec.data)
     if not OUTPUT.value:
         raise ValueError("give the folder to make, such as --output=exported/kl")
     if TEACHER.value and (LOSS.value is not None or SEED.value is not None):
         raise ValueError("--teacher exports the teacher, which has no --loss and no --seed")
     with files.making_folder(OUTPUT.value) as folder:
         tokenizer = Tokenizer.load(run.tokenizer)
-        target = teacher.restore(config, run, tokenizer.vocab_size).module()
+        target = teacher.restore(spec.teacher, run, tokenizer.vocab_size).module()
         if TEACHER.value:
             _write_decoder(folder, target, tokenizer, config)
             card = model_card.teacher(use=_LLAMA, config=config, facts=run.facts())
@@ -74,7 +75,7 @@ def _write_student(folder, run, target, tokenizer):
     if LOSS.value is None:
         raise ValueError(f"give --teacher or --loss, one of {config['losses']}")
     if SEED.value is None:
-        raise ValueError(f"give --seed, one of {', '.join(map(str, students.seeds(config)))}")
+        raise ValueError(f"give --seed, one of {', '.join(map(str, run.spec().seeds))}")
     student = students.restore_one(str(run.root), loss=LOSS.value, seed=SEED.value).module()
     if not run.results.exists():
         raise ValueError(

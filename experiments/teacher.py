@@ -19,6 +19,7 @@ from absl import flags
 from experiments.common import cli, watch_flags
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import lock, sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, run_data, teacher
 
@@ -35,20 +36,22 @@ FROM_HF = flags.DEFINE_string(
 def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.resolve(_load_config(), workdir, typed=cli.overrides(CONFIG))
-    sharding.make(config)  # raises early if this machine lacks the devices
-    profile = watch_flags.profiled_steps(config["teacher"]["steps"])
-    trackers, checkpoint = watch_flags.trackers(), config["teacher"]["checkpoint"]
-    if profile and checkpoint:
-        raise ValueError(f"--profile: the teacher of {checkpoint} is taken over, not trained")
+    spec = RunSpec.from_config(config)
+    sharding.make(spec)  # raises early if this machine lacks the devices
+    profile = watch_flags.profiled_steps(spec.teacher_stage.steps)
+    monitoring = loop.Monitoring(profile, watch_flags.trackers())
+    if profile and spec.teacher.checkpoint:
+        raise ValueError(
+            f"--profile: the teacher of {spec.teacher.checkpoint} is taken over, not trained"
+        )
     with lock.hold(workdir.root):
         workdir.initialize_or_resume(config)
         try:
-            data = run_data.prepare(config, workdir)
-            teacher.prepare(config, workdir, data, profile=profile, also=trackers)
+            teacher.prepare(spec, workdir, run_data.prepare(spec, workdir), monitoring)
         except loop.Stopped as stopped:
             cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum
-        quality = teacher.quality(config)
+        quality = teacher.quality(spec.data)
         cli.log(
             f"{quality}: {workdir.facts()[quality]}. It lies in {workdir.teacher}; "
             f"take it elsewhere by --config.teacher.checkpoint={workdir.root}"

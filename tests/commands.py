@@ -15,8 +15,8 @@ from absl.testing import flagsaver
 from configs import digits, smoke
 from experiments.common import cli
 from jaxdiv.models import build_teacher
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, state, students
 from tests import runs
@@ -61,7 +61,8 @@ def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
     config["data"]["files"] = f"{texts}/*.txt"
     run = Workdir(folder)
     run.initialize_or_resume(config)
-    vocab_size = run_data.prepare(config, run).tokenizer.vocab_size
+    spec = RunSpec.from_config(config)
+    vocab_size = run_data.prepare(spec, run).tokenizer.vocab_size
     teacher = state.population(
         lambda rngs: build_teacher(
             {**config["teacher"], "dtype": config["dtype"]}, vocab_size, rngs
@@ -70,11 +71,13 @@ def untrained(folder: pathlib.Path, texts: pathlib.Path) -> pathlib.Path:
     )
     with Checkpoints(run.teacher) as checkpoints:
         checkpoints.save(config["teacher"]["steps"], {"params": (teacher.params,)}, {})
-    params, alive = students.untrained(config, vocab_size).params, np.ones(config["seeds"], bool)
-    count = len(run_config.losses(config))
+    params, finite = students.untrained(spec, vocab_size).params, np.ones(config["seeds"], bool)
+    count = len(spec.losses)
     with Checkpoints(run.students) as checkpoints:
         checkpoints.save(
-            config["student"]["steps"], {"params": (params,) * count, "alive": (alive,) * count}, {}
+            config["student"]["steps"],
+            {"params": (params,) * count, "alive": (finite,) * count},
+            {},
         )
     return folder
 

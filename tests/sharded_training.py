@@ -4,6 +4,7 @@ python -m tests.sharded_training some|kangaroo|decoder|classifier [coordinator's
 this one's number]
 """
 
+import dataclasses
 import sys
 
 import jax
@@ -13,8 +14,8 @@ import optax
 
 from configs import smoke
 from jaxdiv import acceptance, models
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs import config_keys, sharding
+from jaxdiv.runs.specs import MeshSpec, RunSpec
 from jaxdiv.training import on_policy, students, teacher, teacher_sources
 from jaxdiv.training.state import population
 
@@ -28,7 +29,7 @@ MESHES = (
 )
 
 
-def config_of(dtype, kind):
+def spec_of(dtype, kind):
     config = smoke.get_config()
     config.losses, config.dtype = "kl,tv,0.5*jsd + 0.5*ce_data", dtype
     config.student.kind = kind
@@ -46,16 +47,16 @@ def config_of(dtype, kind):
             2,
         )  # convolutions take long to compile
         config.teacher.width, config.student.width = 8, 4
-    return config.to_dict()
+    return RunSpec.from_config(config.to_dict())
 
 
-def batches(config, count):
+def batches(spec, count):
     """Of random tokens or images; 12 rows are no multiple of 8 devices."""
     draw = np.random.default_rng(0)
     for _ in range(count):
         tokens = draw.integers(0, V, (ROWS, LENGTH + 1), dtype=np.int32)
         weights = (draw.random((ROWS, LENGTH)) < 0.9).astype(np.float32)
-        if run_config.of_images(config):
+        if spec.data.is_images:
             pictures = draw.random((ROWS, 8, 8, CHANNELS), np.float32)
             yield {"inputs": pictures, "labels": tokens[:, :1], "weights": weights[:, :1]}
         else:
@@ -65,10 +66,10 @@ def batches(config, count):
 class Run:
     """A teacher's or its students' training on a mesh."""
 
-    def __init__(self, config, mesh):
-        self.config, self.mesh, self.rows = config, mesh, sharding.Rows(mesh, ROWS)
-        self.teachers = self._population(teacher_sources.builder(config, V), [0])
-        self.pupils = self._population(students.builder(config, V), students.seeds(config))
+    def __init__(self, spec, mesh):
+        self.spec, self.mesh, self.rows = spec, mesh, sharding.Rows(mesh, ROWS)
+        self.teachers = self._population(teacher_sources.builder(spec.teacher, V), [0])
+        self.pupils = self._population(students.builder(spec, V), spec.seeds)
         # Far from uniform, so that losses and their gradients are no small numbers.
         sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(
             self.teachers.params
@@ -76,7 +77,7 @@ class Run:
         self.guide = self.teachers.with_params(sharpened)
 
     def _population(self, build, seeds):
-        made, exact = population(build, seeds, self.mesh), self.config["dtype"] == "float64"
+        made, exact = population(build, seeds, self.mesh), self.spec.dtype == "float64"
         widen = jax.jit(
             lambda params: jax.tree.map(
                 lambda x: x.astype(jnp.float64 if exact else x.dtype), params
@@ -92,30 +93,33 @@ class Run:
 
     def students(self, steps):
         """(the state after so many steps, each step's metrics)."""
-        write = on_policy.writer(self.config, self.guide, self.pupils, end_of_text=0)
+        write = on_policy.writer(self.spec.on_policy, self.guide, self.pupils, end_of_text=0)
         step = students.step(
-            self.config,
+            self.spec,
             self.pupils,
-            students.teacher_outputs(self.config, self.guide),
+            students.teacher_outputs(self.spec.student, self.guide),
             write,
             mesh=self.mesh,
         )
         return self._train(
             step,
-            students.initial_state(self.config, self.pupils, self.mesh),
+            students.initial_state(self.spec.student_stage, self.pupils, self.mesh),
             self.guide.params,
             steps,
         )
 
     def teacher(self, steps):
-        step = teacher.step(self.config, self.teachers, mesh=self.mesh)
+        step = teacher.step(self.spec.teacher_stage, self.teachers, mesh=self.mesh)
         return self._train(
-            step, teacher.initial_state(self.config, self.teachers, self.mesh), None, steps
+            step,
+            teacher.initial_state(self.spec.teacher_stage, self.teachers, self.mesh),
+            None,
+            steps,
         )
 
     def _train(self, step, state, frozen, steps):
         told = []
-        for batch in batches(self.config, steps):
+        for batch in batches(self.spec, steps):
             mine = {name: values[self.rows.mine] for name, values in batch.items()}
             state, metrics = step(state, frozen, self.rows.put(mine))
             told.append(jax.tree.map(np.asarray, metrics))
@@ -123,10 +127,10 @@ class Run:
 
     def accepted(self, state):
         """Mean acceptance of each loss's students on another batch, [losses, S]."""
-        *_, batch = batches(self.config, SHORT + 1)
+        *_, batch = batches(self.spec, SHORT + 1)
 
         def rates(params, frozen, inputs):
-            shared = students.teacher_forward(self.config, self.guide)(frozen, inputs)
+            shared = students.teacher_forward(self.spec.student, self.guide)(frozen, inputs)
 
             def one(own):
                 logits = self.pupils.with_params(own)(inputs, shared)
@@ -143,16 +147,20 @@ def close(found, expected, atol, what):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=what)
 
 
+def mesh_of(spec, sizes):
+    return sharding.make(dataclasses.replace(spec, mesh=MeshSpec(**sizes)))
+
+
 def alone():
     return sharding.alone(jax.local_devices()[0])
 
 
 def check_exact(kind, meshes=MESHES, stages=("students", "teacher"), steps=EXACT):
-    config = config_of("float64", kind)
-    one = Run(config, alone())
+    spec = spec_of("float64", kind)
+    one = Run(spec, alone())
     expected = {stage: one.whole(getattr(one, stage)(steps)[0].params) for stage in stages}
     for sizes in meshes:
-        run = Run(config, sharding.make({**config, "mesh": sizes}))
+        run = Run(spec, mesh_of(spec, sizes))
         for stage, right in expected.items():
             state, _ = getattr(run, stage)(steps)
             check_spread(state, run.mesh)
@@ -174,32 +182,30 @@ def check_spread(state, mesh):
 
 def check_float32(kind):
     """The first step's gradients, and acceptance after a few steps."""
-    config = config_of("float32", kind)
+    spec = spec_of("float32", kind)
 
     def gradients(run):
         """By one step of SGD."""
-        own = {**config, "student": {**config["student"]}}
-        optimizer = {
-            **config["student"]["optimizer"],
-            "name": "sgd",
-            "learning_rate": 1.0,
-            "beta1": 0.0,
-        }
-        own["student"]["optimizer"] = {
-            **optimizer,
-            "weight_decay": 0.0,
-            "clip_norm": 0.0,
-            "warmup_steps": 0,
-        }
-        again = Run(own, run.mesh)
+        stage = spec.student_stage
+        sgd = dataclasses.replace(
+            stage.optimizers[0],
+            name="sgd",
+            learning_rate=1.0,
+            beta1=0.0,
+            weight_decay=0.0,
+            clip_norm=0.0,
+            warmup_steps=0,
+        )
+        stage = dataclasses.replace(stage, optimizers=(sgd,) * len(stage.members))
+        again = Run(dataclasses.replace(spec, student_stage=stage), run.mesh)
         state, _ = again.students(1)
         before = again.whole(again.pupils.params)
         return [jax.tree.map(np.subtract, before, after) for after in again.whole(state.params)]
 
-    one = Run(config, alone())
+    one = Run(spec, alone())
     right, accepted = gradients(one), one.accepted(one.students(SHORT)[0])
     for sizes in MESHES:
-        run = Run(config, sharding.make({**config, "mesh": sizes}))
+        run = Run(spec, mesh_of(spec, sizes))
         for found, expected in zip(gradients(run), right, strict=True):
             off = optax.tree.norm(jax.tree.map(np.subtract, found, expected))
             assert off < 1e-5 * optax.tree.norm(expected), (kind, sizes, off)

@@ -43,18 +43,18 @@ def test_steps_come_back_whole_or_in_part(tmp_path):
     first, second = states()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, state in ((1, second), (2, second), (3, first)):
-            checkpoints.save(step, state, {"batches": {"next_index": step}})
-        checkpoints.save(3, second, {})
+            checkpoints.save(step, state.to_checkpoint(), {"batches": {"next_index": step}})
+        checkpoints.save(3, second.to_checkpoint(), {})
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["2", "3"]
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() == 3
-        state, progress = checkpoints.restore(second)
-        assert isinstance(state, TrainState)
+        tree, progress = checkpoints.restore(second.to_checkpoint())
+        state = TrainState.from_checkpoint(tree)
         assert equal(state, first)
         assert not equal(state, second)
         assert progress == {"batches": {"next_index": 3}}
         part, _ = checkpoints.restore(
-            {"params": {1: first.params[1]}, "alive": {1: first.alive[1]}}, step=2
+            {"params": {1: first.params[1]}, "alive": {1: first.finite[1]}}, step=2
         )
         assert equal(part["params"][1], second.params[1])
 
@@ -63,8 +63,8 @@ def test_other_shapes_types_and_names_are_refused(tmp_path):
     state = states()[0]
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(FileNotFoundError, match="train first"):
-            checkpoints.restore(state)
-        checkpoints.save(1, state, {})
+            checkpoints.restore(state.to_checkpoint())
+        checkpoints.save(1, state.to_checkpoint(), {})
         with pytest.raises(ValueError, match=r"step is int32\[\], not float32\[\]"):
             checkpoints.restore({"step": jnp.zeros(())})
         with pytest.raises(ValueError, match=r"alive\.0 is bool\[2\], not bool\[3\]"):
@@ -164,12 +164,12 @@ def test_damaged_steps_go_once_training_is_past_them_and_are_not_counted_before(
     state = states()[0]
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, state, {})
+            checkpoints.save(step, state.to_checkpoint(), {})
     damage(tmp_path / "3", "cut")
     (tmp_path / ".aside-4").mkdir()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest() == 2
-        checkpoints.save(4, state, {})
+        checkpoints.save(4, state.to_checkpoint(), {})
     assert sorted(os.listdir(tmp_path)) == ["2", "4"]
 
 
@@ -181,10 +181,10 @@ def test_a_failed_save_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(1, state, {})
+        checkpoints.save(1, state.to_checkpoint(), {})
         checkpoints.wait()
         monkeypatch.setattr(manifests, "write", full)
-        checkpoints.save(2, state, {})
+        checkpoints.save(2, state.to_checkpoint(), {})
         concurrent.futures.wait([checkpoints._saving])
         with pytest.raises(
             OSError, match=rf"checkpoint {tmp_path}/2 can't be saved.*No space left"
@@ -192,7 +192,7 @@ def test_a_failed_save_is_told_and_leaves_nothing(tmp_path, monkeypatch):
             checkpoints.raise_error()
         assert (checkpoints.latest(), os.listdir(tmp_path)) == (1, ["1"])
         monkeypatch.undo()
-        checkpoints.save(2, state, {})
+        checkpoints.save(2, state.to_checkpoint(), {})
         checkpoints.wait()
         assert (checkpoints.latest(), os.listdir(tmp_path)) == (2, ["2"])
 

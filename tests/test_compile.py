@@ -15,6 +15,7 @@ from experiments.benchmarks import tpu_table
 from experiments.tpu import aot, cost_model, steps
 from jaxdiv.fused import chunks
 from jaxdiv.runs import sharding
+from jaxdiv.runs.specs import RunSpec
 from tests import runs
 from tests.test_fused import equations
 
@@ -38,7 +39,7 @@ def small(**changes):
 
 
 def build(config, name):
-    return steps.build(config, ALONE, [name])[name]
+    return steps.build(RunSpec.from_config(config), ALONE, [name])[name]
 
 
 def array_sizes(step):
@@ -55,7 +56,7 @@ def array_sizes(step):
 def test_no_array_of_all_logits(monkeypatch, stage, changes):
     config = small(**changes)
     step = build(config, stage)
-    logits = steps.logits_sizes(config, step, ALONE)
+    logits = steps.logits_sizes(RunSpec.from_config(config), step, ALONE)
     assert array_sizes(step) & logits, "small ones are made, and would be seen"
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     assert not array_sizes(build(config, stage)) & logits
@@ -63,8 +64,11 @@ def test_no_array_of_all_logits(monkeypatch, stage, changes):
 
 def test_the_large_vocabulary_is_cut_into_chunks():
     config = large_vocab.get_config().to_dict()
-    for step in steps.build(config, ALONE, STAGES).values():
-        assert 4 * min(steps.logits_sizes(config, step, ALONE)) > chunks.LEAST_MEMORY
+    for step in steps.build(RunSpec.from_config(config), ALONE, STAGES).values():
+        assert (
+            4 * min(steps.logits_sizes(RunSpec.from_config(config), step, ALONE))
+            > chunks.LEAST_MEMORY
+        )
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
@@ -97,12 +101,16 @@ def test_rows_of_compiled_steps(monkeypatch):
     config = small()
     for name, most, verdict in (("student", 1e-9, "no"), ("teacher", 1e9, "yes")):
         step, tpu = build(config, name), slice_of(most)
-        compiled = compile.compile_step(config, step, ALONE)
+        compiled = compile.compile_step(RunSpec.from_config(config), step, ALONE)
         label, *parts, room, fits, whole, largest = compile.memory_row(name, compiled, tpu)
         assert (label, room, fits, whole) == (name, str(most), verdict, "no")
         assert compile.fits(compiled, tpu) == (verdict == "yes")
         assert len(parts) == 4
-        assert 0 < float(largest) < min(steps.logits_sizes(config, step, ALONE)) / 1e6
+        assert (
+            0
+            < float(largest)
+            < min(steps.logits_sizes(RunSpec.from_config(config), step, ALONE)) / 1e6
+        )
         row = compile.costs_row(name, step, compiled, tpu)
         label, *amounts, collectives, least, products, memory, links, speed = row
         assert (label, collectives, links) == (name, "none", "0%")
@@ -121,11 +129,13 @@ def test_row_of_a_step_that_does_not_fit():
 def test_steps_are_chosen_by_name():
     config = smoke.get_config().to_dict()
     chosen = ["evaluate_teacher", "student"]
-    assert list(steps.build(config, ALONE, chosen)) == chosen
-    assert list(compile.choose([], steps.names(config))) == list(steps.NAMES)
+    assert list(steps.build(RunSpec.from_config(config), ALONE, chosen)) == chosen
+    assert list(compile.choose([], steps.names(RunSpec.from_config(config)))) == list(steps.NAMES)
     config["teacher"]["checkpoint"] = "runs/other"
     names = [name for name in steps.NAMES if name != "teacher"]
-    assert list(steps.names(config)) == names, "a pretrained teacher is not trained"
+    assert list(steps.names(RunSpec.from_config(config))) == names, (
+        "a pretrained teacher is not trained"
+    )
     message = f"--steps=student,teacher: .* 'teacher'; known: {', '.join(names)}$"
     with pytest.raises(ValueError, match=message):
         compile.choose(["student", "teacher"], names)
@@ -145,8 +155,11 @@ def products(config, model, length):
 def test_costs_of_evaluation_and_decoding():
     config = smoke.get_config().to_dict()
     names = ("evaluate_teacher", "evaluate_students", "decode")
-    uncompiled = steps.build(config, ALONE, names)
-    costs = {name: compile.compile_step(config, uncompiled[name], ALONE).costs for name in names}
+    uncompiled = steps.build(RunSpec.from_config(config), ALONE, names)
+    costs = {
+        name: compile.compile_step(RunSpec.from_config(config), uncompiled[name], ALONE).costs
+        for name in names
+    }
     layers, width, settings = (
         config["teacher"]["depth"],
         config["teacher"]["width"],
@@ -290,7 +303,7 @@ def test_a_config_is_compiled_for_a_tpu():
     # In a process of its own, since a TPU's compiler takes over the whole process.
     done = runs.run("compile", runs.SMOKE, "--config.losses=kl", "--topology=v5e:2x2")
     assert (done.returncode, done.stderr) == (0, "")
-    for step in steps.names(smoke.get_config().to_dict()):
+    for step in steps.names(RunSpec.from_config(smoke.get_config().to_dict())):
         cells = [line.split("│") for line in done.stdout.splitlines() if f"│ {step} " in line]
         assert len(cells) == 2, "a row of memory and one of costs"
         assert cells[0][7].strip() == "yes"

@@ -15,6 +15,7 @@ from jaxdiv import models
 from jaxdiv.contributions import contributions, gauges, shares, top_movers
 from jaxdiv.evaluation import contexts, contributions_by_rank
 from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
 from jaxdiv.training.state import population
@@ -279,11 +280,12 @@ def finished(tmp_path_factory):
     config.losses, config.data.files = "ce", f"{runs.write_texts(folder / 'texts')}/*.txt"
     config, run = config.to_dict(), Workdir(folder / "run")
     run.initialize_or_resume(config)
-    size = run_data.prepare(config, run).tokenizer.vocab_size
+    spec = RunSpec.from_config(config)
+    size = run_data.prepare(spec, run).tokenizer.vocab_size
     shape = {**config["teacher"], "dtype": config["dtype"]}
     guide = population(lambda rngs: models.build_teacher(shape, size, rngs), [config["seed"]])
     group = {
-        "params": (students.untrained(config, size).params,),
+        "params": (students.untrained(spec, size).params,),
         "alive": (jnp.array([True, True]),),
     }
     for stage, path, tree in (
@@ -326,13 +328,13 @@ def test_the_command_shows_a_run_by_rank(finished, tmp_path):
 def _by_hand(folder):
     """Mean share and part of cross-entropy's gradient over seeds and positions, [2, B]."""
     run = Workdir(folder)
-    config, corpus = run.config(), run_data.TextData.load(run)
-    guide = teacher.restore(config, run, corpus.tokenizer.vocab_size)
-    context = contexts.make("corpus", config, corpus, guide)
-    shared = jax.jit(students.teacher_forward(config, guide))(guide.params, context.inputs)
+    spec, corpus = run.spec(), run_data.TextData.load(run)
+    guide = teacher.restore(spec.teacher, run, corpus.tokenizer.vocab_size)
+    context = contexts.make("corpus", spec.evaluation, corpus, guide)
+    shared = jax.jit(students.teacher_forward(spec.student, guide))(guide.params, context.inputs)
     here, bins = context.weights > 0, contributions_by_rank.rank_bins(corpus.tokenizer.vocab_size)
     means = []
-    for seed in students.seeds(config):
+    for seed in spec.seeds:
         student = students.restore_one(str(folder), loss="ce", seed=seed)
         logits = jax.jit(lambda inputs, shared, student=student: student(inputs, shared))(
             context.inputs, shared

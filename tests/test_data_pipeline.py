@@ -10,6 +10,7 @@ import pytest
 from configs import smoke
 from jaxdiv import data
 from jaxdiv.data import pipeline
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data
 from tests import runs
@@ -206,4 +207,4 @@ def test_a_lent_teachers_tokens_serve_for_the_same_documents(tmp_path, monkeypat
 def prepared(config, folder):
     run = Workdir(folder)
     run.initialize_or_resume(config.to_dict())
-    return run_data.prepare(config.to_dict(), run)
+    return run_data.prepare(RunSpec.from_config(config.to_dict()), run)

@@ -14,6 +14,7 @@ from configs import gap as gap_config
 from experiments.gap import causes, formulas, ratios, report, variants
 from jaxdiv import models
 from jaxdiv.evaluation.measurement import Sums
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.schema import UNTRAINED
 from tests import commands, runs
 from tests.references import log_softmax
@@ -72,7 +73,9 @@ def test_views():
     output = models.TeacherOutput(features=None, hidden=hidden, head=None, vocab_size=vocab_size)
     batch = {"weights": jnp.asarray(weights), "inputs": jnp.full((rows, length), 2)}
     batch["labels"] = jnp.asarray(draw.integers(vocab_size, size=(rows, length)))
-    trainer = variants.VariantTrainer(config=CONFIG, teacher=None, students=None, padding=0)
+    trainer = variants.VariantTrainer(
+        spec=RunSpec.from_config(CONFIG), teacher=None, students=None, padding=0
+    )
     passes = {
         causes.UNCHANGED: (output, target),
         causes.OTHER_LAYER: ("another", target),

@@ -19,6 +19,7 @@ from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import lock, manifests, metrics, progress, trackers
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.speculative import trees
 from jaxdiv.training import run_data, teacher_sources
@@ -273,7 +274,7 @@ def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):
     config.data.files = f"{texts}/*.txt"
     (tmp_path / "run" / "data" / "incomplete.ABCDEF_1.0.0" / "left").mkdir(parents=True)
     Workdir(tmp_path / "run").initialize_or_resume(config.to_dict())
-    run_data.prepare(config.to_dict(), Workdir(tmp_path / "run"))
+    run_data.prepare(RunSpec.from_config(config.to_dict()), Workdir(tmp_path / "run"))
     assert os.listdir(tmp_path / "run" / "data") == []
     told = "1 no UTF-8 text (<b>.txt); 1 empty (none.txt)"
     assert f"left out of the data: {told}" in capsys.readouterr().err

@@ -58,10 +58,10 @@ def test_agreement_is_what_the_logits_say(finished):
     """One student, restored by itself, against NumPy."""
     folder, _ = finished
     run = Workdir(folder)
-    config, gallery = run.config(), run_data.load(run)
-    frozen = teacher.restore(config, run, gallery.vocab_size)
+    spec, data = run.spec(), run_data.load(run)
+    frozen = teacher.restore(spec.teacher, run, data.vocab_size)
     student = students.restore_one(str(folder), loss="kl", seed=1)
-    batch = gallery.splits["test"].batch()
+    batch = data.splits["test"].batch()
     inputs = jnp.asarray(batch["inputs"])
     output = frozen(inputs)
     logits = [np.asarray(z, np.float64)[:, 0] for z in (output.logits, student(inputs, output))]
@@ -88,7 +88,7 @@ class Stopping:
     """A tracker that stops its run as Ctrl-C does."""
 
     def write(self, step, students, clock):
-        if step == 37:
+        if step == 36:  # its metrics come while step 37 runs
             signal.raise_signal(signal.SIGINT)
 
     def close(self):
@@ -99,14 +99,15 @@ def test_a_run_that_was_stopped_ends_the_same(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("students", "curves"))
     run = Workdir(tmp_path / "run")
-    config, gallery = run.config(), run_data.load(run)
-    frozen = teacher.restore(config, run, gallery.vocab_size)
+    spec, data = run.spec(), run_data.load(run)
+    frozen = teacher.restore(spec.teacher, run, data.vocab_size)
+    monitoring = loop.Monitoring(trackers=[lambda stage: Stopping()])
     with pytest.raises(loop.Stopped, match="after step 37"):
-        students.train(config, run, gallery, frozen, also=[lambda stage: Stopping()])
-    students.train(config, run, gallery, frozen)
+        students.train(spec, run, data, frozen, monitoring)
+    students.train(spec, run, data, frozen)
     for loss in ("kl", MIXED):
         resumed, whole = (
-            students.restore(config, Workdir(at), 10, loss)[0].params for at in (run.root, folder)
+            students.restore(spec, Workdir(at), 10, loss)[0].params for at in (run.root, folder)
         )
         jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 

@@ -11,6 +11,7 @@ import pytest
 
 from configs import smoke
 from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs.specs import RunSpec
 from tests import commands, runs, stops
 from tests.stops import EVERY, STEPS, TEACHER_STEPS
 
@@ -68,7 +69,7 @@ def test_training_is_the_same_in_two_processes(kind, types):
 def config_on(**mesh):
     config = smoke.get_config()
     config.mesh.update(mesh)
-    return config.to_dict()
+    return RunSpec.from_config(config.to_dict())
 
 
 @pytest.mark.parametrize(

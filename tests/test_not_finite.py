@@ -15,7 +15,7 @@ from tests import runs
 
 @pytest.fixture
 def begun(tmp_path):
-    """(config, run, its data)."""
+    """The spec of a run, its folder and its data."""
     config = smoke.get_config()
     config.data.files = f"{runs.write_texts(tmp_path / 'texts')}/*.txt"
     config.losses, config.seeds = "kl", 1
@@ -24,14 +24,15 @@ def begun(tmp_path):
     )
     run = Workdir(tmp_path / "run")
     run.initialize_or_resume(config.to_dict())
-    return config.to_dict(), run, run_data.prepare(config.to_dict(), run)
+    spec = run.spec()
+    return spec, run, run_data.prepare(spec, run)
 
 
-def check_kept(message, run, config, stage):
+def check_kept(message, run, stage):
     """The batch that the message names is the one that the step it names was given."""
     step = int(re.search(r"not finite at step (\d+)", message)[1])
     assert f"kept in {run.root / 'not_finite.npz'}" in message
-    batches = run_data.batches(config, stage, run_data.TextData.load(run))
+    batches = run_data.batches(stage, run_data.TextData.load(run))
     expected = [next(batches) for _ in range(step)][-1]
     with np.load(run.root / "not_finite.npz", allow_pickle=False) as kept:
         assert kept["step"] == step
@@ -41,19 +42,19 @@ def check_kept(message, run, config, stage):
 
 
 def test_in_its_own_training(begun):
-    config, run, data = begun
+    spec, run, data = begun
     with pytest.raises(ValueError, match="the teacher's loss or gradient is not finite") as error:
-        teacher.prepare(config, run, data)
-    assert check_kept(str(error.value), run, config, "teacher") > 1
+        teacher.prepare(spec, run, data)
+    assert check_kept(str(error.value), run, spec.teacher_stage) > 1
     assert "\n" not in str(error.value)
 
 
 def test_in_its_students_training(begun):
-    config, run, data = begun
+    spec, run, data = begun
     made = teacher.population(
-        teacher.teacher_sources.builder(config, data.tokenizer.vocab_size), [0]
+        teacher.teacher_sources.builder(spec.teacher, data.tokenizer.vocab_size), [0]
     ).student(0)
     broken = made.with_params(jax.tree.map(lambda x: x * jnp.nan, made.params))
-    with pytest.raises(ValueError, match="what the teacher says is not finite") as error:
-        students.train(config, run, data, broken)
-    assert check_kept(str(error.value), run, config, "student") == 1
+    with pytest.raises(ValueError, match="the teacher's outputs are not finite") as error:
+        students.train(spec, run, data, broken)
+    assert check_kept(str(error.value), run, spec.student_stage) == 1

@@ -12,6 +12,7 @@ import jaxdiv
 from configs import smoke
 from jaxdiv import models
 from jaxdiv.runs import config as run_config
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.training import on_policy
 from jaxdiv.training import students as run_students
 from jaxdiv.training.state import population
@@ -49,11 +50,14 @@ def test_a_share_of_the_rows_is_written_after_the_corpus_own_beginnings(
 ):
     monkeypatch.setattr(on_policy, "TEMPERATURE", 0.0)
     config, batch = make_config(context, kind), make_batch()
-    students = run_students.untrained(config, V)
+    students = run_students.untrained(RunSpec.from_config(config), V)
     # Greedy text of a sharp student: of two seeds, two texts.
     group = jax.tree.map(lambda x: 3 * x, students.params)
     write = jax.jit(
-        jax.vmap(on_policy.writer(config, teacher, students, END), in_axes=(None, 0, None, None))
+        jax.vmap(
+            on_policy.writer(RunSpec.from_config(config).on_policy, teacher, students, END),
+            in_axes=(None, 0, None, None),
+        )
     )
     made = write(teacher.params, group, batch, 3)
     texts = jnp.concatenate([made["inputs"], made["labels"][..., -1:]], axis=-1)
@@ -78,10 +82,11 @@ def test_a_share_of_the_rows_is_written_after_the_corpus_own_beginnings(
 
 def test_what_is_written_depends_on_seed_and_step(teacher):
     config, batch = make_config("teacher"), make_batch()
-    students = run_students.untrained(config, V)
+    students = run_students.untrained(RunSpec.from_config(config), V)
 
     def text(step, seed=0):
-        write = on_policy.writer({**config, "seed": seed}, teacher, students, END)
+        spec = RunSpec.from_config({**config, "seed": seed}).on_policy
+        write = on_policy.writer(spec, teacher, students, END)
         return jax.jit(write)(teacher.params, None, batch, step)["inputs"]
 
     np.testing.assert_array_equal(text(3), text(3))
@@ -91,10 +96,14 @@ def test_what_is_written_depends_on_seed_and_step(teacher):
 
 def test_what_follows_the_end_of_a_written_text_has_no_weight_at_the_seam(teacher):
     config, batch = make_config("teacher"), make_batch()
-    students = run_students.untrained(config, V)
-    some = on_policy.writer(config, teacher, students, END)(teacher.params, None, batch, 0)
+    students = run_students.untrained(RunSpec.from_config(config), V)
+    some = on_policy.writer(RunSpec.from_config(config).on_policy, teacher, students, END)(
+        teacher.params, None, batch, 0
+    )
     end = int(some["inputs"][0, PROMPT + 3])
-    made = on_policy.writer(config, teacher, students, end)(teacher.params, None, batch, 0)
+    made = on_policy.writer(RunSpec.from_config(config).on_policy, teacher, students, end)(
+        teacher.params, None, batch, 0
+    )
     written = slice(0, B // 2)
     assert (made["weights"][written] == 0).any()
     np.testing.assert_array_equal(made["weights"][written] == 0, made["inputs"][written] == end)
@@ -102,12 +111,15 @@ def test_what_follows_the_end_of_a_written_text_has_no_weight_at_the_seam(teache
 
 def test_each_student_learns_from_its_own_text_and_the_teachers_view_of_it(teacher):
     config, batch = make_config("student", share=1.0), make_batch()
-    students = run_students.untrained(config, V)
-    teach = run_students.teacher_forward(config, teacher)
-    write = on_policy.writer(config, teacher, students, END)
-    step = run_students.step(config, students, run_students.teacher_outputs(config, teacher), write)
-    _, metrics = step(run_students.initial_state(config, students), teacher.params, batch)
-    assert metrics["alive"].all()
+    students = run_students.untrained(RunSpec.from_config(config), V)
+    spec = RunSpec.from_config(config)
+    teach = run_students.teacher_forward(spec.student, teacher)
+    write = on_policy.writer(RunSpec.from_config(config).on_policy, teacher, students, END)
+    outputs = run_students.teacher_outputs(spec.student, teacher)
+    step = run_students.step(spec, students, outputs, write)
+    state = run_students.initial_state(spec.student_stage, students)
+    _, metrics = step(state, teacher.params, batch)
+    assert metrics["finite"].all()
     for i, text in enumerate(("kl", "tv")):
         for seed in (0, 1):
             student = students.student(seed)
@@ -138,13 +150,21 @@ def test_a_config_that_can_write_nothing_is_refused(change, told):
 
 def test_without_written_text_nothing_is_written(teacher):
     config = make_config("corpus")
-    assert on_policy.writer(config, teacher, run_students.untrained(config, V), END) is None
+    assert (
+        on_policy.writer(
+            RunSpec.from_config(config).on_policy,
+            teacher,
+            run_students.untrained(RunSpec.from_config(config), V),
+            END,
+        )
+        is None
+    )
 
 
 def test_a_student_writes_what_its_distribution_says(teacher):
     """The first token of many texts, by its share."""
     config, draws = make_config("student"), 4000
-    model = run_students.untrained(config, V).student(0)
+    model = run_students.untrained(RunSpec.from_config(config), V).student(0)
     student, target = (nnx.merge(m.graphdef, m.params) for m in (model, teacher))
     prompts = jnp.tile(jnp.array([[3, 1, 4]]), (draws, 1))
     text = jax.jit(

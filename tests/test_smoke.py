@@ -94,10 +94,10 @@ def _together(a, b):
 
 def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
     run = Workdir(finished[0])
-    config, data = run.config(), run_data.TextData.load(run)
-    guide = teacher.restore(config, run, data.tokenizer.vocab_size)
-    batch = run_data.validation_batch(config, data, sharding.alone())
-    shared = jax.jit(students.teacher_forward(config, guide))(guide.params, batch["inputs"])
+    spec, data = run.spec(), run_data.TextData.load(run)
+    guide = teacher.restore(spec.teacher, run, data.tokenizer.vocab_size)
+    batch = run_data.validation_batch(spec.student_stage, data, sharding.alone())
+    shared = jax.jit(students.teacher_forward(spec.student, guide))(guide.params, batch["inputs"])
     student = students.restore_one(str(run.root), loss="ce", seed=1)
 
     def gradient(text):
@@ -120,20 +120,20 @@ def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
 
 def test_a_student_restored_alone_is_the_one_that_was_measured(finished):
     run = Workdir(finished[0])
-    config, data = run.config(), run_data.TextData.load(run)
-    guide = teacher.restore(config, run, data.tokenizer.vocab_size)
-    tokens, length = data.splits["test"], config["data"]["sequence_length"]
+    spec, data = run.spec(), run_data.TextData.load(run)
+    guide = teacher.restore(spec.teacher, run, data.tokenizer.vocab_size)
+    tokens, length = data.splits["test"], spec.data.sequence_length
     chances, counts = 0.0, 0
     student = students.restore_one(str(run.root), loss="tv", seed=1)
 
     @jax.jit
     def chance(inputs):
-        shared = students.teacher_forward(config, guide)(guide.params, inputs)
+        shared = students.teacher_forward(spec.student, guide)(guide.params, inputs)
         return acceptance.sampling(student(inputs, shared), shared.logits)
 
-    for k in range(min(tokens.documents, config["evaluation"]["documents"])):
+    for k in range(min(tokens.documents, spec.evaluation.documents)):
         ids = tokens.ids[tokens.offsets[k] : tokens.offsets[k + 1]][
-            : config["evaluation"]["document_tokens"]
+            : spec.evaluation.document_tokens
         ]
         for start in range(0, len(ids) - 1, length):
             inputs = ids[start : min(start + length, len(ids) - 1)]
@@ -196,7 +196,7 @@ def test_other_losses_and_seeds_on_the_same_teacher_and_both_runs_pooled(finishe
     assert f" {folder} " not in command
     assert done.returncode == 0, done.stderr
     mine, theirs = (
-        teacher.restore(Workdir(p).config(), Workdir(p), _size(p)).params
+        teacher.restore(Workdir(p).spec().teacher, Workdir(p), _size(p)).params
         for p in (folder, f"{folder}-2")
     )
     assert all(
@@ -275,7 +275,7 @@ def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path
 def check_came_back(there, here, *, source):
     """The teacher of run `here`, by way of the Llama folder `source`, is that of run `there`."""
     mine, theirs = (
-        teacher.restore(run.config(), run, _size(run.root)).params for run in (here, there)
+        teacher.restore(run.spec().teacher, run, _size(run.root)).params for run in (here, there)
     )
     jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     facts = here.facts()

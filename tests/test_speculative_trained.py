@@ -12,7 +12,6 @@ from scipy import stats
 
 from jaxdiv import acceptance, models, speculative
 from jaxdiv.data import pipeline
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students, teacher
 from jaxdiv.training.run_data import TextData
@@ -41,10 +40,10 @@ class Trained:
         flags = [f"--config.{key}={value}" for key, value in settings.items()]
         runs.succeed("distill", runs.SMOKE, f"--workdir={folder}", *flags)
         self.workdir = Workdir(folder)
-        self.config, corpus = self.workdir.config(), TextData.load(self.workdir)
+        self.spec, corpus = self.workdir.spec(), TextData.load(self.workdir)
         self.vocab_size = corpus.tokenizer.vocab_size
         self.target = (
-            teacher.restore(self.config, self.workdir, self.vocab_size).module().unrolled()
+            teacher.restore(self.spec.teacher, self.workdir, self.vocab_size).module().unrolled()
         )
         self.prompts, _ = pipeline.prompts(
             corpus.splits["train"], length=PROMPT, max_documents=PROMPTS
@@ -53,14 +52,14 @@ class Trained:
 
     def students(self):
         """Yields loss, seed and student of all."""
-        for loss in run_config.losses(self.config):
-            model, finite = students.restore(self.config, self.workdir, self.vocab_size, loss.text)
+        for loss in self.spec.student_stage.members:
+            model, finite = students.restore(self.spec, self.workdir, self.vocab_size, loss)
             for seed in range(len(finite)):
-                yield loss.text, seed, model.student(seed).module()
+                yield loss, seed, model.student(seed).module()
 
     def untrained(self, *, adversarial):
         """A student that, if adversarial, thinks least likely what it should think likeliest."""
-        student = students.untrained(self.config, self.vocab_size).student(0).module()
+        student = students.untrained(self.spec, self.vocab_size).student(0).module()
         norm = getattr(student, "decoder", student).norm
         if adversarial:
             norm.scale[...] = -norm.scale[...]

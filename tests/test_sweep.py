@@ -186,7 +186,7 @@ def test_runs_of_other_texts_or_another_tokenizer_are_refused(tmp_path, monkeypa
     sweep = read(tmp_path)
     facts = {DATA_READY: "texts", run_data.TOKENIZER: "tokens"}
     monkeypatch.setattr(runs.teacher, "resolve", lambda config, run, typed: config)
-    monkeypatch.setattr(runs.teacher, "prepare", lambda config, run, data: "a teacher")
+    monkeypatch.setattr(runs.teacher, "prepare", lambda spec, run, data, _: "a teacher")
     monkeypatch.setattr(runs.run_data, "prepare", lambda config, run: run.add_facts(facts))
     run, first = sweep.teacher_run("sharp"), sweep.workdir("teachers", "sharp")
     assert runs.begin(run, first)[-1] == "a teacher"
@@ -212,7 +212,7 @@ def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
         config = read(tmp_path, losses="kl,tv,rkl").tuning_runs("adapter1")[0.01].config
         config["student"]["steps"], config["student"]["optimizer"]["warmup_steps"] = 8, 0
         workdir.initialize_or_resume(config)
-        ends = tuning.final_acceptance(workdir, config)
+        ends = tuning.final_acceptance(workdir, workdir.spec().student_stage)
         assert set(ends) == {"kl", "tv"}
         files.write_json(workdir.root / tuning.FILE, ends)
         acceptance[rate] = tuning.read(workdir, losses)

@@ -107,13 +107,14 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     llama_folders.write(tmp_path / "llama", llama_folders.make_decoder())
     config, run = settle(tmp_path / "llama", tmp_path), Workdir(tmp_path / "run")
     run.initialize_or_resume(config)
+    spec = run.spec()
 
     def damage():
         (run.teacher / "0" / manifests.NAME).unlink()
 
-    teacher._adopt(config, run, sharding.alone())
+    teacher._take_over(spec, run, sharding.alone())
     damage()
-    teacher._adopt(config, run, sharding.alone())
+    teacher._take_over(spec, run, sharding.alone())
     told = capsys.readouterr().err
     assert f"checkpoint {run.teacher}/0 is damaged" in told
     assert "taking the teacher over again" in told
@@ -123,13 +124,13 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     with pytest.raises(
         ValueError, match=r"the fingerprint of the teacher's files in .* as the run began with"
     ):
-        teacher._adopt(config, run, sharding.alone())
+        teacher._take_over(spec, run, sharding.alone())
 
 
 def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder, tmp_path):
     config, run, mesh = settle(folder, tmp_path), Workdir(tmp_path / "run"), sharding.alone()
     run.initialize_or_resume(config)
-    teacher._adopt(config, run, mesh)
+    teacher._take_over(run.spec(), run, mesh)
     first = teacher_sources.find(folder)
     first.tokenizer().save(run.tokenizer)
     both = [

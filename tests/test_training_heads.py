@@ -17,6 +17,7 @@ from jaxdiv import acceptance, models, reductions, speculative
 from jaxdiv.fused import chunks
 from jaxdiv.models import llama_tensors
 from jaxdiv.runs import metrics, sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import objectives, run_data, students, teacher
 from jaxdiv.training import step as training_step
@@ -108,7 +109,7 @@ def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     spoilt = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lost.params[1])
     lost = dataclasses.replace(lost, params=(lost.params[0], spoilt))
     after, told = step(lost, frozen.params, batch())
-    np.testing.assert_array_equal(told["alive"], [[True, True], [False, True]])
+    np.testing.assert_array_equal(told["finite"], [[True, True], [False, True]])
     for i, living in ((0, slice(None)), (1, slice(1, None))):
         pairs = zip(*map(jax.tree.leaves, (after.params[i], state.params[i])), strict=True)
         assert all((a[living] == b[living]).all() for a, b in pairs)
@@ -167,10 +168,11 @@ def test_the_large_vocabularys_config_trains_in_a_tiny_form(tmp_path):
     config.teacher.padded_vocabulary = 640
     config, run = config.to_dict(), Workdir(tmp_path / "run")
     run.initialize_or_resume(config)
-    data = run_data.prepare(config, run)
-    frozen = teacher.prepare(config, run, data)
+    spec = RunSpec.from_config(config)
+    data = run_data.prepare(spec, run)
+    frozen = teacher.prepare(spec, run, data)
     assert frozen.params["head"].shape == (32, 640)
-    students.train(config, run, data, frozen)
+    students.train(spec, run, data, frozen)
     curves = metrics.read_curves(run.curves, "student", [0])
     accepted = curves[curves.metric == "acceptance"].value
     assert len(accepted) == 2

@@ -30,6 +30,7 @@ from experiments.common import cli
 from jaxdiv import files, models
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.training import students
 from jaxdiv.training.state import Model
 
@@ -59,10 +60,11 @@ def stretches(
     teacher = Model(*nnx.split(models.build_teacher(shapes, vocab_size, nnx.Rngs(0))))
     tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, vocab_size)
     batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones((rows, length))}
-    pupils = students.untrained(config, vocab_size)
+    spec = RunSpec.from_config(config)
+    model = students.untrained(spec, vocab_size)
     state, step = (
-        students.initial_state(config, pupils),
-        students.step(config, pupils, students.teacher_outputs(config, teacher)),
+        students.initial_state(spec.student_stage, model),
+        students.step(spec, model, students.teacher_outputs(spec.student, teacher)),
     )
     seconds = []
     with Checkpoints(folder, keep=1) as checkpoints:
@@ -73,7 +75,7 @@ def stretches(
                 state, metrics = step(state, teacher.params, batch)
                 jax.block_until_ready(metrics)  # as the loop, which writes them down
                 if i == 0 and number % 2:
-                    checkpoints.save(number, state, {})
+                    checkpoints.save(number, state.to_checkpoint(), {})
             checkpoints.wait()
             seconds.append(time.perf_counter() - begin)
         size = sum(

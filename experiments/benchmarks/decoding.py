@@ -66,9 +66,9 @@ class TrainedPair:
     def load(cls, path: str, loss: str) -> "TrainedPair":
         """Restores the pair from a run's folder, with the student of the run's first seed."""
         workdir = Workdir(path)
-        config, corpus = workdir.config(), TextData.load(workdir)
-        target = teacher.restore(config, workdir, corpus.tokenizer.vocab_size)
-        student = students.restore_one(path, loss, config["seed"])
+        spec, corpus = workdir.spec(), TextData.load(workdir)
+        target = teacher.restore(spec.teacher, workdir, corpus.tokenizer.vocab_size)
+        student = students.restore_one(path, loss, spec.seed)
         tokens = corpus.splits["test"]
         cuts = np.arange(0, tokens.offsets[-1], PIECE_TOKENS)
         pieces = dataclasses.replace(tokens, offsets=np.union1d(tokens.offsets, cuts))

@@ -25,8 +25,10 @@ from experiments.common import cli
 from experiments.tpu import aot
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, students, teacher
+from jaxdiv.training import loop, run_data, students, teacher
+from jaxdiv.training.state import Model
 
 CONFIG = cli.define_config()
 SETTLED = flags.DEFINE_integer(
@@ -53,17 +55,18 @@ def _resident():
     return pages * resource.getpagesize()
 
 
-def needed(config: Mapping, guide, data: run_data.RunData) -> dict[str, int]:
+def needed(spec: RunSpec, target: Model, data: run_data.RunData) -> dict[str, int]:
     """Bytes of what a step can't do without, by name."""
-    mesh, vocab_size = sharding.make(config), data.vocab_size
-    pupils = students.untrained(config, vocab_size, mesh)
-    state = students.initial_state(config, pupils, mesh)
-    step = students.step(config, pupils, students.teacher_outputs(config, guide), mesh=mesh)
-    rows = sharding.Rows(mesh, config["student"]["batch_size"])
-    batch = rows.put(next(run_data.batches(config, "student", data, mesh)))
-    program = step.lower(state, guide.params, batch).compile()
+    mesh, stage = sharding.make(spec), spec.student_stage
+    model = students.untrained(spec, data.vocab_size, mesh)
+    state = students.initial_state(stage, model, mesh)
+    outputs = students.teacher_outputs(spec.student, target)
+    step = students.step(spec, model, outputs, mesh=mesh)
+    rows = sharding.Rows(mesh, stage.batch_size)
+    batch = rows.put(next(run_data.batches(stage, data, mesh)))
+    program = step.lower(state, target.params, batch).compile()
     return {
-        "teacher": _size(guide.params),
+        "teacher": _size(target.params),
         "students": _size(state.params),
         "optimizer states": _size(state.opt_state),
         "temporaries": aot.Memory.of(program).temporaries,
@@ -86,10 +89,12 @@ def main(_):
     with tempfile.TemporaryDirectory(prefix="jaxdiv-memory-") as name:
         run = Workdir(name)
         run.initialize_or_resume(config)
-        data = run_data.prepare(config, run)
-        guide = teacher.prepare(config, run, data)
-        students.train(config, run, data, guide, also=[lambda stage: Memory(seen)])
-        parts = needed(config, guide, data)
+        spec = RunSpec.from_config(config)
+        data = run_data.prepare(spec, run)
+        target = teacher.prepare(spec, run, data)
+        monitoring = loop.Monitoring(trackers=[lambda stage: Memory(seen)])
+        students.train(spec, run, data, target, monitoring)
+        parts = needed(spec, target, data)
     live, host = np.array(seen).T
     whole, every = sum(parts.values()), config["checkpoint"]["every"]
     early, late = (

@@ -23,6 +23,7 @@ from rich.table import Table
 from experiments.common import cli, timing
 from jaxdiv import models, reductions
 from jaxdiv.runs import config as run_config
+from jaxdiv.runs.specs import RunSpec, parse_losses
 from jaxdiv.training import run_data, students
 from jaxdiv.training.state import Model
 
@@ -44,7 +45,8 @@ class Setting:
         self.teacher = Model(
             *nnx.split(models.build_teacher(shapes, self._vocab_size, nnx.Rngs(0)))
         )
-        self.teach = jax.jit(students.teacher_outputs(config, self.teacher))
+        spec = RunSpec.from_config(self._config)
+        self.teach = jax.jit(students.teacher_outputs(spec.student, self.teacher))
         rows, length = config["student"]["batch_size"], config["data"]["sequence_length"]
         tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, self._vocab_size)
         self.batch = {
@@ -59,8 +61,9 @@ class Setting:
 
     def gradient(self):
         """A plain jax.grad of one student, the teacher's output given."""
-        student = students.untrained({**self._config, "seeds": 1}, self._vocab_size).student(0)
-        (loss,), how = run_config.losses(self._config), {"temperature": self._config["temperature"]}
+        spec = RunSpec.from_config({**self._config, "seeds": 1})
+        student = students.untrained(spec, self._vocab_size).student(0)
+        (loss,), how = spec.losses, {"temperature": spec.temperature}
 
         @jax.jit
         def gradient(params, output, teacher_logits, batch):
@@ -83,10 +86,10 @@ class Setting:
 
         Each call goes on from the one before.
         """
-        config = {**self._config, "seeds": count}
-        group = students.untrained(config, self._vocab_size)
-        step = students.step(config, group, (lambda shared, _: shared) if taught else self.teach)
-        state = students.initial_state(config, group)
+        spec = RunSpec.from_config({**self._config, "seeds": count})
+        group = students.untrained(spec, self._vocab_size)
+        step = students.step(spec, group, (lambda shared, _: shared) if taught else self.teach)
+        state = students.initial_state(spec.student_stage, group)
         teacher = self.shared if taught else self.teacher.params
 
         def call():
@@ -141,8 +144,8 @@ def table(seconds: dict, sizes: list[int]) -> Table:
 def main(_):
     config = cli.load_config(CONFIG)
     run_config.check(config)
-    run_data.refuse_images(config)
-    if len(run_config.losses({"losses": LOSS.value})) != 1:
+    run_data.require_text(RunSpec.from_config(config).data)
+    if len(parse_losses(LOSS.value)) != 1:
         raise ValueError(f"--loss must be one loss, got {LOSS.value}")
     if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):
         raise ValueError(

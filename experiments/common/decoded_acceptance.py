@@ -10,7 +10,7 @@ from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.runs import progress
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import students, teacher
+from jaxdiv.training import teacher
 from jaxdiv.training.run_data import TextData
 
 
@@ -29,15 +29,15 @@ def with_decoding(
       names: contexts; those of text that no teacher wrote are left out.
       gamma: drafts a round.
     """
-    config, data = run.config(), TextData.load(run)
-    target = teacher.restore(config, run, data.tokenizer.vocab_size).module().unrolled()
+    spec, data = run.spec(), TextData.load(run)
+    target = teacher.restore(spec.teacher, run, data.tokenizer.vocab_size).module().unrolled()
     groups = {
-        loss: (model, seeds) for loss, model, seeds in measurement.student_groups(config, run, data)
+        loss: (model, seeds) for loss, model, seeds in measurement.student_groups(spec, run, data)
     }
     pairs = [(loss, seed) for loss, finite in measured.losses.items() for seed in finite]
-    prompts, _ = contexts.prompts(config, data)
+    prompts, _ = contexts.prompts(spec.evaluation, data)
     limits = {
-        "max_tokens": config["evaluation"]["generated_tokens"],
+        "max_tokens": spec.evaluation.generated_tokens,
         "stop": data.tokenizer.end_of_text,
     }
 
@@ -55,7 +55,7 @@ def with_decoding(
         """Returns (tokens [K], calls [K], seconds, plain decoding's seconds a token) by student."""
         rows = {loss: [] for loss, _ in pairs}
         with progress.bar(context, len(pairs), unit="students") as advance:
-            for seed in students.seeds(config):
+            for seed in spec.seeds:
                 # Each seed has texts of its own, so that seeds are a source of noise beside texts.
                 texts = (seed * len(prompts) + np.arange(len(prompts))) % 2**32
                 options = {"temperature": schema.GENERATED_TEMPERATURES[context], "seeds": texts}

@@ -27,7 +27,7 @@ def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
     if prompt is not None:
         return [_checked(prompt, "--prompt")]
     data = TextData.load(run)
-    return [data.tokenizer.decode(contexts.prompts(run.config(), data)[0][0])]
+    return [data.tokenizer.decode(contexts.prompts(run.spec().evaluation, data)[0][0])]
 
 
 def _read(path: pathlib.Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Measures finished runs, pooled, and writes their results: CSV, table, pictures and report."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -12,9 +13,8 @@ from jaxdiv.evaluation.measurement import Measurement
 from jaxdiv.reporting import decoding_table, loss_table, page, pictures, results
 from jaxdiv.reporting.summary import summarize
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import config_keys, metrics, specs
+from jaxdiv.runs import metrics
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import students
 
 
 def measure(
@@ -34,17 +34,17 @@ def measure(
     """
     measured = []
     for run in runs:
-        settings = run.config()["evaluation"]
-        names = contexts or config_keys.names_in(settings["contexts"])
-        measurements = measurement.measure(
-            run,
-            names=names,
-            rules=rules or specs.parse_rules(settings["rules"]),
-            temperatures=temperatures or tuple(settings["temperatures"]),
+        config = run.spec().evaluation
+        evaluation = dataclasses.replace(
+            config,
+            contexts=tuple(contexts) or config.contexts,
+            rules=tuple(rules) or config.rules,
+            temperatures=tuple(temperatures) or config.temperatures,
         )
+        measurements = measurement.measure(run, evaluation)
         if decode_gamma:
             measurements = decoded_acceptance.with_decoding(
-                run, measurements, names=names, gamma=decode_gamma
+                run, measurements, names=evaluation.contexts, gamma=decode_gamma
             )
         measured.append(measurements)
     return measured
@@ -59,7 +59,7 @@ def write(
         diverged = [
             f"{loss} (seed {seed})"
             for loss, finite in measurements.losses.items()
-            for seed in students.seeds(run.config())
+            for seed in run.spec().seeds
             if seed not in finite
         ]
         if diverged:
@@ -77,9 +77,7 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
     Raises:
       ValueError: the results hold no pooled acceptance.
     """
-    curves = [
-        metrics.read_curves(run.curves, "student", students.seeds(run.config())) for run in runs
-    ]
+    curves = [metrics.read_curves(run.curves, "student", run.spec().seeds) for run in runs]
     summary = summarize(frame, pd.concat(curves, ignore_index=True))
     images = pictures.draw(summary)
     pictures.write(output, images)

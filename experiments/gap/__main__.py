@@ -20,6 +20,7 @@ from experiments.common import cli, watch_flags
 from experiments.gap import causes, report, study
 from jaxdiv.acceptance import RULES
 from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, run_data, teacher
 
@@ -51,20 +52,23 @@ def main(_):
         if value != fixed:
             raise ValueError(f"`config.{key}` is {fixed!r} in this study, got {value!r}")
     config = teacher.resolve(config, workdir, typed=cli.overrides(CONFIG))
-    run_data.refuse_images(config)
+    spec = RunSpec.from_config(config)
+    run_data.require_text(spec.data)
     study_causes = causes.read(text, config)
-    mesh = sharding.make(config)
-    watching = {
-        "profile": watch_flags.profiled_steps(config["student"]["steps"]),
-        "also": watch_flags.trackers(),
-    }
+    mesh = sharding.make(spec)
+    profile, trackers = watch_flags.profiled_steps(spec.student_stage.steps), watch_flags.trackers()
     with lock.hold(workdir.root):
         study.initialize_or_resume(workdir, config, study_causes)
         try:
-            corpus = run_data.prepare(config, workdir)
-            model = teacher.prepare(config, workdir, corpus, also=watching["also"])
+            corpus = run_data.prepare(spec, workdir)
             frame, acceptance = study.run(
-                config, workdir, study_causes, corpus=corpus, teacher=model, mesh=mesh, **watching
+                spec,
+                workdir,
+                study_causes,
+                corpus=corpus,
+                teacher=teacher.prepare(spec, workdir, corpus, loop.Monitoring(trackers=trackers)),
+                mesh=mesh,
+                monitoring=loop.Monitoring(profile, trackers),
             )
         except loop.Stopped as stopped:
             cli.log(f"{stopped}; the same command goes on from there")

@@ -1,7 +1,7 @@
 """Acceptance of every variant: each student drafts for the teacher that its training left."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.evaluation.contexts import Context
 from jaxdiv.evaluation.measurement import Key, Sums
 from jaxdiv.runs import progress, sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.schema import CORPUS, GENERATED, GENERATED_GREEDY, HEADLINE_GAMMA, UNTRAINED
-from jaxdiv.training import students, teacher
+from jaxdiv.training import teacher
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model, TrainState
 
@@ -49,9 +50,9 @@ def measure(
       Name of a variant, or `untrained`, to measure to sums over the students of all seeds, NaN for
       a student that diverged. A variant whose students all diverged has no measures.
     """
-    config, seeds = trainer.config, students.seeds(trainer.config)
+    spec, seeds = trainer.spec, trainer.spec.seeds
     params = dict(zip((variant.name for variant in variants), state.params, strict=True))
-    texts, results = _texts(config, corpus, trainer.teacher, mesh), {}
+    texts, results = _texts(spec, corpus, trainer.teacher, mesh), {}
     for trains in (causes.STUDENT, causes.HEAD):
         drafter = trainer.drafter(trains)
         population = [
@@ -62,8 +63,8 @@ def measure(
         if trains == causes.STUDENT:
             population.append((UNTRAINED, trainer.students, seeds))
         if population:
-            results |= _measure_population(config, trainer.teacher, population, texts, mesh)
-    for variant, finite in zip(variants, sharding.whole(state.alive, mesh), strict=True):
+            results |= _measure_population(spec, trainer.teacher, population, texts, mesh)
+    for variant, finite in zip(variants, sharding.whole(state.finite, mesh), strict=True):
         name = variant.name
         if variant.change.trains == causes.TEACHER:
             results[name] = _measure_with_trained_teachers(
@@ -80,27 +81,29 @@ def measure(
     return results
 
 
-def _texts(config: Mapping, corpus: TextData, teacher_model: Model, mesh: Mesh) -> list[Context]:
+def _texts(spec: RunSpec, corpus: TextData, teacher_model: Model, mesh: Mesh) -> list[Context]:
     return [
-        contexts.make(name, config, corpus, teacher_model, mesh)
+        contexts.make(name, spec.evaluation, corpus, teacher_model, mesh)
         for name in (CORPUS, GENERATED, GENERATED_GREEDY)
     ]
 
 
 def _measure_population(
-    config: Mapping,
+    spec: RunSpec,
     teacher_model: Model,
-    population: Sequence[tuple[str, Any, list[int]]],
+    population: Sequence[tuple[str, Any, Sequence[int]]],
     texts: Sequence[Context],
     mesh: Mesh,
 ) -> dict[str, SumsByMeasure]:
     """Measures by every rule and temperature on the corpus, then by `_ON_TEACHER_TEXT`."""
-    students_on = {"config": config, "guide": teacher_model, "population": population, "mesh": mesh}
-    every = {"rules": RULES, "temperatures": config["evaluation"]["temperatures"]}
-    on_corpus = measurement.measure_students(texts[:1], **students_on, **every)
-    on_text = measurement.measure_students(
-        texts[1:], **students_on, rules=RULES[:1], temperatures=(1.0,)
-    )
+
+    def measure_on(part, **evaluation):
+        evaluation = dataclasses.replace(spec.evaluation, **evaluation)
+        part_spec = dataclasses.replace(spec, evaluation=evaluation)
+        return measurement.measure_students(part, part_spec, teacher_model, population, mesh)
+
+    on_corpus = measure_on(texts[:1], rules=RULES)
+    on_text = measure_on(texts[1:], rules=RULES[:1], temperatures=(1.0,))
     results = {}
     for name, _, seeds in population:
         parts = [
@@ -130,14 +133,16 @@ def _measure_with_trained_teachers(
     trainer: VariantTrainer, name: str, params: Any, corpus: TextData, mesh: Mesh
 ) -> SumsByMeasure:
     """Measures each student with the teacher trained beside it, which writes its own texts."""
-    config, parts, qualities = trainer.config, [], []
-    for i, seed in enumerate(students.seeds(config)):
+    spec, parts, qualities = trainer.spec, [], []
+    rows = spec.teacher_stage.batch_size
+    for i, seed in enumerate(spec.seeds):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], params)
         trained = trainer.teacher.with_params(jax.tree.map(lambda x: x[0], one[causes.TEACHER]))
         population = [(name, trainer.students.with_params(one["student"]), [seed])]
-        texts = _texts(config, corpus, trained, mesh)
-        parts.append(_measure_population(config, trained, population, texts, mesh)[name])
-        qualities.append(f"{teacher.nats_a_byte(config, corpus, trained, mesh):.2f}")
+        texts = _texts(spec, corpus, trained, mesh)
+        parts.append(_measure_population(spec, trained, population, texts, mesh)[name])
+        nats = teacher.nats_per_byte(corpus, trained, mesh, batch_size=rows)
+        qualities.append(f"{nats:.2f}")
     progress.log(f"{name} left teachers of {', '.join(qualities)} nats a byte")
     joined = {}
     for key, like in next((part for part in parts if part), {}).items():

@@ -1,9 +1,8 @@
 """The study in its work folder: the variants' training as a stage of a run, then the tables."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
@@ -11,7 +10,8 @@ from experiments.gap import measuring, ratios
 from experiments.gap.causes import Cause
 from experiments.gap.variants import Variant, VariantTrainer, of_causes
 from jaxdiv import files
-from jaxdiv.runs import processes, progress
+from jaxdiv.runs import processes
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, run_data, students
 from jaxdiv.training.run_data import TextData
@@ -41,34 +41,34 @@ def initialize_or_resume(workdir: Workdir, config: Mapping, causes: Sequence[Cau
 
 
 def run(
-    config: Mapping,
+    spec: RunSpec,
     workdir: Workdir,
     causes: Sequence[Cause],
     *,
     corpus: TextData,
     teacher: Model,
     mesh: Mesh,
-    **watching: Any,
+    monitoring: loop.Monitoring,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Trains all variants, or resumes, and measures them.
 
     Args:
-      config: the run's.
+      spec: the run.
       workdir: its folder.
       causes: of the study.
       corpus: the run's data.
       teacher: of all students.
       mesh: that training and measuring are spread over.
-      **watching: `profile` and `also` of `loop.run_stage`.
+      monitoring: of the training.
 
     Returns:
       gap.csv and acceptance.csv.
     """
     variants = of_causes(causes)
     tokenizer = corpus.tokenizer
-    untrained = students.untrained(config, tokenizer.vocab_size, mesh)
-    trainer = VariantTrainer(config, teacher, untrained, padding=tokenizer.end_of_text)
-    state = _train(trainer, variants, workdir, corpus, mesh, watching)
+    untrained = students.untrained(spec, tokenizer.vocab_size, mesh)
+    trainer = VariantTrainer(spec, teacher, untrained, padding=tokenizer.end_of_text)
+    state = _train(trainer, variants, workdir, corpus, mesh, monitoring)
     sums = measuring.measure(trainer, variants, state, corpus, mesh)
     return ratios.table(causes, sums), ratios.acceptance_table(variants, sums)
 
@@ -79,31 +79,21 @@ def _train(
     workdir: Workdir,
     corpus: TextData,
     mesh: Mesh,
-    watching: Mapping[str, Any],
+    monitoring: loop.Monitoring,
 ) -> TrainState:
-    config, names = trainer.config, [variant.name for variant in variants]
-    seeds = students.seeds(config)
-
-    def report_diverged(number, finite, _):
-        diverged = [f"{names[i]} (seed {seeds[j]})" for i, j in np.argwhere(~finite)]
-        progress.log(
-            f"not finite by step {number}, frozen and left out: {', '.join(diverged)}", style="red"
-        )
-
-    return loop.run_stage(
-        config,
-        workdir,
-        stage="student",
+    stage = dataclasses.replace(
+        trainer.spec.student_stage,
+        members=tuple(variant.name for variant in variants),
+        optimizers=tuple(trainer.optimizer_spec(variant) for variant in variants),
+    )
+    training = loop.Training(
+        spec=stage,
         folder=workdir.students,
-        names=names,
-        seeds=seeds,
-        optimizers=[trainer.optimizer_settings(variant) for variant in variants],
-        mesh=mesh,
-        begin=lambda: trainer.initial_state(variants, mesh),
+        initial_state=lambda: trainer.initial_state(variants, mesh),
         step=trainer.step(variants, mesh),
         teacher=trainer.teacher.params,
-        batches=run_data.batches(config, "student", corpus, mesh),
+        batches=run_data.batches(stage, corpus, mesh),
         measure=lambda _: {},
-        report_diverged=report_diverged,
-        **watching,
+        report_diverged=lambda number, finite, _: students.report_diverged(stage, number, finite),
     )
+    return loop.run_stage(training, workdir, mesh, monitoring)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from experiments.gap import causes, formulas
 from jaxdiv import models
 from jaxdiv.models.decoder import project
+from jaxdiv.runs.specs import OptimizerSpec, RunSpec
 from jaxdiv.training import students
 from jaxdiv.training.state import Model, TrainState
 from jaxdiv.training.step import make_optimizer, make_step
@@ -87,13 +88,13 @@ class VariantTrainer:
     """The training of all variants.
 
     Attributes:
-      config: the run's.
+      spec: the run.
       teacher: the teacher of all students; variants that train it or its head start from it.
       students: the untrained students, [S, ...], or their shapes.
       padding: the token that fills rows up.
     """
 
-    config: Mapping
+    spec: RunSpec
     teacher: Model
     students: Model
     padding: int
@@ -101,9 +102,9 @@ class VariantTrainer:
     def teacher_passes(self, views: Iterable[str]) -> Callable[[Any, jax.Array], TeacherPasses]:
         """Returns a function (teacher's parameters, inputs [B, L]) -> the passes that the students
         of `views` need."""
-        forward = students.teacher_forward(self.config, self.teacher)
-        views, exit_layer = set(views), self.config["student"]["exit_layer"]
-        deeper = exit_layer < self.config["teacher"]["depth"]
+        forward = students.teacher_forward(self.spec.student, self.teacher)
+        views, exit_layer = set(views), self.spec.student.exit_layer
+        deeper = exit_layer < self.spec.teacher.depth
         other_layer = exit_layer + 1 if deeper else exit_layer - 1
 
         def passes(params, inputs):
@@ -150,7 +151,7 @@ class VariantTrainer:
 
     def initial_state(self, variants: Sequence[Variant], mesh: Mesh) -> TrainState:
         """Returns a state in which all variants start from the same students."""
-        seeds, params = self.config["seeds"], []
+        seeds, params = len(self.spec.seeds), []
         for trains in (variant.change.trains for variant in variants):
             if trains == causes.STUDENT:
                 params.append(self.students.params)
@@ -191,15 +192,17 @@ class VariantTrainer:
         """Returns the model that drafts with the parameters of variants that train `trains`."""
         return StudentWithHead(self.students) if trains == causes.HEAD else self.students
 
-    def optimizer_settings(self, variant: Variant) -> dict[str, Any]:
-        """Returns the variant's optimizer, with the keys of `config.student.optimizer`."""
-        settings = {**self.config["student"]["optimizer"], **variant.change.optimizer}
-        return {**settings, "learning_rate": variant.change.rate * settings["learning_rate"]}
+    def optimizer_spec(self, variant: Variant) -> OptimizerSpec:
+        """Returns the variant's optimizer: the config's under the variant's change."""
+        spec = dataclasses.replace(
+            self.spec.student_stage.optimizers[0], **variant.change.optimizer
+        )
+        return dataclasses.replace(spec, learning_rate=variant.change.rate * spec.learning_rate)
 
     def _optimizers(self, variants) -> list[optax.GradientTransformation]:
-        optimizers, steps = [], self.config["student"]["steps"]
+        optimizers, steps = [], self.spec.student_stage.steps
         for variant in variants:
-            optimizer = make_optimizer(self.optimizer_settings(variant), steps)
+            optimizer = make_optimizer(self.optimizer_spec(variant), steps)
             clip = variant.change.clip_value
             optimizers.append(optax.chain(optax.clip(clip), optimizer) if clip else optimizer)
         return optimizers

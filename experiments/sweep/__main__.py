@@ -70,12 +70,14 @@ def main(_):
         raise ValueError(
             "--profile: a sweep is many trainings; profile one of them by experiments.distill"
         )
-    sharding.make(plan.config)  # refuses a mesh that this machine lacks the devices for
-    trackers = watch_flags.trackers()
+    sharding.make(
+        RunSpec.from_config(plan.config)
+    )  # refuses a mesh that this machine lacks the devices for
+    monitoring = loop.Monitoring(trackers=watch_flags.trackers())
     with lock.hold(root):
         study.initialize_or_resume(plan)
         try:
-            study.run(plan, selected, also=trackers)
+            study.run(plan, selected, monitoring)
         except loop.Stopped as stopped:
             cli.log(f"{stopped}; the same command goes on from there")
             return 128 + stopped.signum

@@ -1,8 +1,6 @@
 """The runs of a sweep: how each begins or resumes, and those that train the teachers."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -12,9 +10,11 @@ from experiments.sweep.plan import PlannedRun
 from jaxdiv.data import pipeline
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.schema import CORPUS
 from jaxdiv.training import run_data, teacher
+from jaxdiv.training.loop import Monitoring
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
 
@@ -23,17 +23,17 @@ _SHARED_FACTS = (DATA_READY, run_data.TOKENIZER)
 
 
 def begin(
-    run: PlannedRun, first: Workdir, **watching: Any
-) -> tuple[dict[str, Any], TextData, Model]:
+    run: PlannedRun, first: Workdir, monitoring: Monitoring | None = None
+) -> tuple[RunSpec, TextData, Model]:
     """Prepares a run's data and teacher, which is trained or taken over.
 
     Args:
       run: the run to begin, or to resume.
       first: the folder of the base's teacher, whose texts and tokenizer all runs share.
-      **watching: `profile` and `also` of `loop.run_stage`.
+      monitoring: of the teacher's training.
 
     Returns:
-      (config, data, teacher); the config has the sizes of a teacher that was taken over.
+      (spec, data, teacher); the spec has the sizes of a teacher that was taken over.
 
     Raises:
       ValueError: the run has other texts, or another tokenizer, than `first`. Files may have
@@ -42,7 +42,8 @@ def begin(
     workdir = run.workdir
     config = teacher.resolve(run.config, workdir, typed={})
     workdir.initialize_or_resume(config)
-    data = run_data.prepare(config, workdir)
+    spec = RunSpec.from_config(config)
+    data = run_data.prepare(spec, workdir)
     facts, expected = workdir.facts(), first.facts()
     for name in _SHARED_FACTS:
         if facts[name] != expected[name]:
@@ -51,16 +52,18 @@ def begin(
                 f"{first.root}; all of a sweep have one corpus and one tokenizer: put that right "
                 "and delete the former, or begin another sweep"
             )
-    return config, data, teacher.prepare(config, workdir, data, **watching)
+    return spec, data, teacher.prepare(spec, workdir, data, monitoring)
 
 
-def prepare_teacher(name: str, run: PlannedRun, first: Workdir, **watching: Any) -> None:
+def prepare_teacher(
+    name: str, run: PlannedRun, first: Workdir, monitoring: Monitoring | None = None
+) -> None:
     """Trains a teacher, or resumes, and stores its quality and entropy in its folder's facts."""
     workdir = run.workdir
     if not processes.broadcast_from_first(ENTROPY in workdir.facts()):
         with progress.event_fields(teacher=name):
-            config, data, model = begin(run, first, **watching)
-            nats = entropy(config, data, model, sharding.make(config))
+            spec, data, model = begin(run, first, monitoring)
+            nats = entropy(spec, data, model, sharding.make(spec))
             workdir.add_facts({ENTROPY: round(nats, 4)})
             processes.barrier(f"teacher {name}")
     facts = workdir.facts()
@@ -70,10 +73,10 @@ def prepare_teacher(name: str, run: PlannedRun, first: Workdir, **watching: Any)
     )
 
 
-def entropy(config: Mapping, corpus: TextData, model: Model, mesh: Mesh) -> float:
+def entropy(spec: RunSpec, corpus: TextData, model: Model, mesh: Mesh) -> float:
     """Computes the mean entropy of the teacher's next token at temperature 1 over
     `evaluation.documents`, in nats."""
-    context = contexts.make(CORPUS, config, corpus, model, mesh)
+    context = contexts.make(CORPUS, spec.evaluation, corpus, model, mesh)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def total(params, batch):
@@ -81,7 +84,7 @@ def entropy(config: Mapping, corpus: TextData, model: Model, mesh: Mesh) -> floa
         nats = jaxdiv.cross_entropy(logits, logits) * batch["weights"]
         return sharding.everywhere(jnp.sum(nats), mesh)
 
-    rows = sharding.Rows(mesh, measurement.rows_at_once(config, context.inputs.shape[1], mesh))
+    rows = sharding.Rows(mesh, measurement.rows_at_once(spec, context.inputs.shape[1], mesh))
     arrays = [getattr(context, field) for field in run_data.BATCH_FIELDS]
     batches = (rows.spread(run_data.batch(block)) for block in pipeline.blocks(arrays, rows.count))
     return sum(float(total(model.params, batch)) for batch in batches) / float(

@@ -2,7 +2,6 @@
 like those of `experiments.distill`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -16,6 +15,7 @@ from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import students
+from jaxdiv.training.loop import Monitoring
 
 FILE = "sweep.json"
 _MAY_CHANGE = (*run_config.DECIDE_NO_RESULT, "config.sweep.extra")
@@ -67,13 +67,13 @@ def is_done(plan: SweepPlan, cell: Cell) -> bool:
     return (plan.workdir("cells", cell.name).root / stored_sums.FILE).exists()
 
 
-def run(plan: SweepPlan, selected: Sequence[Cell], **watching: Any) -> None:
+def run(plan: SweepPlan, selected: Sequence[Cell], monitoring: Monitoring | None = None) -> None:
     """Trains and measures the selected cells that are not done.
 
     Args:
       plan: the sweep.
       selected: of its cells.
-      **watching: `profile` and `also` of `loop.run_stage`.
+      monitoring: of every training.
 
     Raises:
       loop.Stopped: a signal came in training; the step under way was finished and saved.
@@ -81,9 +81,9 @@ def run(plan: SweepPlan, selected: Sequence[Cell], **watching: Any) -> None:
     left = [cell for cell in selected if not processes.broadcast_from_first(is_done(plan, cell))]
     first = plan.workdir("teachers", plan.cells[0].teacher)
     for name in plan.teachers(left) if left else ():
-        runs.prepare_teacher(name, plan.teacher_run(name), first, **watching)
+        runs.prepare_teacher(name, plan.teacher_run(name), first, monitoring)
     rates = {
-        name: tuning.rates(name, plan.tuning_runs(name), plan.losses, first, **watching)
+        name: tuning.rates(name, plan.tuning_runs(name), plan.losses, first, monitoring)
         for name in dict.fromkeys(map(plan.tuned_student, left))
     }
     decoded = cells.decoded(plan.sweep, plan.cells)
@@ -106,14 +106,16 @@ def run(plan: SweepPlan, selected: Sequence[Cell], **watching: Any) -> None:
                 f"{max(1, round(remaining.minutes()))} min left",
                 style="bold",
             )
-            _run_cell(planned, first, decoded=cell in decoded, **watching)
+            _run_cell(planned, first, monitoring, decoded=cell in decoded)
         jax.clear_caches()  # the next cell has no use for them
 
 
-def _run_cell(planned: PlannedRun, first: Workdir, *, decoded: bool, **watching: Any) -> None:
+def _run_cell(
+    planned: PlannedRun, first: Workdir, monitoring: Monitoring | None, *, decoded: bool
+) -> None:
     workdir = planned.workdir
-    config, data, model = runs.begin(planned, first)
-    students.train(config, workdir, data, model, **watching)
+    spec, data, model = runs.begin(planned, first)
+    students.train(spec, workdir, data, model, monitoring)
     gamma = stored_sums.DECODED_GAMMA if decoded else None
     measured = run_results.measure([workdir], decode_gamma=gamma)
     if processes.is_first():

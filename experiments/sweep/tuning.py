@@ -1,15 +1,15 @@
 """Each loss's learning rate for each kind of student, from the curves of a few short runs."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from experiments.sweep import runs
 from experiments.sweep.plan import PlannedRun
 from jaxdiv import files
 from jaxdiv.runs import metrics, processes, progress
-from jaxdiv.runs.specs import RunSpec
+from jaxdiv.runs.specs import StageSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import students
+from jaxdiv.training.loop import Monitoring
 
 FILE = "reached.json"
 DIVERGED = -1.0  # less than any acceptance
@@ -21,7 +21,7 @@ def rates(
     tuning_runs: Mapping[float, PlannedRun],
     losses: list[str],
     first: Workdir,
-    **watching: Any,
+    monitoring: Monitoring | None = None,
 ) -> dict[str, float]:
     """Returns the learning rate of each loss after which acceptance on the validation batch ends
     highest.
@@ -31,7 +31,7 @@ def rates(
       tuning_runs: learning rate to run; finished ones are read.
       losses: to tune.
       first: as `runs.begin` has it.
-      **watching: `profile` and `also` of `loop.run_stage`.
+      monitoring: of every training.
     """
     acceptance = {}
     for rate, run in tuning_runs.items():
@@ -39,10 +39,10 @@ def rates(
         with progress.event_fields(tuning=name):
             path = run.workdir.root / FILE
             if not processes.broadcast_from_first(path.exists()):
-                config, data, model = runs.begin(run, first)
-                students.train(config, run.workdir, data, model, **watching)
+                spec, data, model = runs.begin(run, first)
+                students.train(spec, run.workdir, data, model, monitoring)
                 if processes.is_first():
-                    files.write_json(path, final_acceptance(run.workdir, config))
+                    files.write_json(path, final_acceptance(run.workdir, spec.student_stage))
                 processes.barrier(f"tuned {name}")
             acceptance[rate] = read(run.workdir, losses)
     tuned = best(acceptance, losses)
@@ -67,7 +67,7 @@ def read(workdir: Workdir, losses: list[str]) -> dict[str, float]:
     """Reads the final acceptance of each loss of a finished run, `DIVERGED` if its student is not
     finite. Raises ValueError if the run lacks a loss."""
     acceptance = files.read_json(workdir.root / FILE)
-    tuned = [loss.text for loss in RunSpec.from_config(workdir.config()).losses]
+    tuned = workdir.spec().student_stage.members
     if absent := [loss for loss in losses if loss not in tuned]:
         raise ValueError(
             f"{workdir.root} was tuned without {', '.join(absent)}; delete it to have it tuned "
@@ -76,9 +76,8 @@ def read(workdir: Workdir, losses: list[str]) -> dict[str, float]:
     return {loss: acceptance.get(loss, DIVERGED) for loss in losses}
 
 
-def final_acceptance(workdir: Workdir, config: Mapping) -> dict[str, float]:
+def final_acceptance(workdir: Workdir, stage: StageSpec) -> dict[str, float]:
     """Reads acceptance after the last step from the curves; losses that diverged are left out."""
-    stage = RunSpec.from_config(config).student_stage
     curves = metrics.read_curves(workdir.curves, stage.name, list(stage.seeds))
     last = curves[curves["metric"].eq("acceptance") & curves["step"].eq(stage.steps)]
     return {loss: float(value) for loss, value in last.groupby("loss")["value"].mean().items()}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxdiv import schema, speculative
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
-from jaxdiv.runs import sharding, specs
+from jaxdiv.runs import sharding
+from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.speculative import decoding_loop
 from jaxdiv.training import on_policy, students, teacher, teacher_sources
 from jaxdiv.training.state import Model, population_shapes
@@ -41,30 +42,30 @@ class UncompiledStep:
     rounds: bool = False
 
 
-def names(config: Mapping) -> tuple[str, ...]:
+def names(spec: RunSpec) -> tuple[str, ...]:
     """Returns the names of a run's steps; a pretrained teacher is not trained."""
-    return tuple(name for name in NAMES if name != TEACHER or not config["teacher"]["checkpoint"])
+    return tuple(name for name in NAMES if name != TEACHER or not spec.teacher.checkpoint)
 
 
 def build(
-    config: Mapping, mesh: Mesh, chosen: Iterable[str] | None = None
+    spec: RunSpec, mesh: Mesh, chosen: Iterable[str] | None = None
 ) -> dict[str, UncompiledStep]:
     """Returns the chosen steps by name, or all of `names`, with arguments placed on `mesh`."""
-    builder = _Builder(config, mesh)
-    return {name: getattr(builder, name)() for name in (chosen or names(config))}
+    builder = _Builder(spec, mesh)
+    return {name: getattr(builder, name)() for name in (chosen or names(spec))}
 
 
-def logits_sizes(config: Mapping, step: UncompiledStep, mesh: Mesh) -> set[int]:
+def logits_sizes(spec: RunSpec, step: UncompiledStep, mesh: Mesh) -> set[int]:
     """Returns the possible numbers of elements of an array with all logits of one chip.
 
     It may hold one student or all seeds, and classes with or without padding.
     """
     rows, tensor = math.prod(mesh.shape[axis] for axis in meshes.ROWS), mesh.shape["tensor"]
-    classes = {config["data"]["vocabulary"], config["teacher"]["padded_vocabulary"]} - {0}
+    classes = {spec.data.vocabulary, spec.teacher.padded_vocabulary} - {0}
     predictions = step.predictions if step.rounds else -(-step.predictions // rows)
     return {
         models * predictions * count // parts
-        for models in (1, config["seeds"])
+        for models in (1, len(spec.seeds))
         for count in classes
         for parts in (1, tensor)
     }
@@ -73,13 +74,13 @@ def logits_sizes(config: Mapping, step: UncompiledStep, mesh: Mesh) -> set[int]:
 class _Builder:
     """Builds each step of a run; a method has the name of its step."""
 
-    def __init__(self, config: Mapping, mesh: Mesh):
-        self._config, self._mesh = config, mesh
-        self._vocab_size = config["data"]["vocabulary"]
-        self._length = config["data"]["sequence_length"]
+    def __init__(self, spec: RunSpec, mesh: Mesh):
+        self._spec, self._mesh = spec, mesh
+        self._vocab_size = spec.data.vocabulary
+        self._length = spec.data.sequence_length
         builds = self._model_builders()
         self._trained_teacher = population_shapes(builds[0], 1, mesh)
-        self._students = population_shapes(builds[1], config["seeds"], mesh)
+        self._students = population_shapes(builds[1], len(spec.seeds), mesh)
         params = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._trained_teacher.params
         )
@@ -89,17 +90,18 @@ class _Builder:
         )
 
     def student(self) -> UncompiledStep:
-        config = self._config
-        write = on_policy.writer(config, self._teacher, self._students, end_of_text=0)
-        outputs = students.teacher_outputs(config, self._teacher)
-        step = students.step(config, self._students, outputs, write, mesh=self._mesh)
-        state = self._initial_state(students.initial_state, self._students)
-        return self._training(STUDENT, step, state, self._teacher.params)
+        spec = self._spec
+        write = on_policy.writer(spec.on_policy, self._teacher, self._students, end_of_text=0)
+        outputs = students.teacher_outputs(spec.student, self._teacher)
+        step = students.step(spec, self._students, outputs, write, mesh=self._mesh)
+        state = self._initial_state(students, spec.student_stage, self._students)
+        return self._training(spec.student_stage, step, state, self._teacher.params)
 
     def teacher(self) -> UncompiledStep:
-        step = teacher.step(self._config, self._trained_teacher, mesh=self._mesh)
-        state = self._initial_state(teacher.initial_state, self._trained_teacher)
-        return self._training(TEACHER, step, state, None)
+        stage = self._spec.teacher_stage
+        step = teacher.step(stage, self._trained_teacher, mesh=self._mesh)
+        state = self._initial_state(teacher, stage, self._trained_teacher)
+        return self._training(stage, step, state, None)
 
     def evaluate_teacher(self) -> UncompiledStep:
         """Evaluates the teacher on a block of held-out windows."""
@@ -122,13 +124,13 @@ class _Builder:
 
     def decode(self) -> UncompiledStep:
         """Decodes after all held-out prompts at once, on one chip."""
-        settings = self._config["evaluation"]
+        settings = self._spec.evaluation
         target, draft = (
             nnx.eval_shape(lambda build=build: build(nnx.Rngs(0)).unrolled())
             for build in self._model_builders()
         )
-        prompts = np.zeros((settings["documents"], settings["prompt_tokens"]), np.int32)
-        tokens = settings["generated_tokens"]
+        prompts = np.zeros((settings.documents, settings.prompt_tokens), np.int32)
+        tokens = settings.generated_tokens
         decoding = speculative.prepare(
             target, draft, prompts, max_tokens=tokens, gamma=GAMMA, stop=0
         )
@@ -139,23 +141,23 @@ class _Builder:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), decoding.arrays
         )
-        predictions = settings["documents"] * (GAMMA + 1)
+        predictions = settings.documents * (GAMMA + 1)
         return UncompiledStep(jax.jit(run), shapes, predictions, rounds=True)
 
     def _model_builders(self):
         return (
-            teacher_sources.builder(self._config, self._vocab_size),
-            students.builder(self._config, self._vocab_size),
+            teacher_sources.builder(self._spec.teacher, self._vocab_size),
+            students.builder(self._spec, self._vocab_size),
         )
 
-    def _initial_state(self, initial_state: Callable, model: Model):
+    def _initial_state(self, trainer, stage: StageSpec, model: Model):
         """Returns the shapes of a stage's state before its first step."""
-        begin = functools.partial(initial_state, self._config, mesh=self._mesh)
+        begin = functools.partial(trainer.initial_state, stage, mesh=self._mesh)
         shapes = jax.eval_shape(lambda params: begin(model.with_params(params)), model.params)
         return sharding.shapes(shapes, self._mesh)
 
     def _training(self, stage, step, state, params):
-        rows = self._config[stage]["batch_size"]
+        rows = stage.batch_size
         return UncompiledStep(step, (state, params, self._batch(rows)), rows * self._length)
 
     def _batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -169,20 +171,14 @@ class _Builder:
 
     def _evaluation(self):
         """Returns the teacher's pass, the students' measurement of it, and a batch."""
-        settings, none = self._config["evaluation"], np.zeros((0, self._length), np.int32)
+        none = np.zeros((0, self._length), np.int32)
         context = contexts.Context(
             schema.CORPUS, none, none, none.astype(np.float32), none[:, 0], start=None
         )
         passes = measurement.compiled_passes(
-            self._config,
-            self._teacher,
-            self._students,
-            context,
-            self._mesh,
-            rules=specs.parse_rules(settings["rules"]),
-            temperatures=settings["temperatures"],
+            self._spec, self._teacher, self._students, context, self._mesh
         )
         return *passes, self._batch(self._evaluated_rows())
 
     def _evaluated_rows(self) -> int:
-        return measurement.rows_at_once(self._config, self._length, self._mesh)
+        return measurement.rows_at_once(self._spec, self._length, self._mesh)

@@ -1,9 +1,8 @@
-"""What acceptance is measured on: held-out documents, and text that the teacher itself wrote after
-their beginnings."""
+"""Contexts that acceptance is measured on: held-out data, and text that the teacher writes."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -12,25 +11,24 @@ from jaxtyping import Float32, Int32
 
 from jaxdiv import models, schema
 from jaxdiv.data import pipeline
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs import sharding
-from jaxdiv.runs.config_keys import IMAGES, MAX_DOCUMENT_TOKENS
-from jaxdiv.schema import GENERATED_TEMPERATURES
+from jaxdiv.runs.config_keys import MAX_DOCUMENT_TOKENS
+from jaxdiv.runs.specs import DataSpec, EvaluationSpec
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Rows of tokens and which of their predictions count.
+    """Rows of tokens or images, and which of their predictions count.
 
     Attributes:
-      name: of `config.CONTEXTS`.
-      inputs, labels: [R, L]; of images inputs are [R, X, Y, C], and L is 1.
+      name: one of `schema.CONTEXTS`.
+      inputs, labels: [R, L]; images are [R, X, Y, C] with L = 1.
       weights: [R, L], 1 where the prediction of the label counts.
       document: [R], which held-out document a row comes from.
-      start: for the teacher's own text, whose rows are whole texts, the first position that
-        predicts it; else None.
+      start: the first position that predicts the teacher's text, in rows that are whole texts of
+        the teacher; else None.
     """
 
     name: str
@@ -42,64 +40,70 @@ class Context:
 
     @property
     def temperature(self) -> float | None:
-        """At which the teacher wrote the text; None for the corpus."""
-        return GENERATED_TEMPERATURES.get(self.name)
+        """The temperature at which the teacher wrote the text; None for held-out data."""
+        return schema.GENERATED_TEMPERATURES.get(self.name)
 
     def by_document(self, values: np.ndarray) -> np.ndarray:
-        """Sums of rows [S, R, ...] that come from one document: [S, K, ...]."""
+        """Sums the rows of `values` [S, R, ...] that come from one document, to [S, K, ...]."""
         documents, index = np.unique(self.document, return_inverse=True)
-        summed = np.zeros((values.shape[0], len(documents), *values.shape[2:]))
-        np.add.at(summed, (slice(None), index), values)
-        return summed
+        sums = np.zeros((values.shape[0], len(documents), *values.shape[2:]))
+        np.add.at(sums, (slice(None), index), values)
+        return sums
 
 
-def check(names: Iterable[str], config: Mapping) -> None:
-    """Raises ValueError for a context that there is none of where the run's data are images, or
-    texts."""
-    images = run_config.of_images(config)
-    known = [name for name in schema.CONTEXTS if (name == IMAGES) == images]
+def check(names: Iterable[str], data: DataSpec) -> None:
+    """Raises ValueError for a context that a run on this kind of data does not have."""
+    available = [name for name in schema.CONTEXTS if (name == schema.IMAGES) == data.is_images]
     for name in names:
-        if name not in known:
+        if name not in available:
             raise ValueError(
-                f"there is no context `{name}` of a run on {config['data']['kind']}; there is {', '.join(known)}"
+                f"there is no context `{name}` of a run on {data.kind}; there is "
+                f"{', '.join(available)}"
             )
 
 
 def make(
-    name: str, config: Mapping, corpus: RunData, teacher: Model, mesh: Mesh | None = None
+    name: str, spec: EvaluationSpec, data: RunData, teacher: Model, mesh: Mesh | None = None
 ) -> Context:
-    """The context `name` from the test documents; `teacher` writes on the `mesh` that it lies on.
+    """Makes a context from the test documents.
 
-    Raises ValueError if the documents are too few or too short.
+    Args:
+      name: one of `schema.CONTEXTS`.
+      spec: numbers of documents and tokens, and the seed of sampled text.
+      data: the run's.
+      teacher: writes the text of generated contexts.
+      mesh: where the teacher lies; None for one device.
+
+    Raises:
+      ValueError: the documents are too few or too short.
     """
-    evaluation = config["evaluation"]
-    if name in GENERATED_TEMPERATURES:
-        return _generated(name, config, corpus, teacher, mesh or sharding.alone())
-    limits = {
-        "tokens": min(evaluation["document_tokens"], MAX_DOCUMENT_TOKENS),
-        "documents": evaluation["documents"],
-    }
-    windows = corpus.windows("test", config, **limits)
+    if name in schema.GENERATED_TEMPERATURES:
+        return _generate(name, spec, data, teacher, mesh or sharding.alone())
+    windows = data.windows(
+        "test",
+        tokens=min(spec.document_tokens, MAX_DOCUMENT_TOKENS),
+        documents=spec.documents,
+    )
     return Context(
         name, windows.inputs, windows.labels, windows.weights, windows.document, start=None
     )
 
 
 def prompts(
-    config: Mapping, corpus: TextData
+    spec: EvaluationSpec, data: TextData
 ) -> tuple[Int32[np.ndarray, "K P"], Int32[np.ndarray, " K"]]:
-    """(the beginnings of test documents after which the teacher writes, each one's document)."""
-    evaluation = config["evaluation"]
+    """Returns the beginnings of test documents, after which the teacher writes, and their
+    documents."""
     return pipeline.prompts(
-        corpus.splits["test"],
-        length=evaluation["prompt_tokens"],
-        max_documents=evaluation["documents"],
+        data.splits["test"], length=spec.prompt_tokens, max_documents=spec.documents
     )
 
 
-def _generated(name, config, corpus, teacher, mesh):
-    """Each text runs to its end-of-text token, inclusive, or to `generated_tokens`."""
-    beginnings, document = prompts(config, corpus)
+def _generate(
+    name: str, spec: EvaluationSpec, data: TextData, teacher: Model, mesh: Mesh
+) -> Context:
+    """Lets the teacher write texts up to end of text, inclusive, or `generated_tokens`."""
+    beginnings, document = prompts(spec, data)
     rows = sharding.Rows(mesh, len(beginnings))
 
     @functools.partial(sharding.jit, mesh=mesh)
@@ -107,18 +111,17 @@ def _generated(name, config, corpus, teacher, mesh):
         return models.generate(
             teacher.with_params(params).module(),
             prompts,
-            length=config["evaluation"]["generated_tokens"],
-            temperature=GENERATED_TEMPERATURES[name],
-            key=jax.random.key(config["seed"]),
+            length=spec.generated_tokens,
+            temperature=schema.GENERATED_TEMPERATURES[name],
+            key=jax.random.key(spec.seed),
         )
 
-    texts = rows.whole(
-        {"texts": write(teacher.params, rows.spread({"prompts": beginnings})["prompts"])}
-    )["texts"]
+    texts = write(teacher.params, rows.spread({"prompts": beginnings})["prompts"])
+    texts = rows.whole({"texts": texts})["texts"]
     start = beginnings.shape[1] - 1
     inputs, labels = texts[:, :-1], texts[:, 1:]
-    ended_before = np.cumsum(labels[:, start:] == corpus.tokenizer.end_of_text, axis=1)
-    ended_before = np.pad(ended_before, ((0, 0), (1, 0)))[:, :-1]
+    ends = np.cumsum(labels[:, start:] == data.tokenizer.end_of_text, axis=1)
+    ends_before = np.pad(ends, ((0, 0), (1, 0)))[:, :-1]
     weights = np.zeros(labels.shape, np.float32)
-    weights[:, start:] = ended_before == 0
+    weights[:, start:] = ends_before == 0
     return Context(name, inputs, labels, weights, document, start=start)

@@ -1,43 +1,44 @@
-"""Acceptance of a run's students, measured from their checkpoints: sums over each document's
-tokens."""
+"""Acceptance of a run's students, measured from their checkpoints as sums over documents."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from jaxdiv import acceptance, schema
 from jaxdiv.data import pipeline
 from jaxdiv.evaluation import contexts
-from jaxdiv.runs import config as run_config
+from jaxdiv.evaluation.contexts import Context
 from jaxdiv.runs import progress, sharding
+from jaxdiv.runs.specs import EvaluationSpec, RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.schema import MAX_MEASURED_GAMMA, UNTRAINED
 from jaxdiv.training import run_data, students, teacher
 from jaxdiv.training.run_data import RunData
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed
 
-GREEDY_MATCH = "greedy_match"
-ACCURACY = "accuracy"  # of images, whose labels are the truth
-_GIVEN = ("given", "greedy_given")  # acceptance of each token of the teacher's own text
-# The results' name of a rule that depends on a temperature.
-_MEASURES = {
-    "sampling": "acceptance",
-    "greedy_draft": "acceptance_greedy_draft",
-    "exact_match": "acceptance_exact_match",
-    "typical": "acceptance_typical",
-}
+# Acceptance of each token of the teacher's text, by rejection sampling and of greedy drafts. It is
+# replaced by tokens per target call, and never reaches the results.
+_BY_TOKEN = ("by_token", "by_token_greedy_draft")
+_AT_TEXT_TEMPERATURE = "acceptance_at_text_temperature"
+_MAX_GAMMA = schema.MAX_MEASURED_GAMMA
+
+Group = tuple[str, Model, Sequence[int]]  # a loss, its students, and their seeds
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """A measure at a context and temperature, with `gamma`, drafted tokens or position in a draft,
-    where it has one."""
+    """A measure in a context at a temperature.
+
+    Attributes:
+      gamma: drafts per round, or a position in the draft; None if the measure has neither.
+    """
 
     context: str
     measure: str
@@ -47,11 +48,11 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """A measure is sum(numerator) / sum(denominator) over documents.
+    """Sums of a measure, which is sum(numerator) / sum(denominator) over documents.
 
     Attributes:
       numerator, denominator: [S, K], students by documents.
-      tokens: [K], the tokens behind them.
+      tokens: [K], the number of predictions behind them.
     """
 
     numerator: np.ndarray
@@ -61,290 +62,258 @@ class Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One run. `losses`: loss to the seeds of its living students; `sums`: (loss, key) to what they
-    sum to."""
+    """Measurement of one run.
+
+    Attributes:
+      losses: the seeds of each loss's finite students.
+      sums: by loss and key.
+    """
 
     losses: dict[str, list[int]]
     sums: dict[tuple[str, Key], Sums]
 
 
-def measure(
-    workdir: Workdir, *, names: Sequence[str], rules: Sequence[str], temperatures: Sequence[float]
-) -> Measurement:
+def measure(workdir: Workdir, evaluation: EvaluationSpec | None = None) -> Measurement:
     """Measures a finished run's students, restored from disk, and the untrained ones.
 
     Args:
       workdir: the run.
-      names: of contexts.
-      rules: of `acceptance.RULES`; tokens a target call are always by `sampling` and
-        `greedy_draft`.
-      temperatures: of sampling.
+      evaluation: contexts, rules and temperatures; None for those of the run's config. Tokens per
+        target call are always by `sampling` and `greedy_draft`.
 
     Raises:
       ValueError, FileNotFoundError: the run has no such context, is not finished, or what it saved
         is damaged.
     """
-    config = workdir.config()
-    contexts.check(names, config)
-    data, mesh = run_data.load(workdir), sharding.make_for_reading(config)
-    guide = teacher.restore(config, workdir, data.vocab_size, mesh)
-    population = list(student_groups(config, workdir, data, mesh))
-    on = (contexts.make(name, config, data, guide, mesh) for name in names)
-    return measure_students(
-        on, config, guide, population, mesh, rules=rules, temperatures=temperatures
+    spec = workdir.spec()
+    spec = dataclasses.replace(spec, evaluation=evaluation or spec.evaluation)
+    contexts.check(spec.evaluation.contexts, spec.data)
+    data, mesh = run_data.load(workdir), sharding.make_for_reading(spec)
+    target = teacher.restore(spec.teacher, workdir, data.vocab_size, mesh)
+    groups = list(student_groups(spec, workdir, data, mesh))
+    texts = (
+        contexts.make(name, spec.evaluation, data, target, mesh)
+        for name in spec.evaluation.contexts
     )
-
-
-def measure_students(
-    on: Iterable[contexts.Context],
-    config: Mapping,
-    guide: Model,
-    population: Sequence[tuple[str, Model, list[int]]],
-    mesh: Mesh,
-    *,
-    rules: Sequence[str],
-    temperatures: Sequence[float],
-) -> Measurement:
-    """As `measure`, of students of one kind that are at hand.
-
-    Args:
-      on: the contexts.
-      config: the run's.
-      guide: the teacher.
-      population: of `student_groups`.
-      mesh: that all lies on.
-      rules, temperatures: as `measure` has them.
-    """
-    sums = {}
-    for context in on:
-        rows = _by_row(config, guide, population, context, tuple(rules), tuple(temperatures), mesh)
-        for loss, measured in rows.items():
-            by_document = {key: context.by_document(value) for key, value in measured.items()}
-            sums |= {(loss, key): value for key, value in _sums(context, by_document, temperatures)}
-    return _without_lost({loss: seeds for loss, _, seeds in population}, sums)
-
-
-def _without_lost(losses, sums):
-    """Leaves out students whose logits are not finite, as after a last step that went wrong."""
-    kept = Measurement({loss: [] for loss in losses}, {})
-    for loss, seeds in losses.items():
-        mine = {key: found for (name, key), found in sums.items() if name == loss}
-        if not mine:
-            continue
-        finite = np.all(
-            [np.isfinite(s.numerator + s.denominator).all(axis=1) for s in mine.values()], axis=0
-        )
-        kept.losses[loss] = [seed for seed, keep in zip(seeds, finite, strict=True) if keep]
-        if finite.any():
-            for key, found in mine.items():
-                kept.sums[loss, key] = Sums(
-                    found.numerator[finite], found.denominator[finite], found.tokens
-                )
-    return kept
+    return measure_students(texts, spec, target, groups, mesh)
 
 
 def student_groups(
-    config: Mapping, workdir: Workdir, data: RunData, mesh: Mesh | None = None
-) -> Iterator[tuple[str, Model, list[int]]]:
-    """(loss, its living students, their seeds) in the config's order, then the untrained; spread
-    over `mesh`."""
-    vocab_size, seeds = data.vocab_size, students.seeds(config)
-    for loss in run_config.losses(config):
-        model, alive = students.restore(config, workdir, vocab_size, loss.text, mesh)
-        living = np.flatnonzero(alive)
-        params = jax.tree.map(lambda x, living=living: x[living], model.params)
-        yield loss.text, model.with_params(params), [seeds[i] for i in living]
-    yield UNTRAINED, students.untrained(config, vocab_size, mesh), seeds
+    spec: RunSpec, workdir: Workdir, data: RunData, mesh: Mesh | None = None
+) -> Iterator[Group]:
+    """Yields each loss's finite students in the config's order, then the untrained ones."""
+    for loss in spec.student_stage.members:
+        model, finite = students.restore(spec, workdir, data.vocab_size, loss, mesh)
+        index = np.flatnonzero(finite)
+        params = jax.tree.map(lambda x, index=index: x[index], model.params)
+        yield loss, model.with_params(params), [spec.seeds[i] for i in index]
+    yield schema.UNTRAINED, students.untrained(spec, data.vocab_size, mesh), list(spec.seeds)
 
 
-def _by_row(config, guide, groups, context, rules, temperatures, mesh):
-    """Loss to measure to sums over each row's tokens, [S, R, ...]; the teacher's pass is made once
-    for all."""
-    rows = sharding.Rows(mesh, rows_at_once(config, context.inputs[0].size, mesh))
-    how = {"rules": rules, "temperatures": temperatures}
-    pass_of, part_of = compiled_passes(config, guide, groups[-1][1], context, mesh, **how)
-    parts = {loss: [] for loss, _, seeds in groups if seeds}
+def measure_students(
+    texts: Iterable[Context], spec: RunSpec, teacher: Model, groups: Sequence[Group], mesh: Mesh
+) -> Measurement:
+    """Measures students of one kind that are in memory.
+
+    Args:
+      texts: the contexts.
+      spec: rules, temperatures and the kind of student.
+      teacher: the target that verifies.
+      groups: students by loss.
+      mesh: where all of them lie.
+
+    Returns:
+      The measurement, without students whose logits are not finite, as after a last step that
+      diverged.
+    """
+    sums: dict[str, dict[Key, Sums]] = {loss: {} for loss, _, _ in groups}
+    for context in texts:
+        by_row = _measure_rows(context, spec, teacher, groups, mesh)
+        for loss, measures in by_row.items():
+            by_document = {name: context.by_document(value) for name, value in measures.items()}
+            sums[loss] |= dict(_results(context, by_document, spec.evaluation.temperatures))
+    result = Measurement({}, {})
+    for loss, _, seeds in groups:
+        values = [s.numerator + s.denominator for s in sums[loss].values()]
+        finite = np.all([np.isfinite(value).all(axis=1) for value in values], axis=0)
+        keep = np.broadcast_to(finite & bool(values), len(seeds))
+        result.losses[loss] = [seed for seed, k in zip(seeds, keep, strict=True) if k]
+        if keep.any():
+            for key, s in sums[loss].items():
+                result.sums[loss, key] = Sums(s.numerator[keep], s.denominator[keep], s.tokens)
+    return result
+
+
+def _measure_rows(
+    context: Context, spec: RunSpec, teacher: Model, groups: Sequence[Group], mesh: Mesh
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns sums over each row's tokens [S, R, ...] by loss and measure; one teacher pass serves
+    all losses."""
+    rows = sharding.Rows(mesh, rows_at_once(spec, context.inputs[0].size, mesh))
+    read, compare = compiled_passes(spec, teacher, groups[-1][1], context, mesh)
     blocks = list(
         pipeline.blocks([getattr(context, name) for name in run_data.BATCH_FIELDS], rows.count)
     )
+    parts: dict[str, list] = {loss: [] for loss, _, seeds in groups if seeds}
     tokens = rows.count * context.labels.shape[1]
     with progress.bar(context.name, len(blocks), unit="batches", tokens=tokens) as advance:
         for block in blocks:
             batch = rows.spread(run_data.batch(block))
-            shared = pass_of(guide.params, batch["inputs"])
+            shared = read(teacher.params, batch["inputs"])
             for loss, model, seeds in groups:
                 if seeds:
-                    made = part_of(model.params, *shared, batch)
-                    parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), made))
+                    measures = compare(model.params, *shared, batch)
+                    parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), measures))
             advance()
-    return {loss: _whole(context, made) for loss, made in parts.items()}
+    return {loss: _join(context, measures) for loss, measures in parts.items()}
+
+
+def rows_at_once(spec: RunSpec, length: int, mesh: Mesh) -> int:
+    """Returns how many rows of `length` inputs are measured together.
+
+    Their logits stay in a CPU's caches, or well within accelerators' memory. An image has far fewer
+    logits than inputs, but about as many activations.
+    """
+    size = 2**21 if sharding.platform(mesh) == "cpu" else 2**28 * mesh.size
+    return sharding.Rows(mesh, max(1, size // (4 * spec.data.vocabulary * length))).padded
 
 
 def compiled_passes(
-    config: Mapping,
-    guide: Model,
-    student: Model,
-    context: contexts.Context,
-    mesh: Mesh,
-    *,
-    rules: Sequence[str],
-    temperatures: Sequence[float],
+    spec: RunSpec, teacher: Model, student: Model, context: Context, mesh: Mesh
 ) -> tuple[Callable, Callable]:
-    """The two jitted functions that measure a block of rows: the teacher's pass, and one loss's
-    students on it.
+    """Returns the two jitted functions that measure a block of rows.
 
     Args:
-      config: the run's.
-      guide: the teacher, of which the parameters are not read.
-      student: the students, likewise.
-      context: of which the arrays are not read.
-      mesh: that all lies on.
-      rules, temperatures: as `measure` has them.
+      spec: rules, temperatures and the kind of student.
+      teacher, student: models; their parameters are not read.
+      context: the kind of rows; its arrays are not read.
+      mesh: where all of them lie.
 
     Returns:
-      (teacher's parameters, inputs [R, L]) -> shared, teacher's logits; and (parameters [S, ...],
-      shared, teacher's logits, batch) -> measure to its sums, [S, R, ...].
+      The teacher's pass, of (parameters, inputs [R, L]), which returns its output and its logits;
+      and the students' pass, of (parameters [S, ...], output, logits, batch), which returns each
+      measure's sums [S, R, ...].
     """
-    teach = students.teacher_forward(config, guide)
+    forward = students.teacher_forward(spec.student, teacher)
 
     @functools.partial(sharding.jit, mesh=mesh)
-    def pass_of(params, inputs):
-        shared = teach(params, inputs)
-        return shared, shared.logits
+    def read(params, inputs):
+        output = forward(params, inputs)
+        return output, output.logits
 
     @functools.partial(sharding.jit, mesh=mesh)
-    def part_of(params, shared, teacher_logits, batch):
-        def one(params):
-            logits = student.with_params(params)(batch["inputs"], shared)
-            return _measures(
-                logits,
-                teacher_logits,
-                batch["labels"],
-                batch["weights"],
-                context,
-                rules,
-                temperatures,
-            )
+    def compare(params, output, teacher_logits, batch):
+        def one_seed(params):
+            logits = student.with_params(params)(batch["inputs"], output)
+            return _measures(logits, teacher_logits, batch, context, spec.evaluation)
 
-        return sharding.everywhere(for_each_seed(one, params, mesh), mesh)
+        return sharding.everywhere(for_each_seed(one_seed, params, mesh), mesh)
 
-    return pass_of, part_of
+    return read, compare
 
 
-def rows_at_once(config: Mapping, length: int, mesh: Mesh) -> int:
-    """As many rows of `length` inputs as have logits that a CPU's caches hold, or accelerators'
-    memory never misses.
+def _measures(
+    student_logits: Float[Array, "R L V"],
+    teacher_logits: Float[Array, "R L V"],
+    batch: Mapping[str, Array],
+    context: Context,
+    spec: EvaluationSpec,
+) -> dict[str, Array]:
+    """Sums each measure over the tokens of a row: [R], by temperature [R, T], and for the
+    teacher's text `_BY_TOKEN` [R, n]."""
+    labels = batch["labels"]
 
-    An image has far fewer logits than numbers, but about so many activations.
-    """
-    size = 2**21 if sharding.platform(mesh) == "cpu" else 2**28 * mesh.size
-    return sharding.Rows(mesh, max(1, size // (4 * config["data"]["vocabulary"] * length))).padded
+    def total(chance):
+        return (chance * batch["weights"]).sum(-1)
+
+    def at_temperatures(rule):
+        chance = acceptance.BY_TEMPERATURE[rule]
+        sums = [
+            total(chance(student_logits, teacher_logits, temperature=t)) for t in spec.temperatures
+        ]
+        return jnp.stack(sums, axis=-1)
+
+    measures = {}
+    for rule in spec.rules:
+        if rule == schema.GREEDY_MATCH:
+            measures[rule] = total(acceptance.greedy_match(student_logits, teacher_logits))
+        else:
+            measures[schema.ACCEPTANCE_BY_RULE[rule]] = at_temperatures(rule)
+    if context.name == schema.IMAGES:
+        measures[schema.ACCURACY] = total(jnp.argmax(student_logits, axis=-1) == labels)
+    if context.start is None:
+        return measures
+    logits, temperature = (student_logits, teacher_logits), context.temperature
+    sampled = acceptance.sampling_given(*logits, labels, temperature=temperature)
+    greedy = acceptance.greedy_given(student_logits, labels)
+    measures[_AT_TEXT_TEMPERATURE] = total(acceptance.sampling(*logits, temperature=temperature))
+    by_token = (sampled[:, context.start :], greedy[:, context.start :])
+    return measures | dict(zip(_BY_TOKEN, by_token, strict=True))
 
 
-def _whole(context, parts):
-    """The blocks' measures put together [S, R, ...], and what decoding along the teacher's own text
-    would give."""
+def _join(context: Context, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Joins the blocks' measures to [S, R, ...], and turns acceptance by token of the teacher's
+    text into what decoding along it would count."""
     rows = len(context.inputs)
-    whole = {
+    joined = {
         name: np.concatenate([part[name] for part in parts], axis=1)[:, :rows] for name in parts[0]
     }
     if context.start is None:
-        return whole
-    valid = context.weights[:, context.start :].sum(-1).astype(np.int32)
-    given, greedy_given = (jnp.asarray(whole.pop(name), jnp.float32) for name in _GIVEN)
-    made = _along_texts(given, greedy_given, valid)
-    return whole | {name: np.asarray(values, np.float64) for name, values in made.items()}
+        return joined
+    lengths = context.weights[:, context.start :].sum(-1).astype(np.int32)
+    by_token = (jnp.asarray(joined.pop(name), jnp.float32) for name in _BY_TOKEN)
+    counts = _decoding_counts(*by_token, lengths)
+    return joined | {name: np.asarray(values, np.float64) for name, values in counts.items()}
 
 
 @jax.jit
-def _along_texts(given, greedy_given, valid):
-    accepted, rounds = acceptance.accepted_at(given, valid, gamma=MAX_MEASURED_GAMMA)
-    calls, calls_greedy_draft = (
-        jnp.stack(
-            [
-                acceptance.calls(chance, valid, gamma=gamma)
-                for gamma in range(1, MAX_MEASURED_GAMMA + 1)
-            ],
-            axis=-1,
-        )
-        for chance in (given, greedy_given)
-    )
+def _decoding_counts(
+    sampled: Float[Array, "S R n"], greedy: Float[Array, "S R n"], lengths: Int[Array, " R"]
+) -> dict[str, Float[Array, "S R gammas"]]:
+    """Computes the expected target calls for each gamma, and acceptance by position in a draft."""
+
+    def calls(chance):
+        gammas = range(1, _MAX_GAMMA + 1)
+        counts = [acceptance.calls(chance, lengths, gamma=gamma) for gamma in gammas]
+        return jnp.stack(counts, axis=-1)
+
+    accepted, rounds = acceptance.accepted_at(sampled, lengths, gamma=_MAX_GAMMA)
     return {
-        "calls": calls,
-        "calls_greedy_draft": calls_greedy_draft,
-        "accepted_at": accepted,
+        schema.TAU: calls(sampled),
+        schema.TAU_GREEDY_DRAFT: calls(greedy),
+        schema.ACCEPTANCE_AT: accepted,
         "rounds": rounds,
     }
 
 
-def _measures(student_logits, teacher_logits, labels, weights, context, rules, temperatures):
-    """Each measure's sum over the tokens of a row, [R] or by temperature [R, T]; of own text
-    `_GIVEN`, [R, n]."""
-
-    def summed(chance):
-        return (chance * weights).sum(-1)
-
-    found = {}
-    for rule in rules:
-        if rule == GREEDY_MATCH:
-            found[rule] = summed(acceptance.greedy_match(student_logits, teacher_logits))
-            continue
-        chance_at = acceptance.BY_TEMPERATURE[rule]
-        at = [
-            summed(chance_at(student_logits, teacher_logits, temperature=t)) for t in temperatures
-        ]
-        found[_MEASURES[rule]] = jnp.stack(at, axis=-1)
-    if context.name == schema.IMAGES:
-        found[ACCURACY] = summed(jnp.argmax(student_logits, axis=-1) == labels)
-    if context.start is None:
-        return found
-    own, temperature = slice(context.start, None), context.temperature
-    found["at_own_temperature"] = summed(
-        acceptance.sampling(student_logits, teacher_logits, temperature=temperature)
-    )
-    given = acceptance.sampling_given(
-        student_logits, teacher_logits, labels, temperature=temperature
-    )
-    found |= dict(
-        zip(
-            _GIVEN,
-            (given[:, own], acceptance.greedy_given(student_logits, labels)[:, own]),
-            strict=True,
-        )
-    )
-    return found
-
-
-def _sums(context, measured, temperatures):
-    """(key, sums) of every measure that the results name."""
+def _results(
+    context: Context, sums: Mapping[str, np.ndarray], temperatures: Sequence[float]
+) -> Iterator[tuple[Key, Sums]]:
+    """Yields key and sums of every measure that the results name, from sums [S, K, ...]."""
     tokens = context.by_document(context.weights.sum(-1)[None].astype(np.float64))[0]
-    count = np.broadcast_to(tokens, measured["acceptance"].shape[:2])
-    for name in _MEASURES.values():
-        if name in measured:
+    count = np.broadcast_to(tokens, sums[schema.ACCEPTANCE].shape[:2])
+
+    def result(
+        measure: str, temperature: float, numerator: Any, denominator: Any, gamma: int | None = None
+    ) -> tuple[Key, Sums]:
+        return (
+            Key(context.name, measure, temperature, gamma),
+            Sums(numerator, denominator, tokens),
+        )
+
+    for measure in schema.ACCEPTANCE_BY_RULE.values():
+        if measure in sums:
             for i, temperature in enumerate(temperatures):
-                yield (
-                    Key(context.name, name, temperature),
-                    Sums(measured[name][..., i], count, tokens),
-                )
-    if GREEDY_MATCH in measured:
-        yield Key(context.name, GREEDY_MATCH, 0.0), Sums(measured[GREEDY_MATCH], count, tokens)
-    if ACCURACY in measured:
-        yield Key(context.name, ACCURACY, 0.0), Sums(measured[ACCURACY], count, tokens)
+                yield result(measure, temperature, sums[measure][..., i], count)
+    for measure in (schema.GREEDY_MATCH, schema.ACCURACY):
+        if measure in sums:
+            yield result(measure, 0.0, sums[measure], count)
     if context.start is None:
         return
-    own = context.temperature
-    for gamma in range(1, MAX_MEASURED_GAMMA + 1):
-        for name, calls in (("tau", "calls"), ("tau_greedy_draft", "calls_greedy_draft")):
-            yield (
-                Key(context.name, name, own, gamma),
-                Sums(count, measured[calls][..., gamma - 1], tokens),
-            )
-        yield (
-            Key(context.name, "tau_iid", own, gamma),
-            Sums(measured["at_own_temperature"], count, tokens),
-        )
-        accepted, rounds = (
-            measured["accepted_at"][..., gamma - 1],
-            measured["rounds"][..., gamma - 1],
-        )
-        yield Key(context.name, "acceptance_at", own, gamma), Sums(accepted, rounds, tokens)
+    at = context.temperature
+    for i in range(_MAX_GAMMA):
+        for measure in (schema.TAU, schema.TAU_GREEDY_DRAFT):
+            yield result(measure, at, count, sums[measure][..., i], i + 1)
+        yield result(schema.TAU_IID, at, sums[_AT_TEXT_TEMPERATURE], count, i + 1)
+        accepted, rounds = sums[schema.ACCEPTANCE_AT][..., i], sums["rounds"][..., i]
+        yield result(schema.ACCEPTANCE_AT, at, accepted, rounds, i + 1)

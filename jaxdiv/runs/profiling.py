@@ -70,6 +70,11 @@ class Trace:
         if number == self._steps[-1]:
             self._stop()
 
+    @property
+    def last(self) -> int | None:
+        """The last step to be traced."""
+        return self._steps[-1] if self._steps else None
+
     def _stop(self):
         if not self._running:
             return

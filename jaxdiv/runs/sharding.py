@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdiv.models.meshes import AXES, ROWS
 from jaxdiv.runs.config_keys import REST
+from jaxdiv.runs.specs import RunSpec
 
 # What the last axes of a parameter are spread over, by the end of its path: of a matrix its inputs
 # and its outputs, of the embedding its tokens and its width. Any axes before them are layers, which
@@ -25,15 +26,15 @@ _RULES = {
 }
 
 
-def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh`, over all devices or those given.
+def make(spec: RunSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh of `config.mesh` over `devices`, by default all.
 
     Raises:
       ValueError: the axes don't multiply to the number of devices, are none that the TPU slice has,
         or `student` does not divide `config.seeds`.
     """
     devices = jax.devices() if devices is None else devices
-    asked = {axis: config["mesh"][axis] for axis in AXES}
+    asked = {axis: getattr(spec.mesh, axis) for axis in AXES}
     known = math.prod(size for size in asked.values() if size != REST)
     sizes = {axis: len(devices) // known if size == REST else size for axis, size in asked.items()}
     if math.prod(sizes.values()) != len(devices):
@@ -41,18 +42,18 @@ def make(config: Mapping, devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"`config.mesh` is {_told(asked)}, which must multiply to the {len(devices)} devices that there "
             f"are; an axis of {REST} takes what the others leave"
         )
-    if config["seeds"] % sizes["student"]:
+    if len(spec.seeds) % sizes["student"]:
         raise ValueError(
-            f"`config.mesh.student` = {sizes['student']} must divide `config.seeds` = {config['seeds']}"
+            f"`config.mesh.student` = {sizes['student']} must divide `config.seeds` = "
+            f"{len(spec.seeds)}"
         )
     return _mesh(sizes.values(), devices)
 
 
-def make_for_reading(config: Mapping) -> Mesh:
-    """As `make`, or where a run's mesh does not fit this machine, all of its devices along
-    `data`."""
+def make_for_reading(spec: RunSpec) -> Mesh:
+    """Makes the run's mesh, or puts all devices along `data` if it does not fit this machine."""
     try:
-        return make(config)
+        return make(spec)
     except ValueError:
         return _mesh((1, jax.device_count(), 1, 1), jax.devices())
 

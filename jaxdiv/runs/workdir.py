@@ -14,6 +14,7 @@ import numpy as np
 from jaxdiv import files
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import processes, progress
+from jaxdiv.runs.specs import RunSpec
 
 PACKAGES = (
     "jaxdiv",
@@ -80,6 +81,10 @@ class Workdir:
         except ValueError as error:
             raise ValueError(f"{self._config}: {error}") from None
         return config
+
+    def spec(self) -> RunSpec:
+        """Returns the run's config as frozen specs; raises as `config` does."""
+        return RunSpec.from_config(self.config())
 
     def initialize_or_resume(self, config: Mapping) -> None:
         """Begins a run, or goes on in one of the same config, but for what `config.may_change`.

@@ -1,25 +1,29 @@
-"""The training loop: steps, curves, checkpoints, and an end that loses nothing."""
+"""The training loop of a stage: steps, curves, checkpoints, and an orderly end after a signal."""
 
+import dataclasses
 import os
 import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from jaxdiv import files
 from jaxdiv.runs import processes, profiling, progress, sharding, trackers
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.metrics import BUILT_IN
+from jaxdiv.runs.specs import StageSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training.state import TrainState
-from jaxdiv.training.step import learning_rate
+from jaxdiv.training.step import Step, learning_rate
+
+TrackerMaker = Callable[[trackers.TrackedStage], trackers.Tracker]
 
 
 class Stopped(Exception):
@@ -33,18 +37,17 @@ class Stopped(Exception):
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into `signum`, for the loop to see; the second ends the
-    process."""
+    """Context that notes the first SIGINT or SIGTERM as `signum`; the second ends the process."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __enter__(self):
         self.signum = None
-        self._before = {signum: signal.signal(signum, self._note) for signum in self.SIGNALS}
+        self._handlers = {signum: signal.signal(signum, self._note) for signum in self.SIGNALS}
         return self
 
     def __exit__(self, *_):
-        for signum, handler in self._before.items():
+        for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
 
     def _note(self, signum, _frame):
@@ -54,154 +57,191 @@ class Interrupt:
         progress.log("finishing this step, then saving; once more to end at once")
 
 
+@dataclasses.dataclass(frozen=True)
+class Monitoring:
+    """What watches a stage beside the run's own curves.
+
+    Attributes:
+      profile: steps to trace into the run's `profile/`.
+      trackers: makers of further trackers.
+    """
+
+    profile: range = range(0)
+    trackers: Sequence[TrackerMaker] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What one stage trains.
+
+    Attributes:
+      spec: the stage.
+      folder: the stage's checkpoints.
+      initial_state: makes the state that a run without a checkpoint starts from.
+      step: the training step, from `make_step`.
+      teacher: the parameters that `step` takes for the teacher.
+      batches: a Grain iterator over this process's rows of batches.
+      measure: maps a state to held-out metrics [losses, S] on the device; called every
+        `spec.log_every` steps.
+      report_diverged: called with the step, which students are finite, [losses, S], and the batch,
+        when a student is not finite for the first time.
+    """
+
+    spec: StageSpec
+    folder: pathlib.PurePath
+    initial_state: Callable[[], TrainState]
+    step: Step
+    teacher: Any
+    batches: Iterator
+    measure: Callable[[TrainState], Mapping[str, jax.Array]]
+    report_diverged: Callable[[int, np.ndarray, Mapping], None]
+
+
 def run_stage(
-    config: Mapping,
-    workdir: Workdir,
-    *,
-    stage: str,
-    folder: pathlib.PurePath,
-    names: Sequence[str],
-    seeds: Sequence[int],
-    optimizers: Sequence[Mapping],
-    mesh: Mesh,
-    begin: Callable[[], TrainState],
-    batches: Iterator,
-    profile: range = range(0),
-    also: Sequence[Callable[[trackers.TrackedStage], trackers.Tracker]] = (),
-    **fit_arguments: Any,
+    training: Training, workdir: Workdir, mesh: Mesh, monitoring: Monitoring | None = None
 ) -> TrainState:
-    """Runs `fit` for the config's `stage` between its bar, its trackers and its checkpoints in
-    `folder`.
+    """Trains a stage from its newest checkpoint, or from the start, to its last step.
 
     Args:
-      optimizers: the settings of each name's, whose learning rate is told.
-      mesh: that the state lies on, and whose rows of this process `batches` are.
-      begin: makes the state that a run without a checkpoint starts from.
-      profile: the steps to trace, into the run's `profile/`.
-      also: makers of trackers beside every run's own.
+      training: the stage.
+      workdir: the run, whose curves are written.
+      mesh: where the state lies.
+      monitoring: trackers and profile; None for the run's own curves alone.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
+      OSError: a checkpoint or a curve can't be written.
     """
-    steps, per_step = (
-        config[stage]["steps"],
-        config[stage]["batch_size"] * config["data"]["sequence_length"],
-    )
-    rates = np.stack([learning_rate(own, steps)(jnp.arange(steps)) for own in optimizers], axis=1)
+    spec, monitoring = training.spec, monitoring or Monitoring()
+    is_first = processes.is_first()
     with (
-        progress.event_fields(stage=stage),
+        progress.event_fields(stage=spec.name),
         Checkpoints(
-            folder, every=config["checkpoint"]["every"], keep=config["checkpoint"]["keep"]
+            training.folder, every=spec.checkpoint.every, keep=spec.checkpoint.keep
         ) as checkpoints,
         files.cached(workdir.curves) as curves,
     ):
-        state = _restore(checkpoints, begin, mesh, batches)
-        done = int(state.step)
-        traced = profile if processes.is_first() else range(0)
-        trace = profiling.Trace(workdir.root / "profile", stage, traced, done=done)
-        if done == steps:
+        state = _restore(training, checkpoints, mesh)
+        done, tokens = int(state.step), spec.batch_size * spec.sequence_length
+        steps_to_trace = monitoring.profile if is_first else range(0)
+        trace = profiling.Trace(workdir.root / "profile", spec.name, steps_to_trace, done=done)
+        if done == spec.steps:
             return state
-        seen = trackers.TrackedStage(
-            curves.local, stage, names, seeds, done, steps, config["log"]["every"], per_step
+        stage = trackers.TrackedStage(
+            curves.local,
+            spec.name,
+            spec.members,
+            spec.seeds,
+            done,
+            spec.steps,
+            spec.log_every,
+            tokens,
         )
+        makers = [*BUILT_IN, *monitoring.trackers] if is_first else []
         with (
-            trackers.open_trackers(
-                seen, [*BUILT_IN, *also] if processes.is_first() else []
-            ) as write,
-            progress.bar(stage, steps, done=done, tokens=per_step) as advance,
+            trackers.open_trackers(stage, makers) as write,
+            progress.bar(spec.name, spec.steps, done=done, tokens=tokens) as advance,
             trace,
         ):
-            return fit(
-                state,
-                alive=np.stack(sharding.whole(state.alive, mesh)),
-                stage=seen,
-                rates=rates,
-                batches=batches,
-                spread=sharding.Rows(mesh, config[stage]["batch_size"]).put,
-                checkpoints=checkpoints,
-                write=write,
-                send=curves.send,
-                advance=advance,
-                tracing=trace.step,
-                **fit_arguments,
-            )
+            finite = np.stack(sharding.whole(state.finite, mesh))
+            record = _Record(training, finite, write, advance)
+            rows = sharding.Rows(mesh, spec.batch_size)
+            return _fit(state, training, record, rows, checkpoints, curves.send, trace)
 
 
-def _restore(checkpoints, begin, mesh, batches):
-    """The newest whole checkpoint's state, with `batches` where it was left; one that begins if
-    there is none."""
+def _restore(training: Training, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
+    """Restores the newest whole checkpoint and its position in the batches, or starts anew."""
     latest = checkpoints.latest()
     for fault in checkpoints.damaged():
         progress.log(f"{fault}; going on from step {latest or 0}")
     if latest is None:
-        return begin()
-    # Of its shapes alone: two states at once may be more than there is room for.
-    state, position = checkpoints.restore(sharding.shapes(jax.eval_shape(begin), mesh))
-    batches.set_state(position["batches"])
-    return state
+        return training.initial_state()
+    # From shapes alone, since two states at once may exceed the memory.
+    shapes = sharding.shapes(jax.eval_shape(training.initial_state), mesh)
+    tree, position = checkpoints.restore(shapes.to_checkpoint())
+    training.batches.set_state(position["batches"])
+    return TrainState.from_checkpoint(tree)
 
 
-def fit(
+class _Record:
+    """Metrics of each step, fetched once the next step is dispatched, so that no device waits."""
+
+    def __init__(self, training: Training, finite: Bool[np.ndarray, "losses S"], write, advance):
+        self._training, self._finite = training, finite
+        self._write, self._advance = write, advance
+        spec = training.spec
+        steps = jnp.arange(spec.steps)
+        schedules = [learning_rate(optimizer, spec.steps)(steps) for optimizer in spec.optimizers]
+        self._rates = np.stack(schedules, axis=1)
+        self._pending = None
+        self._fetched = time.perf_counter()
+
+    def add(self, number: int, state: TrainState, batch: Mapping, metrics: dict, start: float):
+        """Takes over the metrics of a dispatched step, and passes on those of the step before.
+
+        Args:
+          number: the step.
+          state, batch, metrics: after the step, its batch and its metrics, still on the device.
+          start: when it was dispatched, by `time.perf_counter`.
+        """
+        spec = self._training.spec
+        measured = number % spec.log_every == 0 or number == spec.steps
+        # Dispatched before the next step, which takes over the state's buffers.
+        held_out = self._training.measure(state) if measured else {}
+        pending, self._pending = self._pending, (number, batch, metrics, held_out, start)
+        if pending:
+            self._pass_on(*pending)
+
+    def flush(self) -> None:
+        """Passes on the metrics of the last step dispatched."""
+        if self._pending:
+            pending, self._pending = self._pending, None
+            self._pass_on(*pending)
+
+    def _pass_on(self, number, batch, metrics, held_out, start):
+        values = {name: np.asarray(value) for name, value in metrics.items()}
+        seconds = time.perf_counter() - max(start, self._fetched)
+        before, self._finite = self._finite, values.pop("finite")
+        if (before & ~self._finite).any():
+            self._training.report_diverged(number, self._finite, batch)
+        values["learning_rate"] = self._rates[number - 1][:, None]
+        values |= {name: np.asarray(value) for name, value in held_out.items()}
+        values = {name: np.where(self._finite, value, np.nan) for name, value in values.items()}
+        self._write(number, values, seconds)
+        self._advance()
+        self._fetched = time.perf_counter()
+
+
+def _fit(
     state: TrainState,
-    *,
-    alive: np.ndarray,
-    step: Callable[[TrainState, Any, Mapping], tuple[TrainState, dict]],
-    teacher: Any,
-    batches: Iterator,
-    spread: Callable[[Mapping], Mapping],
-    stage: trackers.TrackedStage,
-    rates: np.ndarray,
+    training: Training,
+    record: _Record,
+    rows: sharding.Rows,
     checkpoints: Checkpoints,
-    write: Callable[[int, Mapping, float], None],
-    send: Callable[[], None],
-    advance: Callable[[], None],
-    tracing: Callable[[int], AbstractContextManager],
-    measure: Callable[[TrainState], dict[str, np.ndarray]],
-    report_diverged: Callable[[int, np.ndarray, Mapping], None],
+    send_curves: Callable[[], None],
+    trace: profiling.Trace,
 ) -> TrainState:
-    """Trains from `state.step` to the stage's last step.
-
-    Args:
-      alive: [losses, S], which students are.
-      step: state, metrics = step(state, teacher, batch).
-      batches: a Grain iterator, at the state's step.
-      spread: puts a batch where the step has it.
-      rates: [steps, losses], the learning rates of each of the stage's steps.
-      write: of `trackers.open_trackers`.
-      send: called before each checkpoint, which goes on after what `write` was told.
-      advance: called once a step.
-      tracing: gives the context of the step of a number.
-      measure: what is worth measuring beside the step's own metrics, where the stage has it so.
-      report_diverged: called with the step, which students [losses, S] are alive and the batch, when
-        one is not for the first time.
-
-    Raises:
-      Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
-      OSError: a checkpoint can't be written, or `write` or `send` raises it.
-    """
+    """Trains from `state.step` to the last step; each checkpoint goes with the curves up to it."""
+    last = training.spec.steps
     with Interrupt() as interrupt:
-        for number in range(int(state.step) + 1, stage.steps + 1):
+        for number in range(int(state.step) + 1, last + 1):
             checkpoints.raise_error()
-            with tracing(number):
-                began = time.perf_counter()
-                batch = spread(next(batches))
-                state, metrics = step(state, teacher, batch)
-                metrics = {name: np.asarray(values) for name, values in metrics.items()}
-                seconds = time.perf_counter() - began
-            now = metrics.pop("alive")
-            if (alive & ~now).any():
-                report_diverged(number, now, batch)
-            alive = now
-            metrics["learning_rate"] = rates[number - 1][:, None]
-            if stage.measures(number):
-                metrics |= measure(state)
-            write(
-                number,
-                {name: np.where(alive, values, np.nan) for name, values in metrics.items()},
-                seconds,
-            )
-            advance()
+            with trace.step(number):
+                start = time.perf_counter()
+                batch = rows.put(next(training.batches))
+                state, metrics = training.step(state, training.teacher, batch)
+                record.add(number, state, batch, metrics, start)
+                if number == trace.last:
+                    record.flush()
             signum = processes.maximum(interrupt.signum or 0)
-            if number % checkpoints.every == 0 or number == stage.steps or signum:
-                send()
-                checkpoints.save(number, state, {"batches": batches.get_state()})
+            if number % checkpoints.every == 0 or number == last or signum:
+                record.flush()
+                send_curves()
+                position = {"batches": training.batches.get_state()}
+                checkpoints.save(number, state.to_checkpoint(), position)
             if signum:
                 checkpoints.wait()
                 raise Stopped(signum, number)

@@ -1,11 +1,11 @@
-"""What training makes small: a loss's mean over a batch, from what stands before the logits."""
+"""Training objectives: each student's mean loss over a batch, from features and heads."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 import jaxdiv
 from jaxdiv import models, reductions
@@ -15,10 +15,10 @@ from jaxdiv.training.state import Model
 
 
 class TeacherOutputs(NamedTuple):
-    """What students share of a batch.
+    """Teacher outputs for one batch, shared by all students.
 
     Attributes:
-      output: the teacher's, that students read.
+      output: the teacher's pass, which students read.
       target: the teacher as losses take it: (logits [B, L, V], None), or (features [B, L, D], head
         [D, P]).
     """
@@ -28,38 +28,46 @@ class TeacherOutputs(NamedTuple):
 
     @property
     def is_dense(self) -> bool:
-        """Whether all of the teacher's logits are there."""
+        """True if the target is all of the teacher's logits."""
         return self.target[1] is None
 
 
 def teacher_outputs(output: models.TeacherOutput) -> TeacherOutputs:
-    """The teacher's logits are made here, once for all students, unless they take more than a chunk
-    of them may."""
+    """Returns outputs with all of the teacher's logits, unless they exceed the fused losses' chunk.
+
+    The logits are computed here once for all students.
+    """
     size = 4 * math.prod(output.features.shape[:-1]) * output.vocab_size
-    return TeacherOutputs(
-        output, (output.logits, None) if size <= chunks.LEAST_MEMORY else features_and_head(output)
-    )
+    is_small = size <= chunks.LEAST_MEMORY
+    return TeacherOutputs(output, (output.logits, None) if is_small else features_and_head(output))
 
 
-def features_and_head(output: models.TeacherOutput) -> tuple[Array, Array]:
-    """Features and head, in one type."""
+def features_and_head(
+    output: models.TeacherOutput,
+) -> tuple[Float[Array, "B L D"], Float[Array, "D P"]]:
+    """Returns features and head in one type."""
     return output.features, output.head.astype(output.features.dtype)
 
 
 def of_students(
     model: Model, losses: Sequence[str | jaxdiv.Loss], *, temperature: float
 ) -> Callable:
-    """The losses' means as `make_step` takes them, of students of `model` under a `TeacherOutputs`."""
+    """Returns the objectives of `make_step` for students of `model`, under `TeacherOutputs`."""
 
-    def objectives(numbers, params, batch, shared):
-        def student(params):
+    def objectives(indices, params, batch, shared):
+        def features_and_head(params):
             student = model.with_params(params).module()
             features = student.features(batch["inputs"], shared.output)
             return features, student.head(shared.output).astype(features.dtype)
 
-        chosen, pupils = [losses[i] for i in numbers], [student(own) for own in params]
-        known = {"vocab_size": shared.output.vocab_size, "temperature": temperature}
-        return means(chosen, pupils, batch, shared.target, **known)
+        return means(
+            [losses[i] for i in indices],
+            [features_and_head(tree) for tree in params],
+            batch,
+            shared.target,
+            vocab_size=shared.output.vocab_size,
+            temperature=temperature,
+        )
 
     return objectives
 
@@ -73,17 +81,19 @@ def means(
     vocab_size: int,
     temperature: float = 1.0,
 ) -> tuple[Array, ...]:
-    """Each student's mean over the batch's tokens by their weights, 0 where all are 0.
+    """Computes each student's mean loss over the batch's tokens by their weights; 0 if all are 0.
 
     Args:
-      losses: each student's.
-      students: (features [B, L, D], head [D, P]) each.
-      batch: labels and weights [B, L].
-      teacher: as `TeacherOutputs.target`.
-      vocab_size: V <= P, the classes that there are.
-      temperature: of the losses.
+      losses: one per student.
+      students: (features [B, L, D], head [D, P]) of each.
+      batch: holds labels and weights [B, L].
+      teacher: a target as in `TeacherOutputs`.
+      vocab_size: V <= P, the number of classes; further columns are padding.
+      temperature: divides the logits of both sides.
+
+    Returns:
+      A scalar in nats per student.
     """
-    weights = reductions.mean(batch["weights"], jnp.sum(batch["weights"]))
     features, heads = zip(*students, strict=True)
     values, _ = jaxdiv.linear_divergences(
         losses,
@@ -91,7 +101,7 @@ def means(
         heads,
         *teacher,
         labels=batch["labels"],
-        weights=weights,
+        weights=reductions.mean(batch["weights"], jnp.sum(batch["weights"])),
         temperature=temperature,
         vocab_size=vocab_size,
         tokens_over=meshes.row_axes(),

@@ -1,7 +1,6 @@
-"""Training batches of text that a model itself wrote during the run, after the beginnings of the
-corpus' windows."""
+"""On-policy training batches: text that a model of the run writes after prompts of the corpus."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,47 +8,55 @@ import numpy as np
 
 from jaxdiv import models
 from jaxdiv.runs.config_keys import TEACHER_TEXT
-from jaxdiv.runs.specs import on_policy_rows
+from jaxdiv.runs.specs import OnPolicySpec
 from jaxdiv.training.state import Model
 
 TEMPERATURE = 1.0
+_NO_STEP = np.uint32(2**32 - 1)  # no training step has this number
 
 
-def writer(config: Mapping, teacher: Model, students: Model, end_of_text: int) -> Callable | None:
-    """(teacher's parameters, one student's, batch, step) -> the batch with its first rows written
-    anew, or None.
+def writer(
+    spec: OnPolicySpec | None, teacher: Model, students: Model, end_of_text: int
+) -> Callable | None:
+    """Returns the function that writes the first rows of a batch anew, or None without a spec.
 
     The teacher writes (sequence-level distillation, as in DistillSpec, arXiv 2310.08461) or the
-    student itself (on-policy, as in GKD, arXiv 2306.13649), at temperature 1. What is written
-    depends on the config's seed, the step, the batch and the writer's parameters alone, so that a
-    resumed run goes on with the same texts.
+    student itself (as in GKD, arXiv 2306.13649), at temperature 1. The text depends on the config's
+    seed, the step, the batch and the writer's parameters alone, so that a resumed run goes on with
+    the same text.
+
+    Args:
+      spec: the writer, and the rows that it writes.
+      teacher, students: models; their parameters are not read.
+      end_of_text: the token after which positions have weight 0.
+
+    Returns:
+      A function of (teacher's parameters, one student's parameters, batch, step) that returns a
+      batch.
     """
-    count, data = on_policy_rows(config), config["data"]
-    if not count:
+    if spec is None:
         return None
-    prompt_tokens, length = data["context_prompt"], data["sequence_length"]
-    base = jax.random.fold_in(
-        jax.random.key(config["seed"]), np.uint32(2**32 - 1)
-    )  # no step is so late
+    length = spec.sequence_length + 1 - spec.prompt_tokens
+    base = jax.random.fold_in(jax.random.key(spec.seed), _NO_STEP)
 
     def write(teacher_params, student_params, batch, step):
         target = teacher.with_params(teacher_params).module()
-        how = {
-            "length": length + 1 - prompt_tokens,
+        prompts = batch["inputs"][: spec.rows, : spec.prompt_tokens]
+        sampling = {
+            "length": length,
             "temperature": TEMPERATURE,
             "key": jax.random.fold_in(base, step),
         }
-        prompts = batch["inputs"][:count, :prompt_tokens]
-        if data["context"] == TEACHER_TEXT:
-            text = models.generate(target, prompts, **how)
+        if spec.writer == TEACHER_TEXT:
+            text = models.generate(target, prompts, **sampling)
         else:
             student = students.with_params(student_params).module()
-            text = models.draft_text(student, target, prompts, **how)
-        written = {
+            text = models.draft_text(student, target, prompts, **sampling)
+        rows = {
             "inputs": text[:, :-1],
             "labels": text[:, 1:],
             "weights": (text[:, :-1] != end_of_text).astype(jnp.float32),
         }
-        return {name: jnp.concatenate([written[name], batch[name][count:]]) for name in written}
+        return {name: jnp.concatenate([rows[name], batch[name][spec.rows :]]) for name in rows}
 
     return write

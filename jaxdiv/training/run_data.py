@@ -1,4 +1,4 @@
-"""The data of a run: read once, texts also tokenized, then loaded from its folder."""
+"""Data of a run: read, split and tokenized once, then loaded from the run's folder."""
 
 import contextlib
 import dataclasses
@@ -6,72 +6,77 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdiv import files
+from jaxdiv import files, schema
 from jaxdiv.data import images, pipeline, sources
-from jaxdiv.data.documents import SPLITS
+from jaxdiv.data.documents import SPLITS, Documents
 from jaxdiv.data.tokenizer import Tokenizer
-from jaxdiv.runs import config as run_config
-from jaxdiv.runs import config_keys, processes, progress, sharding
+from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import teacher_sources
+from jaxdiv.training.teacher_sources import TeacherSource
 
-TOKENIZER = "tokenizer fingerprint"  # a fact
+TOKENIZER = "tokenizer fingerprint"  # a fact of a run
+BATCH_FIELDS = ("inputs", "labels", "weights")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
-    """A run's tokenizer and its tokens by split."""
+    """Tokenizer and tokens of a run on text.
+
+    Attributes:
+      tokenizer: the run's, or its teacher source's.
+      splits: tokens of `train`, `validation` and `test`.
+      sequence_length: tokens per row.
+    """
 
     tokenizer: Tokenizer
     splits: dict[str, pipeline.Tokens]
+    sequence_length: int
 
     @classmethod
     def load(cls, workdir: Workdir) -> "TextData":
-        """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged
-        or another's."""
-        refuse_images(workdir.config())
+        """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed,
+        or if the run is on images."""
+        spec = workdir.spec().data
+        require_text(spec)
         splits = {split: pipeline.Tokens.load(_path(workdir.tokens, split)) for split in SPLITS}
-        return _as_begun(cls(Tokenizer.load(workdir.tokenizer), splits), workdir)
+        data = cls(Tokenizer.load(workdir.tokenizer), splits, spec.sequence_length)
+        return _check_fingerprints(data, workdir)
 
     @property
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
     def fingerprints(self) -> dict[str, str]:
-        """By the names of the facts that record them."""
+        """Returns fingerprints by the names of the facts that record them."""
         tokens = {
             f"{split} tokens' fingerprint": self.splits[split].fingerprint for split in SPLITS
         }
         return {**tokens, TOKENIZER: self.tokenizer.fingerprint}
 
-    def batches(self, config: Mapping, stage: str, rows: slice | None) -> Iterator:
-        """The stage's training batches, of which `rows`."""
-        length, size = config["data"]["sequence_length"], config[stage]["batch_size"]
+    def batches(self, stage: StageSpec, rows: slice | None) -> Iterator:
+        """Returns the stage's training batches without end, or their `rows` alone."""
         return pipeline.batches(
             self.splits["train"],
-            sequence_length=length,
-            batch_size=size,
-            seed=config["seed"],
+            sequence_length=stage.sequence_length,
+            batch_size=stage.batch_size,
+            seed=stage.data_seed,
             rows=rows,
         )
 
     def windows(
-        self,
-        split: str,
-        config: Mapping,
-        *,
-        tokens: int | None = None,
-        documents: int | None = None,
+        self, split: str, *, tokens: int | None = None, documents: int | None = None
     ) -> pipeline.Windows:
-        """A split's documents for evaluation, of each at most so many `tokens`, at most so many of
-        them."""
+        """Returns a split's documents for evaluation: the first `documents`, `tokens` of each."""
         limits = {"max_documents": documents} | ({"max_tokens": tokens} if tokens else {})
         return pipeline.evaluation_windows(
             self.splits[split],
-            sequence_length=config["data"]["sequence_length"],
+            sequence_length=self.sequence_length,
             end_of_text=self.tokenizer.end_of_text,
             **limits,
         )
@@ -79,19 +84,19 @@ class TextData:
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """A run's images by split, where it is about images: what `TextData` is of text, a document an
-    image."""
+    """Images of a run by split, with the interface of `TextData`; an image is a document."""
 
     classes: int
     splits: dict[str, images.LabelledImages]
 
     @classmethod
     def load(cls, workdir: Workdir) -> "ImageData":
-        """As `TextData.load`."""
+        """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed."""
         splits = {
             split: images.LabelledImages.load(_path(workdir.images, split)) for split in SPLITS
         }
-        return _as_begun(cls(workdir.config()["data"]["vocabulary"], splits), workdir)
+        classes = workdir.spec().data.vocabulary
+        return _check_fingerprints(cls(classes, splits), workdir)
 
     @property
     def vocab_size(self) -> int:
@@ -100,21 +105,17 @@ class ImageData:
     def fingerprints(self) -> dict[str, str]:
         return {f"{split} images' fingerprint": self.splits[split].fingerprint for split in SPLITS}
 
-    def batches(self, config: Mapping, stage: str, rows: slice | None) -> Iterator:
-        size = config[stage]["batch_size"]
-        return images.batches(self.splits["train"], batch_size=size, seed=config["seed"], rows=rows)
+    def batches(self, stage: StageSpec, rows: slice | None) -> Iterator:
+        return images.batches(
+            self.splits["train"], batch_size=stage.batch_size, seed=stage.data_seed, rows=rows
+        )
 
     def windows(
-        self,
-        split: str,
-        config: Mapping,
-        *,
-        tokens: int | None = None,
-        documents: int | None = None,
+        self, split: str, *, tokens: int | None = None, documents: int | None = None
     ) -> pipeline.Windows:
-        chosen = self.splits[split].take(slice(documents))
+        first = self.splits[split].take(slice(documents))
         return pipeline.Windows(
-            **chosen.batch(), document=np.arange(len(chosen.labels), dtype=np.int32)
+            **first.batch(), document=np.arange(len(first.labels), dtype=np.int32)
         )
 
 
@@ -122,62 +123,142 @@ RunData = TextData | ImageData
 
 
 def load(workdir: Workdir) -> RunData:
-    """What `prepare` put in the run's folder. Raises ValueError if a file is missing, damaged or
-    another's."""
-    return (ImageData if run_config.of_images(workdir.config()) else TextData).load(workdir)
+    """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed."""
+    is_images = workdir.spec().data.is_images
+    return (ImageData if is_images else TextData).load(workdir)
 
 
-def refuse_images(config: Mapping) -> None:
-    """Raises ValueError for a run on images, where something is for runs on text."""
-    if run_config.of_images(config):
+def require_text(spec: DataSpec) -> None:
+    """Raises ValueError for a run on images."""
+    if spec.is_images:
         raise ValueError(
             "`config.data.kind` is images, of which there are no tokens; this is for runs on text"
         )
 
 
-def _as_begun(data, workdir):
-    known = workdir.facts()
+def _check_fingerprints(data, workdir):
+    facts = workdir.facts()
     for fact, fingerprint in data.fingerprints().items():
-        if known.get(fact, fingerprint) != fingerprint:
+        if facts.get(fact, fingerprint) != fingerprint:
             raise ValueError(
-                f"{workdir.root}: the {fact} is {fingerprint}, not {known[fact]} as the run began with"
+                f"{workdir.root}: the {fact} is {fingerprint}, not {facts[fact]} as the run began "
+                "with"
             )
     return data
 
 
-def prepare(config: Mapping, workdir: Workdir) -> RunData:
-    """Reads, splits and tokenizes the documents or images, or loads what an earlier start of this
-    run saved.
+def _path(folder, split):
+    return folder / f"{split}.npz"
+
+
+def prepare(spec: RunSpec, workdir: Workdir) -> RunData:
+    """Reads and splits documents or images, or loads what an earlier start of this run saved.
 
     Raises:
-      ValueError, OSError: the source can't be read, what was saved is damaged, or there is too
-        little of it for a stage or a context of the config; the message names it.
+      ValueError, OSError: the source can't be read, a saved file is damaged, or there is too
+        little data for a stage or a context of the run; the message names it.
     """
     if processes.is_first() and DATA_READY not in workdir.facts():
-        (_make_gallery if run_config.of_images(config) else _make)(config, workdir)
+        (_prepare_images if spec.data.is_images else _prepare_text)(spec, workdir)
     processes.barrier("data")
     return load(workdir)
 
 
-def _check_batches(config, data):
-    """Every stage that is to come is tried, before hours are spent on the ones before it."""
-    with _naming("config.teacher"):
-        if not config["teacher"]["checkpoint"]:
-            batches(config, "teacher", data)
-    with _naming("config.student"):
-        batches(config, "student", data)
+def _prepare_text(spec: RunSpec, workdir: Workdir) -> None:
+    path = spec.teacher.checkpoint
+    source = teacher_sources.find(path) if path else None
+    with progress.bar("data", 3, unit="parts") as advance:
+        documents = sources.open_documents(
+            source=spec.data.source,
+            feature=spec.data.feature,
+            files=spec.data.files,
+            directory=_data_folder(spec.data, workdir, sources.PYTHON_STDLIB),
+        )
+        advance()
+        tokenizer = (
+            source.tokenizer() if source else Tokenizer.train(documents.train, spec.data.vocabulary)
+        )
+        tokenizer.save(workdir.tokenizer)
+        advance()
+        tokens = _tokenize(documents, tokenizer, source)
+        data = TextData(tokenizer, tokens, spec.data.sequence_length)
+        _check_text(spec, data)
+        for split in SPLITS:
+            tokens[split].save(_path(workdir.tokens, split))
+        advance()
+    left_out = {"left out of the data": documents.left_out} if documents.left_out else {}
+    workdir.add_facts(
+        {
+            DATA_READY: documents.fingerprint,
+            **documents.counts,
+            **left_out,
+            **{f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS},
+            **data.fingerprints(),
+        }
+    )
+    if documents.counts["unreadable"]:
+        progress.log(f"left out of the data: {documents.left_out}")
 
 
-def _check_enough(config, corpus):
-    """So is every context."""
-    evaluation = config["evaluation"]
-    _check_batches(config, corpus)
+def _tokenize(
+    documents: Documents, tokenizer: Tokenizer, source: TeacherSource | None
+) -> dict[str, pipeline.Tokens]:
+    """Returns the tokens of each split: those of the source's run if its documents are the same,
+    since tokenizing takes far longer."""
+    run = source.run if source else None
+    has_tokens = run and all(_path(run.tokens, split).exists() for split in SPLITS)
+    if has_tokens and run.facts().get(DATA_READY) == documents.fingerprint:
+        return TextData.load(run).splits
+    return pipeline.tokenize(documents, tokenizer)
+
+
+def _check_text(spec, data):
+    _check_batches(spec, data)
     for split in ("validation", "test"):
-        if corpus.splits[split].longest < 2:
+        if data.splits[split].longest < 2:
             raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
     with _naming("config.evaluation.prompt_tokens"):
-        if set(config_keys.names_in(evaluation["contexts"])) - {"corpus"}:
-            pipeline.prompts(corpus.splits["test"], length=evaluation["prompt_tokens"])
+        if set(spec.evaluation.contexts) - {schema.CORPUS}:
+            pipeline.prompts(data.splits["test"], length=spec.evaluation.prompt_tokens)
+
+
+def _prepare_images(spec: RunSpec, workdir: Workdir) -> None:
+    with progress.bar("data", 1, unit="parts") as advance:
+        pictures = images.open_images(
+            source=spec.data.source,
+            feature=spec.data.feature,
+            label=spec.data.label,
+            directory=_data_folder(spec.data, workdir, images.DIGITS),
+        )
+        data = ImageData(pictures.classes, dict(pictures.splits))
+        _check_images(spec, data)
+        for split in SPLITS:
+            data.splits[split].save(_path(workdir.images, split))
+        advance()
+    counts = {f"{split} images": len(data.splits[split].labels) for split in SPLITS}
+    workdir.add_facts({DATA_READY: pictures.fingerprint, **counts, **data.fingerprints()})
+
+
+def _check_images(spec, data):
+    sizes = {"vocabulary": data.classes, "channels": data.splits["train"].pixels.shape[-1]}
+    for key, size in sizes.items():
+        if getattr(spec.data, key) != size:
+            raise ValueError(f"`config.data.{key}` must be {size}, which {spec.data.source} has")
+    for split in ("validation", "test"):
+        if len(data.splits[split].labels) < 2:
+            raise ValueError(
+                f"the split `{split}` of {spec.data.source} needs two images; give more"
+            )
+    _check_batches(spec, data)
+
+
+def _check_batches(spec, data):
+    """Tries the batches of every stage, before hours are spent on an earlier one."""
+    with _naming("config.teacher"):
+        if not spec.teacher.checkpoint:
+            batches(spec.teacher_stage, data)
+    with _naming("config.student"):
+        batches(spec.student_stage, data)
 
 
 @contextlib.contextmanager
@@ -188,128 +269,32 @@ def _naming(key):
         raise ValueError(f"`{key}`: {error}") from None
 
 
-def _path(folder, split):
-    return folder / f"{split}.npz"
-
-
-def _own_folder(config, workdir, source):
-    """Where the run prepares `source` for itself, if that is what it reads; else the config's
-    folder."""
-    own = (
-        str(workdir.data)
-        if config["data"]["source"] == source and not files.in_bucket(workdir.root)
-        else ""
-    )
-    for left in (
-        pathlib.Path(own).rglob("incomplete.*") if own else ()
-    ):  # by TFDS, when a run was killed
-        shutil.rmtree(left)
-    return config["data"]["directory"] or own
-
-
-def _make_gallery(config, workdir):
-    data = config["data"]
-    with progress.bar("data", 1, unit="parts") as advance:
-        found = images.open_images(
-            source=data["source"],
-            feature=data["feature"],
-            label=data["label"],
-            directory=_own_folder(config, workdir, images.DIGITS),
-        )
-        gallery = ImageData(found.classes, dict(found.splits))
-        _check_sizes(config, gallery)
-        for split in SPLITS:
-            gallery.splits[split].save(_path(workdir.images, split))
-        advance()
-    counts = {f"{split} images": len(gallery.splits[split].labels) for split in SPLITS}
-    workdir.add_facts({DATA_READY: found.fingerprint, **counts, **gallery.fingerprints()})
-
-
-def _check_sizes(config, gallery):
-    channels = gallery.splits["train"].pixels.shape[-1]
-    for key, here in (("vocabulary", gallery.classes), ("channels", channels)):
-        if config["data"][key] != here:
-            raise ValueError(
-                f"`config.data.{key}` must be {here}, which {config['data']['source']} has"
-            )
-    for split in ("validation", "test"):
-        if len(gallery.splits[split].labels) < 2:
-            raise ValueError(
-                f"the split `{split}` of {config['data']['source']} needs two images; give more"
-            )
-    _check_batches(config, gallery)
-
-
-def _make(config, workdir):
-    data, checkpoint = config["data"], config["teacher"]["checkpoint"]
-    donor = teacher_sources.find(checkpoint) if checkpoint else None
-    with progress.bar("data", 3, unit="parts") as advance:
-        documents = sources.open_documents(
-            source=data["source"],
-            feature=data["feature"],
-            files=data["files"],
-            directory=_own_folder(config, workdir, sources.PYTHON_STDLIB),
-        )
-        advance()
-        tokenizer = (
-            donor.tokenizer() if donor else Tokenizer.train(documents.train, data["vocabulary"])
-        )
-        tokenizer.save(workdir.tokenizer)
-        advance()
-        tokens = _tokens(documents, tokenizer, donor)
-        corpus = TextData(tokenizer, tokens)
-        _check_enough(config, corpus)
-        for split in SPLITS:
-            tokens[split].save(_path(workdir.tokens, split))
-        advance()
-    workdir.add_facts(
-        {
-            DATA_READY: documents.fingerprint,
-            **documents.counts,
-            **({"left out of the data": documents.left_out} if documents.left_out else {}),
-            **{f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS},
-            **corpus.fingerprints(),
-        }
-    )
-    if documents.counts["unreadable"]:
-        progress.log(f"left out of the data: {documents.left_out}")
-
-
-def _tokens(documents, tokenizer, donor):
-    """Those of the run whose tokenizer it is, if it has the same documents; else made, which takes
-    far longer."""
-    lender = donor.workdir if isinstance(donor, teacher_sources.RunSource) else None
-    there = lender and all(_path(lender.tokens, split).exists() for split in SPLITS)
-    if there and lender.facts().get(DATA_READY) == documents.fingerprint:
-        return TextData.load(lender).splits
-    return pipeline.tokenize(documents, tokenizer)
-
-
-BATCH_FIELDS = ("inputs", "labels", "weights")
+def _data_folder(spec: DataSpec, workdir: Workdir, prepared_source: str) -> str:
+    """Returns the folder of TFDS data: the config's, or the run's if the run prepares its source."""
+    folder = ""
+    if spec.source == prepared_source and not files.in_bucket(workdir.root):
+        folder = str(workdir.data)
+        # TFDS leaves these behind if a run was killed.
+        for incomplete in pathlib.Path(folder).rglob("incomplete.*"):
+            shutil.rmtree(incomplete)
+    return spec.directory or folder
 
 
 def batch(arrays: Sequence) -> dict:
-    """Arrays in the order of `BATCH_FIELDS`, by name."""
+    """Returns arrays in the order of `BATCH_FIELDS` by name."""
     return dict(zip(BATCH_FIELDS, arrays, strict=True))
 
 
-def batches(config: Mapping, stage: str, data: RunData, mesh: Mesh | None = None) -> Iterator:
-    """The stage's training batches, without end; the order is the seed's.
+def batches(stage: StageSpec, data: RunData, mesh: Mesh | None = None) -> Iterator:
+    """Returns the stage's training batches without end, in the order of its seed.
 
-    Of each the rows that this process's devices in `mesh` need; all without one.
+    With a mesh they hold the rows that this process's devices need, else all.
     """
-    return data.batches(
-        config, stage, sharding.Rows(mesh, config[stage]["batch_size"]).mine if mesh else None
-    )
+    return data.batches(stage, sharding.Rows(mesh, stage.batch_size).mine if mesh else None)
 
 
-def validation_batch(config: Mapping, data: RunData, mesh: Mesh) -> dict:
-    """The beginnings of as many validation documents as a student's batch has rows, spread over
-    `mesh`."""
-    limits = {
-        "tokens": config["data"]["sequence_length"],
-        "documents": config["student"]["batch_size"],
-    }
-    windows = data.windows("validation", config, **limits)
-    whole = batch([getattr(windows, name) for name in BATCH_FIELDS])
-    return sharding.Rows(mesh, len(windows.inputs)).spread(whole)
+def validation_batch(stage: StageSpec, data: RunData, mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the beginnings of as many validation documents as a batch has rows, on `mesh`."""
+    windows = data.windows("validation", tokens=stage.sequence_length, documents=stage.batch_size)
+    arrays: Mapping = batch([getattr(windows, name) for name in BATCH_FIELDS])
+    return sharding.Rows(mesh, len(windows.inputs)).spread(arrays)

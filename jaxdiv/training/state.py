@@ -1,8 +1,8 @@
-"""The state of a population: every loss's students, their seeds stacked on the first axis."""
+"""Training state of a population: every loss's students, with their seeds on the first axis."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,10 @@ Build = Callable[[nnx.Rngs], nnx.Module]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A module taken apart. `params` may carry a first axis of students, for `jax.vmap`, or be
-    shapes alone."""
+    """A module split into its graph and its parameters, as jitted functions take it.
+
+    `params` may carry a first axis of students, for `jax.vmap`, or hold shapes alone.
+    """
 
     graphdef: Any
     params: Any
@@ -29,33 +31,32 @@ class Model:
         return self.module()(*args, **kwargs)
 
     def module(self) -> nnx.Module:
-        """Put together."""
+        """Merges graph and parameters."""
         return nnx.merge(self.graphdef, self.params)
 
     def with_params(self, params: Any) -> "Model":
         return Model(self.graphdef, params)
 
     def student(self, index: int) -> "Model":
-        """The one at `index` of the first axis."""
+        """Returns the model at `index` of the first axis."""
         return self.with_params(jax.tree.map(lambda x: x[index], self.params))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """One entry a loss, in the config's order; every array of an entry has the seeds S as its first
-    axis.
+    """One entry per loss, in the config's order; arrays of an entry have the seeds S first.
 
     Attributes:
-      step: int32 scalar, steps done.
+      step: int32 scalar, the number of steps done.
       params, opt_state: pytrees of arrays [S, ...].
-      alive: bool [S]; False once a loss or gradient was not finite.
+      finite: bool [S]; False once a loss or gradient was not finite, which freezes the student.
     """
 
     step: Any
     params: tuple[Any, ...]
     opt_state: tuple[Any, ...]
-    alive: tuple[Any, ...]
+    finite: tuple[Any, ...]
 
     @classmethod
     def create(
@@ -68,34 +69,47 @@ class TrainState:
         """Returns the state before the first step, spread over `mesh`, from copies of `params`.
 
         Args:
-          params: of each loss's students, arrays [S, ...].
-          optimizers: one a loss.
+          params: the parameters of each loss's students, arrays [S, ...].
+          optimizers: one per loss.
           mesh: where the state lies; None for one device.
         """
         seeds = jax.tree.leaves(params[0])[0].shape[0]
 
-        def state_of(params):
-            copies = tuple(jax.tree.map(jnp.copy, own) for own in params)
+        def first_state(params):
+            copies = tuple(jax.tree.map(jnp.copy, tree) for tree in params)
             pairs = zip(optimizers, copies, strict=True)
             return cls(
                 step=jnp.zeros((), jnp.int32),
                 params=copies,
                 opt_state=tuple(jax.vmap(optimizer.init)(copy) for optimizer, copy in pairs),
-                alive=tuple(jnp.ones(seeds, bool) for _ in copies),
+                finite=tuple(jnp.ones(seeds, bool) for _ in copies),
             )
 
         params = tuple(params)
-        shardings = sharding.shardings(jax.eval_shape(state_of, params), mesh or sharding.alone())
-        return jax.jit(state_of, out_shardings=shardings)(params)
+        shapes = jax.eval_shape(first_state, params)
+        out_shardings = sharding.shardings(shapes, mesh or sharding.alone())
+        return jax.jit(first_state, out_shardings=out_shardings)(params)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Returns the arrays by their names in checkpoints, where `finite` is called `alive`."""
+        fields = ("step", "params", "opt_state")
+        return {name: getattr(self, name) for name in fields} | {"alive": self.finite}
+
+    @classmethod
+    def from_checkpoint(cls, tree: Mapping[str, Any]) -> "TrainState":
+        """Returns the state whose `to_checkpoint` is `tree`."""
+        return cls(tree["step"], tree["params"], tree["opt_state"], tree["alive"])
 
 
 def population(build: Build, seeds: Sequence[int], mesh: Mesh | None = None) -> Model:
-    """Parameters [S, ...], spread over `mesh`; student i draws its initial values from `seeds[i]`
-    alone."""
-    model = population_shapes(build, len(seeds))
-    where = sharding.shardings(model.params, mesh or sharding.alone())
+    """Builds students with parameters [S, ...], spread over `mesh`.
 
-    @functools.partial(jax.jit, out_shardings=where)
+    The initial values of student i depend on `seeds[i]` alone.
+    """
+    model = population_shapes(build, len(seeds))
+    out_shardings = sharding.shardings(model.params, mesh or sharding.alone())
+
+    @functools.partial(jax.jit, out_shardings=out_shardings)
     @jax.vmap
     def init(seed):
         return nnx.split(build(nnx.Rngs(jax.random.key(seed))))[1]
@@ -104,7 +118,7 @@ def population(build: Build, seeds: Sequence[int], mesh: Mesh | None = None) -> 
 
 
 def population_shapes(build: Build, seeds: int, mesh: Mesh | None = None) -> Model:
-    """As `population`, with ShapeDtypeStructs for parameters: a target to restore to."""
+    """Returns the model of `population` with ShapeDtypeStructs for parameters, to restore to."""
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), shapes)
     return Model(graphdef, sharding.shapes(stacked, mesh or sharding.alone()))

@@ -1,5 +1,4 @@
-"""One training step of a population: one pass of what all students share, then every student's own
-update."""
+"""One training step of a population: one teacher pass, then every student's own update."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -8,62 +7,63 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxdiv.runs import sharding
+from jaxdiv.runs.specs import OptimizerSpec
 from jaxdiv.training.state import TrainState
 
 Batch = Mapping[str, Array]
-# objectives(numbers of losses, one student's parameters of each, batch, what the teacher's pass
-# gave) -> a scalar each
+# objectives(indices of losses, one student's parameters for each, batch, teacher outputs) returns a
+# scalar for each.
 Objectives = Callable[[Sequence[int], Sequence[Any], Batch, Any], Sequence[Array]]
-# write(teacher, parameters of one student, batch, step) -> batch
+# write(teacher's parameters, one student's parameters, batch, step) returns a batch.
 Write = Callable[[Any, Any, Batch, Array], Batch]
+Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
 
 
-def learning_rate(config: Mapping, steps: int) -> optax.Schedule:
-    """Warm-up and a cosine that ends at `steps`, by the number of steps before."""
+def learning_rate(spec: OptimizerSpec, steps: int) -> optax.Schedule:
+    """Returns the schedule: linear warm-up, then a cosine that ends at `steps`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config["learning_rate"],
-        warmup_steps=config["warmup_steps"],
+        peak_value=spec.learning_rate,
+        warmup_steps=spec.warmup_steps,
         decay_steps=steps,
-        end_value=config["learning_rate"] * config["final_fraction"],
+        end_value=spec.learning_rate * spec.final_fraction,
     )
 
 
-def make_optimizer(config: Mapping, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or SGD, under `learning_rate`."""
-    schedule = learning_rate(config, steps)
-    clip = (
-        optax.clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()
-    )
-    return optax.chain(clip, _UPDATES[config["name"]](config, schedule))
+def make_optimizer(spec: OptimizerSpec, steps: int) -> optax.GradientTransformation:
+    """Returns clipping by the global norm, then AdamW or SGD under `learning_rate`."""
+    schedule = learning_rate(spec, steps)
+    clip = optax.clip_by_global_norm(spec.clip_norm) if spec.clip_norm else optax.identity()
+    return optax.chain(clip, OPTIMIZERS[spec.name](spec, schedule))
 
 
-def _adamw(config, schedule):
+def _adamw(spec, schedule):
     return optax.adamw(
         schedule,
-        b1=config["beta1"],
-        b2=config["beta2"],
-        eps=config["epsilon"],
-        weight_decay=config["weight_decay"],
-        mask=_matrices,
+        b1=spec.beta1,
+        b2=spec.beta2,
+        eps=spec.epsilon,
+        weight_decay=spec.weight_decay,
+        mask=_decayed,
     )
 
 
-def _sgd(config, schedule):
+def _sgd(spec, schedule):
     return optax.chain(
-        optax.add_decayed_weights(config["weight_decay"], mask=_matrices),
-        optax.sgd(schedule, momentum=config["beta1"]),
+        optax.add_decayed_weights(spec.weight_decay, mask=_decayed),
+        optax.sgd(schedule, momentum=spec.beta1),
     )
 
 
-_UPDATES = {"adamw": _adamw, "sgd": _sgd}
+OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
 
 
-def _matrices(params):
-    """Weight decay acts on matrices, not on the gains of norms."""
+def _decayed(params):
+    """Selects matrices for weight decay, and leaves out the gains of norms."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "scale" not in jax.tree_util.keystr(path), params
     )
@@ -77,99 +77,89 @@ def make_step(
     optimizers: Sequence[optax.GradientTransformation],
     write: Write | None = None,
     batch_per_student: bool = False,
-    mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Builds `state, metrics = step(state, teacher, batch)`, jitted, the state donated.
+    mesh: Mesh | None = None,
+) -> Step:
+    """Builds `state, metrics = step(state, teacher, batch)`, jitted, with the state donated.
 
     Args:
-      teacher_forward: (teacher, inputs [B, L]) -> what all students share; run once a step.
-      objectives: what each of one seed's students makes small, which must depend on its own
+      teacher_forward: maps (teacher's parameters, inputs [B, L]) to the outputs that all students
+        share; it runs once a step.
+      objectives: the losses of one seed's students. Each must depend on its own student's
         parameters alone.
-      fuse_losses: whether all losses are one call of `objectives`, given what `teacher_forward` gave: they share
-        what they make of it then, but their arrays live side by side. Else it is a call a loss.
-      optimizers: each loss's; each student has its own state of it, so its clipping sees that
-        student's gradient alone.
-      write: makes the batch that is trained on from the one that was read.
-      batch_per_student: whether each student writes its own batch, which then costs each a pass of the
-        teacher.
+      fuse_losses: decides from the teacher's outputs whether one call of `objectives` computes all
+        losses. They then share intermediate results, but their arrays live side by side.
+      optimizers: one per loss. Each student has an optimizer state of its own, so that clipping
+        sees that student's gradient alone.
+      write: makes the training batch from the one that was read; None trains on the latter.
+      batch_per_student: whether each student writes its own batch, at the cost of a teacher pass
+        per student.
       mesh: where the state lies by `sharding.shardings`, and batches by `sharding.Rows`; None for
         one device.
 
     Returns:
-      A step whose metrics are `loss` and `gradient_norm`, each [losses, S], and `alive`, bool
-      [losses, S]. A student whose loss or gradient is not finite keeps its last parameters from
-      then on: `alive` is False.
+      A step with metrics `loss` and `gradient_norm`, each [losses, S], and `finite`, bool
+      [losses, S]. A student whose loss or gradient is not finite keeps its parameters from then on.
     """
-
     mesh = mesh or sharding.alone()
 
-    def lesson(teacher, params, batch, step):
+    def prepare(teacher, params, batch, step):
         batch = write(teacher, params, batch, step) if write else batch
         return batch, jax.lax.stop_gradient(teacher_forward(teacher, batch["inputs"]))
 
-    def learn(losses, params, batch, shared):
-        """(value, gradient) of the student of each loss."""
-
-        def total(params):
-            values = tuple(objectives(losses, params, batch, shared))
-            return sum(values), values
-
-        (_, values), gradients = jax.value_and_grad(total, has_aux=True)(params)
-        return zip(values, gradients, strict=True)
-
     def update(optimizer, student, value, gradient):
-        params, opt_state, alive = student
+        params, opt_state, finite = student
         norm = optax.tree.norm(gradient)
-        alive = alive & jnp.isfinite(value) & jnp.isfinite(norm)
+        finite = finite & jnp.isfinite(value) & jnp.isfinite(norm)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_opt_state)
         params, opt_state = jax.tree.map(
-            lambda a, b: jnp.where(alive, a, b), new, (params, opt_state)
+            lambda a, b: jnp.where(finite, a, b), new, (params, opt_state)
         )
-        return params, opt_state, alive, value, norm
+        return params, opt_state, finite, value, norm
 
     def step(state, teacher, batch):
-        of_all = None if batch_per_student else lesson(teacher, None, batch, state.step)
-        students = list(zip(state.params, state.opt_state, state.alive, strict=True))
-        every = range(len(students))
-        groups = [every] if of_all and fuse_losses(of_all[1]) else [[i] for i in every]
+        shared = None if batch_per_student else prepare(teacher, None, batch, state.step)
+        students = list(zip(state.params, state.opt_state, state.finite, strict=True))
+        indices = range(len(students))
+        groups = [indices] if shared and fuse_losses(shared[1]) else [[i] for i in indices]
 
-        def one_seed(losses, students):
+        def train_seed(losses, students):
+            """Updates one seed's student of each of `losses`."""
             params = [student[0] for student in students]
-            found = learn(
-                losses, params, *(of_all or lesson(teacher, params[0], batch, state.step))
-            )
-            its = zip(losses, students, found, strict=True)
-            return [update(optimizers[i], student, *learnt) for i, student, learnt in its]
+            inputs = shared or prepare(teacher, params[0], batch, state.step)
 
-        updated = []
+            def total(params):
+                values = tuple(objectives(losses, params, *inputs))
+                return sum(values), values
+
+            (_, values), gradients = jax.value_and_grad(total, has_aux=True)(params)
+            return [
+                update(optimizers[i], *rest)
+                for i, *rest in zip(losses, students, values, gradients, strict=True)
+            ]
+
+        new = []
         for losses in groups:
-            run = functools.partial(one_seed, losses)
-            updated += for_each_seed(run, [students[i] for i in losses], mesh)
-        params, opt_state, alive, values, norms = zip(*updated, strict=True)
+            train = functools.partial(train_seed, losses)
+            new += for_each_seed(train, [students[i] for i in losses], mesh)
+        params, opt_state, finite, values, norms = zip(*new, strict=True)
         metrics = {
             "loss": jnp.stack(values),
             "gradient_norm": jnp.stack(norms),
-            "alive": jnp.stack(alive),
+            "finite": jnp.stack(finite),
         }
-        new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, alive=alive)
-        return sharding.constrain(new, mesh), sharding.everywhere(metrics, mesh)
+        new_state = TrainState(state.step + 1, params, opt_state, finite)
+        return sharding.constrain(new_state, mesh), sharding.everywhere(metrics, mesh)
 
     return sharding.jit(step, mesh, donate_argnums=0)
 
 
-def for_each_seed(
-    function: Callable[[Any], Any], group: Any, mesh: jax.sharding.Mesh | None = None
-) -> Any:
-    """`jax.vmap`; on CPU one seed after the other, as its caches hold the logits of one but not of
-    many.
+def for_each_seed(function: Callable[[Any], Any], group: Any, mesh: Mesh | None = None) -> Any:
+    """Maps `function` over the first axis of `group`, arrays [S, ...].
 
-    Args:
-      function: of one seed's part of the group.
-      group: arrays [S, ...].
-      mesh: that the program is for, None for one device; where it spreads seeds each device has its
-        own anyway.
+    On CPU the seeds run in turn, since its caches hold the logits of one seed but not of many. If
+    `mesh` spreads seeds over devices, or is of accelerators, this is `jax.vmap`.
     """
     mesh = mesh or sharding.alone()
-    one_by_one = sharding.platform(mesh) == "cpu" and mesh.shape["student"] == 1
-    return jax.lax.map(function, group) if one_by_one else jax.vmap(function)(group)
+    in_turn = sharding.platform(mesh) == "cpu" and mesh.shape["student"] == 1
+    return jax.lax.map(function, group) if in_turn else jax.vmap(function)(group)

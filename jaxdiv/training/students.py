@@ -1,225 +1,219 @@
-"""The students: every loss and seed trained side by side on one teacher pass, and restored one by
-one."""
+"""The run's students: every loss and seed trained side by side on one teacher pass."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from jaxdiv import models
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs import config_keys, progress, sharding
 from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.specs import RunSpec, StageSpec, StudentSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import loop, objectives, on_policy, run_data, teacher_sources
+from jaxdiv.training import objectives, on_policy, run_data, teacher_sources
+from jaxdiv.training.loop import Monitoring, Training, run_stage
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model, TrainState, population, population_shapes
-from jaxdiv.training.step import for_each_seed, make_optimizer, make_step
+from jaxdiv.training.step import Step, for_each_seed, make_optimizer, make_step
 
 
-def seeds(config: Mapping) -> list[int]:
-    """The seeds of the initial values of each loss's students."""
-    return [config["seed"] + i for i in range(config["seeds"])]
-
-
-def teacher_forward(config: Mapping, teacher: Model) -> Callable:
-    """(teacher's parameters, inputs [B, L]) -> the TeacherOutput that this config's students
-    read."""
-    exit_layer = (
-        config["student"]["exit_layer"] if config["student"]["kind"] == "kangaroo" else None
-    )
+def teacher_forward(spec: StudentSpec, teacher: Model) -> Callable:
+    """Returns the function of (teacher's parameters, inputs [B, L]) that returns the TeacherOutput
+    that students of `spec` read."""
+    exit_layer = spec.exit_layer if spec.kind == "kangaroo" else None
     return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
 
 
-def builder(
-    config: Mapping, vocab_size: int
-) -> Callable[[nnx.Rngs], models.Student | models.ClassifierStudent]:
-    """Makes an untrained student of the run's config."""
-    return lambda rngs: models.build_student(
-        config["student"], run_config.teacher(config), vocab_size, rngs
-    )
+def teacher_outputs(spec: StudentSpec, teacher: Model) -> Callable:
+    """Returns the function of (teacher's parameters, inputs [B, L]) that returns the
+    `TeacherOutputs` that all students share in training."""
+    forward = teacher_forward(spec, teacher)
+    return lambda params, inputs: objectives.teacher_outputs(forward(params, inputs))
 
 
-def untrained(config: Mapping, vocab_size: int, mesh: Mesh | None = None) -> Model:
-    """The students as they are before their first step, spread over `mesh`."""
-    return population(builder(config, vocab_size), seeds(config), mesh)
+def builder(spec: RunSpec, vocab_size: int) -> Callable[[nnx.Rngs], models.Student]:
+    """Returns the function that builds an untrained student."""
+    student, teacher = dataclasses.asdict(spec.student), dataclasses.asdict(spec.teacher)
+    return lambda rngs: models.build_student(student, teacher, vocab_size, rngs)
 
 
-def teacher_outputs(config: Mapping, teacher: Model) -> Callable:
-    """(teacher's parameters, inputs [B, L]) -> the `TeacherOutputs` that all students share."""
-    pass_of = teacher_forward(config, teacher)
-    return lambda params, inputs: objectives.teacher_outputs(pass_of(params, inputs))
+def untrained(spec: RunSpec, vocab_size: int, mesh: Mesh | None = None) -> Model:
+    """Builds the students as they are before their first step, spread over `mesh`."""
+    return population(builder(spec, vocab_size), spec.seeds, mesh)
 
 
-def initial_state(config: Mapping, students: Model, mesh: Mesh | None = None) -> TrainState:
-    """The state, spread over `mesh`, in which every loss of the config starts from `students`, of
-    `untrained`."""
-    losses = run_config.losses(config)
-    return TrainState.create([students.params] * len(losses), _optimizers(config), mesh=mesh)
+def initial_state(stage: StageSpec, students: Model, mesh: Mesh | None = None) -> TrainState:
+    """Returns the state, spread over `mesh`, in which every loss starts from the same students."""
+    params = [students.params] * len(stage.members)
+    return TrainState.create(params, _optimizers(stage), mesh=mesh)
 
 
 def step(
-    config: Mapping,
+    spec: RunSpec,
     students: Model,
-    teach: Callable,
+    teacher_outputs: Callable,
     write: Callable | None = None,
     *,
     mesh: Mesh | None = None,
-) -> Callable:
-    """The training step of all students of the config.
+) -> Step:
+    """Returns the training step of all students of a run.
 
     Args:
-      config: the run's.
-      students: of `untrained`, or their shapes.
-      teach: the teacher's pass, of `teacher_outputs`.
-      write: of `on_policy.writer`.
-      mesh: as `make_step` has it.
+      spec: the run.
+      students: from `untrained`, or their shapes.
+      teacher_outputs: the teacher's pass, from the function of this name.
+      write: from `on_policy.writer`.
+      mesh: where the state lies; None for one device.
     """
-    losses, temperature = run_config.losses(config), config["temperature"]
+    on_policy_spec = spec.on_policy
     return make_step(
-        teacher_forward=teach,
-        objectives=objectives.of_students(students, losses, temperature=temperature),
+        teacher_forward=teacher_outputs,
+        objectives=objectives.of_students(students, spec.losses, temperature=spec.temperature),
         fuse_losses=lambda shared: not shared.is_dense,
-        optimizers=_optimizers(config),
+        optimizers=_optimizers(spec.student_stage),
         write=write,
-        batch_per_student=config["data"]["context"] == config_keys.STUDENT_TEXT,
+        batch_per_student=(
+            on_policy_spec is not None and on_policy_spec.writer == config_keys.STUDENT_TEXT
+        ),
         mesh=mesh,
     )
 
 
-def _optimizers(config):
-    """One for each loss."""
-    return [make_optimizer(own, config["student"]["steps"]) for own in _settings(config)]
-
-
-def _settings(config):
-    return [
-        {**config["student"]["optimizer"], "learning_rate": rate}
-        for rate in run_config.learning_rates(config)
-    ]
+def _optimizers(stage):
+    return [make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers]
 
 
 def train(
-    config: Mapping, workdir: Workdir, corpus: RunData, teacher: Model, **watched: Any
+    spec: RunSpec,
+    workdir: Workdir,
+    data: RunData,
+    teacher: Model,
+    monitoring: Monitoring | None = None,
 ) -> None:
-    """Trains every loss's students, or goes on with them; the folder's last checkpoint holds them
-    then.
+    """Trains every loss's students from the newest checkpoint on; the last one holds them then.
 
-    `watched` is what `loop.run_stage` takes of `profile` and `also`.
+    Raises:
+      Stopped: a signal came; the step under way was saved.
+      ValueError: the teacher's outputs are not finite.
+      OSError: a checkpoint or a curve can't be written.
     """
-    losses, mesh = run_config.losses(config), sharding.make(config)
-    rows = sharding.Rows(mesh, config["student"]["batch_size"])
-    vocab_size = corpus.vocab_size
-    students = population_shapes(builder(config, vocab_size), config["seeds"], mesh)
-    teach_all = teacher_outputs(config, teacher)
+    stage = spec.student_stage
+    mesh = sharding.make(spec)
+    rows = sharding.Rows(mesh, stage.batch_size)
+    model = population_shapes(builder(spec, data.vocab_size), len(spec.seeds), mesh)
+    forward = teacher_outputs(spec.student, teacher)
     write = None
-    if isinstance(corpus, TextData):
-        write = on_policy.writer(config, teacher, students, corpus.tokenizer.end_of_text)
-    held_out = run_data.validation_batch(config, corpus, mesh)
-    rejected = objectives.of_students(students, ["tv"], temperature=1.0)
+    if isinstance(data, TextData):
+        write = on_policy.writer(spec.on_policy, teacher, model, data.tokenizer.end_of_text)
+    held_out = run_data.validation_batch(stage, data, mesh)
+    rejection = objectives.of_students(model, ["tv"], temperature=1.0)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def held_out_acceptance(groups, teacher_params, batch):
-        shared = teach_all(teacher_params, batch["inputs"])
+        shared = forward(teacher_params, batch["inputs"])
         tv = [
-            for_each_seed(lambda own: rejected([0], [own], batch, shared)[0], group, mesh)
+            for_each_seed(lambda params: rejection([0], [params], batch, shared)[0], group, mesh)
             for group in groups
         ]
         return sharding.everywhere(1 - jnp.stack(tv), mesh)
 
     @functools.partial(sharding.jit, mesh=mesh)
-    def taught_finite(teacher_params, batch):
-        target = teach_all(teacher_params, batch["inputs"]).target
+    def teacher_is_finite(teacher_params, batch):
+        target = forward(teacher_params, batch["inputs"]).target
         finite = [jnp.isfinite(part).all() for part in jax.tree.leaves(target)]
         return sharding.everywhere(jnp.stack(finite).all(), mesh)
 
-    def report_diverged(number, alive, batch):
-        if not taught_finite(teacher.params, batch):
-            kept = workdir.save_batch(number, rows.whole(batch))
+    def report(number, finite, batch):
+        if not teacher_is_finite(teacher.params, batch):
+            path = workdir.save_batch(number, rows.whole(batch))
             raise ValueError(
-                f"what the teacher says is not finite at step {number}, whose batch is kept in {kept}; give another "
-                f"teacher, or `config.dtype` float32"
+                f"the teacher's outputs are not finite at step {number}, whose batch is kept in "
+                f"{path}; give another teacher, or `config.dtype` float32"
             )
-        dead = [
-            f"{losses[i].text} (seed {seeds(config)[j]})"
-            for i, j in zip(*np.nonzero(~alive), strict=True)
-        ]
-        progress.log(
-            f"not finite by step {number}, frozen and left out: {', '.join(dead)}", style="red"
-        )
+        report_diverged(stage, number, finite)
 
-    loop.run_stage(
-        config,
-        workdir,
-        stage="student",
+    training = Training(
+        spec=stage,
         folder=workdir.students,
-        names=tuple(loss.text for loss in losses),
-        seeds=seeds(config),
-        optimizers=_settings(config),
-        mesh=mesh,
-        begin=lambda: initial_state(config, untrained(config, vocab_size, mesh), mesh),
-        step=step(config, students, teach_all, write, mesh=mesh),
+        initial_state=lambda: initial_state(stage, untrained(spec, data.vocab_size, mesh), mesh),
+        step=step(spec, model, forward, write, mesh=mesh),
         teacher=teacher.params,
-        batches=run_data.batches(config, "student", corpus, mesh),
+        batches=run_data.batches(stage, data, mesh),
         measure=lambda state: {
-            "acceptance": np.asarray(held_out_acceptance(state.params, teacher.params, held_out))
+            "acceptance": held_out_acceptance(state.params, teacher.params, held_out)
         },
-        report_diverged=report_diverged,
-        **watched,
+        report_diverged=report,
+    )
+    run_stage(training, workdir, mesh, monitoring)
+
+
+def report_diverged(stage: StageSpec, number: int, finite: Bool[np.ndarray, "losses S"]) -> None:
+    """Logs which students of a stage have diverged by step `number`."""
+    names = [
+        f"{stage.members[i]} (seed {stage.seeds[j]})"
+        for i, j in zip(*np.nonzero(~finite), strict=True)
+    ]
+    progress.log(
+        f"not finite by step {number}, frozen and left out: {', '.join(names)}", style="red"
     )
 
 
 def restore(
-    config: Mapping, workdir: Workdir, vocab_size: int, loss: str, mesh: Mesh | None = None
-) -> tuple[Model, np.ndarray]:
-    """(the students of one loss, stacked on their seeds; which of them are alive, bool [S]); reads
-    no other loss's.
+    spec: RunSpec, workdir: Workdir, vocab_size: int, loss: str, mesh: Mesh | None = None
+) -> tuple[Model, Bool[np.ndarray, " S"]]:
+    """Restores the students of one loss, and reads no other loss's.
 
-    Both lie spread over `mesh`.
+    Args:
+      spec: the run.
+      workdir: the run's folder.
+      vocab_size: tokens or classes.
+      loss: as the config has it.
+      mesh: where the students lie; None for one device.
+
+    Returns:
+      The students, with their seeds on the first axis, and which of them are finite.
 
     Raises:
       ValueError: the run has no such loss.
       FileNotFoundError: training did not end.
     """
-    names = [known.text for known in run_config.losses(config)]
+    names = spec.student_stage.members
     if loss not in names:
         raise ValueError(
             f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}"
         )
-    mesh = mesh or sharding.alone()
-    index, shapes = (
-        names.index(loss),
-        population_shapes(builder(config, vocab_size), config["seeds"], mesh),
-    )
-    alive = jax.ShapeDtypeStruct((config["seeds"],), jnp.bool_)
+    mesh, index, count = mesh or sharding.alone(), names.index(loss), len(spec.seeds)
+    shapes = population_shapes(builder(spec, vocab_size), count, mesh)
+    finite = jax.ShapeDtypeStruct((count,), jnp.bool_)
     target = {
         "params": {index: shapes.params},
-        "alive": {index: sharding.shapes(alive, mesh, stacked=False)},
+        "alive": {index: sharding.shapes(finite, mesh, stacked=False)},
     }
     with Checkpoints(workdir.students, read_only=True) as checkpoints:
-        restored, _ = checkpoints.restore(target, step=config["student"]["steps"])
-    return shapes.with_params(restored["params"][index]), np.asarray(restored["alive"][index])
+        tree, _ = checkpoints.restore(target, step=spec.student_stage.steps)
+    return shapes.with_params(tree["params"][index]), np.asarray(tree["alive"][index])
 
 
 def restore_one(path: str, loss: str, seed: int) -> Model:
-    """One student of a finished run, by its loss as the config has it and its seed.
+    """Restores one student of a finished run, by its loss as the config has it and its seed.
 
     Raises:
-      ValueError: the run has no such student, or it turned non-finite in training.
+      ValueError: the run has no such student, or it diverged in training.
       FileNotFoundError: `path` is no run's folder, or its training did not end.
     """
     workdir = Workdir(path)
-    config = workdir.config()
-    if seed not in seeds(config):
-        raise ValueError(f"{path} has no seed {seed}; it has {', '.join(map(str, seeds(config)))}")
-    students, alive = restore(config, workdir, teacher_sources.vocab_size(workdir), loss)
-    index = seeds(config).index(seed)
-    if not alive[index]:
+    spec = workdir.spec()
+    if seed not in spec.seeds:
+        raise ValueError(f"{path} has no seed {seed}; it has {', '.join(map(str, spec.seeds))}")
+    students, finite = restore(spec, workdir, teacher_sources.vocab_size(workdir), loss)
+    index = spec.seeds.index(seed)
+    if not finite[index]:
         raise ValueError(
             f"the student of loss {loss!r} and seed {seed} in {path} turned non-finite in training"
         )

@@ -1,10 +1,14 @@
-"""Where a teacher comes from ready made: a run's folder, or a Llama folder."""
+"""Pretrained teachers: the folder of another run, or an HF folder of the Llama family.
 
+A new source is one class with the methods of `TeacherSource` and one line in `SOURCES`.
+"""
+
+import dataclasses
 import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -14,14 +18,15 @@ from jaxdiv import files, models
 from jaxdiv.data import hf_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs import manifests, sharding
 from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.specs import RunSpec, TeacherSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training.state import Model, population_shapes
 
-SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"
-_SIZES = (
+SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"  # facts
+# Keys of `config.teacher` that describe the model.
+_MODEL_KEYS = (
     "kind",
     "depth",
     "width",
@@ -34,85 +39,91 @@ _SIZES = (
 )
 
 
-def builder(config: Mapping, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Makes an untrained teacher of the run's config."""
-    return lambda rngs: models.build_teacher(run_config.teacher(config), vocab_size, rngs)
+def builder(spec: TeacherSpec, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Returns the function that builds an untrained teacher."""
+    return lambda rngs: models.build_teacher(dataclasses.asdict(spec), vocab_size, rngs)
 
 
 def vocab_size(workdir: Workdir) -> int:
-    """The tokens of a run's tokenizer, or the classes of its images."""
-    config = workdir.config()
-    if run_config.of_images(config):
-        return config["data"]["vocabulary"]
-    return Tokenizer.load(workdir.tokenizer).vocab_size
+    """Returns the size of a run's tokenizer, or the number of its image classes."""
+    spec = workdir.spec().data
+    return spec.vocabulary if spec.is_images else Tokenizer.load(workdir.tokenizer).vocab_size
 
 
-def last_step(config: Mapping) -> int:
-    """Of the teacher's checkpoint; 0 of one that was taken over, which takes no steps."""
-    return 0 if config["teacher"]["checkpoint"] else config["teacher"]["steps"]
-
-
-def restore(config: Mapping, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None) -> Model:
-    """The trained teacher from the run's folder, spread over `mesh`.
+def restore(
+    spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None
+) -> Model:
+    """Restores the trained teacher from the run's folder, spread over `mesh`.
 
     Raises FileNotFoundError if its training did not end.
     """
-    return _restore(config, workdir, vocab_size, mesh).student(0)
+    return _restore(spec, workdir, vocab_size, mesh).student(0)
 
 
-def _restore(config, workdir, vocab_size, mesh):
-    """A population of one, as it was saved."""
-    shapes = population_shapes(builder(config, vocab_size), 1, mesh)
+def _restore(spec, workdir, vocab_size, mesh):
+    """Restores the population of one that was saved."""
+    shapes = population_shapes(builder(spec, vocab_size), 1, mesh)
     with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
-        restored, _ = checkpoints.restore({"params": (shapes.params,)}, step=last_step(config))
-    return shapes.with_params(restored["params"][0])
+        tree, _ = checkpoints.restore({"params": (shapes.params,)}, step=spec.last_step)
+    return shapes.with_params(tree["params"][0])
 
 
 def sizes(config: Mapping) -> dict[str, Any]:
-    """What a run's config holds that its teacher decides, by dotted key."""
+    """Returns the values of a run's config that its teacher decides, by dotted key."""
     return {
-        **{f"teacher.{key}": config["teacher"][key] for key in _SIZES},
+        **{f"teacher.{key}": config["teacher"][key] for key in _MODEL_KEYS},
         **{f"data.{key}": config["data"][key] for key in ("vocabulary", "channels")},
     }
 
 
-class RunSource:
-    """The teacher of another run."""
+@runtime_checkable
+class TeacherSource(Protocol):
+    """A pretrained teacher with its tokenizer, made from the path of `config.teacher.checkpoint`.
 
-    def __init__(self, path: str | os.PathLike):
-        self.workdir = Workdir(path)
-        self._config = self.workdir.config()
+    Attributes:
+      run: the run whose tokens may be read instead of tokenizing anew; None if there is none.
+    """
+
+    run: Workdir | None
+
+    def __init__(self, path: str | os.PathLike): ...
+
+    @staticmethod
+    def matches(path: str | os.PathLike) -> bool:
+        """Returns True if `path` holds this kind of source."""
 
     def check(self) -> None:
-        """Raises ValueError or FileNotFoundError unless `params` and `tokenizer` can be read."""
-        with Checkpoints(self.workdir.teacher, read_only=True) as checkpoints:
-            checkpoints.require(last_step(self._config))
+        """Raises ValueError or FileNotFoundError unless parameters and tokenizer can be read."""
 
     def sizes(self) -> dict[str, Any]:
-        """As the function `sizes`."""
-        return sizes(self._config)
+        """Returns the values that the teacher decides, by dotted key of the config."""
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.workdir.tokenizer)
+        """Reads the tokenizer."""
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
-        """The teacher's parameters [1, ...], for activations of `dtype`, spread over `mesh`."""
-        return _restore(self._config, self.workdir, vocab_size(self.workdir), mesh).params
+        """Reads the parameters [1, ...] for activations of `dtype`, spread over `mesh`."""
 
     def facts(self) -> dict[str, str]:
-        """What the run that takes the teacher should know of it."""
-        inherited = self.workdir.facts().get(SOURCE_FINGERPRINT)
-        manifest = self.workdir.teacher / str(last_step(self._config)) / manifests.NAME
-        own = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
-        return {SOURCE: str(self.workdir.root), SOURCE_FINGERPRINT: inherited or own}
+        """Returns facts for the run that takes the teacher: `SOURCE` and `SOURCE_FINGERPRINT`."""
 
 
 class LlamaSource:
-    """The model and tokenizer of a Llama folder; the same methods."""
+    """Model and tokenizer of an HF folder of the Llama family."""
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = pathlib.Path(folder)
-        self._arguments = llama.read_config(folder)
+    run = None
+
+    def __init__(self, path: str | os.PathLike):
+        if files.in_bucket(path):
+            raise ValueError(f"{path}: a Llama folder is read from this machine alone; copy it")
+        self.folder = pathlib.Path(path)
+        self._arguments = llama.read_config(path)
+
+    @staticmethod
+    def matches(path: str | os.PathLike) -> bool:
+        path = files.path_of(path) / llama.CONFIG
+        config = files.read_json(path) if path.is_file() else None
+        return isinstance(config, dict) and "model_type" in config
 
     def check(self) -> None:
         llama.check(self.folder)
@@ -120,8 +131,8 @@ class LlamaSource:
 
     def sizes(self) -> dict[str, Any]:
         arguments = {**self._arguments, "kind": "decoder", "padded_vocabulary": 0}
-        made = {f"teacher.{key}": arguments[key] for key in _SIZES}
-        return {**made, "data.vocabulary": arguments["vocab_size"]}
+        keys = {f"teacher.{key}": arguments[key] for key in _MODEL_KEYS}
+        return {**keys, "data.vocabulary": arguments["vocab_size"]}
 
     def tokenizer(self) -> Tokenizer:
         return hf_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])
@@ -132,37 +143,61 @@ class LlamaSource:
 
     def facts(self) -> dict[str, str]:
         digest = hashlib.sha256()
-        for path in (
-            self.folder / llama.CONFIG,
-            self.folder / FILE,
-            *llama.weight_files(self.folder),
-        ):
+        names = (self.folder / llama.CONFIG, self.folder / FILE)
+        for path in (*names, *llama.weight_files(self.folder)):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return {SOURCE: str(self.folder), SOURCE_FINGERPRINT: digest.hexdigest()[:16]}
 
 
-TeacherSource = RunSource | LlamaSource
+class RunSource:
+    """The teacher of another run."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.run = Workdir(path)
+        self._config = self.run.config()
+        self._spec = RunSpec.from_config(self._config).teacher
+
+    @staticmethod
+    def matches(path: str | os.PathLike) -> bool:
+        return True  # the constructor refuses a folder that is none
+
+    def check(self) -> None:
+        with Checkpoints(self.run.teacher, read_only=True) as checkpoints:
+            checkpoints.require(self._spec.last_step)
+
+    def sizes(self) -> dict[str, Any]:
+        return sizes(self._config)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.run.tokenizer)
+
+    def params(self, dtype: str, mesh: Mesh) -> Any:
+        return _restore(self._spec, self.run, vocab_size(self.run), mesh).params
+
+    def facts(self) -> dict[str, str]:
+        manifest = self.run.teacher / str(self._spec.last_step) / manifests.NAME
+        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+        # A teacher that the run took over itself keeps the fingerprint of its first source.
+        fingerprint = self.run.facts().get(SOURCE_FINGERPRINT) or digest
+        return {SOURCE: str(self.run.root), SOURCE_FINGERPRINT: fingerprint}
 
 
-def check_same_source(donor: TeacherSource, known: Mapping[str, Any]) -> None:
-    """Raises ValueError if a run's `known` facts say that it took its teacher from other files than
-    the donor's."""
-    before, now = known.get(SOURCE_FINGERPRINT), donor.facts()
-    if before not in (None, now[SOURCE_FINGERPRINT]):
-        raise ValueError(
-            f"the {SOURCE_FINGERPRINT} in {now[SOURCE]} is {now[SOURCE_FINGERPRINT]}, not {before} as the run began "
-            f"with; begin another run"
-        )
+# The first that matches a path is taken.
+SOURCES: tuple[type[TeacherSource], ...] = (LlamaSource, RunSource)
 
 
 def find(path: str | os.PathLike) -> TeacherSource:
-    """What lies in `path`, a run or a Llama; raises FileNotFoundError or ValueError if it is
-    neither."""
-    config = files.path_of(path) / llama.CONFIG
-    held = files.read_json(config) if config.is_file() else None
-    if not (isinstance(held, dict) and "model_type" in held):
-        return RunSource(path)
-    if files.in_bucket(path):
-        raise ValueError(f"{path}: a Llama folder is read from this machine alone; copy it")
-    return LlamaSource(path)
+    """Opens the teacher source in `path`. Raises FileNotFoundError or ValueError if there is
+    none."""
+    return next(source for source in SOURCES if source.matches(path))(path)
+
+
+def check_same_source(source: TeacherSource, facts: Mapping[str, Any]) -> None:
+    """Raises ValueError if a run's `facts` say that it took its teacher from other files."""
+    before, current = facts.get(SOURCE_FINGERPRINT), source.facts()
+    if before not in (None, current[SOURCE_FINGERPRINT]):
+        raise ValueError(
+            f"the {SOURCE_FINGERPRINT} in {current[SOURCE]} is {current[SOURCE_FINGERPRINT]}, not "
+            f"{before} as the run began with; begin another run"
+        )

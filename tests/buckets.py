@@ -1,6 +1,6 @@
-"""A bucket on this machine: a server that speaks as much of Google's JSON API as tensorstore and an
-fsspec file system ask for. Objects come whole or not at all; nothing is renamed or appended to, and
-there are no folders but in names.
+"""A bucket on this machine: a server for the part of Google's JSON API that readers of buckets use.
+
+Objects are whole or absent, nothing is renamed or appended to, and folders exist in names only.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ ROOT = "gs://bucket"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Holds the one bucket there is.
+    """A server of one bucket.
 
     Attributes:
       objects: name to content.
-      changes: (name, content, None of what was removed) in their order.
-      refuses: whether every request fails, as where a network does.
+      changes: (name, content, or None if it was removed), in order.
+      refuses: True to fail every request, as a network might.
     """
 
     daemon_threads = True
@@ -39,7 +39,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def change(self, name: str, content: bytes | None) -> None:
-        """Puts an object in its place, or removes it."""
+        """Writes an object, or removes it."""
         self.changes.append((name, content))
         self.generations[name] = self.generations.get(name, 0) + 1
         if content is None:
@@ -48,7 +48,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.objects[name] = content
 
     def become(self, objects: dict[str, bytes]) -> None:
-        """From here on the bucket holds `objects`."""
+        """Replaces the content of the bucket."""
         with self.lock:
             for name in self.objects.keys() - objects.keys():
                 self.change(name, None)
@@ -61,7 +61,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        name, query = self._asked()
+        name, query = self._parse()
         with self.server.lock:
             if self.server.refuses:
                 return self._answer(403, {})
@@ -74,55 +74,49 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._content(name)
 
     def do_POST(self):
-        _, query = self._asked()
+        _, query = self._parse()
         content = self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.lock:
-            if not self._holds(query["name"], query):
+            if not self._matches(query["name"], query):
                 return self._answer(412, {})
             self.server.change(query["name"], content)
             return self._answer(200, self._metadata(query["name"]))
 
     def do_DELETE(self):
-        name, query = self._asked()
+        name, query = self._parse()
         with self.server.lock:
             if name not in self.server.objects:
                 return self._answer(404, {})
-            if not self._holds(name, query):
+            if not self._matches(name, query):
                 return self._answer(412, {})
             self.server.change(name, None)
             return self._answer(204, None)
 
-    def _asked(self):
-        """(the object's name, or None; what follows the question mark)."""
+    def _parse(self):
+        """Returns the object's name, or None, and the query."""
         url = urlsplit(self.path)
         _, _, name = url.path.partition("/o/")
         return unquote(name) or None, {
             key: values[0] for key, values in parse_qs(url.query).items()
         }
 
-    def _holds(self, name, query):
-        wanted = query.get("ifGenerationMatch")
-        here = self.server.generations[name] if name in self.server.objects else 0
-        return wanted is None or int(wanted) == here
+    def _matches(self, name, query):
+        expected = query.get("ifGenerationMatch")
+        generation = self.server.generations[name] if name in self.server.objects else 0
+        return expected is None or int(expected) == generation
 
     def _metadata(self, name):
         generation, size = str(self.server.generations[name]), str(len(self.server.objects[name]))
-        return {
-            "name": name,
-            "bucket": "bucket",
-            "generation": generation,
-            "size": size,
-            "metageneration": "1",
-        }
+        fields = {"bucket": "bucket", "metageneration": "1"}
+        return {"name": name, "generation": generation, "size": size, **fields}
 
     def _listed(self, query):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
         names, prefixes = [], set()
         for name in sorted(self.server.objects):
             below = name.removeprefix(prefix)
-            if name.startswith(prefix) and query.get("startOffset", "") <= name < query.get(
-                "endOffset", "\U0010ffff"
-            ):
+            start, end = query.get("startOffset", ""), query.get("endOffset", "\U0010ffff")
+            if name.startswith(prefix) and start <= name < end:
                 if delimiter and delimiter in below:
                     prefixes.add(prefix + below.split(delimiter)[0] + delimiter)
                 else:
@@ -131,24 +125,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _content(self, name):
         content, code, headers = self.server.objects[name], 200, {}
-        if asked := self.headers.get("Range"):
-            first, last = asked.removeprefix("bytes=").split("-")
+        if span := self.headers.get("Range"):
+            first, last = span.removeprefix("bytes=").split("-")
             start = int(first) if first else max(len(content) - int(last), 0)
             end = min(int(last) + 1 if first and last else len(content), len(content))
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
             content, code = content[start:end], 206
-        return self._answer(
-            code, content, {**headers, "x-goog-generation": str(self.server.generations[name])}
-        )
+        headers["x-goog-generation"] = str(self.server.generations[name])
+        return self._answer(code, content, headers)
 
     def _answer(self, code, content, headers=()):
-        body = (
-            content
-            if isinstance(content, bytes)
-            else b""
-            if content is None
-            else json.dumps(content).encode()
-        )
+        body = b"" if content is None else content
+        if not isinstance(body, bytes):
+            body = json.dumps(body).encode()
         self.send_response(code)
         for key, value in {"Content-Length": str(len(body)), **dict(headers)}.items():
             self.send_header(key, value)
@@ -160,7 +149,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class FileSystem(fsspec.AbstractFileSystem):
-    """In the place of gcsfs."""
+    """A substitute for gcsfs."""
 
     protocol = ("gcs", "gs")
 
@@ -168,14 +157,11 @@ class FileSystem(fsspec.AbstractFileSystem):
         path = self._strip_protocol(path).rstrip("/")
         _, _, below = path.partition("/")
         whole = _ask("GET", f"?delimiter=/&prefix={quote(below + '/' if below else '', safe='')}")
-        found = [
-            {"name": f"bucket/{entry.rstrip('/')}", "size": 0, "type": "directory"}
-            for entry in whole["prefixes"]
-        ]
-        found += [_file(item) for item in whole["items"]]
-        if not found:
-            found = [_file(_ask("GET", "/" + quote(below, safe="")))]
-        return found if detail else [entry["name"] for entry in found]
+        entries = [_folder(f"bucket/{name.rstrip('/')}") for name in whole["prefixes"]]
+        entries += [_file(item) for item in whole["items"]]
+        if not entries:
+            entries = [_file(_ask("GET", "/" + quote(below, safe="")))]
+        return entries if detail else [entry["name"] for entry in entries]
 
     def info(self, path, **_):
         path = self._strip_protocol(path).rstrip("/")
@@ -183,7 +169,7 @@ class FileSystem(fsspec.AbstractFileSystem):
             return _file(_ask("GET", "/" + quote(path.partition("/")[2], safe="")))
         except FileNotFoundError:
             self.ls(path)
-            return {"name": path, "size": 0, "type": "directory"}
+            return _folder(path)
 
     def exists(self, path, **_):
         try:
@@ -217,7 +203,7 @@ class FileSystem(fsspec.AbstractFileSystem):
 
 
 class _Writing(io.BytesIO):
-    """One object, sent once its content is whole, as gcsfs does when a file is closed."""
+    """An object that is sent whole when its file is closed, as gcsfs does."""
 
     def __init__(self, name):
         super().__init__()
@@ -227,6 +213,10 @@ class _Writing(io.BytesIO):
         if not self.closed:
             _send("POST", f"?uploadType=media&name={self._name}", self.getvalue(), upload="/upload")
         super().close()
+
+
+def _folder(name):
+    return {"name": name, "size": 0, "type": "directory"}
 
 
 def _file(item):
@@ -239,26 +229,25 @@ def _ask(method, rest):
 
 def _send(method, rest, content=None, upload=""):
     url = f"{os.environ['STORAGE_EMULATOR_HOST']}{upload}/storage/v1/b/bucket/o{rest}"
+    request = urllib.request.Request(url, content, method=method)
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, content, method=method), timeout=60
-        ) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
-        raise (
-            FileNotFoundError(rest) if error.code == 404 else OSError(f"{method} {rest}: {error}")
-        ) from None
+        if error.code == 404:
+            raise FileNotFoundError(rest) from None
+        raise OSError(f"{method} {rest}: {error}") from None
 
 
 def install() -> None:
-    """In this process buckets are reached without gcsfs."""
+    """Makes this process reach buckets without gcsfs."""
     fsspec.register_implementation("gcs", FileSystem, clobber=True)
     fsspec.register_implementation("gs", FileSystem, clobber=True)
 
 
 @contextlib.contextmanager
 def served() -> Iterator[Server]:
-    """A server that this process and its children find; tensorstore looks for it once a process."""
+    """Starts a server for this process and its children; tensorstore reads its address once."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"

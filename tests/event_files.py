@@ -19,12 +19,11 @@ def records(folder: pathlib.Path) -> Iterator[Event]:
 
 
 def scalars(folder: pathlib.Path) -> dict[str, dict[int, float]]:
-    """Tag to step to value."""
-    found = {}
+    """Returns the scalars of a folder: tag to step to value."""
+    values = {}
     for event in records(folder):
         for value in event.summary.value:
-            assert event.step not in found.setdefault(value.tag, {}), (
-                f"{value.tag} twice at step {event.step}"
-            )
-            found[value.tag][event.step] = value.simple_value
-    return found
+            by_step = values.setdefault(value.tag, {})
+            assert event.step not in by_step, f"{value.tag} twice at step {event.step}"
+            by_step[event.step] = value.simple_value
+    return values

@@ -1,9 +1,11 @@
-"""A run of two losses and seeds that can be stopped anywhere, and what two such runs must have in
-common."""
+"""A run of two losses and seeds that can be stopped anywhere, and the end it must come to."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
+import shutil
+import signal
 import time
 
 import numpy as np
@@ -15,7 +17,7 @@ EVERY, TEACHER_STEPS, STEPS = 25, 60, 160
 
 
 def flags(folder, texts):
-    """Two losses of two seeds on shuffled data."""
+    """Returns the flags of a run of two losses of two seeds on shuffled data."""
     return [
         runs.SMOKE,
         f"--workdir={folder}",
@@ -28,39 +30,72 @@ def flags(folder, texts):
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class StoppedRun:
+    """A run in `folder` that must end as the run in `whole`, which was never stopped."""
+
+    folder: pathlib.Path
+    texts: pathlib.Path
+    whole: pathlib.Path
+
+    @property
+    def flags(self):
+        return flags(self.folder, self.texts)
+
+    def stop(self, condition, sign, *, delay=0.0):
+        """Starts or resumes the run, and stops it as `stop_when` does."""
+        return stop_when(runs.start("distill", *self.flags), condition, sign, delay=delay)
+
+    def copy_whole(self):
+        """Makes the run a copy of the whole one, and returns its folder."""
+        return shutil.copytree(self.whole, self.folder)
+
+    def finish(self):
+        """Resumes the run to its end and checks that."""
+        runs.succeed("distill", *self.flags)
+        self.check_same_end()
+
+    def check_same_end(self):
+        check_same_end(self.whole, self.folder)
+
+
 def stop(folder, texts, *, stage, after, sign):
-    """Starts the run, sends it `sign` once `stage` is past step `after`, and gives its exit code
-    and standard error."""
-    process = runs.start("distill", *flags(folder, texts))
-    done = stop_when(process, lambda: step_of(folder, stage) > after, sign)
+    """Runs until `stage` is past step `after`, sends `sign`; returns exit code and error output."""
+    run = StoppedRun(folder, texts, folder)
+    done = run.stop(lambda: step_of(folder, stage) > after, sign)
     return done.returncode, " ".join(done.stderr.split())
 
 
-def stop_when(process, come, sign, *, delay=0.0):
-    """Sends `process` `sign`, `delay` seconds after `come()` is true, and waits for its end."""
-    wait_until(process, come)
+def stop_when(process, condition, sign, *, delay=0.0):
+    """Sends `sign` some seconds after `condition()` is true, and waits for the process's end."""
+    wait_until(process, condition)
     time.sleep(delay)
     process.send_signal(sign)
     return runs.end(process)
 
 
-def wait_until(process, come):
-    latest = time.monotonic() + runs.LIMIT
-    while not come():
+def stop_while_importing(process):
+    """Sends SIGTERM soon after the process has installed its first handler."""
+
+    def handles():
+        status = pathlib.Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return caught >> (signal.SIGTERM - 1) & 1
+
+    return stop_when(process, handles, signal.SIGTERM, delay=0.3)
+
+
+def wait_until(process, condition):
+    deadline = time.monotonic() + runs.LIMIT
+    while not condition():
         assert process.poll() is None, runs.end(process).stderr
-        if time.monotonic() > latest:
+        if time.monotonic() > deadline:
             runs.give_up(process)
         time.sleep(0.001)
 
 
-def handles(process, signum):
-    """Returns True once the process has installed a handler for the signal."""
-    status = pathlib.Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-    return bool(caught >> (signum - 1) & 1)
-
-
 def step_of(folder, stage):
+    """Returns the last step in the stage's curves."""
     with contextlib.suppress(FileNotFoundError, IndexError, json.JSONDecodeError):
         lines = (folder / "curves" / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()
         return json.loads(lines[-1])["step"]
@@ -68,7 +103,7 @@ def step_of(folder, stage):
 
 
 def arrays(folder, stage, step):
-    """Every array of a checkpoint, by name."""
+    """Returns every array of a checkpoint by name."""
     path = folder / stage / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         names = checkpointer.metadata(path).item_metadata.tree
@@ -77,15 +112,16 @@ def arrays(folder, stage, step):
 
 
 def check_same(folder, other, stage, step):
-    mine, theirs = arrays(folder, stage, step), arrays(other, stage, step)
-    assert mine.keys() == theirs.keys()
-    assert len(mine) > 10
-    for name, values in mine.items():
-        np.testing.assert_array_equal(values, theirs[name], err_msg=name, strict=True)
+    """Checks that two runs' checkpoints have the same arrays, bit for bit."""
+    left, right = arrays(folder, stage, step), arrays(other, stage, step)
+    assert left.keys() == right.keys()
+    assert len(left) > 10
+    for name, values in left.items():
+        np.testing.assert_array_equal(values, right[name], err_msg=name, strict=True)
 
 
 def check_same_end(whole, cut):
-    """The same parameters and optimizer states bit for bit, results and curves."""
+    """Checks for the same parameters and optimizer states bit for bit, results and curves."""
     check_same(whole, cut, "teacher", TEACHER_STEPS)
     check_same(whole, cut, "students", STEPS)
     for name in ("results.csv", "curves/student.jsonl"):

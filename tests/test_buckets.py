@@ -1,4 +1,4 @@
-"""Runs in a bucket, by Orbax's own driver and a stand-in for gcsfs, on a server of this machine."""
+"""Runs in a bucket, by Orbax's own driver and a substitute for gcsfs, on a local server."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from jaxdiv.training.teacher_sources import RunSource
 from tests import buckets, commands, runs, stops
 
 KILLS = 6
-BINARY = """import sys
+PROGRAM = """import sys
 from tests import buckets
 buckets.install()
 import importlib
@@ -33,7 +33,7 @@ cli.run(importlib.import_module(f"experiments.{name}").main, resumes=name == "di
 
 @pytest.fixture(scope="module")
 def server():
-    """The one of this process, as tensorstore asks for its address once."""
+    """The server of this process, since tensorstore reads its address once."""
     before = dict(os.environ)
     with buckets.served() as server:
         buckets.install()
@@ -44,7 +44,7 @@ def server():
 
 @pytest.fixture
 def bucket(server):
-    """A server whose bucket is empty."""
+    """The server with an empty bucket."""
     server.become({})
     return server
 
@@ -58,15 +58,15 @@ def values(number):
     return {"params": (np.full((2, 3), number, np.float32), np.arange(4)), "step": np.int32(number)}
 
 
-def restored(folder, **wanted):
+def restored(folder, **options):
     with Checkpoints(folder, read_only=True) as checkpoints:
-        tree, progress = checkpoints.restore(values(0), **wanted)
+        tree, progress = checkpoints.restore(values(0), **options)
     return jax.tree.map(np.asarray, tree), progress
 
 
-def check(folder, number, **wanted):
-    """The newest step, or the one that is wanted, is what `save` put there."""
-    tree, progress = restored(folder, **wanted)
+def check(folder, number, **options):
+    """Checks that the newest step, or `step`, is what `save` wrote."""
+    tree, progress = restored(folder, **options)
     assert progress == {"at": number}
     jax.tree.map(np.testing.assert_array_equal, tree, values(number))
 
@@ -92,13 +92,11 @@ def test_files_are_written_whole_and_read(bucket, root):
 
 
 def test_what_is_no_place_for_a_run_is_refused(monkeypatch, root):
-    with pytest.raises(
-        ValueError, match=r"s3://b/run: s3:// is not known; give a folder of this machine, or gs://"
-    ):
+    message = r"s3://b/run: s3:// is not known; give a folder of this machine, or gs://"
+    with pytest.raises(ValueError, match=message):
         Workdir("s3://b/run")
-    with pytest.raises(
-        ValueError, match="gs://bucket/a/run is in a bucket; give a folder of this machine"
-    ):
+    message = "gs://bucket/a/run is in a bucket; give a folder of this machine"
+    with pytest.raises(ValueError, match=message):
         files.making_folder(root).__enter__()
 
     def missing(_):
@@ -106,13 +104,12 @@ def test_what_is_no_place_for_a_run_is_refused(monkeypatch, root):
 
     files._epath.cache_clear()
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    with pytest.raises(
-        ValueError, match=r"gs:// needs a package that is not there: pip install gcsfs"
-    ):
+    message = "gs:// needs a package that is not there: pip install gcsfs"
+    with pytest.raises(ValueError, match=message):
         Workdir("gs://b/run")
 
 
-def test_a_bucket_out_of_reach_is_told_and_damages_nothing(bucket, root):
+def test_a_bucket_out_of_reach_is_reported_and_damages_nothing(bucket, root):
     save(root, 1, 2)
     bucket.refuses = True
     try:
@@ -137,26 +134,19 @@ def test_steps_come_back_and_old_ones_leave_nothing(bucket, root):
 
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_whenever_a_save_is_killed_the_newest_whole_step_counts_and_the_next_save_mends_it(
-    bucket, root, every
-):
+def test_after_any_killed_save_the_newest_whole_step_counts(bucket, root, every):
     save(root, 1)
     before = dict(bucket.objects)
     bucket.changes.clear()
     save(root, 2, keep=1)
     changes, manifest = list(bucket.changes), f"a/run/2/{manifests.NAME}"
     counts_from = [name for name, _ in changes].index(manifest) + 1
-    assert all(
-        name.startswith("a/run/2/") and content is not None
-        for name, content in changes[:counts_from]
-    )
+    for name, content in changes[:counts_from]:
+        assert name.startswith("a/run/2/")
+        assert content is not None
     assert changes[counts_from] == (f"a/run/1/{manifests.NAME}", None)
-    for count in {
-        *range(0, len(changes) + 1, every),
-        counts_from - 1,
-        counts_from,
-        counts_from + 1,
-    }:
+    around = (counts_from - 1, counts_from, counts_from + 1)
+    for count in {*range(0, len(changes) + 1, every), *around}:
         left = dict(before)
         for name, content in changes[:count]:
             left[name] = content
@@ -175,53 +165,52 @@ def test_whenever_a_save_is_killed_the_newest_whole_step_counts_and_the_next_sav
 @pytest.mark.parametrize("cut", [slice(0, -1), None])
 def test_a_damaged_step_is_passed_over_and_replaced(bucket, root, cut):
     save(root, 1, 2)
-    name = max(
-        (n for n in bucket.objects if n.startswith("a/run/2/state/")),
-        key=lambda n: len(bucket.objects[n]),
-    )
-    kept = {other: content for other, content in bucket.objects.items() if other != name}
-    bucket.become(kept if cut is None else {**kept, name: bucket.objects[name][cut]})
+    arrays = [name for name in bucket.objects if name.startswith("a/run/2/state/")]
+    objects = dict(bucket.objects)
+    name = max(arrays, key=lambda name: len(objects[name]))
+    content = objects.pop(name)
+    bucket.become(objects if cut is None else {**objects, name: content[cut]})
     check(root, 1)
     save(root, 2)
     check(root, 2)
 
 
-def test_a_second_run_is_told_but_not_refused(bucket, root, capsys):
+def test_a_second_run_is_warned_but_not_refused(bucket, root, capsys):
     with lock.hold(root):
-        named = json.loads(bucket.objects[f"a/run/{lock.NAME}"])
-        assert (named["host"], named["process"]) == (socket.gethostname(), os.getpid())
+        holder = json.loads(bucket.objects[f"a/run/{lock.NAME}"])
+        assert (holder["host"], holder["process"]) == (socket.gethostname(), os.getpid())
         assert "no second run writes there" in capsys.readouterr().err
         with lock.hold(root):
-            first = f"names process {os.getpid()} on {socket.gethostname()} since {named['time']}, which was killed or"
-            assert first in " ".join(capsys.readouterr().err.split())
+            first = f"names process {os.getpid()} on {socket.gethostname()} since {holder['time']}"
+            assert f"{first}, which was killed or" in " ".join(capsys.readouterr().err.split())
     assert bucket.objects == {}
 
 
-def test_curves_grow_here_and_go_there_as_a_whole(bucket, root):
+def test_curves_grow_locally_and_are_uploaded_whole(bucket, root):
     def stage(cache, done):
         return trackers.TrackedStage(cache.local, "student", ("kl",), (0,), done, 9)
 
-    def tell(curves, step):
+    def write(curves, step):
         curves.write(step, {"loss": np.array([[float(step)]])}, {})
 
     with (
         files.cached(root / "curves") as cache,
         contextlib.closing(metrics.Curves(stage(cache, 0))) as curves,
     ):
-        tell(curves, 1)
+        write(curves, 1)
         assert bucket.objects == {}
         cache.send()
         cache.send()
         assert len(bucket.changes) == 1
-        tell(curves, 2)
+        write(curves, 2)
     bucket.changes.clear()
     with (
         contextlib.suppress(ZeroDivisionError),
         files.cached(root / "curves") as cache,
         contextlib.closing(metrics.Curves(stage(cache, 1))) as curves,
     ):
-        tell(curves, 2)
-        tell(curves, 3)
+        write(curves, 2)
+        write(curves, 3)
         raise ZeroDivisionError
     assert metrics.read_curves(root / "curves", "student", [0])["value"].tolist() == [1, 2, 3]
     assert len(bucket.changes) == 1
@@ -236,13 +225,13 @@ def test_a_run_is_read_from_a_bucket(root, tmp_path):
     donor = RunSource(str(root))
     donor.check()
     assert donor.facts()["teacher taken from"] == "gs://bucket/a/run"
-    kept = run.save_batch(3, {"inputs": np.arange(4)})
-    with kept.open("rb") as file, np.load(file) as arrays:
+    path = run.save_batch(3, {"inputs": np.arange(4)})
+    with path.open("rb") as file, np.load(file) as arrays:
         assert arrays["inputs"].tolist() == [0, 1, 2, 3]
 
 
-def told(name, *flags):
-    done = runs.end(runs.start_code(BINARY, name, *flags))
+def succeed(name, *flags):
+    done = runs.end(runs.start_code(PROGRAM, name, *flags))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -255,30 +244,30 @@ def test_killed_runs_in_a_bucket_end_as_one_on_a_disk_and_serve_all_readers(buck
     draw = np.random.default_rng(0)
     for _ in range(KILLS):
         changes = len(bucket.changes) + draw.integers(1, 70)
-        process = runs.start_code(BINARY, *flags)
+        process = runs.start_code(PROGRAM, *flags)
         stops.stop_when(process, lambda end=changes: len(bucket.changes) >= end, signal.SIGKILL)
-    told(*flags, "--config.log.every=4")
+    succeed(*flags, "--config.log.every=4")
     with contextlib.closing(files.BucketCache(files.path_of("gs://bucket/run"))) as cache:
         cache.fetch()
         stops.check_same_end(tmp_path / "disk", cache.local)
         assert not (cache.local / lock.NAME).exists()
     of_run = "--workdir=gs://bucket/run"
     table = runs.succeed("report", f"--workdir={tmp_path / 'disk'}", "--markdown")
-    assert told("report", of_run, "--markdown") == table
-    told("acceptance", of_run, "--temperatures=0.7", "--output=gs://bucket/again")
+    assert succeed("report", of_run, "--markdown") == table
+    succeed("acceptance", of_run, "--temperatures=0.7", "--output=gs://bucket/again")
     assert "again/report.html" in bucket.objects
-    told("contributions", of_run)
+    succeed("contributions", of_run)
     assert "run/contributions_by_rank.csv" in bucket.objects
     assert re.search(
-        r"\d+ tokens in \d+ target calls", told("decode", of_run, "--loss=kl", "--max_tokens=8")
+        r"\d+ tokens in \d+ target calls", succeed("decode", of_run, "--loss=kl", "--max_tokens=8")
     )
-    told("export", of_run, "--loss=tv", "--seed=1", f"--output={tmp_path / 'exported'}")
+    succeed("export", of_run, "--loss=tv", "--seed=1", f"--output={tmp_path / 'exported'}")
     assert (tmp_path / "exported" / "model.safetensors").exists()
-    taken = [
+    retrained = [
         *flags[:2],
         "--workdir=gs://bucket/taken",
         *flags[3:],
         "--config.teacher.checkpoint=gs://bucket/run",
     ]
-    told(*taken, "--profile=3:4")
+    succeed(*retrained, "--profile=3:4")
     assert any(name.startswith("taken/profile/plugins/") for name in bucket.objects)

@@ -24,7 +24,7 @@ def build(rngs):
 
 
 def states():
-    """Two states of one shape; one is trained in place of the other."""
+    """Two states of one shape but other values."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     return [
         TrainState.create([population(build, seeds).params] * 2, [optimizer] * 2)
@@ -33,10 +33,9 @@ def states():
 
 
 def equal(a, b):
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        x.dtype == y.dtype and np.array_equal(x, y)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    same = all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
+    return same and jax.tree.structure(a) == jax.tree.structure(b)
 
 
 def test_steps_come_back_whole_or_in_part(tmp_path):
@@ -53,9 +52,8 @@ def test_steps_come_back_whole_or_in_part(tmp_path):
         assert equal(state, first)
         assert not equal(state, second)
         assert progress == {"batches": {"next_index": 3}}
-        part, _ = checkpoints.restore(
-            {"params": {1: first.params[1]}, "alive": {1: first.finite[1]}}, step=2
-        )
+        target = {"params": {1: first.params[1]}, "alive": {1: first.finite[1]}}
+        part, _ = checkpoints.restore(target, step=2)
         assert equal(part["params"][1], second.params[1])
 
 
@@ -74,34 +72,24 @@ def test_other_shapes_types_and_names_are_refused(tmp_path):
 
 
 def damage(path, how):
-    """Does to a step's files what disks, kills and hands do."""
-    found = sorted(
-        (file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
-    )
+    """Damages a step: flips a bit of its largest file, cuts it, or removes a file or folder."""
+    largest = max(path.rglob("*"), key=lambda file: file.is_file() and file.stat().st_size)
     if how == "flipped":
-        content = bytearray(found[-1].read_bytes())
+        content = bytearray(largest.read_bytes())
         content[len(content) // 2] ^= 1
-        found[-1].write_bytes(content)
+        largest.write_bytes(content)
     elif how == "cut":
-        os.truncate(found[-1], found[-1].stat().st_size - 1)
+        os.truncate(largest, largest.stat().st_size - 1)
     elif (path / how).is_dir():
         shutil.rmtree(path / how)
     else:
         (path / how).unlink()
 
 
-DAMAGES = [
-    "flipped",
-    "cut",
-    "state",
-    "progress.json",
-    "state/d",
-    "state/_METADATA",
-    "manifest.json",
-]
+PARTS = ["state", "progress.json", "state/d", "state/_METADATA", "manifest.json"]
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", ["flipped", "cut", *PARTS])
 def test_a_damaged_step_is_named_passed_over_and_replaced(tmp_path, how):
     old, new = states()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -110,15 +98,12 @@ def test_a_damaged_step_is_named_passed_over_and_replaced(tmp_path, how):
     damage(tmp_path / "2", how)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.latest() == 1
+        message = rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/"
         for read in (lambda: checkpoints.restore(new, step=2), lambda: checkpoints.require(2)):
-            with pytest.raises(
-                ValueError, match=rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/"
-            ):
+            with pytest.raises(ValueError, match=message):
                 read()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        assert re.match(
-            rf"checkpoint {tmp_path}/2 is damaged: {tmp_path}/2/", "".join(checkpoints.damaged())
-        )
+        assert re.match(message, "".join(checkpoints.damaged()))
         state, progress = checkpoints.restore(new)
         assert equal(state, old)
         assert progress == {"next": 1}
@@ -134,8 +119,8 @@ def test_any_flipped_bit_is_noticed(tmp_path):
         checkpoints.save(1, old, {"next": 1})
         checkpoints.save(2, new, {"next": 2})
     draw = np.random.default_rng(0)
-    found = sorted(path for path in (tmp_path / "2").rglob("*") if path.is_file())
-    for path in [*found, *draw.choice(found, 100)]:
+    paths = sorted(path for path in (tmp_path / "2").rglob("*") if path.is_file())
+    for path in [*paths, *draw.choice(paths, 100)]:
         content = bytearray(path.read_bytes())
         bit = int(draw.integers(8 * len(content)))
         flipped = content.copy()
@@ -149,7 +134,7 @@ def test_any_flipped_bit_is_noticed(tmp_path):
         path.write_bytes(content)
 
 
-def test_where_no_step_is_whole_the_newest_is_named(tmp_path):
+def test_the_newest_step_is_named_if_none_is_whole(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, states()[0], {})
     damage(tmp_path / "1", "cut")
@@ -160,7 +145,7 @@ def test_where_no_step_is_whole_the_newest_is_named(tmp_path):
             checkpoints.restore(states()[0])
 
 
-def test_damaged_steps_go_once_training_is_past_them_and_are_not_counted_before(tmp_path):
+def test_damaged_steps_do_not_count_and_go_once_training_is_past_them(tmp_path):
     state = states()[0]
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3):
@@ -173,8 +158,7 @@ def test_damaged_steps_go_once_training_is_past_them_and_are_not_counted_before(
     assert sorted(os.listdir(tmp_path)) == ["2", "4"]
 
 
-def test_a_failed_save_is_told_and_leaves_nothing(tmp_path, monkeypatch):
-    """The disk is full from here on, as far as one can be without a disk."""
+def test_a_failed_save_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     state = states()[0]
 
     def full(_):
@@ -186,9 +170,8 @@ def test_a_failed_save_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(manifests, "write", full)
         checkpoints.save(2, state.to_checkpoint(), {})
         concurrent.futures.wait([checkpoints._saving])
-        with pytest.raises(
-            OSError, match=rf"checkpoint {tmp_path}/2 can't be saved.*No space left"
-        ):
+        message = rf"checkpoint {tmp_path}/2 can't be saved.*No space left"
+        with pytest.raises(OSError, match=message):
             checkpoints.raise_error()
         assert (checkpoints.latest(), os.listdir(tmp_path)) == (1, ["1"])
         monkeypatch.undo()

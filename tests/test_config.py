@@ -111,8 +111,8 @@ def test_specs_hold_what_the_config_says_and_compare_by_results():
     assert RunSpec.from_config(changed("checkpoint.every", 7)) == run
     assert RunSpec.from_config(changed("data.directory", "elsewhere")) == run
     assert RunSpec.from_config(changed("seed", 1)) != run
-    taken = RunSpec.from_config(changed("teacher.checkpoint", "runs/other"))
-    assert taken.teacher.last_step == 0
+    adopted = RunSpec.from_config(changed("teacher.checkpoint", "runs/other"))
+    assert adopted.teacher.last_step == 0
     written = RunSpec.from_config(changed("data.context", "teacher")).on_policy
     assert (written.writer, written.rows, written.prompt_tokens) == ("teacher", 4, 8)
 

@@ -37,7 +37,7 @@ def broken(stage):
 """
 REFUSED = {
     "--profile=4": "--profile: it must be FIRST:LAST, such as 11:20, got '4'",
-    "--profile=4:21": "--profile: FIRST:LAST must be within the steps 1 to 20, FIRST not after LAST, got 4:21",
+    "--profile=4:21": "--profile: FIRST:LAST must be within the steps 1 to 20, FIRST not after",
     "--trackers=my_trackers:Tabel": "there is no `Tabel` in `my_trackers`; known: Table",
     "--config.teacher.step=3": "`steps`",
     "--log_format=jsn": "log_format",
@@ -46,8 +46,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """(folder of the runs, ended commands by name): a teacher, refused ones, its students stopped,
-    and their error."""
+    """The folder of all runs, and ended commands by name: finished, refused, stopped, failed."""
     folder = tmp_path_factory.mktemp("watched")
     page = (runs.ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
@@ -55,10 +54,10 @@ def ended(tmp_path_factory):
     texts = runs.write_texts(folder / "texts")
 
     def flags(name, *more):
-        given = [runs.SMOKE, f"--workdir={folder / name}", f"--config.data.files={texts}/*.txt"]
-        return [*given, "--config.losses=kl,tv", "--config.student.learning_rates=tv: 1e-2", *more]
+        data = [runs.SMOKE, f"--workdir={folder / name}", f"--config.data.files={texts}/*.txt"]
+        return [*data, "--config.losses=kl,tv", "--config.student.learning_rates=tv: 1e-2", *more]
 
-    asked = {
+    commands_of = {
         "teacher": {
             "teacher": flags("run", JSON, "--profile=5:6", "--trackers=my_trackers:Table"),
             **{flag: flags("refused", JSON, flag) for flag in REFUSED},
@@ -69,80 +68,72 @@ def ended(tmp_path_factory):
             "broken": flags("run", JSON, "--profile=6:7", "--trackers=my_trackers:broken"),
         },
     }
-    found = {}
+    done = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        for name, given in asked.items():
-            found |= zip(given, commands.many(name, list(given.values())), strict=True)
-    return folder, found
+        for program, by_name in commands_of.items():
+            ends = commands.many(program, list(by_name.values()))
+            done |= zip(by_name, ends, strict=True)
+    return folder, done
 
 
 def events(done):
-    """What standard error says, every line of which is an event."""
-    told = [json.loads(line) for line in done.stderr.splitlines()]
-    times = [datetime.datetime.fromisoformat(event["time"]) for event in told]
+    """Returns the events on standard error, whose lines must all be events."""
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    times = [datetime.datetime.fromisoformat(event["time"]) for event in records]
     assert all(time.utcoffset() == datetime.timedelta(0) for time in times)
-    return told
+    return records
 
 
-def of(told, name):
-    return [event for event in told if event["event"] == name]
+def of(records, name):
+    return [event for event in records if event["event"] == name]
 
 
 def curves(folder, stage):
-    return [
-        json.loads(line) for line in (folder / "curves" / f"{stage}.jsonl").read_text().splitlines()
-    ]
+    lines = (folder / "curves" / f"{stage}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def profiled(folder):
-    """The marked steps of each trace of a run, in order."""
+    """Returns the marked steps of each trace of a run, in order."""
     traces = []
     for path in sorted((folder / "profile").rglob("*.xplane.pb")):
-        lines = [
-            line
-            for plane in jax.profiler.ProfileData.from_file(str(path)).planes
-            for line in plane.lines
-        ]
-        marks = [
-            event for line in lines for event in line.events if event.name in ("teacher", "student")
-        ]
-        traces.append([(mark.name, dict(mark.stats)["step_num"]) for mark in marks])
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        marks = [event for plane in planes for line in plane.lines for event in line.events]
+        stages = [mark for mark in marks if mark.name in ("teacher", "student")]
+        traces.append([(mark.name, dict(mark.stats)["step_num"]) for mark in stages])
     return traces
 
 
-def test_a_run_that_ends_is_told_as_json(ended):
-    folder, found = ended
-    told = events(found["teacher"])
-    assert found["teacher"].returncode == 0
-    assert told[-1]["event"] == "end"
-    assert told[-1]["code"] == 0
-    assert not of(told, "error")
-    assert [(event["stage"], event["step"], event["of"]) for event in of(told, "progress")[:3]] == [
-        ("data", 0, 3),
-        ("data", 3, 3),
-        ("teacher", 0, STEPS),
-    ]
-    assert of(told, "progress")[-1]["step"] == STEPS
-    saved = of(told, "checkpoint")
+def test_a_run_that_ends_is_reported_as_json(ended):
+    folder, done = ended
+    records = events(done["teacher"])
+    assert done["teacher"].returncode == 0
+    assert records[-1]["event"] == "end"
+    assert records[-1]["code"] == 0
+    assert not of(records, "error")
+    bars = [(event["stage"], event["step"], event["of"]) for event in of(records, "progress")]
+    assert bars[:3] == [("data", 0, 3), ("data", 3, 3), ("teacher", 0, STEPS)]
+    assert of(records, "progress")[-1]["step"] == STEPS
+    saved = of(records, "checkpoint")
     assert [event["step"] for event in saved] == list(range(SAVED, STEPS + 1, SAVED))
     assert {event["stage"] for event in saved} == {"teacher"}
     assert saved[-1]["path"] == str(folder / "run" / "teacher" / str(STEPS))
-    measured = of(told, "metrics")
+    measured = of(records, "metrics")
     assert [event["step"] for event in measured] == list(range(EVERY, STEPS + 1, EVERY))
     written = {record.pop("step"): record for record in curves(folder / "run", "teacher")}
     for event in measured:
         assert event["students"] == written[event["step"]]
         assert event["seeds"] == [0]
         assert event["clock"]["step_seconds"] > 0
-    assert any("It lies in" in event["text"] for event in of(told, "line"))
+    assert any("It lies in" in event["text"] for event in of(records, "line"))
 
 
 @pytest.mark.parametrize("flag", REFUSED)
-def test_a_refused_run_is_told_as_json(ended, flag):
-    folder, found = ended
-    (error,) = events(found[flag])
-    assert (error["event"], error["code"], found[flag].returncode) == ("error", 2, 2)
+def test_a_refused_run_is_reported_as_json(ended, flag):
+    folder, done = ended
+    (error,) = events(done[flag])
+    assert (error["event"], error["code"], done[flag].returncode) == ("error", 2, 2)
     assert REFUSED[flag] in error["text"]
     assert not (folder / "refused").exists()
 
@@ -151,28 +142,24 @@ def test_a_refusal_without_json_is_one_line_of_text(ended):
     runs.check_refusal(ended[1]["text"], REFUSED["--profile=4"])
 
 
-def test_a_stopped_run_is_told_as_json(ended):
-    folder, found = ended
-    told = events(found["stopped"])
-    code = 128 + signal.SIGTERM
-    assert (told[-1]["event"], told[-1]["code"], found["stopped"].returncode) == ("end", code, code)
-    assert of(told, "checkpoint")[-1]["step"] == STOP
-    *_, noticed, closed, stopped = of(told, "line")
+def test_a_stopped_run_is_reported_as_json(ended):
+    folder, done = ended
+    records = events(done["stopped"])
+    last, code = records[-1], 128 + signal.SIGTERM
+    assert (last["event"], last["code"], done["stopped"].returncode) == ("end", code, code)
+    assert of(records, "checkpoint")[-1]["step"] == STOP
+    *_, noticed, closed, stopped = of(records, "line")
     assert "finishing this step, then saving" in noticed["text"]
     assert str(folder / "run" / "profile") in closed["text"]
     assert f"stopped by SIGTERM after step {STOP}, which is saved" in stopped["text"]
     assert (stopped["stage"], stopped["step"]) == ("student", STOP)
 
 
-def test_an_unforeseen_error_is_told_with_its_place_and_traceback(ended):
+def test_an_unforeseen_error_is_reported_with_its_place_and_traceback(ended):
     line, error = events(ended[1]["broken"])
     assert line["text"] == "2 of the 2 steps to profile were trained before and are left out"
-    assert (error["event"], error["stage"], error["code"], ended[1]["broken"].returncode) == (
-        "error",
-        "student",
-        1,
-        1,
-    )
+    assert (error["event"], error["stage"], error["code"]) == ("error", "student", 1)
+    assert ended[1]["broken"].returncode == 1
     assert error["text"] == "RuntimeError: no server"
     assert "in broken\n" in error["traceback"]
 
@@ -194,28 +181,21 @@ cli.run(main)
 """
 
 
-def test_warnings_and_threads_errors_are_told_as_json():
+def test_warnings_and_threads_errors_are_reported_as_json():
     done = runs.end(runs.start_code(TALKS, "--log_format", "json", "--traceback"))
-    told = [(event["event"], event.get("text"), event.get("code")) for event in events(done)]
-    assert told == [
+    records = [(event["event"], event.get("text"), event.get("code")) for event in events(done)]
+    assert records == [
         ("warning", "UserWarning: old", None),
         ("warning", "in a thread: ZeroDivisionError: division by zero", None),
         ("end", None, 3),
     ]
 
 
-def test_a_signal_while_importing_is_told_as_json(tmp_path):
+def test_a_signal_while_importing_is_reported_as_json(tmp_path):
     process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
-    (error,) = events(
-        stops.stop_when(
-            process, lambda: stops.handles(process, signal.SIGTERM), signal.SIGTERM, delay=0.3
-        )
-    )
-    assert (error["event"], error["text"], error["code"]) == (
-        "error",
-        "interrupted",
-        128 + signal.SIGTERM,
-    )
+    (error,) = events(stops.stop_while_importing(process))
+    code = 128 + signal.SIGTERM
+    assert (error["event"], error["text"], error["code"]) == ("error", "interrupted", code)
 
 
 def test_traces_hold_the_steps_that_were_asked_for_up_to_a_signal(ended):
@@ -229,10 +209,8 @@ def test_traces_hold_the_steps_that_were_asked_for_up_to_a_signal(ended):
     "text", ["", "4", "4:", "a:b", "4:5:6", "-1:3", "0:3", "5:4", "4:13", "٤:٥"]
 )
 def test_what_is_no_range_of_steps_is_refused(text):
-    with pytest.raises(
-        ValueError,
-        match="FIRST:LAST must be" if re.fullmatch(r"\d:\d+", text, re.A) else "it must be",
-    ):
+    is_range = re.fullmatch(r"\d:\d+", text, re.A)
+    with pytest.raises(ValueError, match="FIRST:LAST must be" if is_range else "it must be"):
         profiling.parse_steps(text, 12)
     assert list(profiling.parse_steps("3:5", 5)) == [3, 4, 5]
 
@@ -247,9 +225,8 @@ def test_a_profile_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, ca
         for number in range(1, 6):
             with trace.step(number):
                 pass
-    assert f"can't be written to {tmp_path / 'profile'}: no space left" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"can't be written to {tmp_path / 'profile'}: no space left" in message
 
 
 def test_tensorboard_shows_every_student_and_the_clock_of_all(ended):
@@ -278,9 +255,8 @@ def test_tensorboard_shows_every_student_and_the_clock_of_all(ended):
         assert 0 < seconds < 600
         assert board["clock/step_seconds_over_students"][step] == pytest.approx(seconds / 4)
         assert board["clock/tokens_per_second"][step] == pytest.approx(tokens / seconds)
-    assert board["clock/step_seconds"][1] == max(
-        board["clock/step_seconds"].values()
-    )  # it compiles
+    first, slowest = board["clock/step_seconds"][1], max(board["clock/step_seconds"].values())
+    assert first == slowest  # it compiles
 
 
 def test_the_docs_tracker_gets_every_number(ended):

@@ -16,9 +16,7 @@ from jaxdiv.runs.workdir import DATA_READY, RESUMED_WITH, ConfigDiffers, Workdir
 
 
 def config(**changes):
-    made = smoke.get_config()
-    made.update(changes)
-    return made.to_dict()
+    return {**smoke.get_config().to_dict(), **changes}
 
 
 def test_another_config_is_refused_once_there_is_something_to_lose(tmp_path):
@@ -53,7 +51,7 @@ def test_what_decides_no_result_may_change(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_more_steps_of_begun_students_and_other_versions_are_said_and_kept(tmp_path, capsys):
+def test_more_steps_of_trained_students_and_other_versions_are_recorded(tmp_path, capsys):
     run, changed = Workdir(tmp_path), config()
     run.initialize_or_resume(changed)
     run.students.mkdir()
@@ -61,10 +59,10 @@ def test_more_steps_of_begun_students_and_other_versions_are_said_and_kept(tmp_p
     changed["student"]["steps"] = 13
     for _ in range(2):
         run.initialize_or_resume(changed)
-    told = [f"jax {jax.__version__} in place of 0.1", "config.student.steps 13 in place of 12"]
-    assert run.facts()[RESUMED_WITH] == "; ".join(told)
+    notes = [f"jax {jax.__version__} in place of 0.1", "config.student.steps 13 in place of 12"]
+    assert run.facts()[RESUMED_WITH] == "; ".join(notes)
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path} goes on with {text}" for text in told
+        f"{tmp_path} goes on with {text}" for text in notes
     ]
     assert run.facts()["jax"] == "0.1"
     changed["student"]["steps"] = 12

@@ -1,4 +1,4 @@
-"""The folder of a run: one config, and all that decides or records its result."""
+"""The folder of a run: one config, and everything that decides or records its result."""
 
 import importlib.metadata
 import os
@@ -16,21 +16,13 @@ from jaxdiv.runs import config as run_config
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import RunSpec
 
-PACKAGES = (
-    "jaxdiv",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tokenizers",
-    "numpy",
+_PACKAGES = (
+    *("jaxdiv", "jax", "jaxlib", "flax", "optax"),
+    *("orbax-checkpoint", "grain", "tokenizers", "numpy"),
 )
-# The fact that is written once the data lies in the folder; before it, no work is lost by another
-# config.
+# Written once the data is in the folder. Before it, another config would lose no work.
 DATA_READY = "data fingerprint"
-RESUMED_WITH = "gone on with"
+RESUMED_WITH = "gone on with"  # versions and steps of later starts, if they differ
 
 
 class ConfigDiffers(ValueError):
@@ -45,8 +37,8 @@ class Workdir:
     """Paths of a run's folder, its config and its facts.
 
     Raises:
-      ValueError: `root` is in a bucket, and what reaches it is not installed.
-      OSError: it is in one that can't be reached.
+      ValueError: `root` is in a bucket, and the package that reaches it is not installed.
+      OSError: `root` is in a bucket that can't be reached.
     """
 
     def __init__(self, root: str | os.PathLike):
@@ -65,7 +57,7 @@ class Workdir:
         self._facts = self.root / "facts.json"
 
     def config(self) -> dict[str, Any]:
-        """The run's config as plain values.
+        """Returns the run's config as plain values.
 
         Raises:
           FileNotFoundError: this is no run's folder.
@@ -75,7 +67,7 @@ class Workdir:
             raise FileNotFoundError(
                 f"{self.root} is not the folder of a run: it has no config.json"
             )
-        config = _object(self._config)
+        config = _read_object(self._config)
         try:
             run_config.check(config)
         except ValueError as error:
@@ -87,120 +79,102 @@ class Workdir:
         return RunSpec.from_config(self.config())
 
     def initialize_or_resume(self, config: Mapping) -> None:
-        """Begins a run, or goes on in one of the same config, but for what `config.may_change`.
+        """Initializes the run, or resumes one whose config differs only in `config.may_change`.
 
-        What of that bears on results, and other versions of the code, are said and kept among the
-        facts. A folder in which the data was never made ready, as after a mistyped path, takes the
-        new config.
+        More steps and other versions of the code, which bear on results, are logged and recorded
+        among the facts. A folder whose data was never made ready takes any new config.
 
         Raises:
-          ConfigDiffers: it is a run of another config.
+          ConfigDiffers: the folder holds a run of another config.
         """
         if processes.is_first():
-            self._initialize(config)
-        processes.barrier("claim")
+            started = self.facts().get(DATA_READY) or self.teacher.exists()
+            if self._config.exists() and (started or self.students.exists()):
+                self._resume(self.config(), config)
+            files.write_json(self._config, dict(config))
+            self.add_facts(_environment())
+        processes.barrier("initialized")
         if not self._config.is_file():
             raise ValueError(
-                f"{self.root} is not one folder for all processes; give a path that all of them share"
+                f"{self.root} is not one folder for all processes; give a path that all of them "
+                "share"
             )
 
-    def _initialize(self, config):
-        begun = self.facts().get(DATA_READY) or self.teacher.exists() or self.students.exists()
-        if self._config.exists() and begun:
-            self._go_on(self.config(), config)
-        files.write_json(self._config, dict(config))
-        self.add_facts(_surroundings())
-
-    def _go_on(self, old, new):
+    def _resume(self, old, new):
         changes = run_config.differences(old, new)
         refused = {
             key: pair for key, pair in changes.items() if not run_config.may_change(key, *pair)
         }
         if refused:
             listed = "; ".join(
-                f"{key} is {there!r} there, {here!r} here" for key, (there, here) in refused.items()
+                f"{key} is {before!r} there, {after!r} here"
+                for key, (before, after) in refused.items()
             )
             raise ConfigDiffers(
                 f"{self.root} holds a run of another config: {listed}", tuple(refused)
             )
-        known, now = self.facts(), _surroundings()
-        others = {
-            name: (known[name], now[name])
-            for name in now
-            if known.get(name, now[name]) != now[name]
-        }
-        if self.students.exists():  # whose first steps had the learning rate of fewer
-            others |= {key: pair for key, pair in changes.items() if key == "config.student.steps"}
-        for name, (there, here) in others.items():
-            self._note(f"{name} {here} in place of {there}")
+        facts = self.facts()
+        for name, value in _environment().items():
+            if facts.get(name, value) != value:
+                self._record(f"{name} {value} in place of {facts[name]}")
+        # The first steps of these students had the learning rates of a shorter schedule.
+        steps = changes.get("config.student.steps")
+        if steps and self.students.exists():
+            self._record(f"config.student.steps {steps[1]} in place of {steps[0]}")
 
-    def _note(self, text):
-        notes = str(self.facts().get(RESUMED_WITH, "")).split("; ")
+    def _record(self, text):
+        facts = self.facts()
+        notes = list(filter(None, str(facts.get(RESUMED_WITH, "")).split("; ")))
         if text not in notes:
             progress.log(f"{self.root} goes on with {text}")
-            files.write_json(
-                self._facts, {**self.facts(), RESUMED_WITH: "; ".join([*filter(None, notes), text])}
-            )
+            files.write_json(self._facts, {**facts, RESUMED_WITH: "; ".join([*notes, text])})
 
     def save_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.PurePath:
-        """Writes what went wrong at `step` to an npz file: inputs, labels, weights, step; gives its
-        path."""
+        """Saves the batch of a step that went wrong as not_finite.npz, and returns its path."""
         path = self.root / "not_finite.npz"
         if processes.is_first():
+            arrays = {name: np.asarray(values) for name, values in batch.items()}
             with files.replacing(path) as temporary:
-                np.savez(
-                    temporary,
-                    step=step,
-                    **{name: np.asarray(values) for name, values in batch.items()},
-                )
-        processes.barrier("batch kept")  # before any of them ends the others
+                np.savez(temporary, step=step, **arrays)
+        processes.barrier("batch saved")  # before any process ends the others
         return path
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the run beside its config: versions, git revision, fingerprints,
-        counts."""
-        return _object(self._facts) if self._facts.exists() else {}
+        """Returns the run's versions, git revision, fingerprints and counts."""
+        return _read_object(self._facts) if self._facts.exists() else {}
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
-        """Adds facts; what stands there already stays, as the run began with it."""
-        known = self.facts()
-        if processes.is_first() and not facts.keys() <= known.keys():
-            files.write_json(self._facts, {**facts, **known})
+        """Adds facts; existing ones stay as the run began with them."""
+        existing = self.facts()
+        if processes.is_first() and not facts.keys() <= existing.keys():
+            files.write_json(self._facts, {**facts, **existing})
 
 
-def _object(path):
+def _read_object(path):
     value = files.read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, not {type(value).__name__}")
     return value
 
 
-def _surroundings():
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
-    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-    system = {
+def _environment() -> dict[str, str]:
+    """Returns the versions, devices and git revision that a run's results may depend on."""
+    facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "devices": devices,
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     }
-    return {**system, **versions, **_revision()}
-
-
-def _installed(name):
+    for name in _PACKAGES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # such as jaxdiv in a plain checkout
+            continue
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = pathlib.Path(__file__).parent
     try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _revision():
-    here = pathlib.Path(__file__).parent
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        found = subprocess.run(
-            command, cwd=here, capture_output=True, text=True, timeout=10, check=True
+        revision = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"git revision": found.stdout.strip()}
+        return facts
+    return {**facts, "git revision": revision.stdout.strip()}

@@ -4,8 +4,10 @@ Every loss takes `(student_logits, teacher_logits, *, axis=-1, where=None)`, stu
 gives one value a row. `jaxdiv.get("0.7*kl + 0.3*tv")` turns text into a loss. Needs JAX alone.
 """
 
+import importlib
+from typing import Any
+
 from jaxdiv import fused, reductions, targets
-from jaxdiv.audit import audit
 from jaxdiv.contributions import contributions, shares, top_movers
 from jaxdiv.divergences import (
     Loss,
@@ -78,3 +80,10 @@ __all__ = [
     "total_variation",
     "z_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the audit when it is first used: no training needs it, nor SciPy."""
+    if name == "audit":
+        return importlib.import_module("jaxdiv.audit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,15 @@
-"""Is this loss what its author thinks? An unknown function of logits, named and searched for
-mistakes."""
+"""Is this loss what its author thinks? Names an unknown loss function and searches it for mistakes.
 
+The package is loaded when `jaxdiv.audit` is first used. It is callable, so that
+`jaxdiv.audit(loss_fn)` works however it was imported.
+"""
+
+import sys
+import types
+from collections.abc import Callable
+
+from jaxdiv.audit.calls import numpy_loss, torch_loss
 from jaxdiv.audit.codes import CODES, MISTAKE, NOTE
-from jaxdiv.audit.probe import numpy_loss, torch_loss
 from jaxdiv.audit.result import Audit, Evidence, Finding
 from jaxdiv.audit.run import audit
 
@@ -17,3 +24,14 @@ __all__ = [
     "numpy_loss",
     "torch_loss",
 ]
+
+
+class _CallableModule(types.ModuleType):
+    """A module that is the function of its name, too."""
+
+    def __call__(self, loss_fn: Callable, **options) -> Audit:
+        return audit(loss_fn, **options)
+
+
+# An import of any submodule puts this module at `jaxdiv.audit`, which must stay callable.
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,250 +1,218 @@
-"""Large and small: rare classes, logits of ±30 to ±10,000, classes of -inf, equal sides, half
-precision."""
+"""Edges: rare classes, logits of ±30 to ±10,000, classes of -inf, equal sides, half precision."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxdiv.audit.calls import CallError, Probe
 from jaxdiv.audit.codes import MISTAKE
-from jaxdiv.audit.forms import log_softmax
-from jaxdiv.audit.gradients import expected_gradient, expected_values, row_gradients
+from jaxdiv.audit.gradients import registry
 from jaxdiv.audit.identify import Fit
-from jaxdiv.audit.inputs import SEED, Rows, random_rows, tiled
-from jaxdiv.audit.probe import CallError, Probe
-from jaxdiv.audit.reduction import Reduction, collapsed, row_values
+from jaxdiv.audit.inputs import Rows, random_rows
+from jaxdiv.audit.mistakes import log_softmax
+from jaxdiv.audit.reduction import Reduction
 from jaxdiv.audit.result import Finding, finding
 
-CLOSE = 3e-3  # relative, where float32 has lost digits to large logits
-_EACH = 4
-_RARE = (0.0, -9.0, -14.0, -18.5, -23.0, -27.6)  # logits of classes with probability down to 1e-12
+_EACH = 4  # rows of each edge
+_RARE_LOGITS = (0.0, -9.0, -14.0, -18.5, -23.0, -27.6)  # probabilities down to 1e-12
+_RARE = ("rare", "rare student", "rare teacher")
+_SIZES = dict.fromkeys(_RARE, 27.0) | {"30": 30.0, "100": 100.0, "10000": 1e4}
 
 
-def cases(classes: int) -> dict[str, Rows]:
-    """Rows at the edges by name, `_EACH` each."""
-    draw = np.random.default_rng(SEED + 9)
+class Edge(NamedTuple):
+    """Rows at one edge with values and gradients as observed, and the registry's, NaN if unknown."""
 
-    def rows(student, teacher):
-        labels = np.argmax(teacher, -1) if np.ndim(teacher) else 0
-        groups = np.arange(len(student))
-        return Rows(np.float32(student), np.float32(teacher), np.int32(labels), groups)
+    rows: Rows
+    values: np.ndarray
+    gradients: np.ndarray
+    expected: np.ndarray
+    slopes: np.ndarray
 
-    def noise():
-        return draw.normal(size=(_EACH, classes))
+    @property
+    def wrong(self) -> np.ndarray:
+        """Where the value is finite as it should be, and yet another."""
+        got, right = self.values, self.expected
+        with np.errstate(invalid="ignore"):
+            off = np.abs(got - right) > 3e-3 * np.abs(right) + 1e-5
+            return np.isfinite(got) & np.isfinite(right) & (np.abs(right) < 1e30) & off
+
+    def first(self, where: np.ndarray) -> tuple[float, float]:
+        i = int(np.flatnonzero(where)[0])
+        return float(self.expected[i]), float(self.values[i])
+
+
+def _edge_rows(classes: int) -> dict[str, Rows]:
+    draw = np.random.default_rng(9)
+
+    def noise(size=1.5):
+        return size * draw.normal(size=(_EACH, classes))
 
     def rare():
-        return (
-            draw.permuted(np.tile(np.resize(_RARE, classes), (_EACH, 1)), axis=-1) + 0.3 * noise()
-        )
+        tiles = np.tile(np.resize(_RARE_LOGITS, classes), (_EACH, 1))
+        return draw.permuted(tiles, axis=-1) + noise(0.3)
 
-    def wide(size):
-        return size * np.sign(noise())
+    def wide(size, spread=1.0):
+        return size * np.sign(noise()) + noise(spread)
 
-    both = np.where(np.arange(classes) % 4 == 1, -np.inf, 0)
-    absent = lambda x: x + both  # noqa: E731
+    def rows(student, teacher):
+        labels = np.argmax(teacher, -1).astype(np.int32)
+        return Rows(np.float32(student), np.float32(teacher), labels, np.arange(_EACH))
+
+    absent = np.where(np.arange(classes) % 4 == 1, -np.inf, 0)
+    equal = noise()
     return {
         "rare": rows(rare(), rare()),
-        "rare student": rows(rare(), 1.5 * noise()),
-        "rare teacher": rows(1.5 * noise(), rare()),
-        "30": rows(wide(30) + noise(), wide(30) + noise()),
-        "100": rows(wide(100) + noise(), wide(100) + noise()),
-        "10000": rows(wide(1e4), wide(1e4)),
-        "equal": rows(*[1.5 * noise()] * 2),
-        "absent": rows(absent(1.5 * noise()), absent(1.5 * noise())),
-        "absent of the teacher": rows(1.5 * noise(), absent(1.5 * noise())),
+        "rare student": rows(rare(), noise()),
+        "rare teacher": rows(noise(), rare()),
+        "30": rows(wide(30), wide(30)),
+        "100": rows(wide(100), wide(100)),
+        "10000": rows(wide(1e4, 0.0), wide(1e4, 0.0)),
+        "equal": rows(equal, equal),
+        "on both sides": rows(noise() + absent, noise() + absent),
+        "of the teacher": rows(noise(), noise() + absent),
     }
 
 
-def examine(probe: Probe, reduction: Reduction, fit: Fit | None, added: bool) -> list[Finding]:
-    """Findings at the edges.
-
-    Args:
-      fit: what the loss is, if known.
-      added: whether a function of the teacher was added to it, so that values can't be foretold.
-    """
-    named = cases(probe.classes)
-    whole = Rows(*(np.concatenate(parts) for parts in zip(*named.values(), strict=True)))
+def edge_findings(probe: Probe, reduced: Reduction, fit: Fit | None) -> Iterator[Finding]:
+    """Yields findings at the edges; values are compared if the registry's loss is known."""
+    parts = _edge_rows(probe.classes)
+    whole = Rows(*(np.concatenate(side) for side in zip(*parts.values(), strict=True)))
+    nothing = np.full(len(whole.labels), np.nan), np.zeros_like(whole.student)
     try:
-        got = row_values(probe, whole, reduction)
-        slopes = (
-            row_gradients(probe, whole, reduction)[0]
-            if probe.differentiable
-            else np.zeros_like(whole.student)
-        )
+        values = reduced.row_values(probe, whole)
+        gradients = reduced.row_gradients(probe, whole) if probe.differentiable else nothing[1]
     except CallError as error:
-        return [
-            finding(
-                "does_not_run", ("logits at the edges", "a value", str(error)), error=str(error)
-            )
-        ]
-    known = fit is not None and fit.clean
-    expected = expected_values(fit, whole) if known else np.full(len(got), np.nan)
-    at = {name: slice(i * _EACH, (i + 1) * _EACH) for i, name in enumerate(named)}
-    seen = {name: (got[place], expected[place], slopes[place]) for name, place in at.items()}
-    compare = known and not added
-    found = [
-        *_large(seen, compare),
-        *_slopes(seen),
-        *_absent(seen, known, compare),
-        *_equal(seen, known),
-    ]
-    if known and np.any(slopes != 0) and not any(one.severity == MISTAKE for one in found):
-        found += _rare_slopes(fit, named, seen)
-    return _once(found) + list(_half(probe, reduction, named["30"], known, expected[at["30"]]))
+        evidence = "logits at the edges", "a value", str(error)
+        yield finding("does_not_run", evidence, error=str(error))
+        return
+    known = fit is not None and fit.is_right
+    expected, slopes = registry(fit, whole) if known else nothing
+    if known and fit.extra:
+        expected = np.full_like(expected, np.nan)
+    edges = {}
+    for i, (name, rows) in enumerate(parts.items()):
+        at = slice(i * _EACH, (i + 1) * _EACH)
+        edges[name] = Edge(rows, values[at], gradients[at], expected[at], slopes[at])
+    found = [*_large(edges), *_gradients(edges), *_absent(edges), *_equal(edges["equal"])]
+    if known and np.any(gradients != 0) and not any(one.severity == MISTAKE for one in found):
+        found += _rare_gradients(edges, fit)
+    yield from {one.code: one for one in reversed(found)}.values()
+    yield from _float16(probe, reduced, edges["30"])
 
 
-def _once(found):
-    return list({one.code: one for one in reversed(found)}.values())[::-1]
-
-
-def _wrong(got, expected):
-    """Finite where the right value is, and yet another."""
-    with np.errstate(invalid="ignore"):
-        off = np.abs(got - expected) > CLOSE * np.abs(expected) + 1e-5
-    return np.isfinite(got) & np.isfinite(expected) & (np.abs(expected) < 1e30) & off
-
-
-def _worst(got, expected, where):
-    i = int(np.flatnonzero(where)[0])
-    return float(expected[i]), float(got[i])
-
-
-def _broken(got, expected, known):
-    """Not finite though the right value is; NaN always."""
-    return np.isnan(got) | (
-        np.isinf(got) & (np.isfinite(expected) & (np.abs(expected) < 1e30) if known else True)
-    )
-
-
-def _large(seen, compare):
-    known = compare or any(np.isfinite(expected).any() for _, expected, _ in seen.values())
-    for name in ("rare", "rare student", "rare teacher", "30"):
-        got, expected, _ = seen[name]
-        label = "logits of ±30" if name == "30" else "probabilities of 1e-4 to 1e-12"
-        if compare and np.any(_wrong(got, expected)):
-            yield finding(
-                "clamped_log", (label, *_worst(got, expected, _wrong(got, expected))), how=""
-            )
-    for name in ("rare", "rare student", "rare teacher", "30", "100", "10000"):
-        got, expected, _ = seen[name]
-        broken = _broken(got, expected, known)
-        size = _logits(name)
+def _large(edges: dict[str, Edge]) -> Iterator[Finding]:
+    for name in (*_RARE, "30"):
+        edge = edges[name]
+        if np.any(edge.wrong):
+            changed = "logits of ±30" if name == "30" else "probabilities of 1e-4 to 1e-12"
+            yield finding("clamped_log", (changed, *edge.first(edge.wrong)), how="")
+    for name, size in _SIZES.items():
+        edge = edges[name]
+        finite = (np.abs(edge.expected) < 1e30) | np.isnan(edge.expected)
+        broken = np.isnan(edge.values) | (np.isinf(edge.values) & finite)
         if np.any(broken):
-            code = (
-                "large_logits"
-                if size > 1e3 or (size > 30 and not np.any(np.isnan(got)))
-                else "nan_at_large_logits"
-            )
-            i = int(np.flatnonzero(broken)[0])
-            right = f"{expected[i]:.6g}" if known else "a finite value"
-            yield finding(code, (f"logits of ±{size:g}", right, float(got[i])), size=size)
-            break
-    got, expected, _ = seen["100"]
-    if compare and np.any(_wrong(got, expected)):
-        yield finding(
-            "extreme_clamp", ("logits of ±100", *_worst(got, expected, _wrong(got, expected)))
-        )
-
-
-def _logits(name):
-    return float(name) if name.isdigit() else 27.0
-
-
-def _slopes(seen):
-    """Gradients that are not finite though the value is."""
-    for name in ("rare", "rare student", "rare teacher", "30", "100"):
-        got, _, slopes = seen[name]
-        lost = np.isfinite(got) & ~np.all(np.isfinite(slopes), -1) & (np.abs(got) < 1e30)
-        if np.any(lost):
-            where = f"at logits of ±{_logits(name):g}"
-            yield finding(
-                "nan_gradient", (where, "a finite gradient", "NaN or infinity"), where=where
-            )
+            harmless = size > 1e3 or (size > 30 and not np.any(np.isnan(edge.values)))
+            code = "large_logits" if harmless else "nan_at_large_logits"
+            evidence = f"logits of ±{size:g}", "a finite value", edge.first(broken)[1]
+            yield finding(code, evidence, size=size)
             return
 
 
-def _rare_slopes(fit, named, seen):
-    """The gradient of rare classes, which a clamp cuts off although the value hardly shows it."""
-    ratios, examples = [], []
+def _gradients(edges: dict[str, Edge]) -> Iterator[Finding]:
+    for name in (*_RARE, "30", "100"):
+        edge = edges[name]
+        finite = np.isfinite(edge.values) & (np.abs(edge.values) < 1e30)
+        if np.any(finite & ~np.all(np.isfinite(edge.gradients), -1)):
+            where = f"at logits of ±{_SIZES[name]:g}"
+            evidence = where, "a finite gradient", "NaN or infinity"
+            yield finding("nan_gradient", evidence, where=where)
+            return
+
+
+def _rare_gradients(edges: dict[str, Edge], fit: Fit) -> Iterator[Finding]:
+    """A clamp cuts the gradient of rare classes off, although the value hardly shows it."""
+    pairs = []
     for name in ("rare student", "rare"):
-        rows, slopes = named[name], seen[name][2]
-        expected = expected_gradient(fit, rows)
-        log_q = log_softmax(rows.student / fit.temperature)
-        rare = (log_q < -14.5) & (np.abs(expected) > 0.02 * np.exp(log_q))
-        ratios += list(slopes[rare] / expected[rare])
-        examples += list(zip(expected[rare], slopes[rare], strict=True))
-    if len(ratios) > 5 and np.median(np.abs(np.array(ratios) - 1)) > 0.5:
-        expected, got = examples[int(np.argmax(np.abs(np.array(ratios) - 1)))]
-        told = ("the gradient of a class of probability below 1e-6", float(expected), float(got))
-        yield finding("clamped_log", told, how=", which the gradient shows")
+        edge = edges[name]
+        log_q = log_softmax(edge.rows.student / fit.temperature)
+        rare = (log_q < -14.5) & (np.abs(edge.slopes) > 0.02 * np.exp(log_q))
+        pairs += zip(edge.slopes[rare], edge.gradients[rare], strict=True)
+    errors = np.array([abs(got / expected - 1) for expected, got in pairs])
+    if len(errors) > 5 and np.median(errors) > 0.5:
+        expected, got = pairs[int(np.argmax(errors))]
+        evidence = "the gradient of a class of probability below 1e-6", expected, got
+        yield finding("clamped_log", evidence, how=", which the gradient shows")
 
 
-def _absent(seen, known, compare):
-    for name in ("absent", "absent of the teacher"):
-        got, expected, slopes = seen[name]
-        where = "on both sides" if name == "absent" else "of the teacher"
-        told = f"classes of -inf {where}"
-        if np.any(np.isnan(got)):
-            right = f"{expected[0]:.6g}" if known else "a value"
-            yield finding("nan_at_minus_inf", (told, right, "NaN"), where=where)
-        elif known and np.any(_wrong(got, expected)) and compare:
-            yield finding(
-                "wrong_at_minus_inf",
-                (told, *_worst(got, expected, _wrong(got, expected))),
-                where=f" {where}",
-            )
-        elif np.any(np.isfinite(got) & np.any(np.isnan(slopes), -1)):
-            yield finding(
-                "nan_gradient",
-                (told, "a gradient without NaN", "NaN"),
-                where=f"where a class is -inf {where}",
-            )
+def _absent(edges: dict[str, Edge]) -> Iterator[Finding]:
+    for where in ("on both sides", "of the teacher"):
+        edge, changed = edges[where], f"classes of -inf {where}"
+        if np.any(np.isnan(edge.values)):
+            yield finding("nan_at_minus_inf", (changed, "a value", "NaN"), where=where)
+        elif np.any(edge.wrong):
+            evidence = changed, *edge.first(edge.wrong)
+            yield finding("wrong_at_minus_inf", evidence, where=where)
+        elif np.any(np.isfinite(edge.values) & np.any(np.isnan(edge.gradients), -1)):
+            evidence = changed, "a gradient without NaN", "NaN"
+            yield finding("nan_gradient", evidence, where=f"where a class is -inf {where}")
 
 
-def _equal(seen, known):
-    got, _, slopes = seen["equal"]
-    told = "student and teacher of equal logits"
-    if not np.all(np.isfinite(got)):
-        yield finding("nan_at_equality", (told, "a finite value", float(got[~np.isfinite(got)][0])))
-    elif not np.all(np.isfinite(slopes)):
-        yield finding(
-            "nan_gradient",
-            (told, "a gradient of 0", "NaN or infinity"),
-            where="where both sides are equal",
-        )
+def _equal(edge: Edge) -> Iterator[Finding]:
+    changed = "student and teacher of equal logits"
+    if not np.all(np.isfinite(edge.values)):
+        got = edge.first(~np.isfinite(edge.values))[1]
+        yield finding("nan_at_equality", (changed, "a finite value", got))
+    elif not np.all(np.isfinite(edge.gradients)):
+        evidence = changed, "a gradient of 0", "NaN or infinity"
+        yield finding("nan_gradient", evidence, where="where both sides are equal")
 
 
-def _half(probe, reduction, rows, known, expected):
-    """float16 inputs, where the right value fits the type and float32 inputs did well."""
-    one = rows.take(slice(0, 2))
+def _float16(probe, reduced, edge: Edge) -> Iterator[Finding]:
+    """Checks float16 inputs if the right value fits the type and float32 inputs did well."""
+    rows = edge.rows.take(slice(0, 2))
     try:
-        single = row_values(probe, one, reduction)
-        half = (
-            collapsed(probe.values(tiled(one, probe.lead), np.float16), reduction.by_class)
-            / reduction.unit
-        )
+        half = reduced.row_values(probe, rows, np.float16)
     except CallError:
         return
-    lost = np.isfinite(single) & (np.abs(single) < 3e3) & ~np.isfinite(half)
-    if known:
-        lost &= np.abs(expected[:2]) < 3e3
-    if np.any(lost):
-        i = int(np.flatnonzero(lost)[0])
-        yield finding(
-            "float16_overflow", ("float16 logits of ±30", float(single[i]), float(half[i]))
-        )
+    single, expected = edge.values[:2], edge.expected[:2]
+    fits = np.isfinite(single) & (np.abs(single) < 3e3) & ~(np.abs(expected) >= 3e3)
+    if np.any(fits & ~np.isfinite(half)):
+        i = int(np.flatnonzero(fits & ~np.isfinite(half))[0])
+        evidence = "float16 logits of ±30", float(single[i]), float(half[i])
+        yield finding("float16_overflow", evidence)
 
 
-def stationary(probe: Probe, reduction: Reduction) -> list[Finding]:
-    """For a loss that is not identified: a student equal to the teacher must be no worse than one
-    near it."""
-    rows = random_rows(probe.classes, teachers=8, students=6, seed=21)
-    draw = np.random.default_rng(22)
-    near = rows.teacher + 0.1 * draw.normal(size=rows.teacher.shape)
-    equal = row_values(probe, rows._replace(student=rows.teacher), reduction)
-    moved = row_values(probe, rows._replace(student=near.astype(np.float32)), reduction)
-    worse = equal - moved
-    if np.all(np.isfinite(worse)) and np.any(worse > 1e-4 * (np.max(np.abs(moved)) + 1e-6)):
-        i = int(np.argmax(worse))
-        told = "a student equal to the teacher, and one near it"
-        return [
-            finding("not_least_at_equality", (told, f"at most {moved[i]:.6g}", float(equal[i])))
-        ]
-    return []
+def laws(probe: Probe, reduced: Reduction, is_known: bool) -> Iterator[Finding]:
+    """Yields what a loss that isn't in the registry breaks: its minimum, and shifts of logits.
+
+    A regularizer beside a divergence moves the minimum and sees shifts, too, but little beside how
+    much the divergence varies: a mistake is what moves them far.
+
+    Args:
+      probe: the loss.
+      reduced: its reduction.
+      is_known: whether it is a comparison of logits that needs no softmax.
+    """
+    rows, draw = random_rows(probe.classes, seed=21), np.random.default_rng(41)
+    base = reduced.row_values(probe, rows)
+    spread = float(np.std(base)) + 1e-30
+
+    def values(**sides):
+        return reduced.row_values(probe, rows._replace(**sides))
+
+    equal = values(student=rows.teacher)
+    near = [np.float32(rows.teacher + draw.normal(size=rows.teacher.shape)) for _ in range(4)]
+    gain = max(np.max(equal - values(student=student)) for student in near)
+    if probe.takes("teacher") and gain > 0.7 * spread:
+        evidence = "a student equal to the teacher, and others", "the least value", "a larger one"
+        yield finding("not_least_at_equality", evidence)
+        for side in ("student", "teacher") if not is_known else ():
+            moved = values(**{side: getattr(rows, side) + np.float32(1.7)})
+            if np.max(np.abs(moved - base)) > 0.1 * spread:
+                evidence = f"1.7 added to each logit of the {side}", "the same value", "another"
+                yield finding("shift_variant", evidence, side=side)
+    permuted = values(student=rows.student[:, draw.permutation(probe.classes)])
+    if np.max(np.abs(permuted - base)) < 1e-3 * spread:
+        evidence = "classes of the student renumbered", "another value", "the same"
+        yield finding("classes_unmatched", evidence)

@@ -1,304 +1,252 @@
-"""Which loss of the menu, or sum of up to three, the observed values are."""
+"""Names the loss of the registry, or the weighted pair, that the observed values are."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxdiv.audit import menu
-from jaxdiv.audit.fits import TOLERANCE, Best, Observed, refine, rounded, singles, sums, weigh
-from jaxdiv.audit.forms import Other
+from jaxdiv.audit import candidates
+from jaxdiv.audit.candidates import POPULAR, TEMPERATURES, Candidate
+from jaxdiv.audit.fit import Observed, centre, pairs, refine, rounded, singles, weigh
 from jaxdiv.audit.inputs import Rows
-from jaxdiv.audit.menu import Candidate
-from jaxdiv.audit.readings import CLEAN, Reading, roles_of
 
-HEAVY = 3e4  # a weight over the values' size that only a parameter at its limit brings
-NOISE = 6e-7  # of a value of weight 1: float32 sums of a few nats
+_LARGEST = 3e4  # a weight over the values' size; more means that two parts cancel
+_CUSTOMARY = {  # factors by which textbooks differ
+    "jeffreys": (0.5,),
+    "jensen_shannon": (2.0,),
+    "total_variation": (2.0,),
+    "squared_hellinger": (2.0, 4.0),
+    "pearson_chi_squared": (0.5,),
+    "neyman_chi_squared": (0.5,),
+}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """An explanation of a row's value: weight · loss, summed, up to a function of the teacher.
+    """An explanation of a row's value: the weighted sum of one or two losses.
 
     Attributes:
-      parts: losses and weights, the factor of T included in the weights.
+      parts: losses and their weights, the factor of T included in the weights.
       temperatures: of teacher and student.
-      residual: relative to the values' spread among students of one teacher.
-      readings: of teacher and student, where a side is read wrongly.
-      others: parts that are not on the menu, with weight and parameter.
-      fed: what the function seems to take for logits: of student and teacher.
-      outer: of the whole, such as `the square root`.
-      loose: fits only to the digits of a half-precision type.
+      predict: from rows to their values.
+      mistakes: codes and details of what is wrong in the formula.
+      arguments: from rows to what the function takes in the place of logits.
+      classes: how many classes exist, if the loss leaves the others out.
+      extra: the code of a note if a function of the teacher is added, else empty.
+      loose: whether it fits only to the digits of a half-precision type.
     """
 
     parts: tuple[tuple[Candidate, float], ...]
     temperatures: tuple[float, float]
-    residual: float
-    readings: tuple[Reading, Reading] = (CLEAN, CLEAN)
-    others: tuple[tuple[Other, float, float | None], ...] = ()
-    fed: tuple[str, str] = ("logits", "logits")
-    outer: str = ""
+    predict: Callable[[Rows], np.ndarray]
+    mistakes: tuple[tuple[str, dict], ...] = ()
+    extra: str = ""
     loose: bool = False
-
-    @property
-    def weights(self) -> list[float]:
-        return [weight for _, weight in self.parts] + [weight for _, weight, _ in self.others]
+    arguments: Callable[[Rows], Rows] = lambda rows: rows
+    classes: int | None = None
 
     @property
     def temperature(self) -> float:
-        return self.temperatures[0]
+        """The temperature of both sides, or the one that isn't 1."""
+        return max(self.temperatures, key=lambda t: abs(math.log(t)))
 
     @property
-    def clean(self) -> bool:
-        """Whether it is the menu's loss with nothing read wrongly, so that it can be foretold
-        anywhere."""
-        right = all(candidate.right_powers and not candidate.warm for candidate, _ in self.parts)
-        sides = (
-            all(reading.clean for reading in self.readings)
-            and self.temperatures[0] == self.temperatures[1]
+    def is_right(self) -> bool:
+        """Whether the registry's own loss tells its values and gradients anywhere."""
+        warm = any(candidate.at_temperature for candidate, _ in self.parts)
+        return bool(self.parts) and not (self.mistakes or self.loose or self.classes or warm)
+
+
+def factors(candidate: Candidate) -> tuple[float, ...]:
+    """Returns the factors that are as common as the registry's, which is the first."""
+    return (1.0, *_CUSTOMARY.get(candidate.name, ()))
+
+
+def is_near(value: float, target: float) -> bool:
+    return math.isclose(value, target, rel_tol=1e-3)
+
+
+def common_loss(observed: Observed, rows: Rows) -> Fit | None:
+    """Returns a popular loss, or a popular pair, that explains values, weights and temperature.
+
+    Nothing is left over and no factor is unexplained, so that no other loss has to be tried.
+    """
+    popular = candidates.plain_candidates()[: len(POPULAR)]
+    for candidate in popular:
+        fit = next(
+            (f for f in _single_fits([candidate], observed, rows) if _is_exact(f, rows)), None
         )
-        return (
-            right
-            and sides
-            and self.fed == ("logits", "logits")
-            and not (self.others or self.outer or self.loose)
-        )
-
-    def predict(self, rows: Rows) -> np.ndarray | None:
-        """[K], up to what was added; of rows before they are fed. None if a function stands around
-        it."""
-        if self.outer:
-            return None
-        student, teacher = rows.student.astype(np.float64), rows.teacher.astype(np.float64)
-        warm = roles_of(student, teacher, rows.labels, self.readings, self.temperatures)
-        cold = roles_of(student, teacher, rows.labels, self.readings, (1.0, 1.0))
-        total = np.zeros(len(rows.labels))
-        with np.errstate(all="ignore"):
-            for candidate, weight in self.parts:
-                total = total + weight * candidate.column(
-                    cold if candidate.cold else warm, self.temperatures[1]
-                )
-            for other, weight, value in self.others:
-                total = total + weight * (
-                    other.form(warm) if value is None else other.form(warm, value)
-                )
-        return total
+        if fit:
+            return fit
+    labels = next(c for c in popular if c.entry.target == "labels")
+    partners = [*popular, replace(labels, at_temperature=True), Candidate("z_loss")]
+    return next((f for f in _pair_fits(partners, observed, rows, 6) if _is_exact(f, rows)), None)
 
 
-def allowed(weights: Iterable[float], observed: Observed) -> float:
-    """The residual that float32 explains."""
-    spread = np.sqrt(np.mean(observed.centred**2))
-    return max(TOLERANCE, NOISE * sum(map(abs, weights)) / max(spread, 1e-30))
-
-
-def identify(observed: Observed, rows: Rows) -> Fit | None:
-    """The plainest clean fit, or None."""
-    return _by_stages((_of_one, _of_one_refined, _of_two, _of_three), observed, rows)
-
-
-def identify_one(observed: Observed, rows: Rows) -> Fit | None:
-    """As `identify`, of single losses and sums of two."""
-    return _by_stages((_of_one, _of_one_refined, _of_two), observed, rows)
-
-
-def identify_single(observed: Observed, rows: Rows) -> Fit | None:
-    """As `identify`, of single losses."""
-    return _by_stages((_of_one, _of_one_refined), observed, rows)
-
-
-def _by_stages(stages, observed, rows):
-    for stage in stages:
-        good = [fit for fit in stage(observed, rows) if fits(fit, observed)]
-        if good:
-            return plainest(good, observed, rows)
+def any_loss(observed: Observed, rows: Rows) -> Fit | None:
+    """Returns the plainest single loss or pair of the registry that explains the values."""
+    classes = rows.student.shape[-1]
+    plain = candidates.plain_candidates()
+    varied = [variant for c in plain for variant in candidates.variants(c, classes)]
+    for found in (
+        _single_fits(plain, observed, rows),
+        _single_fits(varied, observed, rows),
+        _refined_singles(plain + varied, observed, rows),
+        _pair_fits(plain + varied, observed, rows, 30),
+    ):
+        fits = [fit for fit in found if not _is_odd(fit)]
+        if fits:
+            return min(fits, key=lambda fit: _doubts(fit, classes))
     return None
 
 
-def fits(fit: Fit, observed: Observed) -> bool:
-    """Whether it explains the values as far as float32 tells, by parts that don't cancel and are
-    not at a limit."""
-    light = max(map(abs, fit.weights)) < HEAVY * _size(observed)
-    return fit.residual < allowed(fit.weights, observed) and light and _inside(fit)
-
-
-def _size(observed):
-    return float(np.sqrt(np.mean(observed.values**2)))
-
-
-def _inside(fit):
-    if not all(0.04 < temperature < 200 for temperature in fit.temperatures):
-        return False
-    for candidate, _ in fit.parts:
-        for key, value in candidate.parameters:
-            parameter = candidate.entry.parameters[key]
-            plain = parameter.allows(value) and value in (parameter.default, 0, 1)
-            margin = 4e-3 * min(parameter.high - parameter.low, 5)
-            if not plain and not parameter.low + margin < value < parameter.high - margin:
-                return False
-    return True
-
-
-def _tables(rows):
-    teachers = len(np.unique(rows.groups))
-    for temperature in menu.TEMPERATURES:
-        yield (
-            temperature,
-            *menu.table(
-                rows.student.shape[-1], temperature, teachers, len(rows.labels) // teachers
-            ),
-        )
-
-
-def _fit(best: Best, candidates, temperature) -> Fit:
-    parts = tuple(
-        (candidates[i], weight) for i, weight in zip(best.index, best.weights, strict=True)
+def close_loss(observed: Observed, rows: Rows) -> Fit | None:
+    """Returns a popular loss that explains values in steps, as after a cast, to two digits."""
+    fits = []
+    for candidate in candidates.plain_candidates()[: len(POPULAR)]:
+        columns = candidates.table(candidate, _classes(rows))
+        weights, residuals = singles(columns, observed)
+        for t, column, weight, residual in zip(
+            TEMPERATURES, columns, weights, residuals, strict=True
+        ):
+            factor = t**candidate.power
+            added = np.max(np.abs(observed.values - weight * column)) > 0.05 * observed.size
+            if residual < 2e-2 and math.isclose(weight, factor, rel_tol=2e-2) and not added:
+                fits.append((residual > 5e-3, t != 1, residual, candidate, t))
+    if not fits:
+        return None
+    *_, candidate, t = min(fits, key=lambda each: each[:3])
+    return replace(
+        _fit(((candidate, t**candidate.power),), t, observed, rows), loose=True, extra=""
     )
-    if all(candidate.cold for candidate, _ in parts):
-        temperature = 1.0
-    return Fit(parts, (temperature, temperature), best.residual)
 
 
-def _of_one(observed, rows):
-    for temperature, candidates, columns in _tables(rows):
-        yield from (_fit(best, candidates, temperature) for best in singles(columns, observed))
+def _classes(rows):
+    return rows.student.shape[-1]
 
 
-def _of_one_refined(observed, rows):
-    best_of = {}
-    for fit in _of_one(observed, rows):
-        candidate = fit.parts[0][0]
-        key = candidate.name, candidate.powers
-        if key not in best_of or fit.residual < best_of[key].residual:
-            best_of[key] = fit
-    for fit in sorted(best_of.values(), key=lambda fit: fit.residual)[:10]:
-        yield refined(fit, observed, rows)
+def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: Rows) -> Iterator[Fit]:
+    for candidate in losses:
+        weights, residuals = singles(candidates.table(candidate, _classes(rows)), observed)
+        for t, weight, residual in zip(TEMPERATURES, weights, residuals, strict=True):
+            if residual < observed.allowed(weight) and not (candidate.fixed and t != 1):
+                yield _fit(((candidate, float(weight)),), t, observed, rows)
 
 
-def _of_two(observed, rows):
-    return _of_sum(observed, rows, 2)
+def _pair_fits(losses: list[Candidate], observed, rows, count: int) -> Iterator[Fit]:
+    """Yields pairs at one temperature that explain the values."""
+    tables = np.stack([candidates.table(candidate, _classes(rows)) for candidate in losses], 1)
+    for t, columns in zip(TEMPERATURES, tables, strict=True):
+        for i, j in pairs(columns, observed, count):
+            weights, residual = weigh(columns[[i, j]], observed)
+            if residual < observed.allowed(weights):
+                parts = tuple(zip((losses[i], losses[j]), map(float, weights), strict=True))
+                yield _fit(parts, t, observed, rows)
 
 
-def _of_three(observed, rows):
-    return _of_sum(observed, rows, 3)
+def _refined_singles(losses, observed, rows) -> Iterator[Fit]:
+    """Yields the best few losses with temperature and parameter adjusted."""
+    best = {}
+    for candidate in losses:
+        _, residuals = singles(candidates.table(candidate, _classes(rows)), observed)
+        k = int(np.argmin(residuals))
+        if residuals[k] < min(0.2, best.get(candidate.name, (np.inf,))[0]):
+            best[candidate.name] = residuals[k], candidate, TEMPERATURES[k]
+    for _, candidate, t in sorted(best.values(), key=lambda each: each[0])[:6]:
+        yield from _refined(candidate, t, observed, rows)
 
 
-def _of_sum(observed, rows, size):
-    found = []
-    for temperature, candidates, columns in _tables(rows):
-        kept = range(len(candidates))
-        if size > 2:
-            kept = [
-                i
-                for i, candidate in enumerate(candidates)
-                if candidate.complexity == len(candidate.parameters)
-            ]
-        chosen = [candidates[i] for i in kept]
-        found += [
-            _fit(best, chosen, temperature) for best in sums(columns[list(kept)], observed, size)
-        ]
-    found.sort(key=lambda fit: fit.residual)
-    if found and fits(found[0], observed):
-        return found[:60]
-    distinct = {}
-    for fit in found:
-        distinct.setdefault(
-            tuple((candidate.name, candidate.powers) for candidate, _ in fit.parts), fit
-        )
-    return [refined(fit, observed, rows) for fit in list(distinct.values())[:12]]
-
-
-def refined(fit: Fit, observed: Observed, rows: Rows) -> Fit:
-    """The fit with temperature and parameters adjusted, then rounded as far as the residual
-    allows."""
-    candidates = [candidate for candidate, _ in fit.parts]
-    bounds, start = [(0.0, math.inf)], [fit.temperature]
-    for candidate in candidates:
-        for key, value in candidate.parameters:
-            parameter = candidate.entry.parameters[key]
-            if not getattr(parameter, "whole", False):
-                bounds.append((parameter.low, parameter.high))
-                start.append(value)
+def _refined(candidate: Candidate, temperature: float, observed, rows) -> Iterator[Fit]:
+    """Yields the loss with temperature and free parameters adjusted, if it explains the values."""
+    start, bounds = [temperature], [(0.05, 100.0)]
+    for key in candidate.free:
+        parameter = candidate.entry.parameters[key]
+        start.append(dict(candidate.parameters)[key])
+        bounds.append((parameter.low, min(parameter.high, 50.0)))
 
     def placed(point):
-        values = iter(point[1:])
-        return [
-            candidate.with_values(
-                value if getattr(candidate.entry.parameters[key], "whole", False) else next(values)
-                for key, value in candidate.parameters
-            )
-            for candidate in candidates
-        ]
+        return candidate.with_values(dict(zip(candidate.free, map(float, point[1:]), strict=True)))
 
     def model(point):
-        return np.stack([menu.values(candidate, rows, point[0]) for candidate in placed(point)])
+        return candidates.values(placed(point), rows, point[:1])
 
-    found = refine(model, start, bounds, observed)
-    point, weights, residual = rounding(
-        model, found.parameters, observed, found.residual, found.weights
+    point, (weights, residual) = refine(model, start, bounds, observed)
+    inside = all(
+        low + 4e-3 * min(high - low, 5) < value < high - 4e-3 * min(high - low, 5)
+        for value, (low, high) in zip(point, bounds, strict=True)
     )
-    parts = tuple(zip(placed(point), weights, strict=True))
-    return Fit(parts, (point[0], point[0]), residual)
+    if inside and residual < observed.allowed(weights):
+        fit = _fit(((placed(point), float(weights[0])),), float(point[0]), observed, rows)
+        # A free temperature and parameter explain much: here nothing may be left over.
+        if not fit.extra and _is_explained(fit, _classes(rows)):
+            yield fit
 
 
-def rounding(model: Callable, point, observed: Observed, residual: float, weights):
-    """Parameters rounded one after the other while the fit stays as good; (point, weights,
-    residual)."""
-    limit = allowed(weights, observed)
-    if residual > limit:
-        return tuple(point), tuple(weights), residual
-    point = list(point)
-    for i, value in enumerate(point):
-        for plain in rounded(value):
-            trial = [*point[:i], plain, *point[i + 1 :]]
-            with np.errstate(all="ignore"):
-                trial_weights, trial_residual = weigh(np.atleast_2d(model(trial)), observed)
-            if trial_residual < max(1.5 * residual, 0.5 * limit):
-                point, weights, residual = trial, tuple(map(float, trial_weights)), trial_residual
-                break
-    return tuple(point), tuple(weights), residual
+def _fit(parts, temperature, observed, rows) -> Fit:
+    if all(candidate.fixed for candidate, _ in parts):
+        temperature = 1.0
+
+    def predict(rows):
+        return sum(w * candidates.values(c, rows, (temperature,))[0] for c, w in parts)
+
+    fit = Fit(parts, (temperature, temperature), predict)
+    return replace(fit, extra=_extra(observed.values - predict(rows), observed, rows, temperature))
 
 
-def plainest(good: list[Fit], observed: Observed, rows: Rows) -> Fit:
-    """Of fits that are equally good: nothing added, a weight that is explained, few mistakes and
-    parameters."""
-    least = min(fit.residual for fit in good)
-    close = [fit for fit in good if fit.residual < max(4 * least, TOLERANCE / 10)]
-    return min(close, key=lambda fit: doubts(fit, observed, rows))
+def _extra(extra, observed, rows, temperature) -> str:
+    """Returns the code of a note on what is added to the loss, empty if nothing is."""
+    if observed.is_nothing(extra):
+        return ""
+    by_teacher = extra - centre(extra, observed.groups)
+    shifted = rows.teacher / temperature
+    log_p = shifted - np.logaddexp.reduce(shifted, -1, keepdims=True)
+    entropy = -(np.exp(log_p) * log_p).sum(-1)
+    line = np.polyval(np.polyfit(entropy, by_teacher, 1), entropy)
+    is_entropy = np.abs(line - by_teacher).max() < 1e-3 * np.ptp(by_teacher)
+    return "entropy_dropped" if is_entropy else "teacher_term"
 
 
-def doubts(fit: Fit, observed: Observed, rows: Rows) -> tuple:
-    """What speaks against a fit, the weightiest first."""
-    sides = [reading.roles for reading in fit.readings if not reading.clean] + [
-        fed != "logits" for fed in fit.fed
-    ]
-    return (
-        not is_nothing(offset(fit, observed, rows), observed),
-        not _explained(fit, rows.student.shape[-1]),
-        bool(fit.others) and fit.others[0][0].code == "not_on_menu",
-        sum(sides) + (fit.temperatures[0] != fit.temperatures[1]),
-        sum(candidate.complexity for candidate, _ in fit.parts),
-        fit.temperature != 1,
-        sum(len(candidate.text) for candidate, _ in fit.parts),
-        fit.residual,
+def _is_exact(fit: Fit, rows: Rows) -> bool:
+    return not fit.extra and not _is_odd(fit) and _is_explained(fit, _classes(rows))
+
+
+def _is_odd(fit: Fit) -> bool:
+    """Returns whether parts cancel, or one weighs next to nothing: another loss explains better."""
+    weights = [abs(weight) for candidate, weight in fit.parts if candidate.is_loss]
+    tiny = weights and min(weights) < 1e-2 * max(weights)
+    return bool(
+        tiny
+        or max(abs(w) for _, w in fit.parts) > _LARGEST
+        or (len(fit.parts) > 1 and fit.extra == "teacher_term")
     )
 
 
-def _explained(fit, classes):
-    """Whether its weights sum to 1, with the factor of T or without, or to the 1/V of a mean over
-    classes."""
-    warm = max(fit.temperatures, key=lambda t: abs(math.log(t)))
-    weight = sum(w / warm**c.power for c, w in fit.parts if c.entry.target)
-    weight += sum(w / warm**2 for _, w, _ in fit.others)
-    plain = sum(w for c, w in fit.parts if c.entry.target) + sum(w for _, w, _ in fit.others)
-    units = (1, -1, 1 / classes, -1 / classes)
-    return any(math.isclose(one, unit, rel_tol=1e-3) for one in (weight, plain) for unit in units)
+def _is_explained(fit: Fit, classes: int) -> bool:
+    """Returns whether the weights sum to 1, or to the 1/V of a mean, with the factor of T or not."""
+    t = fit.temperature
+    losses = [(c, w) for c, w in fit.parts if c.is_loss] or list(fit.parts)
+    with_factor = sum(w / t**c.power for c, w in losses)
+    without = sum(w for _, w in losses)
+    allowed = factors(losses[0][0]) if len(losses) == 1 else (1.0,)
+    units = [unit * f for f in allowed for unit in (1, -1, 1 / classes, -1 / classes)]
+    totals = (with_factor, without, with_factor * t, with_factor * t * t)
+    each_is_one = all(any(is_near(w / t**k, 1) for k in (c.power, 0, 2)) for c, w in losses)
+    return each_is_one or any(is_near(total, unit) for total in totals for unit in units)
 
 
-def offset(fit: Fit, observed: Observed, rows: Rows) -> np.ndarray:
-    """What the fit lacks to each value, [K]."""
-    return observed.values - fit.predict(rows)
+def _doubts(fit: Fit, classes: int) -> tuple:
+    """Returns what speaks against a fit, the weightiest first."""
+    changed = sum(
+        value != candidate.entry.defaults[key]
+        for candidate, _ in fit.parts
+        for key, value in candidate.parameters
+    )
+    text = "".join(candidate.text for candidate, _ in fit.parts)
+    unexplained = not _is_explained(fit, classes)
+    return bool(fit.extra), unexplained, len(fit.parts), changed, fit.temperature != 1, len(text)
 
 
-def is_nothing(added: np.ndarray, observed: Observed) -> bool:
-    return float(np.max(np.abs(added))) < 2e-4 * float(np.sqrt(np.mean(observed.values**2)) + 1e-30)
+def is_plain(value: float) -> bool:
+    """Returns whether a number has at most two digits, as what an author writes has."""
+    return any(is_near(value, one) for one in rounded(value)[:2])

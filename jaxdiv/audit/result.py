@@ -1,4 +1,4 @@
-"""What an audit tells: findings with their evidence, and the report."""
+"""The result of an audit: findings with their evidence, and the report."""
 
 import textwrap
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ WIDTH = 110
 
 @dataclass(frozen=True)
 class Evidence:
-    """One observation: what went in, what was expected of it, what came out."""
+    """One observation: the input, the output that was expected, and the output."""
 
     input: str
     expected: str
@@ -20,7 +20,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (`mistake`) or worth knowing (`note`); `code` is a key of `CODES`."""
+    """A mistake or a note; `code` is a key of `CODES`."""
 
     code: str
     severity: str
@@ -32,34 +32,26 @@ class Finding:
 
 
 def finding(code: str, evidence: tuple[str, object, object], **details) -> Finding:
-    """The finding of a code, with (input, expected, got) as its evidence."""
-    known = CODES[code]
-    shown = Evidence(*(piece if isinstance(piece, str) else number(piece) for piece in evidence))
-    return Finding(
-        code=code, severity=known.severity, message=known.message.format(**details), evidence=shown
-    )
-
-
-def number(value) -> str:
-    """Six digits of a number."""
-    return f"{float(value):.6g}"
+    """Returns the finding of a code, with (input, expected, got) as its evidence."""
+    severity, message = CODES[code]
+    texts = (part if isinstance(part, str) else f"{float(part):.6g}" for part in evidence)
+    return Finding(code, severity, message.format(**details), Evidence(*texts))
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What a loss is and what is wrong with it.
+    """The divergence of a loss function, and its mistakes.
 
     Attributes:
-      name: of the audited function.
-      divergence: text that `jaxdiv.get` takes, or None. Where a mistake is found, the loss that was
-        meant.
+      name: the name of the audited function.
+      divergence: text that `jaxdiv.get` takes, or None. Beside a mistake it is the intended loss.
       scale: the loss is this times the reduced `divergence` with its factor of T; None if not
         identified.
       temperature: T of student and teacher (the teacher's, where they differ); None if not
         identified.
       reduction: `none`, `sum`, `token mean`, `sequence mean`, or in words.
       findings: mistakes first.
-      called: how the function was called.
+      called: the framework and the shape of the logits.
     """
 
     name: str
@@ -72,33 +64,29 @@ class Audit:
 
     @property
     def mistakes(self) -> tuple[Finding, ...]:
-        return tuple(found for found in self.findings if found.severity == MISTAKE)
+        return tuple(one for one in self.findings if one.severity == MISTAKE)
 
     @property
     def notes(self) -> tuple[Finding, ...]:
-        return tuple(found for found in self.findings if found.severity == NOTE)
+        return tuple(one for one in self.findings if one.severity == NOTE)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self._verdict()}", ""]
-        lines += [f"  {name:<12} {value}" for name, value in self._facts()]
-        for found in self.findings:
-            lines += ["", *_wrapped(f"{found.severity.upper()} {found.code}: {found.message}", "")]
-            shown = found.evidence
+        count = len(self.mistakes)
+        verdict = f"{count or 'no'} mistake{'s' if count > 1 else ''} found"
+        facts = {
+            "divergence": self.divergence or "not identified",
+            "scale": "not known" if self.scale is None else f"{self.scale:.5g}",
+            "temperature": "not known" if self.temperature is None else f"{self.temperature:.4g}",
+            "reduction": self.reduction or "not known",
+            **self.called,
+        }
+        lines = [f"{self.name}: {verdict}", ""]
+        lines += [f"  {name:<12} {value}" for name, value in facts.items()]
+        for one in self.findings:
+            lines += ["", *_wrapped(f"{one.severity.upper()} {one.code}: {one.message}", "")]
+            shown = one.evidence
             lines += _wrapped(f"{shown.input}: expected {shown.expected}, got {shown.got}", "    ")
         return "\n".join(lines)
-
-    def _verdict(self):
-        count = len(self.mistakes)
-        return (
-            "no mistake found" if not count else f"{count} mistake{'s' if count > 1 else ''} found"
-        )
-
-    def _facts(self):
-        yield "divergence", self.divergence or "not identified"
-        yield "scale", "not known" if self.scale is None else f"{self.scale:.5g}"
-        yield "temperature", "not known" if self.temperature is None else f"{self.temperature:.4g}"
-        yield "reduction", self.reduction or "not known"
-        yield from self.called.items()
 
 
 def _wrapped(text, indent):

@@ -4,8 +4,8 @@ from jaxdiv.audit.codes import CODES
 
 
 def markdown() -> str:
-    """One row a finding that an audit can make."""
-    rows = (f"| `{code}` | {known.severity} | {known.message} |" for code, known in CODES.items())
+    """Returns a table with one row for each finding that an audit can make."""
+    rows = (f"| `{code}` | {entry.severity} | {entry.message} |" for code, entry in CODES.items())
     return "\n".join(["| code | severity | message |", "| --- | --- | --- |", *rows])
 
 

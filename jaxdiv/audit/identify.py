@@ -1,5 +1,6 @@
 """Names the loss of the registry, or the weighted pair, that the observed values are."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxdiv.audit import candidates
 from jaxdiv.audit.candidates import POPULAR, TEMPERATURES, Candidate
-from jaxdiv.audit.fit import Observed, centre, pairs, refine, rounded, singles, weigh
+from jaxdiv.audit.fit import Observed, centre, pairs, refine, singles, weigh
 from jaxdiv.audit.inputs import Rows
 
 _LARGEST = 3e4  # a weight over the values' size; more means that two parts cancel
@@ -67,21 +68,29 @@ def is_near(value: float, target: float) -> bool:
     return math.isclose(value, target, rel_tol=1e-3)
 
 
-def common_loss(observed: Observed, rows: Rows) -> Fit | None:
-    """Returns a popular loss, or a popular pair, that explains values, weights and temperature.
+def exact_loss(observed: Observed, rows: Rows) -> Fit | None:
+    """Returns a loss with its usual parameters, or a popular pair, that explains everything.
 
     Nothing is left over and no factor is unexplained, so that no other loss has to be tried.
     """
-    popular = candidates.plain_candidates()[: len(POPULAR)]
-    for candidate in popular:
-        fit = next(
-            (f for f in _single_fits([candidate], observed, rows) if _is_exact(f, rows)), None
-        )
-        if fit:
-            return fit
+    plain = candidates.plain_candidates()
+    popular = plain[: len(POPULAR)]
     labels = next(c for c in popular if c.entry.target == "labels")
     partners = [*popular, replace(labels, at_temperature=True), Candidate("z_loss")]
-    return next((f for f in _pair_fits(partners, observed, rows, 6) if _is_exact(f, rows)), None)
+    fits = itertools.chain(
+        _single_fits(plain, observed, rows), _pair_fits(partners, observed, rows, 6)
+    )
+    second = None
+    for fit in (fit for fit in fits if _is_exact(fit, rows)):
+        # Rényi's is twice Bhattacharyya's: the one whose weight is right is meant.
+        if all(is_near(w, fit.temperature**c.power) for c, w in fit.parts):
+            return fit
+        second = second or fit
+    return second
+
+
+def registry_loss(observed: Observed, rows: Rows) -> Fit | None:
+    return exact_loss(observed, rows) or any_loss(observed, rows)
 
 
 def any_loss(observed: Observed, rows: Rows) -> Fit | None:
@@ -245,8 +254,3 @@ def _doubts(fit: Fit, classes: int) -> tuple:
     text = "".join(candidate.text for candidate, _ in fit.parts)
     unexplained = not _is_explained(fit, classes)
     return bool(fit.extra), unexplained, len(fit.parts), changed, fit.temperature != 1, len(text)
-
-
-def is_plain(value: float) -> bool:
-    """Returns whether a number has at most two digits, as what an author writes has."""
-    return any(is_near(value, one) for one in rounded(value)[:2])

@@ -2,33 +2,25 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jaxdiv.audit import gradients, identify, masks, mistakes, positions
-from jaxdiv.audit.calls import CallError, Probe, name_of
+from jaxdiv.audit import masks, mistakes, search
+from jaxdiv.audit.calls import CallError, name_of
 from jaxdiv.audit.candidates import Candidate, values
 from jaxdiv.audit.codes import MISTAKE
 from jaxdiv.audit.conventions import open_probe
 from jaxdiv.audit.edges import edge_findings, laws
-from jaxdiv.audit.fit import Observed, centre, weigh
-from jaxdiv.audit.identify import Fit, is_near
-from jaxdiv.audit.inputs import Rows, random_rows
-from jaxdiv.audit.positions import Structure
-from jaxdiv.audit.reduction import Reduction, reduction
+from jaxdiv.audit.fit import centre
+from jaxdiv.audit.gradients import gradient_findings
+from jaxdiv.audit.identify import Fit
+from jaxdiv.audit.inputs import random_rows
 from jaxdiv.audit.result import Audit, Finding, finding
 from jaxdiv.audit.scale import scaled
-from jaxdiv.divergences.loss import get
+from jaxdiv.audit.search import Subject
+from jaxdiv.divergences.loss import Loss, get
 from jaxdiv.divergences.registry import ENTRIES
 
-_MANY = 131  # classes, at which a mean over V, a truncation or padding shows
-_ARGUMENTS = {
-    "logits": lambda x: x,
-    "log-probabilities": lambda x: np.float32(mistakes.log_softmax(x)),
-    "probabilities": lambda x: np.float32(mistakes.softmax(x)),
-}
-_ARGUMENT_CODES = {"probabilities": "softmax_missing", "log-probabilities": "log_softmax_missing"}
 _VAGUE = {"alpha"}  # aliases that stand in names for other things
 
 
@@ -62,209 +54,7 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
         evidence = "random logits of every shape", "a value", str(error)
         failure = finding("does_not_run", evidence, error=str(error))
         return Audit(name_of(loss_fn), None, None, None, None, (failure,))
-    return _report(_identified(probe), meant)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A loss under examination, and what is known of it so far."""
-
-    probe: Probe
-    rows: Rows
-    seen: Structure
-    reduced: Reduction
-    fit: Fit | None = None
-    findings: tuple[Finding, ...] = ()
-
-    def observe(self, rows: Rows) -> Observed:
-        return Observed(self.reduced.row_values(self.probe, rows), rows.groups)
-
-    def found(self, fit: Fit | None, *findings: Finding) -> "Subject":
-        return replace(self, fit=fit, findings=(*self.findings, *findings))
-
-
-def _identified(probe: Probe) -> Subject:
-    """Returns the loss with its divergence, from few classes and from many."""
-    rows = random_rows(probe.classes)
-    seen = positions.structure(probe)
-    reduced = reduction(probe, rows, seen)
-    subject = Subject(probe, rows, seen, reduced, None, (*seen.findings, *reduced.findings))
-    if seen.axis is not None:
-        values = positions.observe_along(probe, seen.axis, rows)
-        usable = values is not None and np.all(np.isfinite(values))
-        return subject.found(
-            _registry_loss(Observed(values, rows.groups), rows) if usable else None
-        )
-    observed = subject.observe(rows)
-    if not np.all(np.isfinite(observed.values)):
-        return _identified_despite_nan(subject, observed)
-    if seen.coarse:
-        return subject.found(identify.close_loss(observed, rows))
-    if np.max(np.abs(observed.centred)) < 1e-6 * observed.size:
-        return subject
-    subject = _at_many_classes(subject.found(_explained(subject, observed)))
-    return _batch_weight(subject) if seen.interacting else subject
-
-
-def _registry_loss(observed, rows) -> Fit | None:
-    return identify.common_loss(observed, rows) or identify.any_loss(observed, rows)
-
-
-def _explained(subject: Subject, observed: Observed) -> Fit | None:
-    """Returns the loss, or the mistake in one, that explains the values of ordinary rows.
-
-    What is common and cheap to try comes first. All of them must explain the values exactly, so
-    that the order decides nothing.
-    """
-    rows, count = subject.rows, _existing_classes(subject)
-    fit = identify.common_loss(observed, rows)
-    if fit is None and count < subject.probe.classes - 1:
-        return _of_existing(observed, rows, count)
-    if fit is None and _sees_difference_alone(subject):
-        return mistakes.variation_of_logits(observed, rows)
-    if fit is None and not _sides_apart(subject) and not mistakes.other_comparison(observed, rows):
-        fit = _with_other_arguments(subject)
-        fit = fit or mistakes.mistaken_loss(observed, rows, _classes_that_count(subject, rows))
-    return fit or identify.any_loss(observed, rows)
-
-
-def _sees_difference_alone(subject: Subject) -> bool:
-    """Returns whether one random array added to the logits of both sides changes nothing."""
-    rows = subject.rows
-    away = np.random.default_rng(41).normal(size=rows.student.shape).astype(np.float32)
-    moved = rows._replace(student=rows.student + away, teacher=rows.teacher + away)
-    base = subject.observe(rows)
-    return base.is_nothing(subject.observe(moved).values - base.values)
-
-
-def _identified_despite_nan(subject: Subject, observed: Observed) -> Subject:
-    """A term of the teacher alone may be NaN: gradients still show the student's part."""
-    fit = _with_other_arguments(subject)
-    if fit is not None:
-        return subject.found(fit)
-    got = float(observed.values[~np.isfinite(observed.values)][0])
-    evidence = "logits of size 1.5", "a finite value", got
-    subject = subject.found(None, finding("nan_on_ordinary_logits", evidence))
-    if subject.seen.interacting or subject.seen.coarse:
-        return subject
-    values = gradients.integrated(subject.probe, subject.rows, subject.reduced)
-    if values is None or not np.all(np.isfinite(values)):
-        return subject
-    seen = Observed(values, observed.groups)
-    return subject.found(mistakes.student_mistake(seen, subject.rows))
-
-
-def _with_other_arguments(subject: Subject) -> Fit | None:
-    """Returns a loss that is right once probabilities or log-probabilities are handed to it."""
-    kinds = [(s, t) for s in _ARGUMENTS for t in _ARGUMENTS if (s, t) != ("logits", "logits")]
-    for of_student, of_teacher in sorted(kinds, key=lambda pair: pair.count("logits") == 0):
-        student, teacher = _ARGUMENTS[of_student], _ARGUMENTS[of_teacher]
-
-        def changed(rows, student=student, teacher=teacher):
-            return rows._replace(student=student(rows.student), teacher=teacher(rows.teacher))
-
-        observed = subject.observe(changed(subject.rows))
-        if not np.all(np.isfinite(observed.values)) or np.ptp(observed.centred) < 1e-6:
-            continue
-        fit = identify.common_loss(observed, subject.rows)
-        if fit is not None:
-            kinds = {"student": of_student, "teacher": of_teacher}
-            wrong = [(side, kind) for side, kind in kinds.items() if kind != "logits"]
-            found = tuple((_ARGUMENT_CODES[kind], {"side": side}) for side, kind in wrong)
-            return replace(fit, mistakes=found, arguments=changed)
-    return None
-
-
-def _sides_apart(subject: Subject) -> bool:
-    """Returns whether the value is a function of the student and one of the teacher, added."""
-    few = subject.rows.take(slice(None, None, 5))
-    values = {}
-    for s in (0, 1):
-        for t in (0, 1):
-            moved = few._replace(
-                student=np.roll(few.student, s, 0),
-                teacher=np.roll(few.teacher, t, 0),
-                labels=np.roll(few.labels, t),
-            )
-            values[s, t] = subject.observe(moved).values
-    together = values[0, 0] - values[0, 1] - values[1, 0] + values[1, 1]
-    return bool(np.max(np.abs(together)) < 1e-5 * np.max(np.abs(values[0, 0])))
-
-
-def _class_matters(subject: Subject, rows: Rows) -> np.ndarray:
-    """Returns whether each class's logit of student and teacher changes one row's loss, [2, V]."""
-    row, classes = rows.take(slice(0, 1)), rows.student.shape[-1]
-    many = Rows(*(np.repeat(part, classes, 0) for part in row))
-    base = subject.observe(row).values
-    matters = []
-    for side in ("student", "teacher"):
-        logits = np.float32(getattr(many, side) + 0.02 * np.eye(classes))
-        moved = subject.observe(many._replace(**{side: logits})).values
-        matters.append(np.abs(moved - base) > 1e-6 * np.abs(base))
-    return np.stack(matters)
-
-
-def _classes_that_count(subject: Subject, rows: Rows) -> tuple[int, ...]:
-    """Returns on how many classes a row's loss depends, where it isn't all of them."""
-    counts = _class_matters(subject, rows).sum(-1)
-    return tuple(sorted({int(count) for count in counts if 0 < count < rows.student.shape[-1]}))
-
-
-def _existing_classes(subject: Subject) -> int:
-    """Returns how many classes come before those of which neither side's logits count."""
-    matters = np.any(_class_matters(subject, subject.rows), 0)
-    return int(np.flatnonzero(matters)[-1]) + 1 if np.any(matters) else len(matters)
-
-
-def _of_existing(observed: Observed, rows: Rows, count: int) -> Fit | None:
-    """Returns a loss of the first classes, as of a vocabulary that is padded to more."""
-
-    def cut(rows):
-        return rows._replace(student=rows.student[:, :count], teacher=rows.teacher[:, :count])
-
-    fit = identify.common_loss(observed, cut(rows))
-    return fit and replace(fit, predict=lambda rows: fit.predict(cut(rows)), classes=count)
-
-
-def _at_many_classes(subject: Subject) -> Subject:
-    """Compares the fit with values of many classes: a mean over V or a truncation shows there."""
-    probe, fit = subject.probe, subject.fit
-    if fit is None or probe.classes >= _MANY:
-        return subject
-    rows = random_rows(_MANY, teachers=3, students=4, seed=31)
-    try:
-        observed = subject.observe(fit.arguments(rows))
-    except CallError:
-        return subject
-    if not np.all(np.isfinite(observed.values)):
-        evidence = f"{_MANY} classes", "a finite value", "NaN or infinity"
-        return subject.found(fit, finding("nan_on_ordinary_logits", evidence))
-    predicted = fit.predict(rows)
-    (ratio,), residual = weigh(predicted[None], observed)
-    if not fit.extra:
-        ratio = observed.values @ predicted / (predicted @ predicted)
-    if residual > 10 * observed.allowed([weight * ratio for _, weight in fit.parts]):
-        if fit.mistakes:
-            return subject
-        counts = _classes_that_count(subject, rows)
-        return subject.found(mistakes.mistaken_loss(observed, rows, counts))
-    if not is_near(ratio * _MANY / probe.classes, 1):
-        return subject
-    names = {"token mean": "mean over V and tokens", "none": "mean over V"}
-    name = names.get(subject.reduced.name, f"{subject.reduced.name}, over V")
-    reduced = replace(subject.reduced, by_size=1 / probe.classes, name=name)
-    evidence = f"rows of {probe.classes} and {_MANY} classes", "the same factor", float(ratio)
-    return replace(subject, reduced=reduced).found(fit, finding("mean_over_vocabulary", evidence))
-
-
-def _batch_weight(subject: Subject) -> Subject:
-    """An adaptive weight that is taken over the batch, as its paper may have it, is no mistake."""
-    fit = subject.fit
-    if fit is None or not fit.is_right or not any("λ" in c.entry.formula for c, _ in fit.parts):
-        return subject
-    evidence = "two rows changed, alone and together", "the changes add up", "they don't"
-    rest = [f for f in subject.findings if f.code not in ("batch_dependence", "rows_interact")]
-    return replace(subject, findings=(*rest, finding("batch_weight", evidence)))
+    return _report(search.identified(probe), meant)
 
 
 def _report(subject: Subject, meant) -> Audit:
@@ -322,16 +112,16 @@ def _behaviour(subject: Subject) -> Iterator[Finding]:
     by_row = seen.axis is None and not seen.coarse
     if fit is None and by_row and not seen.interacting:
         form = mistakes.other_comparison(subject.observe(subject.rows), subject.rows)
-        if form is None and _sees_difference_alone(subject):
+        if form is None and search.sees_difference_alone(subject):
             form = "a function of the logits' difference"
         if form:
             evidence = "ordinary rows", "a loss of the registry", form
             yield finding("not_on_menu", evidence, form=form)
         yield from laws(probe, reduced, is_known=form is not None)
-        if probe.takes("teacher") and _sides_apart(subject):
+        if probe.takes("teacher") and search.sides_apart(subject):
             evidence = "both sides changed, alone and together", "other than the sum", "the sum"
             yield finding("sides_apart", evidence)
-    found = list(gradients.gradient_findings(probe, subject.rows, reduced, fit, by_row))
+    found = list(gradient_findings(probe, subject.rows, reduced, fit, by_row))
     yield from found
     if seen.axis is None:
         detached = any(one.code in ("wrong_gradient", "no_gradient") for one in found)
@@ -373,23 +163,20 @@ def _against_intention(name: str, text: str | None, meant, fit: Fit | None) -> I
         yield finding("name_disagrees", evidence, name=name, found=text)
 
 
-def _same(loss, other, swapped: bool = False) -> bool:
+def _same(loss: Loss, other: Loss, swapped: bool = False) -> bool:
     """Returns whether two losses are one up to a factor and a function of the teacher."""
+
+    def of_registry(loss, rows):
+        parts = [(p.weight, Candidate(p.name, tuple(p.all_parameters.items()))) for p in loss.parts]
+        return sum(weight * values(candidate, rows, (1.0,))[0] for weight, candidate in parts)
+
     rows = random_rows(11)
     mirrored = rows._replace(student=rows.teacher, teacher=rows.student)
-    one, two = _values(loss, rows), _values(other, mirrored if swapped else rows)
+    one, two = of_registry(loss, rows), of_registry(other, mirrored if swapped else rows)
     if not swapped:
         one, two = centre(one, rows.groups), centre(two, rows.groups)
     factor = (one @ two) / (two @ two)
     return bool(np.linalg.norm(one - factor * two) < 2e-3 * np.linalg.norm(one))
-
-
-def _values(loss, rows):
-    return sum(
-        part.weight
-        * values(Candidate(part.name, tuple(part.all_parameters.items())), rows, (1,))[0]
-        for part in loss.parts
-    )
 
 
 def _loss_in_name(name: str) -> str | None:

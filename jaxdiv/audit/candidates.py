@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from jaxdiv.audit.inputs import Rows, random_rows
+from jaxdiv.audit.inputs import Rows
 from jaxdiv.divergences.entry import Entry, Parameter
 from jaxdiv.divergences.registry import ENTRIES
 
@@ -156,10 +156,16 @@ def _function(candidate):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def table(candidate: Candidate, rows: Rows) -> np.ndarray:
+    """Returns the values of rows at each of `TEMPERATURES`, [temperatures, K]; kept for later."""
+    return _table(candidate, *(part.tobytes() for part in rows[:3]), rows.student.shape)
+
+
 @functools.lru_cache(maxsize=512)
-def table(candidate: Candidate, classes: int) -> np.ndarray:
-    """Returns the values of the designed rows at each of `TEMPERATURES`, [temperatures, K]."""
-    return values(candidate, random_rows(classes), TEMPERATURES)
+def _table(candidate, student, teacher, labels, shape):
+    sides = (np.frombuffer(side, np.float32).reshape(shape) for side in (student, teacher))
+    rows = Rows(*sides, np.frombuffer(labels, np.int32), np.zeros(shape[0], int))
+    return values(candidate, rows, TEMPERATURES)
 
 
 def text_of(weights: Mapping[Candidate, float]) -> str:

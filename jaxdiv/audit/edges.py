@@ -94,7 +94,7 @@ def edge_findings(probe: Probe, reduced: Reduction, fit: Fit | None) -> Iterator
     for i, (name, rows) in enumerate(parts.items()):
         at = slice(i * _EACH, (i + 1) * _EACH)
         edges[name] = Edge(rows, values[at], gradients[at], expected[at], slopes[at])
-    found = [*_large(edges), *_gradients(edges), *_absent(edges), *_equal(edges["equal"])]
+    found = [*_large(edges), *_gradients(edges), *_absent(edges)]
     if known and np.any(gradients != 0) and not any(one.severity == MISTAKE for one in found):
         found += _rare_gradients(edges, fit)
     yield from {one.code: one for one in reversed(found)}.values()
@@ -146,6 +146,7 @@ def _rare_gradients(edges: dict[str, Edge], fit: Fit) -> Iterator[Finding]:
 
 
 def _absent(edges: dict[str, Edge]) -> Iterator[Finding]:
+    """Yields findings on classes of -inf, and on sides that are equal."""
     for where in ("on both sides", "of the teacher"):
         edge, changed = edges[where], f"classes of -inf {where}"
         if np.any(np.isnan(edge.values)):
@@ -156,10 +157,7 @@ def _absent(edges: dict[str, Edge]) -> Iterator[Finding]:
         elif np.any(np.isfinite(edge.values) & np.any(np.isnan(edge.gradients), -1)):
             evidence = changed, "a gradient without NaN", "NaN"
             yield finding("nan_gradient", evidence, where=f"where a class is -inf {where}")
-
-
-def _equal(edge: Edge) -> Iterator[Finding]:
-    changed = "student and teacher of equal logits"
+    edge, changed = edges["equal"], "student and teacher of equal logits"
     if not np.all(np.isfinite(edge.values)):
         got = edge.first(~np.isfinite(edge.values))[1]
         yield finding("nan_at_equality", (changed, "a finite value", got))

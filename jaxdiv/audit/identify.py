@@ -114,7 +114,7 @@ def close_loss(observed: Observed, rows: Rows) -> Fit | None:
     """Returns a popular loss that explains values in steps, as after a cast, to two digits."""
     fits = []
     for candidate in candidates.plain_candidates()[: len(POPULAR)]:
-        columns = candidates.table(candidate, _classes(rows))
+        columns = candidates.table(candidate, rows)
         weights, residuals = singles(columns, observed)
         for t, column, weight, residual in zip(
             TEMPERATURES, columns, weights, residuals, strict=True
@@ -137,7 +137,7 @@ def _classes(rows):
 
 def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: Rows) -> Iterator[Fit]:
     for candidate in losses:
-        weights, residuals = singles(candidates.table(candidate, _classes(rows)), observed)
+        weights, residuals = singles(candidates.table(candidate, rows), observed)
         for t, weight, residual in zip(TEMPERATURES, weights, residuals, strict=True):
             if residual < observed.allowed(weight) and not (candidate.fixed and t != 1):
                 yield _fit(((candidate, float(weight)),), t, observed, rows)
@@ -145,7 +145,7 @@ def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: Rows) ->
 
 def _pair_fits(losses: list[Candidate], observed, rows, count: int) -> Iterator[Fit]:
     """Yields pairs at one temperature that explain the values."""
-    tables = np.stack([candidates.table(candidate, _classes(rows)) for candidate in losses], 1)
+    tables = np.stack([candidates.table(candidate, rows) for candidate in losses], 1)
     for t, columns in zip(TEMPERATURES, tables, strict=True):
         for i, j in pairs(columns, observed, count):
             weights, residual = weigh(columns[[i, j]], observed)
@@ -158,7 +158,7 @@ def _refined_singles(losses, observed, rows) -> Iterator[Fit]:
     """Yields the best few losses with temperature and parameter adjusted."""
     best = {}
     for candidate in losses:
-        _, residuals = singles(candidates.table(candidate, _classes(rows)), observed)
+        _, residuals = singles(candidates.table(candidate, rows), observed)
         k = int(np.argmin(residuals))
         if residuals[k] < min(0.2, best.get(candidate.name, (np.inf,))[0]):
             best[candidate.name] = residuals[k], candidate, TEMPERATURES[k]

@@ -16,7 +16,10 @@ def under_mask(
     probe: Probe, reduced: Reduction, seen: Structure
 ) -> tuple[str | None, list[Finding]]:
     """Returns the reduction's name under a mask (None: as without one), and findings."""
-    mask = _ragged(probe.lead)
+    mask = np.ones(probe.lead, np.float32)  # ragged: fewer positions of the second sequence
+    mask[..., -1] = 0
+    if mask.ndim > 1:
+        mask[0, 0], mask[1:, -3:] = 0, 0
     try:
         one = random_batch(probe.lead, probe.classes, seed=7)._replace(mask=mask[None])
         shape = probe.values(one).shape[1:]
@@ -35,14 +38,6 @@ def under_mask(
         evidence = "batches under one ragged mask", "weighted rows alone", "a constant more"
         findings = [finding("mask_leak", evidence)]
     return name, [*findings, *_edges(probe, one)]
-
-
-def _ragged(lead: tuple[int, ...]) -> np.ndarray:
-    """Returns 1 for the first positions of each sequence, fewer of the second."""
-    lengths = np.array([lead[-1] - 1, lead[-1] - 3]) if len(lead) > 1 else np.array([lead[-1] - 2])
-    mask = (np.arange(lead[-1]) < lengths[:, None]).astype(np.float32)
-    mask[0, 0] = 0 if len(lead) > 1 else 1
-    return mask.reshape(lead)
 
 
 def _weights(probe, mask, reduced, ahead) -> tuple[np.ndarray | None, bool]:
@@ -75,7 +70,8 @@ def _weights(probe, mask, reduced, ahead) -> tuple[np.ndarray | None, bool]:
 def _interpreted(weights, mask, one_a_row, reduced, seen) -> tuple[str | None, list[Finding]]:
     """Returns the reduction's name and the findings of the weights that positions have."""
     support = (weights != 0).astype(float)
-    evidence = "a ragged mask", f"weights at {_drawn(mask)}", f"at {_drawn(support)}"
+    drawn = ("".join(np.char.mod("%d", part.ravel())) for part in (mask, support))
+    evidence = "a ragged mask", *(f"weights at {text}" for text in drawn)
     for right, code in _right_supports(mask, seen):
         if np.array_equal(support, right):
             name, findings = (None, []) if one_a_row else _divisor(weights, right)
@@ -85,7 +81,10 @@ def _interpreted(weights, mask, one_a_row, reduced, seen) -> tuple[str | None, l
         return reduced.name, [finding("mask_ignored", evidence)]
     if np.array_equal(support, 1 - mask):
         code = "mask_inverted"
-    elif any(_is_shifted(support, mask, by) for by in (1, -1)):
+    elif any(
+        np.array_equal(support[..., inner], np.roll(mask, by, -1)[..., inner])
+        for by, inner in ((1, slice(1, None)), (-1, slice(None, -1)))
+    ):
         code = "mask_shifted"
     else:
         code = "mask_unclear" if np.all(support <= mask) else "mask_leak"
@@ -102,19 +101,6 @@ def _right_supports(mask, seen) -> Iterator[tuple[np.ndarray, str | None]]:
         last = np.arange(mask.shape[-1]) < mask.shape[-1] - 1
         yield mask * last, None
         yield np.roll(mask, -1, -1) * last, None if seen.ahead else "mask_of_next"
-
-
-def _is_shifted(support, mask, by):
-    """Returns whether the mask of the position before or after decides, the end aside."""
-    moved = np.roll(mask, by, -1)
-    inner = slice(1, None) if by > 0 else slice(None, -1)
-    return np.array_equal(support[..., inner], moved[..., inner]) and not np.array_equal(
-        moved, mask
-    )
-
-
-def _drawn(mask):
-    return " ".join("".join(str(int(m)) for m in row) for row in np.atleast_2d(mask))
 
 
 def _divisor(weights, mask) -> tuple[str, list[Finding]]:

@@ -40,7 +40,14 @@ def flat(values: np.ndarray) -> np.ndarray:
 
 def structure(probe: Probe) -> Structure:
     """Returns how rows, positions and sequences enter the loss."""
-    findings, coarse = list(_deterministic(probe)), list(_steps(probe))
+    one = random_batch(probe.lead, probe.classes).one()
+    calls = [np.ravel(probe.value(one, eager=True)) for _ in range(3)]
+    findings = [
+        finding("not_deterministic", ("one batch, called thrice", calls[0][0], again[0]))
+        for again in calls[1:]
+        if not np.array_equal(calls[0], again, equal_nan=True)
+    ][:1]
+    coarse = list(_steps(probe))
     if coarse:
         return Structure((*findings, *coarse), coarse=True)
     pairs = _interactions(probe) if probe.lead else None
@@ -51,22 +58,21 @@ def structure(probe: Probe) -> Structure:
         return Structure((*findings, *weights), dropped=dropped)
     shifts = {side: _shift(pairs[side], probe.lead) for side in pairs if side != "student"}
     shifts = {side: (by, dropped) for side, (by, dropped) in shifts.items() if by}
-    if shifts and not np.any(pairs["student"]):
-        dropped = max(dropped for _, dropped in shifts.values())
-        ahead = shifts.get("labels", (0, 0))[0]
-        return Structure((*findings, *_shift_findings(shifts)), dropped=dropped, ahead=ahead)
-    found, axis = _axis_finding(probe, pairs)
-    return Structure((*findings, found), axis=axis, interacting=axis is None)
-
-
-def _deterministic(probe: Probe) -> Iterator[Finding]:
-    one = random_batch(probe.lead, probe.classes).one()
-    first, *others = (np.ravel(probe.value(one, eager=True)) for _ in range(3))
-    for again in others:
-        if not np.array_equal(first, again, equal_nan=True):
-            values = f"{first[0]:.6g}", f"{again[0]:.6g}"
-            yield finding("not_deterministic", ("one batch, called thrice", *values))
-            return
+    if not shifts or np.any(pairs["student"]):
+        found, axis = _axis_finding(probe, pairs)
+        return Structure((*findings, found), axis=axis, interacting=axis is None)
+    for side, (by, dropped) in shifts.items():
+        got = f"i meets i{by:+d} ({'cut' if dropped else 'rolled'})"
+        evidence = ("one row changed at a time", "position i meets i", got)
+        # A causal loss may shift labels itself: it meets the next one and drops the last position.
+        if side == "labels" and (by, dropped) == (1, 1):
+            findings.append(finding("shifts_labels", evidence))
+        else:
+            code = "labels_shifted" if side == "labels" else "positions_shifted"
+            findings.append(finding(code, evidence, shift=by))
+    dropped = max(dropped for _, dropped in shifts.values())
+    ahead = shifts.get("labels", (0, 0))[0]
+    return Structure(tuple(findings), dropped=dropped, ahead=ahead)
 
 
 def _steps(probe: Probe) -> Iterator[Finding]:
@@ -136,18 +142,6 @@ def _shift(matrix: np.ndarray, lead: tuple[int, ...]) -> tuple[int, int]:
     if np.any(away[:, :-1]) or len({step % length for step in steps}) > 1:
         return 0, 0
     return min(steps, key=abs), length - len(away) // int(np.prod(lead[:-1], dtype=int))
-
-
-def _shift_findings(shifts: dict[str, tuple[int, int]]) -> Iterator[Finding]:
-    """A causal loss may shift labels itself: it meets the next one and drops the last position."""
-    for side, (by, dropped) in shifts.items():
-        got = f"i meets i{by:+d} ({'cut' if dropped else 'rolled'})"
-        evidence = ("one row changed at a time", "position i meets i", got)
-        if side == "labels" and (by, dropped) == (1, 1):
-            yield finding("shifts_labels", evidence)
-        else:
-            code = "labels_shifted" if side == "labels" else "positions_shifted"
-            yield finding(code, evidence, shift=by)
 
 
 def _axis_finding(probe: Probe, pairs) -> tuple[Finding, int | None]:
@@ -229,20 +223,17 @@ def _position_weights(probe: Probe) -> tuple[list[Finding], int]:
         return [], 0
     moved = moved / moved.flat[np.argmax(np.abs(moved))]
     present = np.abs(moved) > FAR
-    dropped = int((~present).sum(-1).max())
-    return list(_weight_findings(moved, present, dropped)), dropped
-
-
-def _weight_findings(moved, present, dropped) -> Iterator[Finding]:
+    dropped, findings = int((~present).sum(-1).max()), []
     changed = "one row changed at each position in turn"
     if moved.ndim > 1 and np.ptp(moved, axis=0).max() > 2e-3:
         shares = ", ".join(f"{share:.3g}" for share in moved.sum(1) / moved.sum(1).max())
-        yield finding("batch_order", (changed, "equal weights of sequences", shares))
+        findings.append(finding("batch_order", (changed, "equal weights of sequences", shares)))
     if dropped:
         evidence = changed, "a change at each", f"none at {dropped}"
-        yield finding("positions_dropped", evidence, count=dropped)
+        findings.append(finding("positions_dropped", evidence, count=dropped))
     along = moved.reshape(-1, moved.shape[-1])[0]
     weights = along[present.reshape(-1, moved.shape[-1])[0]]
     if len(weights) and np.ptp(weights) > 2e-3:
         text = ", ".join(f"{share:.3g}" for share in along)
-        yield finding("position_weights", (changed, "equal weights", text), weights=text)
+        findings.append(finding("position_weights", (changed, "equal weights", text), weights=text))
+    return findings, dropped

@@ -18,14 +18,17 @@ _NAMES = {
     (1,): ("sum", None),
     (0,): ("token mean", None),
 }
-_ONE_A_SEQUENCE = {
-    (0, 0): "mean over positions, one value a sequence",
-    (0, 1): "sum over positions, one value a sequence",
+_ONE_A = {
+    "sequence": {
+        (0, 0): ("mean over positions, one value a sequence", None),
+        (0, 1): ("sum over positions, one value a sequence", None),
+    },
+    "position": {
+        (0, 0): ("mean over sequences, one value a position", None),
+        (1, 0): ("sum over sequences, one value a position", None),
+    },
 }
-_ONE_A_POSITION = {
-    (0, 0): "mean over sequences, one value a position",
-    (1, 0): "sum over sequences, one value a position",
-}
+_UNUSUAL = ("unusual", "reduction_unusual")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ class Reduction:
 
 def reduction(probe: Probe, rows: Rows, seen: Structure) -> Reduction:
     """Returns the reduction, from one row repeated to batches of different shapes."""
-    row = _finite_row(probe, rows.take(slice(0, 1)))
+    row = rows.take(slice(0, 1))
+    if not np.all(np.isfinite(probe.values(tiled(row, probe.lead)))):  # it may take probabilities
+        logits = row.student, row.teacher
+        student, teacher = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logits)
+        row = row._replace(student=student, teacher=teacher)
     shape = probe.values(tiled(row, probe.lead)).shape[1:]
     class_axis = next((i for i in reversed(range(len(shape))) if shape[i] == probe.classes), None)
     rest = tuple(size for i, size in enumerate(shape) if i != class_axis and size != 1)
@@ -82,7 +89,13 @@ def reduction(probe: Probe, rows: Rows, seen: Structure) -> Reduction:
     if growth is None:
         return Reduction(plain.name, 1.0, class_axis, shape, tuple(findings))
     powers, unit, counted = growth
-    name, code = _name(rest, powers, probe.lead)
+    if len(rest) == len(probe.lead):
+        name, code = ("none, divided", "reduction_unusual") if any(powers) else ("none", None)
+    elif len(rest) == 1:
+        kind = "sequence" if rest[0] == probe.lead[0] else "position"
+        name, code = _ONE_A[kind].get(powers, _UNUSUAL)
+    else:
+        name, code = _NAMES.get(powers, _UNUSUAL)
     details = {"batch": powers[0] if len(powers) > 1 else 0, "length": powers[-1]}
     evidence = "one row repeated to larger batches", "growth as a sum's or a mean's"
     if counted:
@@ -92,16 +105,6 @@ def reduction(probe: Probe, rows: Rows, seen: Structure) -> Reduction:
         evidence = (*evidence, "powers of [B, L]: " + ", ".join(map(str, powers)))
         findings.append(finding(code, evidence, **details))
     return Reduction(name, unit, class_axis, shape, tuple(findings))
-
-
-def _finite_row(probe, row):
-    """Returns a row with a finite loss: of probabilities, where logits won't do."""
-    if np.all(np.isfinite(probe.values(tiled(row, probe.lead)))):
-        return row
-    student, teacher = (
-        np.exp(side) / np.exp(side).sum(-1, keepdims=True) for side in (row.student, row.teacher)
-    )
-    return row._replace(student=student, teacher=teacher)
 
 
 def _growth(probe, row, plain, dropped) -> tuple[tuple[int, ...], float, bool] | None:
@@ -132,13 +135,3 @@ def _growth(probe, row, plain, dropped) -> tuple[tuple[int, ...], float, bool] |
         if math.isclose(ratio, end / start, rel_tol=2e-3):
             return powers, unit(lead, powers, counted), counted
     return None
-
-
-def _name(rest, powers, lead) -> tuple[str, str | None]:
-    """Returns the reduction's name, and the code of a finding."""
-    if len(rest) == len(lead):
-        return ("none", None) if not any(powers) else ("none, divided", "reduction_unusual")
-    if len(rest) == 1 and len(lead) > 1:
-        names = _ONE_A_SEQUENCE if rest[0] == lead[0] else _ONE_A_POSITION
-        return (names[powers], None) if powers in names else ("unusual", "reduction_unusual")
-    return _NAMES.get(powers, ("unusual", "reduction_unusual"))

@@ -66,8 +66,14 @@ def _report(subject: Subject, meant) -> Audit:
         text, scale, notes = scaled(fit, reduced.by_size)
         findings += [*_formula_findings(fit, text), *notes]
     findings += _behaviour(subject)
-    name, notes = _under_mask(subject)
-    findings += [*notes, *_against_intention(probe.name, text, meant, fit)]
+    name = reduced.name
+    if probe.takes("mask") and probe.lead:
+        masked, notes = masks.under_mask(probe, reduced, subject.seen)
+        name, findings = masked or name, findings + notes
+    elif name == "token mean" and len(probe.lead) > 1:
+        evidence = "full sequences", "a mask argument", "none"
+        findings.append(finding("sequence_or_token", evidence))
+    findings += [*_against_intention(probe.name, text, meant, fit)]
     findings += [finding(code, _CALL, **details) for code, details in probe.notes]
     if probe.tuple_output:
         findings.append(finding("extra_output", _CALL))
@@ -129,18 +135,6 @@ def _behaviour(subject: Subject) -> Iterator[Finding]:
             # Rare classes' gradients tell of a clamp only where the others' are right.
             if not (detached and one.code == "clamped_log"):
                 yield one
-
-
-def _under_mask(subject: Subject) -> tuple[str | None, list[Finding]]:
-    """Returns the reduction's name and findings of the mask."""
-    probe, reduced = subject.probe, subject.reduced
-    if probe.takes("mask") and probe.lead:
-        name, findings = masks.under_mask(probe, reduced, subject.seen)
-        return name or reduced.name, findings
-    if reduced.name == "token mean" and len(probe.lead) > 1:
-        evidence = "full sequences", "a mask argument", "none"
-        return reduced.name, [finding("sequence_or_token", evidence)]
-    return reduced.name, []
 
 
 def _against_intention(name: str, text: str | None, meant, fit: Fit | None) -> Iterator[Finding]:

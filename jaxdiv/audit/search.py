@@ -75,10 +75,10 @@ def _explained(subject: Subject, observed: Observed) -> Fit | None:
     matters = _class_matters(subject, rows)
     count = int(np.max(np.flatnonzero(np.any(matters, 0)), initial=-1)) + 1
     if 0 < count < subject.probe.classes - 1:
-        return _of_first_classes(observed, rows, count)
-    if sees_difference_alone(subject):
+        fit = _of_first_classes(observed, rows, count)
+    if fit is None and sees_difference_alone(subject):
         return mistakes.variation_of_logits(observed, rows)
-    if not sides_apart(subject) and not mistakes.other_comparison(observed, rows):
+    if fit is None and not sides_apart(subject) and not mistakes.other_comparison(observed, rows):
         fit = _with_other_arguments(subject)
         fit = fit or mistakes.mistaken_loss(observed, rows, _counts(matters))
     return fit or identify.any_loss(observed, rows)

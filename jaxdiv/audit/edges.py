@@ -182,35 +182,37 @@ def _float16(probe, reduced, edge: Edge) -> Iterator[Finding]:
 
 
 def laws(probe: Probe, reduced: Reduction, is_known: bool) -> Iterator[Finding]:
-    """Yields what a loss that isn't in the registry breaks: its minimum, and shifts of logits.
+    """Yields what a comparison of logits without a softmax breaks: shifts, and its minimum.
 
-    A regularizer beside a divergence moves the minimum and sees shifts, too, but little beside how
-    much the divergence varies: a mistake is what moves them far.
+    Regularizers and hard targets move the minimum, too, and norms see shifts, but not both by as
+    much as the loss varies.
 
     Args:
-      probe: the loss.
+      probe: a loss that isn't in the registry.
       reduced: its reduction.
-      is_known: whether it is a comparison of logits that needs no softmax.
+      is_known: whether it is a comparison that needs no softmax.
     """
     rows, draw = random_rows(probe.classes, seed=21), np.random.default_rng(41)
     base = reduced.row_values(probe, rows)
     spread = float(np.std(base)) + 1e-30
 
-    def values(**sides):
-        return reduced.row_values(probe, rows._replace(**sides))
+    def changes(**sides):
+        return reduced.row_values(probe, rows._replace(**sides)) - base
 
-    equal = values(student=rows.teacher)
+    equal = changes(student=rows.teacher)
     near = [np.float32(rows.teacher + draw.normal(size=rows.teacher.shape)) for _ in range(4)]
-    gain = max(np.max(equal - values(student=student)) for student in near)
-    if probe.takes("teacher") and gain > 0.7 * spread:
+    gain = max(np.max(equal - changes(student=student)) for student in near)
+    shifted = {
+        side: np.abs(changes(**{side: getattr(rows, side) + np.float32(1.7)})).max() > spread
+        for side in ("student", "teacher")
+    }
+    if probe.takes("teacher") and shifted["student"] and gain > 0.7 * spread:
         evidence = "a student equal to the teacher, and others", "the least value", "a larger one"
         yield finding("not_least_at_equality", evidence)
-        for side in ("student", "teacher") if not is_known else ():
-            moved = values(**{side: getattr(rows, side) + np.float32(1.7)})
-            if np.max(np.abs(moved - base)) > 0.1 * spread:
-                evidence = f"1.7 added to each logit of the {side}", "the same value", "another"
-                yield finding("shift_variant", evidence, side=side)
-    permuted = values(student=rows.student[:, draw.permutation(probe.classes)])
-    if np.max(np.abs(permuted - base)) < 1e-3 * spread:
+        for side in (side for side in shifted if shifted[side] and not is_known):
+            evidence = f"1.7 added to each logit of the {side}", "the same value", "another"
+            yield finding("shift_variant", evidence, side=side)
+    permuted = rows.student[:, draw.permutation(probe.classes)]
+    if np.abs(changes(student=permuted)).max() < 1e-3 * spread:
         evidence = "classes of the student renumbered", "another value", "the same"
         yield finding("classes_unmatched", evidence)

@@ -125,6 +125,8 @@ def refine(
     if weighing.residual < limit:
         for i, value in enumerate(point):
             for plain in rounded(float(value))[:-1]:
+                if not low[i] < plain < high[i]:
+                    continue
                 trial = np.array([*point[:i], plain, *point[i + 1 :]])
                 again = weigh(model(trial), observed)
                 if again.residual < max(1.5 * weighing.residual, 0.5 * limit):

@@ -100,8 +100,9 @@ def any_loss(observed: Observed, rows: Rows) -> Fit | None:
     varied = [variant for c in plain for variant in candidates.variants(c, classes)]
     for found in (
         _single_fits(plain, observed, rows),
+        _refined_singles(plain, observed, rows, free=False),
         _single_fits(varied, observed, rows),
-        _refined_singles(plain + varied, observed, rows),
+        _refined_singles(plain + varied, observed, rows, free=True),
         _pair_fits(plain + varied, observed, rows, 30),
     ):
         fits = [fit for fit in found if not _is_odd(fit)]
@@ -154,8 +155,8 @@ def _pair_fits(losses: list[Candidate], observed, rows, count: int) -> Iterator[
                 yield _fit(parts, t, observed, rows)
 
 
-def _refined_singles(losses, observed, rows) -> Iterator[Fit]:
-    """Yields the best few losses with temperature and parameter adjusted."""
+def _refined_singles(losses, observed, rows, free: bool) -> Iterator[Fit]:
+    """Yields the best few losses with temperature, and parameters if `free`, adjusted."""
     best = {}
     for candidate in losses:
         _, residuals = singles(candidates.table(candidate, rows), observed)
@@ -163,19 +164,20 @@ def _refined_singles(losses, observed, rows) -> Iterator[Fit]:
         if residuals[k] < min(0.2, best.get(candidate.name, (np.inf,))[0]):
             best[candidate.name] = residuals[k], candidate, TEMPERATURES[k]
     for _, candidate, t in sorted(best.values(), key=lambda each: each[0])[:6]:
-        yield from _refined(candidate, t, observed, rows)
+        keys = candidate.free if free else []
+        yield from _refined(candidate, t, keys, observed, rows)
 
 
-def _refined(candidate: Candidate, temperature: float, observed, rows) -> Iterator[Fit]:
-    """Yields the loss with temperature and free parameters adjusted, if it explains the values."""
+def _refined(candidate, temperature, keys: list[str], observed, rows) -> Iterator[Fit]:
+    """Yields the loss with temperature and some parameters adjusted, if it explains the values."""
     start, bounds = [temperature], [(0.05, 100.0)]
-    for key in candidate.free:
+    for key in keys:
         parameter = candidate.entry.parameters[key]
         start.append(dict(candidate.parameters)[key])
         bounds.append((parameter.low, min(parameter.high, 50.0)))
 
     def placed(point):
-        return candidate.with_values(dict(zip(candidate.free, map(float, point[1:]), strict=True)))
+        return candidate.with_values(dict(zip(keys, map(float, point[1:]), strict=True)))
 
     def model(point):
         return candidates.values(placed(point), rows, point[:1])

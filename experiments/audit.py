@@ -1,4 +1,4 @@
-"""Names a loss function and what is wrong with it.
+"""Names the divergence of a loss function, and its mistakes.
 
   python -m experiments.audit --loss=my_project.losses:distillation_loss --expected=kl
 
@@ -20,35 +20,39 @@ from jaxdiv.audit import Audit, numpy_loss, torch_loss
 from jaxdiv.audit import audit as audit_loss
 
 LOSS = flags.DEFINE_string("loss", None, "The function, as module:function.")
-EXPECTED = flags.DEFINE_string("expected", None, "What it should be, such as kl or 0.7*kl+0.3*tv.")
+EXPECTED = flags.DEFINE_string("expected", None, "The intended loss, such as kl or 0.7*kl+0.3*tv.")
 AXES = flags.DEFINE_enum(
     "axes", None, ["BLV", "NV", "V"], "The only shape of logits it is called with, if it is one."
 )
 FRAMEWORK = flags.DEFINE_enum(
-    "framework", "jax", ["jax", "numpy", "torch"], "What arrays it takes."
+    "framework", "jax", ["jax", "numpy", "torch"], "The arrays that it takes."
 )
 MISTAKE_FOUND = 1
 _ADAPTERS = {"jax": lambda function: function, "numpy": numpy_loss, "torch": torch_loss}
 
 
 def examine() -> Audit:
-    """Raises ValueError if there is no such function, or none that takes logits."""
+    """Returns the audit of the flag's function.
+
+    Raises:
+      ValueError: if there is no such function, or it does not take logits.
+    """
     if FRAMEWORK.value == "torch" and importlib.util.find_spec("torch") is None:
         raise ValueError("`--framework=torch` needs PyTorch, which is not installed.")
     loss = _ADAPTERS[FRAMEWORK.value](import_by_path.find(LOSS.value, flag="loss", kind="function"))
-    found = audit_loss(loss, expected=EXPECTED.value, axes=AXES.value)
-    if {finding.code for finding in found.findings} == {"does_not_run"}:
+    audit = audit_loss(loss, expected=EXPECTED.value, axes=AXES.value)
+    if {finding.code for finding in audit.findings} == {"does_not_run"}:
         raise ValueError(
-            f"--loss={LOSS.value}: it can't be called with logits: {found.findings[0].evidence.got}"
+            f"--loss={LOSS.value}: it can't be called with logits: {audit.findings[0].evidence.got}"
         )
-    return found
+    return audit
 
 
 def main(argv) -> int:
     del argv
-    found = examine()
-    print(found)
-    return MISTAKE_FOUND if found.mistakes else 0
+    audit = examine()
+    print(audit)
+    return MISTAKE_FOUND if audit.mistakes else 0
 
 
 if __name__ == "__main__":

@@ -68,13 +68,13 @@ def hard(student, labels):
 PLANTED = {}
 
 
-def plant(name, loss, *codes, meant=None):
-    PLANTED[name] = (loss, set(codes), meant)
+def plant(name, loss, *codes, intended=None):
+    PLANTED[name] = (loss, set(codes), intended)
 
 
-def planted(*codes, meant=None):
+def planted(*codes, intended=None):
     """Decorates a loss with a mistake; its name says which."""
-    return lambda loss: plant(loss.__name__.replace("_", " "), loss, *codes, meant=meant)
+    return lambda loss: plant(loss.__name__.replace("_", " "), loss, *codes, intended=intended)
 
 
 # Softmax and logarithm
@@ -161,7 +161,7 @@ def log_taken_twice_nan(student, teacher):
     return mean(kl(p, jnp.log(lp), q, jnp.log(lq)))
 
 
-@planted("log_missing", meant="kl")
+@planted("log_missing", intended="kl")
 def probabilities_taken_for_log_targets(student, teacher):
     p, _, q, lq = sides(student, teacher)
     return mean(kl(jnp.exp(p), p, q, lq))
@@ -188,7 +188,7 @@ def attached(formula, t, power=2):
         return t**power * mean(formula(jnp.exp(lp), lp, jnp.exp(lq), lq))
 
     name = formula.__name__
-    plant(f"teacher not detached {name} {t}", loss, "teacher_not_detached", meant=name)
+    plant(f"teacher not detached {name} {t}", loss, "teacher_not_detached", intended=name)
 
 
 attached(kl, 1.0)
@@ -238,7 +238,7 @@ def wrong_factor(formula, t, power, label):
         return mean(t**power * formula(*sides(student, teacher, t)))
 
     name = formula.__name__
-    plant(f"{label} {name} {t}", loss, "temperature_factor", meant=name)
+    plant(f"{label} {name} {t}", loss, "temperature_factor", intended=name)
 
 
 wrong_factor(kl, 2.0, 0, "T² missing")
@@ -263,7 +263,7 @@ one_sided(tv, 2.0, 1.0, 1.0)
 one_sided(ce, 1.0, 3.0, 1.0)
 
 
-@planted("labels_factor", meant="ce_data + kl")
+@planted("labels_factor", intended="ce_data + kl")
 def factor_on_labels_too(student, teacher, labels):
     return 4 * mean(hard(student, labels) + kl(*sides(student, teacher, 2.0)))
 
@@ -284,12 +284,12 @@ plant("labels shifted", lambda s, labels: mean(hard(s[:, 1:], labels[:, :-1])), 
 plant("labels rolled", lambda s, labels: mean(hard(s, jnp.roll(labels, -1, 1))), "labels_shifted")
 
 
-@planted("positions_shifted", meant="kl")
+@planted("positions_shifted", intended="kl")
 def teacher_rolled(student, teacher):
     return mean(kl(*sides(student, jnp.roll(teacher, 1, axis=1))))
 
 
-@planted("positions_shifted", meant="jsd")
+@planted("positions_shifted", intended="jsd")
 def student_and_teacher_cut_apart(student, teacher):
     return mean(jsd(*sides(student[:, 1:], teacher[:, :-1])))
 
@@ -356,40 +356,40 @@ padded(64, tv)
 # Reduction and mask
 
 
-@planted("mean_over_vocabulary", meant="kl")
+@planted("mean_over_vocabulary", intended="kl")
 def mean_over_vocabulary_kl(student, teacher):
     p, lp, _, lq = sides(student, teacher)
     return mean(p * (lp - lq))
 
 
-@planted("mean_over_vocabulary", meant="ce")
+@planted("mean_over_vocabulary", intended="ce")
 def mean_over_vocabulary_ce(student, teacher):
     p, _, _, lq = sides(student, teacher, 2.0)
     return -4 * mean(p * lq)
 
 
-@planted("batchmean", meant="kl")
+@planted("batchmean", intended="kl")
 def batchmean(student, teacher):
     return jnp.sum(kl(*sides(student, teacher))) / student.shape[0]
 
 
-@planted("reduction_unusual", meant="rkl")
+@planted("reduction_unusual", intended="rkl")
 def divided_by_batch_twice(student, teacher):
     return mean(rkl(*sides(student, teacher))) / student.shape[0]
 
 
-@planted("dropped_count", meant="kl")
+@planted("dropped_count", intended="kl")
 def last_position_dropped_but_counted(student, teacher):
     count = student.shape[0] * student.shape[1]
     return jnp.sum(kl(*sides(student, teacher))[:, :-1]) / count
 
 
-@planted("mask_ignored", meant="kl")
+@planted("mask_ignored", intended="kl")
 def mask_ignored(student, teacher, mask):
     return mean(kl(*sides(student, teacher)))
 
 
-@planted("mask_count", meant="jsd")
+@planted("mask_count", intended="jsd")
 def mask_counted(student, teacher, mask):
     return mean(jsd(*sides(student, teacher)) * mask)
 
@@ -441,7 +441,7 @@ def exp_overflows(student, teacher):
     return mean(tv(p, p, q, q))
 
 
-@planted("low_precision", meant="kl")
+@planted("low_precision", intended="kl")
 def teacher_in_float16(student, teacher):
     return mean(kl(*sides(student, teacher.astype(jnp.float16))))
 
@@ -466,21 +466,21 @@ def nan_gradient_at_equality(student, teacher):
 # Weights and batches
 
 
-def through_weight(rate, meant=None):
+def through_weight(rate, intended=None):
     def loss(student, teacher):
         p, lp, q, lq = sides(student, teacher)
         weight = jnp.exp(-rate * jnp.sum(jnp.minimum(p, q), -1))
         return mean(weight * kl(p, lp, q, lq) + (1 - weight) * tv(p, lp, q, lq))
 
     name = f"gradient through the weight, rate {rate}"
-    plant(name, loss, "gradient_through_weight", meant=meant)
+    plant(name, loss, "gradient_through_weight", intended=intended)
 
 
-through_weight(3.0, meant="lk_hybrid")
+through_weight(3.0, intended="lk_hybrid")
 through_weight(5.0)
 
 
-@planted("wrong_gradient", meant="rkl")
+@planted("wrong_gradient", intended="rkl")
 def students_probabilities_detached(student, teacher):
     p, lp, q, lq = sides(student, teacher)
     return mean(rkl(p, lp, stop(q), lq))
@@ -492,7 +492,7 @@ def normalized_by_the_batch(student, teacher):
     return mean(values * stop(values / mean(values)))
 
 
-@planted("batch_order", meant="jsd")
+@planted("batch_order", intended="jsd")
 def depends_on_the_batchs_order(student, teacher):
     weights = jnp.arange(1.0, 1 + student.shape[0])[:, None]
     return mean(weights * jsd(*sides(student, teacher)))

@@ -30,11 +30,11 @@ def codes(findings):
 
 def check(loss, text=None, mistakes=(), notes=(), **options):
     """Audits a loss; `text` is its divergence, None where that doesn't matter."""
-    found = audit(loss, **options)
-    assert codes(found.mistakes) == set(mistakes), str(found)
-    assert codes(found.notes) >= set(notes), str(found)
-    assert text in (None, found.divergence), str(found)
-    return found
+    report = audit(loss, **options)
+    assert codes(report.mistakes) == set(mistakes), str(report)
+    assert codes(report.notes) >= set(notes), str(report)
+    assert text in (None, report.divergence), str(report)
+    return report
 
 
 # Right losses
@@ -60,17 +60,17 @@ def right(text, temperature, reduction):
 
 
 def check_right(text, temperature, reduction):
-    found = check(right(text, temperature, reduction))
+    report = check(right(text, temperature, reduction))
     rows = random_rows(11)
     first, second = (
         jaxdiv.get(one)(rows.student, rows.teacher, labels=rows.labels)
-        for one in (found.divergence, text)
+        for one in (report.divergence, text)
     )
-    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5, err_msg=str(found))
-    assert found.scale == pytest.approx(1, rel=1e-3)
-    assert found.reduction == reduction
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5, err_msg=str(report))
+    assert report.scale == pytest.approx(1, rel=1e-3)
+    assert report.reduction == reduction
     if jaxdiv.get(text).parts[0].entry.target == "logits":
-        assert found.temperature == temperature
+        assert report.temperature == temperature
 
 
 ALL = [(name, t, r) for name in jaxdiv.names() for t in TEMPERATURES for r in REDUCTIONS]
@@ -135,8 +135,8 @@ PEERS = [
 
 @pytest.mark.parametrize(("loss", "text"), PEERS)
 def test_no_mistake_in_peers(loss, text):
-    found = check(loss, text)
-    assert ("gradient_unseen" in codes(found.notes)) is ((loss, text) in PEERS[-2:])
+    report = check(loss, text)
+    assert ("gradient_unseen" in codes(report.notes)) is ((loss, text) in PEERS[-2:])
 
 
 @pytest.mark.slow
@@ -190,9 +190,9 @@ def _kl(student, teacher):
 
 
 def _ignoring(logits, labels):
-    kept = labels != -100
-    values = _cross_entropy(logits, jnp.where(kept, labels, 0))
-    return jnp.sum(jnp.where(kept, values, 0)) / jnp.sum(kept)
+    valid = labels != -100
+    values = _cross_entropy(logits, jnp.where(valid, labels, 0))
+    return jnp.sum(jnp.where(valid, values, 0)) / jnp.sum(valid)
 
 
 def _focal(student, teacher):
@@ -249,9 +249,9 @@ NEVER_BLAMED = {  # name: (loss, divergence or "", codes of notes)
 @pytest.mark.parametrize("name", NEVER_BLAMED)
 def test_right_losses_are_never_blamed(name):
     loss, text, notes = NEVER_BLAMED[name]
-    found = check(loss, text or None, notes=notes)
+    report = check(loss, text or None, notes=notes)
     if not text:
-        assert (found.divergence, found.scale) == (None, None), str(found)
+        assert (report.divergence, report.scale) == (None, None), str(report)
 
 
 # How losses are called, and what is right in one way of calling them
@@ -302,8 +302,8 @@ def test_sides_passed_by_name():
     check(_named_target, "kl")
     check(_named_labels, "ce_data")
     check(_named_teacher, "kl")
-    found = check(lambda *, a, b: jnp.mean(_kl(a, b)), mistakes={"does_not_run"})
-    assert "keyword-only (a, b)" in str(found)
+    report = check(lambda *, a, b: jnp.mean(_kl(a, b)), mistakes={"does_not_run"})
+    assert "keyword-only (a, b)" in str(report)
 
 
 # Planted mistakes
@@ -315,16 +315,16 @@ def test_losses_that_are_least_elsewhere():
     difference = check(lambda s, t: jnp.sum(s - t), mistakes={least, "teacher_not_detached"})
     norm = check(lambda s, t: jnp.mean(s**2), mistakes={"shift_variant", least})
     product = check(lambda s, t: -jnp.mean(s * stop(t)), mistakes={least})
-    for found in (difference, norm, product):
-        assert (found.divergence, found.scale) == (None, None), str(found)
-        assert codes(found.notes) & {"not_on_menu", "sides_apart"}, str(found)
+    for report in (difference, norm, product):
+        assert (report.divergence, report.scale) == (None, None), str(report)
+        assert codes(report.notes) & {"not_on_menu", "sides_apart"}, str(report)
 
 
 def check_planted(name):
-    loss, expected, meant = PLANTED[name]
-    found = audit(loss)
-    assert codes(found.mistakes) & expected, str(found)
-    assert meant in (None, found.divergence), str(found)
+    loss, expected, intended = PLANTED[name]
+    report = audit(loss)
+    assert codes(report.mistakes) & expected, str(report)
+    assert intended in (None, report.divergence), str(report)
 
 
 # One planted loss for every second set of codes; the others are slow tests.
@@ -372,15 +372,15 @@ def test_compares_with_what_is_expected():
 
 
 def test_report_and_fields():
-    found = audit(PLANTED["mean over vocabulary kl"][0])
-    assert isinstance(found, Audit)
-    shown = found.mistakes[0]
+    report = audit(PLANTED["mean over vocabulary kl"][0])
+    assert isinstance(report, Audit)
+    shown = report.mistakes[0]
     assert (shown.code, shown.severity) == ("mean_over_vocabulary", MISTAKE)
     assert all((shown.evidence.input, shown.evidence.expected, shown.evidence.got))
-    report = str(found)
-    assert "1 mistake found" in report
-    assert "MISTAKE mean_over_vocabulary" in report
-    assert max(map(len, report.splitlines())) <= 110
+    text = str(report)
+    assert "1 mistake report" in text
+    assert "MISTAKE mean_over_vocabulary" in text
+    assert max(map(len, text.splitlines())) <= 110
 
 
 def test_refusals():

@@ -86,18 +86,18 @@ def edge_findings(probe: Probe, reduced: Reduction, fit: Fit | None) -> Iterator
         evidence = "logits at the edges", "a value", str(error)
         yield finding("does_not_run", evidence, error=str(error))
         return
-    known = fit is not None and fit.is_right
-    expected, slopes = registry(fit, whole) if known else nothing
-    if known and fit.extra:
+    is_right = fit is not None and fit.is_right
+    expected, slopes = registry(fit, whole) if is_right else nothing
+    if is_right and fit.extra:
         expected = np.full_like(expected, np.nan)
     edges = {}
     for i, (name, rows) in enumerate(parts.items()):
         at = slice(i * _EACH, (i + 1) * _EACH)
         edges[name] = Edge(rows, values[at], gradients[at], expected[at], slopes[at])
-    found = [*_large(edges), *_gradients(edges), *_absent(edges)]
-    if known and np.any(gradients != 0) and not any(one.severity == MISTAKE for one in found):
-        found += _rare_gradients(edges, fit)
-    yield from {one.code: one for one in reversed(found)}.values()
+    findings = [*_large(edges), *_gradients(edges), *_absent(edges)]
+    if is_right and np.any(gradients != 0) and not any(one.severity == MISTAKE for one in findings):
+        findings += _rare_gradients(edges, fit)
+    yield from {one.code: one for one in reversed(findings)}.values()
     yield from _float16(probe, reduced, edges["30"])
 
 

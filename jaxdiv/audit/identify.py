@@ -98,14 +98,14 @@ def any_loss(observed: Observed, rows: Rows) -> Fit | None:
     classes = rows.student.shape[-1]
     plain = candidates.plain_candidates()
     varied = [variant for c in plain for variant in candidates.variants(c, classes)]
-    for found in (
+    for stage in (
         _single_fits(plain, observed, rows),
         _refined_singles(plain, observed, rows, free=False),
         _single_fits(varied, observed, rows),
         _refined_singles(plain + varied, observed, rows, free=True),
         _pair_fits(plain + varied, observed, rows, 30),
     ):
-        fits = [fit for fit in found if not _is_odd(fit)]
+        fits = [fit for fit in stage if not _is_odd(fit)]
         if fits:
             return min(fits, key=lambda fit: _doubts(fit, classes))
     return None

@@ -13,7 +13,7 @@ from jaxdiv.audit.result import Finding, finding
 
 
 def under_mask(
-    probe: Probe, reduced: Reduction, seen: Structure
+    probe: Probe, reduced: Reduction, layout: Structure
 ) -> tuple[str | None, list[Finding]]:
     """Returns the reduction's name under a mask (None: as without one), and findings."""
     mask = np.ones(probe.lead, np.float32)  # ragged: fewer positions of the second sequence
@@ -23,14 +23,14 @@ def under_mask(
     try:
         one = random_batch(probe.lead, probe.classes, seed=7)._replace(mask=mask[None])
         shape = probe.values(one).shape[1:]
-        weights, leak = _weights(probe, mask, reduced, seen.ahead)
+        weights, leak = _weights(probe, mask, reduced, layout.ahead)
     except CallError as error:
         return None, [finding("mask_unclear", ("a ragged mask", "a value", str(error)))]
     if weights is None:
         return None, []
     axes = [size for i, size in enumerate(shape) if i != reduced.class_axis and size != 1]
     one_a_row = len(axes) == len(probe.lead)
-    name, findings = _interpreted(weights, mask, one_a_row, reduced, seen)
+    name, findings = _interpreted(weights, mask, one_a_row, reduced, layout)
     if not probe.mask_keeps and not probe.mask_drops:
         evidence = "a mask of ones, and one of zeros", "each loss, and none", "none, and each loss"
         findings = [finding("mask_inverted", evidence), *findings]
@@ -67,12 +67,12 @@ def _weights(probe, mask, reduced, ahead) -> tuple[np.ndarray | None, bool]:
     return weights.reshape(probe.lead), bool(abs(added) > 5e-3 * np.abs(got).mean())
 
 
-def _interpreted(weights, mask, one_a_row, reduced, seen) -> tuple[str | None, list[Finding]]:
+def _interpreted(weights, mask, one_a_row, reduced, layout) -> tuple[str | None, list[Finding]]:
     """Returns the reduction's name and the findings of the weights that positions have."""
     support = (weights != 0).astype(float)
     drawn = ("".join(np.char.mod("%d", part.ravel())) for part in (mask, support))
     evidence = "a ragged mask", *(f"weights at {text}" for text in drawn)
-    for right, code in _right_supports(mask, seen):
+    for right, code in _right_supports(mask, layout):
         if np.array_equal(support, right):
             name, findings = (None, []) if one_a_row else _divisor(weights, right)
             return name, [*findings, finding(code, evidence)] if code else findings
@@ -91,16 +91,16 @@ def _interpreted(weights, mask, one_a_row, reduced, seen) -> tuple[str | None, l
     return name, [finding(code, evidence)]
 
 
-def _right_supports(mask, seen) -> Iterator[tuple[np.ndarray, str | None]]:
+def _right_supports(mask, layout) -> Iterator[tuple[np.ndarray, str | None]]:
     """Yields positions that may count, and the code of a note.
 
     Where the last position is dropped, a mask of tokens may be read one ahead.
     """
     yield mask, None
-    if seen.dropped == 1:
+    if layout.dropped == 1:
         last = np.arange(mask.shape[-1]) < mask.shape[-1] - 1
         yield mask * last, None
-        yield np.roll(mask, -1, -1) * last, None if seen.ahead else "mask_of_next"
+        yield np.roll(mask, -1, -1) * last, None if layout.ahead else "mask_of_next"
 
 
 def _divisor(weights, mask) -> tuple[str, list[Finding]]:

@@ -59,8 +59,8 @@ def structure(probe: Probe) -> Structure:
     shifts = {side: _shift(pairs[side], probe.lead) for side in pairs if side != "student"}
     shifts = {side: (by, dropped) for side, (by, dropped) in shifts.items() if by}
     if not shifts or np.any(pairs["student"]):
-        found, axis = _axis_finding(probe, pairs)
-        return Structure((*findings, found), axis=axis, interacting=axis is None)
+        interplay, axis = _axis_finding(probe, pairs)
+        return Structure((*findings, interplay), axis=axis, interacting=axis is None)
     for side, (by, dropped) in shifts.items():
         got = f"i meets i{by:+d} ({'cut' if dropped else 'rolled'})"
         evidence = ("one row changed at a time", "position i meets i", got)

@@ -68,7 +68,7 @@ class Reduction:
         return gradients.sum(axes) / (outputs * self.unit)
 
 
-def reduction(probe: Probe, rows: Rows, seen: Structure) -> Reduction:
+def reduction(probe: Probe, rows: Rows, layout: Structure) -> Reduction:
     """Returns the reduction, from one row repeated to batches of different shapes."""
     row = rows.take(slice(0, 1))
     if not np.all(np.isfinite(probe.values(tiled(row, probe.lead)))):  # it may take probabilities
@@ -83,9 +83,9 @@ def reduction(probe: Probe, rows: Rows, seen: Structure) -> Reduction:
         evidence = "a batch", "one value a row", f"an output of shape {shape}"
         findings.append(finding("elementwise", evidence))
     plain = Reduction("none" if len(rest) == len(probe.lead) else None, 1.0, class_axis, shape)
-    if not probe.lead or seen.axis is not None:
+    if not probe.lead or layout.axis is not None:
         return Reduction(plain.name, 1.0, class_axis, shape, tuple(findings))
-    growth = _growth(probe, row, plain, seen.dropped)
+    growth = _growth(probe, row, plain, layout.dropped)
     if growth is None:
         return Reduction(plain.name, 1.0, class_axis, shape, tuple(findings))
     powers, unit, counted = growth
@@ -100,8 +100,8 @@ def reduction(probe: Probe, rows: Rows, seen: Structure) -> Reduction:
     evidence = "one row repeated to larger batches", "growth as a sum's or a mean's"
     if counted:
         evidence = (*evidence, f"{unit:.4g} of a mean over the positions that count")
-        findings.append(finding("dropped_count", evidence, count=seen.dropped))
-    elif code and not any(one.code == "batch_order" for one in seen.findings):
+        findings.append(finding("dropped_count", evidence, count=layout.dropped))
+    elif code and not any(one.code == "batch_order" for one in layout.findings):
         evidence = (*evidence, "powers of [B, L]: " + ", ".join(map(str, powers)))
         findings.append(finding(code, evidence, **details))
     return Reduction(name, unit, class_axis, shape, tuple(findings))

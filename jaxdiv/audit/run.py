@@ -47,17 +47,17 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
         raise ValueError(f"`axes` must be BLV, NV or V, got {axes!r}.")
     if not isinstance(expected, str | None):
         raise ValueError(f"`expected` must be text such as kl, got {expected!r}.")
-    meant = get(expected) if expected is not None else None
+    intended = get(expected) if expected is not None else None
     try:
         probe = open_probe(loss_fn, axes)
     except CallError as error:
         evidence = "random logits of every shape", "a value", str(error)
         failure = finding("does_not_run", evidence, error=str(error))
         return Audit(name_of(loss_fn), None, None, None, None, (failure,))
-    return _report(search.identified(probe), meant)
+    return _report(search.identified(probe), intended)
 
 
-def _report(subject: Subject, meant) -> Audit:
+def _report(subject: Subject, intended) -> Audit:
     """Returns the audit: findings on the formula, then on gradients, edges, masks and calls."""
     probe, fit, reduced = subject.probe, subject.fit, subject.reduced
     text = scale = None
@@ -68,12 +68,12 @@ def _report(subject: Subject, meant) -> Audit:
     findings += _behaviour(subject)
     name = reduced.name
     if probe.takes("mask") and probe.lead:
-        masked, notes = masks.under_mask(probe, reduced, subject.seen)
+        masked, notes = masks.under_mask(probe, reduced, subject.layout)
         name, findings = masked or name, findings + notes
     elif name == "token mean" and len(probe.lead) > 1:
         evidence = "full sequences", "a mask argument", "none"
         findings.append(finding("sequence_or_token", evidence))
-    findings += [*_against_intention(probe.name, text, meant, fit)]
+    findings += [*_against_intention(probe.name, text, intended, fit)]
     findings += [finding(code, _CALL, **details) for code, details in probe.notes]
     if probe.tuple_output:
         findings.append(finding("extra_output", _CALL))
@@ -112,11 +112,11 @@ def _formula_findings(fit: Fit, text: str) -> Iterator[Finding]:
 
 def _behaviour(subject: Subject) -> Iterator[Finding]:
     """Yields findings on laws of logits, gradients and edges, where rows have finite values."""
-    probe, seen, reduced, fit = subject.probe, subject.seen, subject.reduced, subject.fit
+    probe, layout, reduced, fit = subject.probe, subject.layout, subject.reduced, subject.fit
     if not np.all(np.isfinite(subject.observe(subject.rows).values)):
         return
-    by_row = seen.axis is None and not seen.coarse
-    if fit is None and by_row and not seen.interacting:
+    by_row = layout.axis is None and not layout.coarse
+    if fit is None and by_row and not layout.interacting:
         form = mistakes.other_comparison(subject.observe(subject.rows), subject.rows)
         if form is None and search.sees_difference_alone(subject):
             form = "a function of the logits' difference"
@@ -127,25 +127,25 @@ def _behaviour(subject: Subject) -> Iterator[Finding]:
         if probe.takes("teacher") and search.sides_apart(subject):
             evidence = "both sides changed, alone and together", "other than the sum", "the sum"
             yield finding("sides_apart", evidence)
-    found = list(gradient_findings(probe, subject.rows, reduced, fit, by_row))
-    yield from found
-    if seen.axis is None:
-        detached = any(one.code in ("wrong_gradient", "no_gradient") for one in found)
+    flow = list(gradient_findings(probe, subject.rows, reduced, fit, by_row))
+    yield from flow
+    if layout.axis is None:
+        detached = any(one.code in ("wrong_gradient", "no_gradient") for one in flow)
         for one in edge_findings(probe, reduced, fit):
             # Rare classes' gradients tell of a clamp only where the others' are right.
             if not (detached and one.code == "clamped_log"):
                 yield one
 
 
-def _against_intention(name: str, text: str | None, meant, fit: Fit | None) -> Iterator[Finding]:
+def _against_intention(name: str, text: str | None, intended, fit: Fit | None) -> Iterator[Finding]:
     """Yields a finding if it is another loss than `expected`, or than its name says."""
-    if meant is not None:
-        found = text or "no loss of the registry"
-        if text is None or not _same(get(text), meant):
-            swapped = text is not None and _same(get(text), meant, swapped=True)
+    if intended is not None:
+        name = text or "no loss of the registry"
+        if text is None or not _same(get(text), intended):
+            swapped = text is not None and _same(get(text), intended, swapped=True)
             code = "direction" if swapped else "other_divergence"
             yield finding(
-                code, ("ordinary rows", meant.text, found), found=found, expected=meant.text
+                code, ("ordinary rows", intended.text, name), found=name, expected=intended.text
             )
         return
     said = _loss_in_name(name)

@@ -28,7 +28,7 @@ class Subject:
 
     probe: Probe
     rows: Rows
-    seen: Structure
+    layout: Structure
     reduced: Reduction
     fit: Fit | None = None
     findings: tuple[Finding, ...] = ()
@@ -36,30 +36,30 @@ class Subject:
     def observe(self, rows: Rows) -> Observed:
         return Observed(self.reduced.row_values(self.probe, rows), rows.groups)
 
-    def found(self, fit: Fit | None, *findings: Finding) -> "Subject":
+    def with_fit(self, fit: Fit | None, *findings: Finding) -> "Subject":
         return replace(self, fit=fit, findings=(*self.findings, *findings))
 
 
 def identified(probe: Probe) -> Subject:
     """Returns the loss with its divergence, from few classes and from many."""
     rows = random_rows(probe.classes)
-    seen = positions.structure(probe)
-    reduced = reduction(probe, rows, seen)
-    subject = Subject(probe, rows, seen, reduced, None, (*seen.findings, *reduced.findings))
-    if seen.axis is not None:
-        values = positions.observe_along(probe, seen.axis, rows)
+    layout = positions.structure(probe)
+    reduced = reduction(probe, rows, layout)
+    subject = Subject(probe, rows, layout, reduced, None, (*layout.findings, *reduced.findings))
+    if layout.axis is not None:
+        values = positions.observe_along(probe, layout.axis, rows)
         usable = values is not None and np.all(np.isfinite(values))
         along = Observed(values, rows.groups) if usable else None
-        return subject.found(identify.registry_loss(along, rows) if usable else None)
+        return subject.with_fit(identify.registry_loss(along, rows) if usable else None)
     observed = subject.observe(rows)
     if not np.all(np.isfinite(observed.values)):
         return _identified_despite_nan(subject, observed)
-    if seen.coarse:
-        return subject.found(identify.close_loss(observed, rows))
+    if layout.coarse:
+        return subject.with_fit(identify.close_loss(observed, rows))
     if np.max(np.abs(observed.centred)) < 1e-6 * observed.size:
         return subject
-    subject = _at_many_classes(subject.found(_explained(subject, observed)))
-    return _batch_weight(subject) if seen.interacting else subject
+    subject = _at_many_classes(subject.with_fit(_explained(subject, observed)))
+    return _batch_weight(subject) if layout.interacting else subject
 
 
 def _explained(subject: Subject, observed: Observed) -> Fit | None:
@@ -97,17 +97,17 @@ def _identified_despite_nan(subject: Subject, observed: Observed) -> Subject:
     """A term of the teacher alone may be NaN: gradients still show the student's part."""
     fit = _with_other_arguments(subject)
     if fit is not None:
-        return subject.found(fit)
+        return subject.with_fit(fit)
     got = float(observed.values[~np.isfinite(observed.values)][0])
     evidence = "logits of size 1.5", "a finite value", got
-    subject = subject.found(None, finding("nan_on_ordinary_logits", evidence))
-    if subject.seen.interacting or subject.seen.coarse:
+    subject = subject.with_fit(None, finding("nan_on_ordinary_logits", evidence))
+    if subject.layout.interacting or subject.layout.coarse:
         return subject
     values = gradients.integrated(subject.probe, subject.rows, subject.reduced)
     if values is None or not np.all(np.isfinite(values)):
         return subject
-    seen = Observed(values, observed.groups)
-    return subject.found(mistakes.student_mistake(seen, subject.rows))
+    integral = Observed(values, observed.groups)
+    return subject.with_fit(mistakes.student_mistake(integral, subject.rows))
 
 
 def _with_other_arguments(subject: Subject) -> Fit | None:
@@ -126,8 +126,8 @@ def _with_other_arguments(subject: Subject) -> Fit | None:
         if fit is not None:
             kinds = {"student": of_student, "teacher": of_teacher}
             wrong = [(side, kind) for side, kind in kinds.items() if kind != "logits"]
-            found = tuple((_ARGUMENT_CODES[kind], {"side": side}) for side, kind in wrong)
-            return replace(fit, mistakes=found, arguments=changed)
+            wrong_arguments = tuple((_ARGUMENT_CODES[kind], {"side": side}) for side, kind in wrong)
+            return replace(fit, mistakes=wrong_arguments, arguments=changed)
     return None
 
 
@@ -187,7 +187,7 @@ def _at_many_classes(subject: Subject) -> Subject:
         return subject
     if not np.all(np.isfinite(observed.values)):
         evidence = f"{_MANY} classes", "a finite value", "NaN or infinity"
-        return subject.found(fit, finding("nan_on_ordinary_logits", evidence))
+        return subject.with_fit(fit, finding("nan_on_ordinary_logits", evidence))
     predicted = fit.predict(rows)
     (ratio,), residual = weigh(predicted[None], observed)
     if not fit.extra:
@@ -196,14 +196,16 @@ def _at_many_classes(subject: Subject) -> Subject:
         if fit.mistakes:
             return subject
         counts = _counts(_class_matters(subject, rows))
-        return subject.found(mistakes.mistaken_loss(observed, rows, counts))
+        return subject.with_fit(mistakes.mistaken_loss(observed, rows, counts))
     if not is_near(ratio * _MANY / probe.classes, 1):
         return subject
     names = {"token mean": "mean over V and tokens", "none": "mean over V"}
     name = names.get(subject.reduced.name, f"{subject.reduced.name}, over V")
     reduced = replace(subject.reduced, by_size=1 / probe.classes, name=name)
     evidence = f"rows of {probe.classes} and {_MANY} classes", "the same factor", float(ratio)
-    return replace(subject, reduced=reduced).found(fit, finding("mean_over_vocabulary", evidence))
+    return replace(subject, reduced=reduced).with_fit(
+        fit, finding("mean_over_vocabulary", evidence)
+    )
 
 
 def _batch_weight(subject: Subject) -> Subject:

@@ -1,7 +1,7 @@
 """Losses with a planted mistake, in plain jnp; never imports jaxdiv.
 
 `PLANTED` maps a name to (loss, codes of which one must be found, text of the divergence that was
-meant or None).
+intended, or None).
 """
 
 import jax

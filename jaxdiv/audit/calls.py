@@ -88,7 +88,7 @@ class Probe:
 
     @property
     def mask_drops(self) -> bool:
-        """Whether the mask's name says that 1 is left out."""
+        """True if the mask's name says that 1 is left out."""
         named = (key for key, role in self.keywords.items() if role == "mask")
         return any(re.search(r"pad|ignore", key, re.IGNORECASE) for key in named)
 

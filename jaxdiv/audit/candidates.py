@@ -49,12 +49,12 @@ class Candidate:
 
     @property
     def fixed(self) -> bool:
-        """Whether it stays at T = 1: losses on labels and regularizers."""
+        """True if it stays at T = 1: losses on labels and regularizers."""
         return self.entry.target != "logits" and not self.at_temperature
 
     @property
     def is_loss(self) -> bool:
-        """Whether it looks at a target: a regularizer doesn't."""
+        """True if it looks at a target: a regularizer doesn't."""
         return bool(self.entry.target)
 
     @property

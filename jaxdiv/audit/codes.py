@@ -63,8 +63,8 @@ _MISTAKES = {
     "not_deterministic": "Two calls on equal input differ.",
     # Reduction and mask.
     "mean_over_vocabulary": "It is a mean over the V classes where a sum belongs.",
-    "batchmean": "It is divided by the sequences B alone, not by the tokens B·L. If it is only called "
-    "with [N, V], audit it with axes='NV'.",
+    "batchmean": "It is divided by the sequences B alone, not by the tokens B·L. For a loss of [N, V] "
+    "alone, pass axes='NV'.",
     "reduction_unusual": "It grows as B^{batch} · L^{length}: neither a sum nor a mean.",
     "mask_ignored": "The mask changes nothing.",
     "mask_inverted": "The mask is inverted: positions with 1 are left out.",
@@ -88,7 +88,7 @@ _NOTES = {
     "entropy_dropped": "It is {found} without Σ p·log p, the teacher's entropy: harmless.",
     "teacher_term": "It is {found} and a function of the teacher alone: harmless.",
     "scale": "A factor of {scale:.4g} is not explained by reduction or temperature.",
-    "temperature_factor_unclear": "Whether T² is in the factor {scale:.4g} at T = {temperature:.3g} is unclear.",
+    "temperature_factor_unclear": "At T = {temperature:.3g} the factor {scale:.4g} is unclear.",
     "gradient_unseen": "There are no gradients: whether the teacher is detached is unknown.",
     "shifts_labels": "It shifts the labels itself: give it unshifted labels.",
     "batch_weight": "Its adaptive weight is one for the whole batch: micro-batches change it.",

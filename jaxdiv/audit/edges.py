@@ -21,7 +21,7 @@ _SIZES = dict.fromkeys(_RARE, 27.0) | {"30": 30.0, "100": 100.0, "10000": 1e4}
 
 
 class Edge(NamedTuple):
-    """Rows at one edge with values and gradients as observed, and the registry's, NaN if unknown."""
+    """Rows at one edge, their values and gradients, and the registry's (NaN if unknown)."""
 
     rows: Rows
     values: np.ndarray
@@ -31,7 +31,7 @@ class Edge(NamedTuple):
 
     @property
     def wrong(self) -> np.ndarray:
-        """Where the value is finite as it should be, and yet another."""
+        """Marks of rows whose value is finite, as it should be, but another."""
         got, right = self.values, self.expected
         with np.errstate(invalid="ignore"):
             off = np.abs(got - right) > 3e-3 * np.abs(right) + 1e-5

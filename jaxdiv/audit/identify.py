@@ -54,7 +54,7 @@ class Fit:
 
     @property
     def is_right(self) -> bool:
-        """Whether the registry's own loss tells its values and gradients anywhere."""
+        """True if the registry's own loss has its values and gradients anywhere."""
         warm = any(candidate.at_temperature for candidate, _ in self.parts)
         return bool(self.parts) and not (self.mistakes or self.loose or self.classes or warm)
 
@@ -234,7 +234,7 @@ def _is_odd(fit: Fit) -> bool:
 
 
 def _is_explained(fit: Fit, classes: int) -> bool:
-    """Returns whether the weights sum to 1, or to the 1/V of a mean, with the factor of T or not."""
+    """Returns whether the weights sum to 1, or 1/V, with the factor of T or without."""
     t = fit.temperature
     losses = [(c, w) for c, w in fit.parts if c.is_loss] or list(fit.parts)
     with_factor = sum(w / t**c.power for c, w in losses)

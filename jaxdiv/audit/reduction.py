@@ -1,4 +1,4 @@
-"""How rows become one number, from the output's shape and from how it grows with the batch."""
+"""The reduction of rows to one number, from the output's shape and its growth with the batch."""
 
 import itertools
 import math

@@ -63,8 +63,8 @@ _MISTAKES = {
     "not_deterministic": "Two calls on equal input differ.",
     # Reduction and mask.
     "mean_over_vocabulary": "It is a mean over the V classes where a sum belongs.",
-    "batchmean": "It is divided by the sequences B alone, not by the tokens B·L. For a loss of [N, V] "
-    "alone, pass axes='NV'.",
+    "batchmean": "It is divided by the sequences B alone, not by the tokens B·L. For a loss of "
+    "[N, V] alone, pass axes='NV'.",
     "reduction_unusual": "It grows as B^{batch} · L^{length}: neither a sum nor a mean.",
     "mask_ignored": "The mask changes nothing.",
     "mask_inverted": "The mask is inverted: positions with 1 are left out.",

@@ -378,7 +378,7 @@ def test_report_and_fields():
     assert (shown.code, shown.severity) == ("mean_over_vocabulary", MISTAKE)
     assert all((shown.evidence.input, shown.evidence.expected, shown.evidence.got))
     text = str(report)
-    assert "1 mistake report" in text
+    assert "1 mistake found" in text
     assert "MISTAKE mean_over_vocabulary" in text
     assert max(map(len, text.splitlines())) <= 110
 

@@ -126,28 +126,17 @@ def main(_):
     if not WORKDIR.value:
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     run = Workdir(WORKDIR.value)
-    spec = run.spec()
-    run_data.require_text(spec.data)
+    run_data.require_text(run.spec().data)
     tokenizer = Tokenizer.load(run.tokenizer)
-    drafting = Drafting() if BASELINE.value else _load_drafting(run, spec)
+    drafting = Drafting() if BASELINE.value else _load_drafting(run)
     loaded = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
     texts = [text for text in loaded for _ in range(NUM_SAMPLES.value)]
     seeds = [SAMPLING_SEED.value + i for i in range(len(texts))]
     page = transcript.Transcript(tokenizer, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
-    decoding = speculative.prepare(
-        teacher.restore(spec.teacher, run, tokenizer.vocab_size).module().unrolled(),
-        drafting.draft,
-        [tokenizer.encode(text) for text in texts],
-        max_tokens=MAX_TOKENS.value,
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
-        stop=tokenizer.end_of_text,
-        seeds=seeds,
-        stream=page.stream if streams else None,
-        **drafting.options,
-    )
+    stream = page.stream if streams else None
+    decoding = _prepare(run, tokenizer, drafting, texts, seeds, stream)
+
     compiled, compile_seconds = _timed(decoding.compile)
     if streams:
         page.begin(texts[0])
@@ -158,6 +147,7 @@ def main(_):
         page.end()
     else:
         page.texts(texts, seeds, decoded)
+
     page.print(f"\n{drafting}")
     page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
     if TIME_SPLIT.value:
@@ -171,8 +161,27 @@ def main(_):
     return 0
 
 
-def _load_drafting(run, spec):
+def _prepare(run, tokenizer, drafting, texts, seeds, stream):
+    """Returns the decoding that the flags ask for, by the run's teacher."""
+    target = teacher.restore(run.spec().teacher, run, tokenizer.vocab_size).module().unrolled()
+    return speculative.prepare(
+        target,
+        drafting.draft,
+        [tokenizer.encode(text) for text in texts],
+        max_tokens=MAX_TOKENS.value,
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        stop=tokenizer.end_of_text,
+        seeds=seeds,
+        stream=stream,
+        **drafting.options,
+    )
+
+
+def _load_drafting(run):
     """Returns the drafting that the flags ask for, with a student from its checkpoint."""
+    spec = run.spec()
     tree = None if TREE.value is None else speculative.parse(TREE.value)
     gamma, eta = GAMMA.value, ETA.value
     if gamma is None:

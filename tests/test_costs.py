@@ -6,8 +6,16 @@ import pytest
 
 from experiments.tpu import cost_model
 from experiments.tpu.cost_model import Collective
-from tests import tpu_programs
+from tests import runs
 
+# Programs compiled for TPUs, as XLA writes them, without what costs don't depend on.
+HLO = runs.ROOT / "tests" / "hlo"
+# `psum` and `psum_scatter`, `all_gather`, `all_to_all` and `ppermute` of f32[64, 128] a chip on
+# v5e:2x4; the arrays of S(1) lie in vector memory.
+COLLECTIVES = (HLO / "collectives.txt").read_text(encoding="utf-8")
+# Six steps of a loop, in each of which a product runs beside the gathering of the next weights, and
+# its sum is kept in parts: what a TPU makes of FSDP.
+BESIDE_PRODUCTS = (HLO / "beside_products.txt").read_text(encoding="utf-8")
 ROWS, INDEX, FEW = (64, 32), (), (4, 32)
 IMAGE, ODD_IMAGE, KERNEL = (2, 9, 9, 4), (2, 5, 6, 4), (3, 3, 4, 8)
 
@@ -132,7 +140,7 @@ def test_the_dearest_branch_counts():
 # The devices of a mesh may stand in another order than their numbers.
 @pytest.mark.parametrize("order", ["", ", device_ids=([4,2]T(1,0))"])
 def test_collectives_on_a_ring(order):
-    text = tpu_programs.COLLECTIVES.replace("'tensor'=2] {", f"'tensor'=2]{order} {{")
+    text = COLLECTIVES.replace("'tensor'=2] {", f"'tensor'=2]{order} {{")
     estimate, size = cost_model.estimate(text), 4 * 64 * 128
     assert estimate.collectives == {
         "all-gather": Collective(1, size, size),  # of two chips
@@ -146,7 +154,7 @@ def test_collectives_on_a_ring(order):
 
 
 def test_collectives_beside_products_count_once():
-    estimate = cost_model.estimate(tpu_programs.BESIDE_PRODUCTS)
+    estimate = cost_model.estimate(BESIDE_PRODUCTS)
     part, whole = 2 * 256 * 64, 2 * 256 * 256
     assert estimate.flops == 6 * 2 * 128 * 256 * 256
     assert estimate.collectives == {
@@ -159,7 +167,7 @@ def test_collectives_beside_products_count_once():
 
 
 def test_unknown_forms_of_device_groups_are_refused():
-    text = tpu_programs.COLLECTIVES.replace("replica_groups=mesh[", "replica_groups=some[")
+    text = COLLECTIVES.replace("replica_groups=mesh[", "replica_groups=some[")
     with pytest.raises(ValueError, match="form that is not known: replica_groups=some"):
         cost_model.estimate(text)
 

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from experiments.common import json_logging
+from experiments.common import interrupts, json_logging
 
 
 def begin(name: str) -> None:
@@ -19,7 +19,7 @@ def begin(name: str) -> None:
     """
     if name != "__main__":
         return
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in interrupts.SIGNALS:
         signal.signal(signum, _end)
     if json_logging.is_requested(sys.argv):
         # XLA reads this while it is loaded; its own lines would stand between the events.

@@ -92,7 +92,7 @@ class Replay:
     def read_prompts(self) -> decoding_loop.LoopState:
         """Returns the state after one pass over the prompts."""
         _, prompts, lengths, limits, *_ = self.decoding.arrays
-        return _read_prompts(*self._arguments, prompts, lengths, limits)
+        return self._run(_read_prompts, prompts, lengths, limits)
 
     def propose(self) -> tuple[tuple[Cache, Cache], Proposal]:
         """Returns (the caches of target and draft, the proposals [R, ...]) after R draftings.
@@ -102,33 +102,32 @@ class Replay:
         texts = self.state.texts
         caches = texts.target_cache, texts.draft_cache
         active = self.lengths < np.asarray(texts.length)
-        return _propose(*self._arguments, caches, texts.tokens, (self.lengths, active))
+        return self._run(_propose, caches, texts.tokens, (self.lengths, active))
 
     def verify(self, proposals: Proposal) -> tuple[Cache, Verdict]:
         """Returns (the target's cache, the verdicts [R, B, ...]) after R verifications."""
         rounds = self.lengths - 1, proposals
-        return _verify(*self._arguments, self.state.texts.target_cache, rounds)
+        return self._run(_verify, self.state.texts.target_cache, rounds)
 
-    @property
-    def _arguments(self):
+    def _run(self, part, *arguments):
         # Temperatures and eta are traced, as in the decoding: as constants they would let the
         # compiler leave much out.
         params, *_, sampling, eta = self.decoding.arrays
-        return self.decoding.plan, self.decoding.graphs, params, sampling, eta
+        models = self.decoding.graphs, params
+        return _run(part, self.decoding.plan, *models, sampling, eta, *arguments)
 
 
-_jit = functools.partial(jax.jit, static_argnames=("plan", "graphs"))
+@functools.partial(jax.jit, static_argnames=("part", "plan", "graphs"))
+def _run(part, plan, graphs, params, sampling, eta, *arguments):
+    models = [nnx.merge(*model) for model in zip(graphs, params, strict=True)]
+    return part(plan, decoding_loop.make_draft(plan, models, eta), sampling, *arguments)
 
 
-@_jit
-def _read_prompts(plan, graphs, params, sampling, eta, *prompts):
-    return decoding_loop.begin(plan, _make_draft(plan, graphs, params, eta), *prompts)
+def _read_prompts(plan, draft, _, prompts, lengths, limits):
+    return decoding_loop.begin(plan, draft, prompts, lengths, limits)
 
 
-@_jit
-def _propose(plan, graphs, params, sampling, eta, caches, tokens, rounds):
-    draft = _make_draft(plan, graphs, params, eta)
-
+def _propose(_, draft, sampling, caches, tokens, rounds):
     def step(caches, texts):
         proposal = draft.propose(Texts(tokens, *texts, *caches), sampling)
         caches = proposal.target_cache, proposal.draft_cache
@@ -137,10 +136,7 @@ def _propose(plan, graphs, params, sampling, eta, caches, tokens, rounds):
     return jax.lax.scan(step, caches, rounds)
 
 
-@_jit
-def _verify(plan, graphs, params, sampling, eta, cache, rounds):
-    draft = _make_draft(plan, graphs, params, eta)
-
+def _verify(plan, draft, sampling, cache, rounds):
     def step(cache, texts):
         last, proposal = texts
         proposal = proposal._replace(target_cache=cache)
@@ -148,11 +144,6 @@ def _verify(plan, graphs, params, sampling, eta, cache, rounds):
         return cache, verdict
 
     return jax.lax.scan(step, cache, rounds)
-
-
-def _make_draft(plan, graphs, params, eta):
-    models = [nnx.merge(*part) for part in zip(graphs, params, strict=True)]
-    return decoding_loop.make_draft(plan, models, eta)
 
 
 def _lengths_by_round(state: decoding_loop.LoopState, lengths: np.ndarray) -> np.ndarray:

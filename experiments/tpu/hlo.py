@@ -73,7 +73,6 @@ class Instruction:
 class Computation:
     """A sequence of instructions, by name; operands stand before their users."""
 
-    name: str
     root: Instruction
     instructions: Mapping[str, Instruction]
 
@@ -129,7 +128,7 @@ def parse(text: str) -> Module:
                 name, instructions = match[2], {}
                 entry = name if match[1] else entry
         elif line.startswith("}"):
-            computations[name], name = Computation(name, root, instructions), None
+            computations[name], name = Computation(root, instructions), None
         elif match := _INSTRUCTION.match(line):
             instruction = _parse_instruction(match[2], line[match.end() :])
             instructions[instruction.name] = instruction

@@ -164,7 +164,12 @@ def main(_):
     return int(not all(fits(compiled[name], tpu) for name in names if name != steps.DECODE))
 
 
-def _print_tables(uncompiled, compiled, tpu, mesh):
+def _print_tables(
+    uncompiled: Mapping[str, steps.UncompiledStep],
+    compiled: Mapping[str, CompiledStep | None],
+    tpu: aot.Slice,
+    mesh: Mesh,
+) -> None:
     console, kind = Console(width=120), tpu.kind
     axes = "".join(f", {axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     title = f"Memory of a chip, GB: {mesh.size} {tpu.devices[0].device_kind}{axes}"

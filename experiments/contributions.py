@@ -101,7 +101,7 @@ def main(_):
     return 0
 
 
-def _show_distributions():
+def _show_distributions() -> None:
     if STUDENT.value:
         raise ValueError("--student is of a run; give --workdir")
     p, q = distribution("p", P.value), distribution("q", Q.value)
@@ -119,7 +119,7 @@ def _show_distributions():
         _write(files.path_of(OUTPUT.value), "contributions", frame, picture)
 
 
-def _show_run(run):
+def _show_run(run: Workdir) -> None:
     members = run.spec().student_stage.members
     losses = members if LOSSES.value is None else jaxdiv.split(LOSSES.value)
     for loss in losses:

@@ -20,7 +20,9 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from concurrent import futures
+from typing import Any
 
 from absl import flags
 
@@ -161,7 +163,14 @@ def main(_):
     return 0
 
 
-def _prepare(run, tokenizer, drafting, texts, seeds, stream):
+def _prepare(
+    run: Workdir,
+    tokenizer: Tokenizer,
+    drafting: Drafting,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    stream: Callable | None,
+) -> speculative.Decoding:
     """Returns the decoding that the flags ask for, by the run's teacher."""
     target = teacher.restore(run.spec().teacher, run, tokenizer.vocab_size).module().unrolled()
     return speculative.prepare(
@@ -179,7 +188,7 @@ def _prepare(run, tokenizer, drafting, texts, seeds, stream):
     )
 
 
-def _load_drafting(run):
+def _load_drafting(run: Workdir) -> Drafting:
     """Returns the drafting that the flags ask for, with a student from its checkpoint."""
     spec = run.spec()
     tree = None if TREE.value is None else speculative.parse(TREE.value)
@@ -205,7 +214,7 @@ def _load_drafting(run):
     return Drafting(student.module().unrolled(), loss=LOSS.value, seed=seed, **options)
 
 
-def _timed(function):
+def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     """Returns (the function's result, its seconds).
 
     A signal ends the process at once, since neither XLA nor JAX's own exit survives one here.
@@ -221,7 +230,13 @@ def _timed(function):
         os._exit(128 + interrupted.signum)
 
 
-def _print_json(texts, seeds, decoded, tokenizer, drafting):
+def _print_json(
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    decoded: speculative.Decoded,
+    tokenizer: Tokenizer,
+    drafting: Drafting,
+) -> None:
     for i, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
         line = {
             "prompt": text,

@@ -11,12 +11,14 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
+import pathlib
+
 from absl import flags
 
 from experiments.common import cli
 from jaxdiv import files
 from jaxdiv.data.tokenizer import FILE, Tokenizer
-from jaxdiv.models import KangarooAdapter, llama, llama_tensors
+from jaxdiv.models import Decoder, KangarooAdapter, llama, llama_tensors
 from jaxdiv.reporting import model_card, results
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
@@ -69,7 +71,9 @@ def main(_):
     return 0
 
 
-def _write_student(folder, run, target, tokenizer):
+def _write_student(
+    folder: pathlib.Path, run: Workdir, target: Decoder, tokenizer: Tokenizer
+) -> str:
     """Writes the config and tensors of the student that the flags name; returns its card."""
     config = run.config()
     if LOSS.value is None:

@@ -117,7 +117,7 @@ def _as_json():
             threading.excepthook = before
 
 
-def _guarded(main, argv, resumes):
+def _guarded(main: Callable, argv: Sequence[str], resumes: bool) -> None:
     """Runs the program and turns every way in which it ends into an exit code."""
     # Orbax and its threads would log an error once more, each by itself.
     logging.set_verbosity(logging.ERROR if _libraries_log() else logging.FATAL)
@@ -153,7 +153,7 @@ def _guarded(main, argv, resumes):
     sys.exit(code)
 
 
-def _join_processes(resumes):
+def _join_processes(resumes: bool) -> None:
     if COORDINATOR.value in ("", processes.AUTO) and (PROCESSES.value, PROCESS.value) != (1, 0):
         raise ValueError(
             "--processes and --process need --coordinator=HOST:PORT, the first of them"
@@ -181,7 +181,7 @@ def _unraisable(error):
         sys.__unraisablehook__(error)
 
 
-def _parse(argv):
+def _parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         _check_config_file(argv)
         return flags.FLAGS(argv)

@@ -1,7 +1,7 @@
 """Tokens a target call and speed-up, counted by decoding itself."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def with_decoding(
     return Measurement(measured.losses, sums)
 
 
-def _sums(context, gamma, rows):
+def _sums(context: str, gamma: int, rows: Sequence[tuple]) -> Iterator[tuple[Key, Sums]]:
     """Yields the sums of both measures over one loss's students, from their rows."""
     temperature = schema.GENERATED_TEMPERATURES[context]
     tokens, calls = (np.array([row[i] for row in rows], np.float64) for i in (0, 1))

@@ -40,7 +40,7 @@ def find(path: str | None, *, flag: str, kind: str) -> Callable[..., Any]:
     return value
 
 
-def _import_module(name, flag):
+def _import_module(name: str, flag: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

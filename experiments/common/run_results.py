@@ -103,7 +103,7 @@ def show(frame: pd.DataFrame, *, markdown: bool = False) -> None:
         console.print(decoding_table.rich_table(decoding))
 
 
-def _about(runs):
+def _about(runs: Sequence[Workdir]) -> str:
     """Returns a sentence on what was trained and measured."""
     config = runs[0].config()
     data, teacher, student = config["data"], config["teacher"], config["student"]
@@ -118,7 +118,7 @@ def _about(runs):
     )
 
 
-def _facts(runs):
+def _facts(runs: Sequence[Workdir]) -> dict[str, str]:
     """Returns the facts of all runs by name, and what the intervals cover."""
     if len(runs) == 1:
         cover = "test documents and initial values; one teacher and one order of the data serve "

@@ -46,7 +46,15 @@ def _windows(instruction: Instruction, count: int) -> list[tuple[int, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def _window_products(inputs, outputs, size, stride, padding, input_dilation, window_dilation):
+def _window_products(
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int,
+    padding: int,
+    input_dilation: int,
+    window_dilation: int,
+) -> int:
     """Counts the pairs of an output and a window's element that meet an input, along one axis.
 
     Nothing is multiplied where a window lies over padding or between dilated elements.

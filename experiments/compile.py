@@ -19,7 +19,7 @@ startup.begin(__name__)
 
 import dataclasses
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax
 from absl import flags

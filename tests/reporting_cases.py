@@ -1,5 +1,6 @@
 """Made-up results and training curves that look like those of a quick start."""
 
+import itertools
 import math
 
 import numpy as np
@@ -38,25 +39,15 @@ def frame(*, losses=tuple(ACCEPTANCE), seeds=3, rename=None) -> pd.DataFrame:
 def curves(*, losses=tuple(ACCEPTANCE), seeds=3, steps=300) -> pd.DataFrame:
     """Training curves of the losses that are trained."""
     noise, rows = np.random.default_rng(11), []
-    for loss in losses:
-        if loss == "untrained":
-            continue
-        for seed in range(seeds):
-            for step in range(5, steps + 1, 5):
-                fall = math.exp(-step / 60)
-                rows.append((step, loss, seed, "loss", (0.6 + 1.2 * fall) * noise.normal(1, 0.05)))
-                rows.append(
-                    (
-                        step,
-                        loss,
-                        seed,
-                        "gradient_norm",
-                        (0.2 + 1.5 * fall) * noise.lognormal(0, 0.2),
-                    )
-                )
-                if step % 50 == 0:
-                    reached = 0.56 + (ACCEPTANCE[loss] - 0.56) * (1 - fall)
-                    rows.append((step, loss, seed, "acceptance", reached + noise.normal(0, 0.002)))
+    trained = [loss for loss in losses if loss != "untrained"]
+    for loss, seed, step in itertools.product(trained, range(seeds), range(5, steps + 1, 5)):
+        fall = math.exp(-step / 60)
+        norm = (0.2 + 1.5 * fall) * noise.lognormal(0, 0.2)
+        rows.append((step, loss, seed, "loss", (0.6 + 1.2 * fall) * noise.normal(1, 0.05)))
+        rows.append((step, loss, seed, "gradient_norm", norm))
+        if step % 50 == 0:
+            accepted = 0.56 + (ACCEPTANCE[loss] - 0.56) * (1 - fall) + noise.normal(0, 0.002)
+            rows.append((step, loss, seed, "acceptance", accepted))
     return pd.DataFrame(rows, columns=["step", "loss", "seed", "metric", "value"])
 
 
@@ -73,13 +64,11 @@ CONFIG = "losses: [ce, kl, tv]\nseeds: 3\nstudent:\n  kind: kangaroo\n  exit_lay
 
 def _acceptance(loss, shift, temperature, seeds, noise):
     at_one = ACCEPTANCE[loss] + shift
-    by_temperature = {0.25: -0.03, 0.5: -0.02, 1.0: 0.0, 2.0: 0.045, 5.0: 0.14, 20.0: 0.2}[
-        temperature
-    ]
-    moved = 1 - (1 - at_one) * (1 - by_temperature / 0.23)
+    gain = dict(zip(TEMPERATURES, (-0.03, -0.02, 0.0, 0.045, 0.14, 0.2), strict=True))[temperature]
+    moved = 1 - (1 - at_one) * (1 - gain / 0.23)
     spread = np.random.default_rng(3).normal(0, 0.0012, seeds)  # ce and kl share it
-    own = 0 if loss in ("ce", "kl") else noise.normal(0, 0.0008, seeds)
-    return np.clip(moved + spread + own, 0, 1)
+    further = 0 if loss in ("ce", "kl") else noise.normal(0, 0.0008, seeds)
+    return np.clip(moved + spread + further, 0, 1)
 
 
 def _acceptances(by_seed, *, context, temperature, n):
@@ -92,23 +81,14 @@ def _acceptances(by_seed, *, context, temperature, n):
 
 
 def _calls(matches, *, context, temperature, n):
-    rows, greedy = [], {"context": context, "temperature": temperature, "n": n}
+    rows, where = [], {"context": context, "temperature": temperature, "n": n}
     for gamma in range(1, 9):
         tokens = {k: (1 - v ** (gamma + 1)) / (1 - v) for k, v in matches.items()}
-        rows += _rows(
-            "tau", {k: 0.97 * v for k, v in tokens.items()}, gamma=gamma, half=0.04, **greedy
-        )
-        rows += _rows(
-            "tau_greedy_draft",
-            {k: 0.93 * v for k, v in tokens.items()},
-            gamma=gamma,
-            half=0.04,
-            **greedy,
-        )
-        rows += _rows("tau_iid", tokens, gamma=gamma, half=0.04, **greedy)
-        rows += _rows(
-            "acceptance_at", {k: v**gamma for k, v in matches.items()}, gamma=gamma, **greedy
-        )
+        for measure, factor in (("tau", 0.97), ("tau_greedy_draft", 0.93), ("tau_iid", 1.0)):
+            by_seed = {k: factor * v for k, v in tokens.items()}
+            rows += _rows(measure, by_seed, gamma=gamma, half=0.04, **where)
+        reach = {k: v**gamma for k, v in matches.items()}
+        rows += _rows("acceptance_at", reach, gamma=gamma, **where)
     return rows
 
 
@@ -118,8 +98,7 @@ def _rows(measure, by_seed, *, half=0.006, **where):
         base = {"loss": loss, "measure": measure, **where}
         mean = float(np.mean(values))
         width = 1e-8 if measure == "difference" and loss == "kl" else half
-        rows.append(
-            {**base, "seed": "all", "value": mean, "low": mean - width, "high": mean + width}
-        )
+        interval = {"value": mean, "low": mean - width, "high": mean + width}
+        rows.append({**base, "seed": "all", **interval})
         rows += [{**base, "seed": str(s), "value": float(v)} for s, v in enumerate(values)]
     return rows

@@ -22,25 +22,10 @@ def test_csv_keeps_every_bit(tmp_path):
 
 
 def test_csv_is_tidy(tmp_path):
-    rows = [
-        {
-            "loss": "ce",
-            "seed": "all",
-            "context": "generated",
-            "measure": "tau",
-            "temperature": 1.0,
-            "gamma": 4,
-        }
-        | {"value": 2.5, "low": 2.25, "high": 2.75, "n": 800},
-        {
-            "loss": "ce",
-            "seed": 1,
-            "context": "corpus",
-            "measure": "greedy_match",
-            "temperature": 0.25,
-            "value": 0.1,
-        },
-    ]
+    pooled = ("ce", "all", "generated", "tau", 1.0, 4, 2.5, 2.25, 2.75, 800)
+    single = ("ce", 1, "corpus", "greedy_match", 0.25)
+    names = schema.COLUMNS
+    rows = [dict(zip(names, row, strict=False)) for row in (pooled, (*single, None, 0.1))]
     results.write_csv(results.table(rows), tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text().splitlines() == [
         "loss,seed,context,measure,temperature,gamma,value,low,high,n",

@@ -26,39 +26,27 @@ def flops(computation: Computation, instruction: Instruction) -> int:
         for names, array in zip(labels, (*operands, result), strict=True)
     )
     spatial = sorted(name for name in labels[0] if name.isdigit())
-    windows = _windows(instruction, len(spatial))
     products = [
-        _window_products(image[name], output[name], *window)
-        for name, window in zip(spatial, windows, strict=True)
+        _window_products(instruction, axis, inputs=image[name], outputs=output[name])
+        for axis, name in enumerate(spatial)
     ]
     return 2 * output["b"] * output["f"] * kernel["i"] * math.prod(products)
 
 
-def _windows(instruction: Instruction, count: int) -> list[tuple[int, ...]]:
-    """Returns (size, stride, padding before, input dilation, window dilation) of each axis."""
-    match = _WINDOW.search(instruction.attributes)
-    fields = dict(part.split("=") for part in match[1].split()) if match else {}
-    defaults = {"size": "1", "stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
-    columns = []
-    for name, default in defaults.items():
-        texts = fields[name].split("x") if name in fields else [default] * count
-        columns.append([int(text.split("_")[0]) for text in texts])
-    return list(zip(*columns, strict=True))
-
-
-def _window_products(
-    inputs: int,
-    outputs: int,
-    size: int,
-    stride: int,
-    padding: int,
-    input_dilation: int,
-    window_dilation: int,
-) -> int:
+def _window_products(instruction: Instruction, axis: int, *, inputs: int, outputs: int) -> int:
     """Counts the pairs of an output and a window's element that meet an input, along one axis.
 
     Nothing is multiplied where a window lies over padding or between dilated elements.
     """
+    match = _WINDOW.search(instruction.attributes)
+    fields = dict(part.split("=") for part in match[1].split()) if match else {}
+
+    def number(name, default):
+        # Padding before and after the axis is written as 1_2.
+        return int(fields[name].split("x")[axis].split("_")[0]) if name in fields else default
+
+    size, stride, padding = number("size", 1), number("stride", 1), number("pad", 0)
+    input_dilation, window_dilation = number("lhs_dilate", 1), number("rhs_dilate", 1)
     starts, products = np.arange(outputs) * stride - padding, 0
     for element in range(size):
         place = starts + element * window_dilation

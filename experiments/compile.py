@@ -154,7 +154,7 @@ def main(_):
     run_data.require_text(spec.data)
     names = choose(STEPS.value, steps.names(spec))
     tpu = aot.describe_slice(TOPOLOGY.value)
-    mesh = sharding.make(spec, tpu.devices)
+    mesh = sharding.make_mesh(spec, tpu.devices)
     uncompiled = steps.build(spec, mesh, names)
     compiled = {name: compile_step(spec, step, mesh) for name, step in uncompiled.items()}
     _print_tables(uncompiled, compiled, tpu, mesh)

@@ -43,7 +43,7 @@ def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.resolve(cli.load_config(CONFIG), workdir, typed=cli.overrides(CONFIG))
     spec = RunSpec.from_config(config)
-    sharding.make(spec)  # raises early if this machine lacks the devices
+    sharding.make_mesh(spec)  # raises early if this machine lacks the devices
     profile, trackers = watch_flags.profiled_steps(spec.student_stage.steps), watch_flags.trackers()
     with lock.hold(workdir.root):
         try:

@@ -37,7 +37,7 @@ def main(_):
     workdir = Workdir(WORKDIR.value)
     config = teacher.resolve(_load_config(), workdir, typed=cli.overrides(CONFIG))
     spec = RunSpec.from_config(config)
-    sharding.make(spec)  # raises early if this machine lacks the devices
+    sharding.make_mesh(spec)  # raises early if this machine lacks the devices
     profile = watch_flags.profiled_steps(spec.teacher_stage.steps)
     monitoring = loop.Monitoring(profile, watch_flags.trackers())
     if profile and spec.teacher.checkpoint:

@@ -67,7 +67,7 @@ class Run:
     """A teacher's or its students' training on a mesh."""
 
     def __init__(self, spec, mesh):
-        self.spec, self.mesh, self.rows = spec, mesh, sharding.Rows(mesh, ROWS)
+        self.spec, self.mesh, self.rows = spec, mesh, sharding.BatchSharding(mesh, ROWS)
         self.teachers = self._population(teacher_sources.builder(spec.teacher, V), [0])
         self.pupils = self._population(students.builder(spec, V), spec.seeds)
         # Far from uniform, so that losses and their gradients are no small numbers.
@@ -88,7 +88,7 @@ class Run:
     def whole(self, tree):
         """On every process."""
         return jax.tree.map(
-            np.asarray, jax.jit(lambda tree: sharding.everywhere(tree, self.mesh))(tree)
+            np.asarray, jax.jit(lambda tree: sharding.replicate(tree, self.mesh))(tree)
         )
 
     def students(self, steps):
@@ -120,8 +120,8 @@ class Run:
     def _train(self, step, state, frozen, steps):
         told = []
         for batch in batches(self.spec, steps):
-            mine = {name: values[self.rows.mine] for name, values in batch.items()}
-            state, metrics = step(state, frozen, self.rows.put(mine))
+            mine = {name: values[self.rows.local_rows] for name, values in batch.items()}
+            state, metrics = step(state, frozen, self.rows.put_local(mine))
             told.append(jax.tree.map(np.asarray, metrics))
         return state, told
 
@@ -136,9 +136,9 @@ class Run:
                 logits = self.pupils.with_params(own)(inputs, shared)
                 return acceptance.sampling(logits, shared.logits)[:ROWS].mean()
 
-            return sharding.everywhere(jnp.stack([jax.vmap(one)(own) for own in params]), self.mesh)
+            return sharding.replicate(jnp.stack([jax.vmap(one)(own) for own in params]), self.mesh)
 
-        inputs = self.rows.spread(batch)["inputs"]
+        inputs = self.rows.put(batch)["inputs"]
         return np.asarray(sharding.jit(rates, self.mesh)(state.params, self.guide.params, inputs))
 
 
@@ -148,11 +148,11 @@ def close(found, expected, atol, what):
 
 
 def mesh_of(spec, sizes):
-    return sharding.make(dataclasses.replace(spec, mesh=MeshSpec(**sizes)))
+    return sharding.make_mesh(dataclasses.replace(spec, mesh=MeshSpec(**sizes)))
 
 
 def alone():
-    return sharding.alone(jax.local_devices()[0])
+    return sharding.single_device_mesh(jax.local_devices()[0])
 
 
 def check_exact(kind, meshes=MESHES, stages=("students", "teacher"), steps=EXACT):

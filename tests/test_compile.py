@@ -19,7 +19,7 @@ from jaxdiv.runs.specs import RunSpec
 from tests import runs
 from tests.test_fused import equations
 
-ALONE = sharding.alone()
+ALONE = sharding.single_device_mesh()
 STAGES = ("student", "teacher")
 COMPILED = compile.CompiledStep(
     aot.Memory(1, 2, 3, 6), cost_model.Costs(), has_logits=True, largest=7

@@ -88,18 +88,18 @@ def config_on(**mesh):
 )
 def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
     with pytest.raises(ValueError, match=message):
-        sharding.make(config_on(**mesh))
+        sharding.make_mesh(config_on(**mesh))
 
 
 def test_a_folder_of_another_machine_is_read_all_the_same():
-    assert sharding.make_for_reading(config_on(data=64)).size == 1
+    assert sharding.make_mesh_for_reading(config_on(data=64)).size == 1
 
 
 def test_rows_come_back_as_they_went_in():
-    rows = sharding.Rows(sharding.alone(), 3)
+    rows = sharding.BatchSharding(sharding.single_device_mesh(), 3)
     batch = {"inputs": np.arange(12).reshape(3, 4)}
-    assert (rows.padded, rows.mine) == (3, slice(0, 3))
-    np.testing.assert_array_equal(rows.whole(rows.put(batch))["inputs"], batch["inputs"])
+    assert (rows.padded_rows, rows.local_rows) == (3, slice(0, 3))
+    np.testing.assert_array_equal(rows.gather(rows.put_local(batch))["inputs"], batch["inputs"])
 
 
 def flags(folder, texts, **mesh):

@@ -96,7 +96,7 @@ def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
     run = Workdir(finished[0])
     spec, data = run.spec(), run_data.TextData.load(run)
     guide = teacher.restore(spec.teacher, run, data.tokenizer.vocab_size)
-    batch = run_data.validation_batch(spec.student_stage, data, sharding.alone())
+    batch = run_data.validation_batch(spec.student_stage, data, sharding.single_device_mesh())
     shared = jax.jit(students.teacher_forward(spec.student, guide))(guide.params, batch["inputs"])
     student = students.restore_one(str(run.root), loss="ce", seed=1)
 

@@ -112,9 +112,9 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     def damage():
         (run.teacher / "0" / manifests.NAME).unlink()
 
-    teacher._take_over(spec, run, sharding.alone())
+    teacher._take_over(spec, run, sharding.single_device_mesh())
     damage()
-    teacher._take_over(spec, run, sharding.alone())
+    teacher._take_over(spec, run, sharding.single_device_mesh())
     told = capsys.readouterr().err
     assert f"checkpoint {run.teacher}/0 is damaged" in told
     assert "taking the teacher over again" in told
@@ -124,11 +124,15 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     with pytest.raises(
         ValueError, match=r"the fingerprint of the teacher's files in .* as the run began with"
     ):
-        teacher._take_over(spec, run, sharding.alone())
+        teacher._take_over(spec, run, sharding.single_device_mesh())
 
 
 def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder, tmp_path):
-    config, run, mesh = settle(folder, tmp_path), Workdir(tmp_path / "run"), sharding.alone()
+    config, run, mesh = (
+        settle(folder, tmp_path),
+        Workdir(tmp_path / "run"),
+        sharding.single_device_mesh(),
+    )
     run.initialize_or_resume(config)
     teacher._take_over(run.spec(), run, mesh)
     first = teacher_sources.find(folder)

@@ -57,13 +57,13 @@ def _resident():
 
 def needed(spec: RunSpec, target: Model, data: run_data.RunData) -> dict[str, int]:
     """Bytes of what a step can't do without, by name."""
-    mesh, stage = sharding.make(spec), spec.student_stage
+    mesh, stage = sharding.make_mesh(spec), spec.student_stage
     model = students.untrained(spec, data.vocab_size, mesh)
     state = students.initial_state(stage, model, mesh)
     outputs = students.teacher_outputs(spec.student, target)
     step = students.step(spec, model, outputs, mesh=mesh)
-    rows = sharding.Rows(mesh, stage.batch_size)
-    batch = rows.put(next(run_data.batches(stage, data, mesh)))
+    rows = sharding.BatchSharding(mesh, stage.batch_size)
+    batch = rows.put_local(next(run_data.batches(stage, data, mesh)))
     program = step.lower(state, target.params, batch).compile()
     return {
         "teacher": _size(target.params),

@@ -55,7 +55,7 @@ def main(_):
     spec = RunSpec.from_config(config)
     run_data.require_text(spec.data)
     study_causes = causes.read(text, config)
-    mesh = sharding.make(spec)
+    mesh = sharding.make_mesh(spec)
     profile, trackers = watch_flags.profiled_steps(spec.student_stage.steps), watch_flags.trackers()
     with lock.hold(workdir.root):
         study.initialize_or_resume(workdir, config, study_causes)

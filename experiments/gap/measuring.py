@@ -64,7 +64,7 @@ def measure(
             population.append((UNTRAINED, trainer.students, seeds))
         if population:
             results |= _measure_population(spec, trainer.teacher, population, texts, mesh)
-    for variant, finite in zip(variants, sharding.whole(state.finite, mesh), strict=True):
+    for variant, finite in zip(variants, sharding.gather(state.finite, mesh), strict=True):
         name = variant.name
         if variant.change.trains == causes.TEACHER:
             results[name] = _measure_with_trained_teachers(

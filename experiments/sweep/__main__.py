@@ -70,7 +70,7 @@ def main(_):
         raise ValueError(
             "--profile: a sweep is many trainings; profile one of them by experiments.distill"
         )
-    sharding.make(
+    sharding.make_mesh(
         RunSpec.from_config(plan.config)
     )  # refuses a mesh that this machine lacks the devices for
     monitoring = loop.Monitoring(trackers=watch_flags.trackers())

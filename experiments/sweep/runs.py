@@ -63,7 +63,7 @@ def prepare_teacher(
     if not processes.broadcast_from_first(ENTROPY in workdir.facts()):
         with progress.event_fields(teacher=name):
             spec, data, model = begin(run, first, monitoring)
-            nats = entropy(spec, data, model, sharding.make(spec))
+            nats = entropy(spec, data, model, sharding.make_mesh(spec))
             workdir.add_facts({ENTROPY: round(nats, 4)})
             processes.barrier(f"teacher {name}")
     facts = workdir.facts()
@@ -82,11 +82,13 @@ def entropy(spec: RunSpec, corpus: TextData, model: Model, mesh: Mesh) -> float:
     def total(params, batch):
         logits = model.with_params(params)(batch["inputs"]).logits
         nats = jaxdiv.cross_entropy(logits, logits) * batch["weights"]
-        return sharding.everywhere(jnp.sum(nats), mesh)
+        return sharding.replicate(jnp.sum(nats), mesh)
 
-    rows = sharding.Rows(mesh, measurement.rows_at_once(spec, context.inputs.shape[1], mesh))
+    rows = sharding.BatchSharding(
+        mesh, measurement.rows_at_once(spec, context.inputs.shape[1], mesh)
+    )
     arrays = [getattr(context, field) for field in run_data.BATCH_FIELDS]
-    batches = (rows.spread(run_data.batch(block)) for block in pipeline.blocks(arrays, rows.count))
+    batches = (rows.put(run_data.batch(block)) for block in pipeline.blocks(arrays, rows.rows))
     return sum(float(total(model.params, batch)) for batch in batches) / float(
         context.weights.sum()
     )

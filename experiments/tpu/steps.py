@@ -162,8 +162,8 @@ class _Builder:
 
     def _batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         types = {"inputs": jnp.int32, "labels": jnp.int32, "weights": jnp.float32}
-        rows = sharding.Rows(self._mesh, rows)
-        shape = (rows.padded, self._length)
+        rows = sharding.BatchSharding(self._mesh, rows)
+        shape = (rows.padded_rows, self._length)
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows.sharding)
             for name, dtype in types.items()

@@ -78,7 +78,7 @@ def make(
       ValueError: the documents are too few or too short.
     """
     if name in schema.GENERATED_TEMPERATURES:
-        return _generate(name, spec, data, teacher, mesh or sharding.alone())
+        return _generate(name, spec, data, teacher, mesh or sharding.single_device_mesh())
     windows = data.windows(
         "test",
         tokens=min(spec.document_tokens, MAX_DOCUMENT_TOKENS),
@@ -104,7 +104,7 @@ def _generate(
 ) -> Context:
     """Lets the teacher write texts up to end of text, inclusive, or `generated_tokens`."""
     beginnings, document = prompts(spec, data)
-    rows = sharding.Rows(mesh, len(beginnings))
+    rows = sharding.BatchSharding(mesh, len(beginnings))
 
     @functools.partial(sharding.jit, mesh=mesh)
     def write(params, prompts):
@@ -116,8 +116,8 @@ def _generate(
             key=jax.random.key(spec.seed),
         )
 
-    texts = write(teacher.params, rows.spread({"prompts": beginnings})["prompts"])
-    texts = rows.whole({"texts": texts})["texts"]
+    texts = write(teacher.params, rows.put({"prompts": beginnings})["prompts"])
+    texts = rows.gather({"texts": texts})["texts"]
     start = beginnings.shape[1] - 1
     inputs, labels = texts[:, :-1], texts[:, 1:]
     ends = np.cumsum(labels[:, start:] == data.tokenizer.end_of_text, axis=1)

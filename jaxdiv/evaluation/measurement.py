@@ -88,7 +88,7 @@ def measure(workdir: Workdir, evaluation: EvaluationSpec | None = None) -> Measu
     spec = workdir.spec()
     spec = dataclasses.replace(spec, evaluation=evaluation or spec.evaluation)
     contexts.check(spec.evaluation.contexts, spec.data)
-    data, mesh = run_data.load(workdir), sharding.make_for_reading(spec)
+    data, mesh = run_data.load(workdir), sharding.make_mesh_for_reading(spec)
     target = teacher.restore(spec.teacher, workdir, data.vocab_size, mesh)
     groups = list(student_groups(spec, workdir, data, mesh))
     texts = (
@@ -149,16 +149,16 @@ def _measure_rows(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns sums over each row's tokens [S, R, ...] by loss and measure; one teacher pass serves
     all losses."""
-    rows = sharding.Rows(mesh, rows_at_once(spec, context.inputs[0].size, mesh))
+    rows = sharding.BatchSharding(mesh, rows_at_once(spec, context.inputs[0].size, mesh))
     read, compare = compiled_passes(spec, teacher, groups[-1][1], context, mesh)
     blocks = list(
-        pipeline.blocks([getattr(context, name) for name in run_data.BATCH_FIELDS], rows.count)
+        pipeline.blocks([getattr(context, name) for name in run_data.BATCH_FIELDS], rows.rows)
     )
     parts: dict[str, list] = {loss: [] for loss, _, seeds in groups if seeds}
-    tokens = rows.count * context.labels.shape[1]
+    tokens = rows.rows * context.labels.shape[1]
     with progress.bar(context.name, len(blocks), unit="batches", tokens=tokens) as advance:
         for block in blocks:
-            batch = rows.spread(run_data.batch(block))
+            batch = rows.put(run_data.batch(block))
             shared = read(teacher.params, batch["inputs"])
             for loss, model, seeds in groups:
                 if seeds:
@@ -175,7 +175,9 @@ def rows_at_once(spec: RunSpec, length: int, mesh: Mesh) -> int:
     logits than inputs, but about as many activations.
     """
     size = 2**21 if sharding.platform(mesh) == "cpu" else 2**28 * mesh.size
-    return sharding.Rows(mesh, max(1, size // (4 * spec.data.vocabulary * length))).padded
+    return sharding.BatchSharding(
+        mesh, max(1, size // (4 * spec.data.vocabulary * length))
+    ).padded_rows
 
 
 def compiled_passes(
@@ -207,7 +209,7 @@ def compiled_passes(
             logits = student.with_params(params)(batch["inputs"], output)
             return _measures(logits, teacher_logits, batch, context, spec.evaluation)
 
-        return sharding.everywhere(for_each_seed(one_seed, params, mesh), mesh)
+        return sharding.replicate(for_each_seed(one_seed, params, mesh), mesh)
 
     return read, compare
 

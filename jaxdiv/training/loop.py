@@ -146,9 +146,9 @@ def run_stage(
             progress.bar(spec.name, spec.steps, done=done, tokens=tokens) as advance,
             trace,
         ):
-            finite = np.stack(sharding.whole(state.finite, mesh))
+            finite = np.stack(sharding.gather(state.finite, mesh))
             record = _Record(training, finite, write, advance)
-            rows = sharding.Rows(mesh, spec.batch_size)
+            rows = sharding.BatchSharding(mesh, spec.batch_size)
             return _fit(state, training, record, rows, checkpoints, curves.send, trace)
 
 
@@ -219,7 +219,7 @@ def _fit(
     state: TrainState,
     training: Training,
     record: _Record,
-    rows: sharding.Rows,
+    rows: sharding.BatchSharding,
     checkpoints: Checkpoints,
     send_curves: Callable[[], None],
     trace: profiling.Trace,
@@ -231,7 +231,7 @@ def _fit(
             checkpoints.raise_error()
             with trace.step(number):
                 start = time.perf_counter()
-                batch = rows.put(next(training.batches))
+                batch = rows.put_local(next(training.batches))
                 state, metrics = training.step(state, training.teacher, batch)
                 record.add(number, state, batch, metrics, start)
                 if number == trace.last:

@@ -290,11 +290,13 @@ def batches(stage: StageSpec, data: RunData, mesh: Mesh | None = None) -> Iterat
 
     With a mesh they hold the rows that this process's devices need, else all.
     """
-    return data.batches(stage, sharding.Rows(mesh, stage.batch_size).mine if mesh else None)
+    return data.batches(
+        stage, sharding.BatchSharding(mesh, stage.batch_size).local_rows if mesh else None
+    )
 
 
 def validation_batch(stage: StageSpec, data: RunData, mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the beginnings of as many validation documents as a batch has rows, on `mesh`."""
     windows = data.windows("validation", tokens=stage.sequence_length, documents=stage.batch_size)
     arrays: Mapping = batch([getattr(windows, name) for name in BATCH_FIELDS])
-    return sharding.Rows(mesh, len(windows.inputs)).spread(arrays)
+    return sharding.BatchSharding(mesh, len(windows.inputs)).put(arrays)

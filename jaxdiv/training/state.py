@@ -87,7 +87,7 @@ class TrainState:
 
         params = tuple(params)
         shapes = jax.eval_shape(first_state, params)
-        out_shardings = sharding.shardings(shapes, mesh or sharding.alone())
+        out_shardings = sharding.shardings(shapes, mesh or sharding.single_device_mesh())
         return jax.jit(first_state, out_shardings=out_shardings)(params)
 
     def to_checkpoint(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def population(build: Build, seeds: Sequence[int], mesh: Mesh | None = None) -> 
     The initial values of student i depend on `seeds[i]` alone.
     """
     model = population_shapes(build, len(seeds))
-    out_shardings = sharding.shardings(model.params, mesh or sharding.alone())
+    out_shardings = sharding.shardings(model.params, mesh or sharding.single_device_mesh())
 
     @functools.partial(jax.jit, out_shardings=out_shardings)
     @jax.vmap
@@ -121,4 +121,4 @@ def population_shapes(build: Build, seeds: int, mesh: Mesh | None = None) -> Mod
     """Returns the model of `population` with ShapeDtypeStructs for parameters, to restore to."""
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), shapes)
-    return Model(graphdef, sharding.shapes(stacked, mesh or sharding.alone()))
+    return Model(graphdef, sharding.shapes(stacked, mesh or sharding.single_device_mesh()))

@@ -93,14 +93,14 @@ def make_step(
       write: makes the training batch from the one that was read; None trains on the latter.
       batch_per_student: whether each student writes its own batch, at the cost of a teacher pass
         per student.
-      mesh: where the state lies by `sharding.shardings`, and batches by `sharding.Rows`; None for
+      mesh: where the state lies by `sharding.shardings`, and batches by `BatchSharding`; None for
         one device.
 
     Returns:
       A step with metrics `loss` and `gradient_norm`, each [losses, S], and `finite`, bool
       [losses, S]. A student whose loss or gradient is not finite keeps its parameters from then on.
     """
-    mesh = mesh or sharding.alone()
+    mesh = mesh or sharding.single_device_mesh()
 
     def prepare(teacher, params, batch, step):
         batch = write(teacher, params, batch, step) if write else batch
@@ -149,7 +149,7 @@ def make_step(
             "finite": jnp.stack(finite),
         }
         new_state = TrainState(state.step + 1, params, opt_state, finite)
-        return sharding.constrain(new_state, mesh), sharding.everywhere(metrics, mesh)
+        return sharding.constrain(new_state, mesh), sharding.replicate(metrics, mesh)
 
     return sharding.jit(step, mesh, donate_argnums=0)
 
@@ -160,6 +160,6 @@ def for_each_seed(function: Callable[[Any], Any], group: Any, mesh: Mesh | None 
     On CPU the seeds run in turn, since its caches hold the logits of one seed but not of many. If
     `mesh` spreads seeds over devices, or is of accelerators, this is `jax.vmap`.
     """
-    mesh = mesh or sharding.alone()
+    mesh = mesh or sharding.single_device_mesh()
     in_turn = sharding.platform(mesh) == "cpu" and mesh.shape["student"] == 1
     return jax.lax.map(function, group) if in_turn else jax.vmap(function)(group)

@@ -104,8 +104,8 @@ def train(
       OSError: a checkpoint or a curve can't be written.
     """
     stage = spec.student_stage
-    mesh = sharding.make(spec)
-    rows = sharding.Rows(mesh, stage.batch_size)
+    mesh = sharding.make_mesh(spec)
+    rows = sharding.BatchSharding(mesh, stage.batch_size)
     model = population_shapes(builder(spec, data.vocab_size), len(spec.seeds), mesh)
     forward = teacher_outputs(spec.student, teacher)
     write = None
@@ -121,17 +121,17 @@ def train(
             for_each_seed(lambda params: rejection([0], [params], batch, shared)[0], group, mesh)
             for group in groups
         ]
-        return sharding.everywhere(1 - jnp.stack(tv), mesh)
+        return sharding.replicate(1 - jnp.stack(tv), mesh)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def teacher_is_finite(teacher_params, batch):
         target = forward(teacher_params, batch["inputs"]).target
         finite = [jnp.isfinite(part).all() for part in jax.tree.leaves(target)]
-        return sharding.everywhere(jnp.stack(finite).all(), mesh)
+        return sharding.replicate(jnp.stack(finite).all(), mesh)
 
     def report(number, finite, batch):
         if not teacher_is_finite(teacher.params, batch):
-            path = workdir.save_batch(number, rows.whole(batch))
+            path = workdir.save_batch(number, rows.gather(batch))
             raise ValueError(
                 f"the teacher's outputs are not finite at step {number}, whose batch is kept in "
                 f"{path}; give another teacher, or `config.dtype` float32"
@@ -188,7 +188,7 @@ def restore(
         raise ValueError(
             f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}"
         )
-    mesh, index, count = mesh or sharding.alone(), names.index(loss), len(spec.seeds)
+    mesh, index, count = mesh or sharding.single_device_mesh(), names.index(loss), len(spec.seeds)
     shapes = population_shapes(builder(spec, vocab_size), count, mesh)
     finite = jax.ShapeDtypeStruct((count,), jnp.bool_)
     target = {

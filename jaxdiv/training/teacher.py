@@ -103,7 +103,7 @@ def prepare(
 
     Its quality on test documents becomes a fact of the run.
     """
-    mesh = sharding.make(spec)
+    mesh = sharding.make_mesh(spec)
     if spec.teacher.checkpoint:
         _take_over(spec, workdir, mesh)
     else:
@@ -133,7 +133,7 @@ def nats_per_byte(data: TextData, teacher: Model, mesh: Mesh, *, batch_size: int
     def nats(params, batch):
         return _cross_entropy(teacher.with_params(params), batch) * batch["weights"].sum()
 
-    total = _sum_over_windows(nats, teacher, windows, sharding.Rows(mesh, batch_size))
+    total = _sum_over_windows(nats, teacher, windows, sharding.BatchSharding(mesh, batch_size))
     return total / float((data.tokenizer.byte_lengths[windows.labels] * windows.weights).sum())
 
 
@@ -145,22 +145,22 @@ def accuracy(data: ImageData, teacher: Model, mesh: Mesh, *, batch_size: int) ->
         classes = jnp.argmax(teacher.with_params(params)(batch["inputs"]).logits, axis=-1)
         return jnp.sum((classes == batch["labels"]) * batch["weights"])
 
-    total = _sum_over_windows(matches, teacher, windows, sharding.Rows(mesh, batch_size))
+    total = _sum_over_windows(matches, teacher, windows, sharding.BatchSharding(mesh, batch_size))
     return total / float(windows.weights.sum())
 
 
 def _sum_over_windows(
-    measure: Callable, teacher: Model, windows: pipeline.Windows, rows: sharding.Rows
+    measure: Callable, teacher: Model, windows: pipeline.Windows, rows: sharding.BatchSharding
 ) -> float:
     """Sums `measure(teacher's parameters, batch)` over batches of all windows."""
 
     @functools.partial(sharding.jit, mesh=rows.mesh)
     def value(params, batch):
-        return sharding.everywhere(measure(params, batch), rows.mesh)
+        return sharding.replicate(measure(params, batch), rows.mesh)
 
     arrays = [getattr(windows, name) for name in run_data.BATCH_FIELDS]
-    batches = (run_data.batch(block) for block in pipeline.blocks(arrays, rows.count))
-    return sum(float(value(teacher.params, rows.spread(batch))) for batch in batches)
+    batches = (run_data.batch(block) for block in pipeline.blocks(arrays, rows.rows))
+    return sum(float(value(teacher.params, rows.put(batch))) for batch in batches)
 
 
 def _take_over(spec: RunSpec, workdir: Workdir, mesh: Mesh) -> None:
@@ -182,15 +182,15 @@ def _train(
     stage, build = spec.teacher_stage, teacher_sources.builder(spec.teacher, data.vocab_size)
     model = population_shapes(build, 1, mesh)
     held_out = run_data.validation_batch(spec.student_stage, data, mesh)
-    rows = sharding.Rows(mesh, stage.batch_size)
+    rows = sharding.BatchSharding(mesh, stage.batch_size)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def validation_loss(params, batch):
         loss = _cross_entropy(model.with_params(params).student(0), batch)
-        return sharding.everywhere(loss.reshape(1, 1), mesh)
+        return sharding.replicate(loss.reshape(1, 1), mesh)
 
     def report_diverged(number, _, batch):
-        path = workdir.save_batch(number, rows.whole(batch))
+        path = workdir.save_batch(number, rows.gather(batch))
         raise ValueError(
             f"the teacher's loss or gradient is not finite at step {number}, whose batch is kept "
             f"in {path}; lower `config.teacher.optimizer.learning_rate`"

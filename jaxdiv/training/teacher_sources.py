@@ -139,7 +139,7 @@ class LlamaSource:
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         _, params = llama.read_split(self.folder, dtype=dtype)
-        return sharding.place(jax.tree.map(lambda x: x[None], params), mesh)
+        return sharding.put(jax.tree.map(lambda x: x[None], params), mesh)
 
     def facts(self) -> dict[str, str]:
         digest = hashlib.sha256()

@@ -1,4 +1,6 @@
-"""The classifiers of digits.py on CIFAR-10, once TFDS has prepared it (docs/images.md); for an accelerator.
+"""The classifiers of digits.py on CIFAR-10, for an accelerator.
+
+TFDS must have prepared the data (docs/images.md).
 
 python -m experiments.distill --config=configs/cifar10.py --workdir=runs/cifar10
 """

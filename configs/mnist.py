@@ -1,4 +1,6 @@
-"""The classifiers of digits.py on MNIST, once TFDS has prepared it (docs/images.md).
+"""The classifiers of digits.py on MNIST.
+
+TFDS must have prepared the data (docs/images.md).
 
 python -m experiments.distill --config=configs/mnist.py --workdir=runs/mnist
 """

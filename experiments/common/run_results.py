@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from experiments.common import cli, decoded_acceptance
+from jaxdiv import schema
 from jaxdiv.evaluation import estimates, measurement
 from jaxdiv.evaluation.measurement import Measurement
 from jaxdiv.reporting import decoding_table, loss_table, page, pictures, results
 from jaxdiv.reporting.summary import summarize
-from jaxdiv.runs import config as run_config
 from jaxdiv.runs import metrics
 from jaxdiv.runs.workdir import Workdir
 
@@ -109,7 +109,7 @@ def _about(runs: Sequence[Workdir]) -> str:
     data, teacher, student = config["data"], config["teacher"], config["student"]
     pooled = f"{len(runs)} runs, pooled; the first: " if len(runs) > 1 else ""
     after = f" after layer {student['exit_layer']}" if student["kind"] == "kangaroo" else ""
-    documents = "images" if run_config.of_images(config) else "documents"
+    documents = "images" if config["data"]["kind"] == schema.IMAGES else "documents"
     return (
         f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer "
         f"teacher of width {teacher['width']}, {config['seeds']} a loss, trained for "

@@ -160,7 +160,7 @@ class Checkpoints:
             self._faults.pop(step, None)
 
     def require(self, step: int | None) -> None:
-        """Raises FileNotFoundError if training hasn't reached `step`, ValueError if it is damaged."""
+        """Raises FileNotFoundError if `step` is not reached, ValueError if it is damaged."""
         steps = self._steps.numbers()
         if not steps:
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jaxdiv
 from jaxdiv import models
 from jaxdiv.models.layers import check_heads
 from jaxdiv.runs import config_keys
-from jaxdiv.runs.config_keys import IMAGES, check_value
-from jaxdiv.runs.specs import RunSpec, parse_losses
+from jaxdiv.runs.config_keys import check_value
+from jaxdiv.runs.specs import RunSpec
 
 DECIDE_NO_RESULT = ("config.mesh", "config.checkpoint", "config.log")
 
@@ -170,24 +169,3 @@ def may_change(key: str, old: Any, new: Any) -> bool:
 def within(key: str, groups: Iterable[str]) -> bool:
     """Returns True if the dotted `key` is one of `groups` or lies below one."""
     return any(key == group or key.startswith(f"{group}.") for group in groups)
-
-
-def losses(config: Mapping) -> tuple[jaxdiv.Loss, ...]:
-    """Returns the run's losses; use `RunSpec.losses` where a spec is at hand."""
-    return parse_losses(config["losses"])
-
-
-def of_images(config: Mapping) -> bool:
-    """Returns True if the run's data are images; use `DataSpec.is_images` if a spec is at hand."""
-    return config["data"]["kind"] == IMAGES
-
-
-def teacher(config: Mapping) -> dict[str, Any]:
-    """Returns the keys that `models.build_teacher` reads; `dataclasses.asdict(TeacherSpec)` too."""
-    return {**config["teacher"], "dtype": config["dtype"], "channels": config["data"]["channels"]}
-
-
-def learning_rates(config: Mapping) -> tuple[float, ...]:
-    """Returns each loss's learning rate; use `StageSpec.optimizers` if a spec is at hand."""
-    stage = RunSpec.from_config(config).student_stage
-    return tuple(optimizer.learning_rate for optimizer in stage.optimizers)

@@ -1,4 +1,4 @@
-"""A trace of some training steps, by jax.profiler."""
+"""Traces of some training steps, by jax.profiler."""
 
 import contextlib
 import pathlib
@@ -12,15 +12,15 @@ from jaxdiv.runs import progress
 
 
 def parse_steps(text: str, total: int) -> range:
-    """The steps that `FIRST:LAST` names, both included.
+    """Returns the steps of `FIRST:LAST`, both included.
 
     Raises:
-      ValueError: it has another form, or is not within the stage's steps 1..`total`.
+      ValueError: the text has another form, or is not within the stage's steps 1..`total`.
     """
-    found = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
-    if not found:
+    match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    if not match:
         raise ValueError(f"it must be FIRST:LAST, such as 11:20, got {text!r}")
-    first, last = map(int, found.groups())
+    first, last = map(int, match.groups())
     if not 1 <= first <= last <= total:
         raise ValueError(
             f"FIRST:LAST must be within the steps 1 to {total}, FIRST not after LAST, got {text}"
@@ -29,13 +29,18 @@ def parse_steps(text: str, total: int) -> range:
 
 
 class Trace:
-    """Traces those of `steps` that come after step `done`, each marked by its number and the
-    stage's `name`.
+    """Traces those of `steps` that come after step `done`, each marked by its number.
 
-    A trace that can't be written is told and ends no training.
+    A trace that can't be written is reported and does not end the training.
+
+    Args:
+      folder: of the traces.
+      name: the stage's, which marks its steps.
+      steps: to trace.
+      done: the last step of earlier starts.
 
     Raises:
-      OSError: the folder can't be made.
+      OSError: the folder can't be created.
     """
 
     def __init__(self, folder: pathlib.PurePath, name: str, steps: range, *, done: int):
@@ -46,7 +51,8 @@ class Trace:
             self._cache.local.mkdir(exist_ok=True)
         if left_out := len(steps) - len(self._steps):
             progress.log(
-                f"{left_out} of the {len(steps)} steps to profile were trained before and are left out"
+                f"{left_out} of the {len(steps)} steps to profile were trained before and are "
+                "left out"
             )
 
     def __enter__(self):
@@ -56,9 +62,14 @@ class Trace:
         self._stop()
         self._cache.close()
 
+    @property
+    def last(self) -> int | None:
+        """The last step to be traced."""
+        return self._steps[-1] if self._steps else None
+
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """The block is training step `number`."""
+        """Traces the block, training step `number`, if it is one of the steps."""
         if number not in self._steps:
             yield
             return
@@ -67,13 +78,8 @@ class Trace:
             self._running = True
         with jax.profiler.StepTraceAnnotation(self._name, step_num=number):
             yield
-        if number == self._steps[-1]:
+        if number == self.last:
             self._stop()
-
-    @property
-    def last(self) -> int | None:
-        """The last step to be traced."""
-        return self._steps[-1] if self._steps else None
 
     def _stop(self):
         if not self._running:

@@ -266,8 +266,9 @@ def _stage(config, name, members, seeds):
 
 
 def _on_policy(config):
-    data = config["data"]
-    rows = on_policy_rows(config)
+    data, rows = config["data"], 0
+    if data["context"] != config_keys.CORPUS:
+        rows = round(data["context_share"] * config["student"]["batch_size"])
     if not rows:
         return None
     return OnPolicySpec(
@@ -277,13 +278,6 @@ def _on_policy(config):
         sequence_length=data["sequence_length"],
         seed=config["seed"],
     )
-
-
-def on_policy_rows(config: Mapping) -> int:
-    """Returns how many rows of a student batch a model writes: their share, rounded."""
-    if config["data"]["context"] == config_keys.CORPUS:
-        return 0
-    return round(config["data"]["context_share"] * config["student"]["batch_size"])
 
 
 def parse_losses(text: str) -> tuple[jaxdiv.Loss, ...]:

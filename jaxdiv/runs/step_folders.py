@@ -56,7 +56,7 @@ class StepFolders:
             os.replace(self.draft(step), self.path(step))
 
     def abandon(self, step: int) -> None:
-        """Removes the draft after an error. In a bucket it doesn't count; the next save clears it."""
+        """Removes the draft after an error; in a bucket the next save clears it."""
         if not self._in_bucket:
             shutil.rmtree(self.draft(step), ignore_errors=True)
 

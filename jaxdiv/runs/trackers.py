@@ -42,7 +42,7 @@ class TrackedStage:
     def by_loss(
         self, students: Mapping[str, np.ndarray]
     ) -> dict[str, dict[str, list[float | None]]]:
-        """Returns `{metric: {loss: [one number a seed]}}`, with None for values that aren't finite."""
+        """Returns `{metric: {loss: [one number a seed]}}`, with None for non-finite values."""
         return {
             metric: {
                 loss: [value if math.isfinite(value) else None for value in row]

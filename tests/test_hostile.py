@@ -105,18 +105,13 @@ def changed(whole):
     nasty = st.sampled_from(
         [b"", b"\0" * 100, b"[" * 100_000, b"1" * 10_000, b"\x80\x04N.", b"PK\x03\x04" + bytes(99)]
     )
-    made = [
-        near(),
-        cut,
-        nasty,
-        st.binary(max_size=200),
-        plain.map(lambda value: json.dumps(value).encode()),
-    ]
+    any_json = plain.map(lambda value: json.dumps(value).encode())
+    strategies = [near(), cut, nasty, st.binary(max_size=200), any_json]
     try:
         json.loads(whole)
     except ValueError:
-        return st.one_of(*made)
-    return st.one_of(*made, near_json())
+        return st.one_of(*strategies)
+    return st.one_of(*strategies, near_json())
 
 
 def taken_or_refused(act, *named):
@@ -154,7 +149,7 @@ PARSERS = {
 
 def check_parser(name, examples, **options):
     parse, strategy = PARSERS[name]
-    fuzz(lambda given: taken_or_refused(lambda: parse(given)), strategy, examples, **options)
+    fuzz(lambda value: taken_or_refused(lambda: parse(value)), strategy, examples, **options)
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -202,7 +197,7 @@ READERS = {
         "llama/tokenizer.json",
         lambda path: hf_tokenizer.read(path.parent, vocab_size=llama_folders.V),
     ),
-    "donor": ("llama/config.json", lambda path: teacher_sources.find(path.parent).check()),
+    "teacher source": ("llama/config.json", lambda path: teacher_sources.find(path.parent).check()),
     "prompts": ("run/prompts.jsonl", prompts._read),
 }
 
@@ -276,9 +271,9 @@ def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):
     Workdir(tmp_path / "run").initialize_or_resume(config.to_dict())
     run_data.prepare(RunSpec.from_config(config.to_dict()), Workdir(tmp_path / "run"))
     assert os.listdir(tmp_path / "run" / "data") == []
-    told = "1 no UTF-8 text (<b>.txt); 1 empty (none.txt)"
-    assert f"left out of the data: {told}" in capsys.readouterr().err
-    assert Workdir(tmp_path / "run").facts()["left out of the data"] == told
+    message = "1 no UTF-8 text (<b>.txt); 1 empty (none.txt)"
+    assert f"left out of the data: {message}" in capsys.readouterr().err
+    assert Workdir(tmp_path / "run").facts()["left out of the data"] == message
 
 
 def test_lines_for_people_hold_nothing_that_terminals_obey(capsys):

@@ -1,4 +1,4 @@
-"""The decoder and the students against a forward pass in float64, and the properties they promise."""
+"""The decoder and the students against a float64 forward pass, and their other properties."""
 
 import dataclasses
 import functools
@@ -244,7 +244,7 @@ def test_exit_hidden_equals_run_layers(teacher, tokens, output):
     np.testing.assert_array_equal(output.head, teacher.head[...])
 
 
-def test_kangaroo_reads_only_the_hidden_state_and_is_constant_in_it(output, tokens):
+def test_kangaroo_reads_only_the_hidden_state_as_a_constant(output, tokens):
     student = make_student("kangaroo")
     bare = dataclasses.replace(output, features=None)
     np.testing.assert_array_equal(draft(student, tokens, output), draft(student, 0 * tokens, bare))

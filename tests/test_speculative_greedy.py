@@ -59,7 +59,7 @@ def test_greedy_text_is_the_targets(case, greedy):
 
 
 def test_greedy_text_does_not_depend_on_the_draft(greedy):
-    """A draft that thinks least likely what it thought likeliest, or stops early, costs only speed."""
+    """An adversarial draft, or one that stops early, costs only speed."""
     fast = decode("kangaroo", temperature=0.0, gamma=3)
     bad = decode("kangaroo", temperature=0.0, gamma=3, adversarial=True)
     unsure = decode("kangaroo", temperature=0.0, gamma=3, eta=0.3)

@@ -48,38 +48,38 @@ def logits_of(model):
         return model(torch.tensor(TOKENS)).logits.float().numpy()
 
 
-def assert_alike(ours, theirs):
-    assert np.std(theirs) > 0.1
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+def assert_alike(decoder, reference):
+    assert np.std(reference) > 0.1
+    np.testing.assert_allclose(decoder, reference, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_llama_gives_the_logits_it_gave(variant, tmp_path):
-    theirs = make_theirs(**VARIANTS[variant])
-    theirs.save_pretrained(tmp_path)
-    assert_alike(llama.read(tmp_path)(TOKENS).logits, logits_of(theirs))
+    reference = make_theirs(**VARIANTS[variant])
+    reference.save_pretrained(tmp_path)
+    assert_alike(llama.read(tmp_path)(TOKENS).logits, logits_of(reference))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_and_several_files_are_read(dtype, tmp_path):
     half = make_theirs(**VARIANTS["grouped"]).to(getattr(torch, dtype))
     half.save_pretrained(tmp_path, max_shard_size="20KB")
-    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    reference = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     assert (tmp_path / "model.safetensors.index.json").exists()
-    assert_alike(llama.read(tmp_path)(TOKENS).logits, logits_of(theirs))
+    assert_alike(llama.read(tmp_path)(TOKENS).logits, logits_of(reference))
 
 
 def test_a_decoder_gives_its_logits_and_its_tokenizer_its_tokens(tmp_path):
-    ours = llama_folders.make_decoder(1)
-    bpe = llama_folders.write(tmp_path, ours)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert type(theirs) is transformers.LlamaForCausalLM
-    assert_alike(ours(TOKENS).logits, logits_of(theirs))
+    decoder = llama_folders.make_decoder(1)
+    bpe = llama_folders.write(tmp_path, decoder)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(reference) is transformers.LlamaForCausalLM
+    assert_alike(decoder(TOKENS).logits, logits_of(reference))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert isinstance(tokenizer, transformers.PreTrainedTokenizerFast)
     text = sentences(9)[7] + "\n\té def f(): pass"
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == bpe.encode(text)
-    assert tokenizer.eos_token_id == theirs.config.eos_token_id == bpe.end_of_text
+    assert tokenizer.eos_token_id == reference.config.eos_token_id == bpe.end_of_text
 
 
 def test_it_drafts_for_a_target(tmp_path):
@@ -109,7 +109,10 @@ def test_what_the_decoder_lacks_is_what_changes_a_llamas_logits(tmp_path):
 
 
 def test_bfloat16_activations_stay_near(tmp_path):
-    theirs = make_theirs()
-    theirs.save_pretrained(tmp_path)
-    ours, expected = llama.read(tmp_path, dtype=jnp.bfloat16)(TOKENS).logits, logits_of(theirs)
-    assert np.abs(np.asarray(ours) - expected).max() < 0.1 * np.abs(expected).max()
+    reference = make_theirs()
+    reference.save_pretrained(tmp_path)
+    decoder, expected = (
+        llama.read(tmp_path, dtype=jnp.bfloat16)(TOKENS).logits,
+        logits_of(reference),
+    )
+    assert np.abs(np.asarray(decoder) - expected).max() < 0.1 * np.abs(expected).max()

@@ -112,15 +112,15 @@ class Replay:
     def _run(self, part, *arguments):
         # Temperatures and eta are traced, as in the decoding: as constants they would let the
         # compiler leave much out.
-        params, *_, sampling, eta = self.decoding.arrays
+        params, *_, sampling = self.decoding.arrays
         models = self.decoding.graphs, params
-        return _run(part, self.decoding.plan, *models, sampling, eta, *arguments)
+        return _run(part, self.decoding.plan, *models, sampling, *arguments)
 
 
 @functools.partial(jax.jit, static_argnames=("part", "plan", "graphs"))
-def _run(part, plan, graphs, params, sampling, eta, *arguments):
+def _run(part, plan, graphs, params, sampling, *arguments):
     models = [nnx.merge(*model) for model in zip(graphs, params, strict=True)]
-    return part(plan, decoding_loop.make_draft(plan, models, eta), sampling, *arguments)
+    return part(plan, decoding_loop.make_draft(plan, models, sampling.eta), sampling, *arguments)
 
 
 def _read_prompts(plan, draft, _, prompts, lengths, limits):

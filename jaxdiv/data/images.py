@@ -20,7 +20,7 @@ BUILTIN = {DIGITS: digits.prepare}
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """pixels: [n, H, W, C]; labels: [n], their classes."""
+    """Images, `pixels` [n, H, W, C], with their classes, `labels` [n]."""
 
     pixels: UInt8[np.ndarray, "n H W C"]
     labels: Int32[np.ndarray, " n"]

@@ -71,9 +71,9 @@ def find(name: str, directory: str, builtin: str) -> read_only_builder.ReadOnlyB
 
 def _not_found(name: str, directory: str, builtin: str) -> str:
     """Returns the message for a data set that is not on disk, with a remedy."""
-    known = tfds.list_builders(with_community_datasets=False)
+    names = tfds.list_builders(with_community_datasets=False)
     folder = directory or str(tfds.core.constants.DATA_DIR)
-    if name.split("/")[0].split(":")[0] in known:
+    if name.split("/")[0].split(":")[0] in names:
         return (
             f"TFDS data set `{name}` is not prepared in {folder} (some names need a config: "
             "name/config); prepare it, for which many need TensorFlow (pip install tensorflow): "
@@ -81,6 +81,6 @@ def _not_found(name: str, directory: str, builtin: str) -> str:
             f"tfds.builder('{name}', data_dir='{folder}', file_format='array_record')"
             '.download_and_prepare()"'
         )
-    nearest = difflib.get_close_matches(name, [builtin, *known], n=1)
+    nearest = difflib.get_close_matches(name, [builtin, *names], n=1)
     hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
     return f"`source` must be {builtin} or a TFDS data set prepared in {folder}, got `{name}`{hint}"

@@ -92,15 +92,9 @@ class ClassifierStudent(Student):
 
 def build(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Classifier:
     """Builds the classifier of `config`'s sizes; `shared`, the teacher's config, has the rest."""
-    return Classifier(
-        vocab_size=vocab_size,
-        channels=shared["channels"],
-        depth=config["depth"],
-        width=config["width"],
-        norm_epsilon=shared["norm_epsilon"],
-        dtype=jnp.dtype(shared["dtype"]),
-        rngs=rngs,
-    )
+    arguments = {key: config[key] for key in ("depth", "width")}
+    arguments |= {key: shared[key] for key in ("channels", "norm_epsilon", "dtype")}
+    return Classifier(vocab_size=vocab_size, **arguments, rngs=rngs)
 
 
 def build_student(

@@ -108,19 +108,10 @@ class Decoder(nnx.Module):
         self.rope_base, self.dtype = rope_base, jnp.dtype(dtype)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (rows, width)) * width**-0.5)
 
-        @nnx.vmap
-        def stack(key):
-            return Block(
-                width=width,
-                heads=heads,
-                kv_heads=kv_heads,
-                mlp_width=mlp_width,
-                norm_epsilon=norm_epsilon,
-                dtype=self.dtype,
-                rngs=nnx.Rngs(key),
-            )
-
-        self.layers = stack(jax.random.split(rngs.params(), depth))
+        sizes = {"width": width, "heads": heads, "kv_heads": kv_heads, "mlp_width": mlp_width}
+        numerics = {"norm_epsilon": norm_epsilon, "dtype": self.dtype}
+        make_layers = nnx.vmap(lambda key: Block(**sizes, **numerics, rngs=nnx.Rngs(key)))
+        self.layers = make_layers(jax.random.split(rngs.params(), depth))
         self.norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
         self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
@@ -256,16 +247,7 @@ def project(
 
 def build(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
     """Builds the decoder of `config`'s sizes; `shared`, the teacher's config, has the rest."""
-    return Decoder(
-        vocab_size=vocab_size,
-        padded_vocabulary=shared["padded_vocabulary"],
-        depth=config["depth"],
-        width=config["width"],
-        heads=config["heads"],
-        kv_heads=config["kv_heads"],
-        mlp_width=config["mlp_width"],
-        rope_base=shared["rope_base"],
-        norm_epsilon=shared["norm_epsilon"],
-        dtype=jnp.dtype(shared["dtype"]),
-        rngs=rngs,
-    )
+    sizes = ("depth", "width", "heads", "kv_heads", "mlp_width")
+    numerics = ("padded_vocabulary", "rope_base", "norm_epsilon", "dtype")
+    arguments = {key: config[key] for key in sizes} | {key: shared[key] for key in numerics}
+    return Decoder(vocab_size=vocab_size, **arguments, rngs=rngs)

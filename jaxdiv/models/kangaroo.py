@@ -96,13 +96,7 @@ def build(
         raise ValueError(
             f"`exit_layer` must be in 1..{depth}, the teacher's depth, got {exit_layer}"
         )
-    return KangarooAdapter(
-        width=teacher_config["width"],
-        heads=config["heads"],
-        kv_heads=config["kv_heads"],
-        exit_layer=exit_layer,
-        rope_base=teacher_config["rope_base"],
-        norm_epsilon=teacher_config["norm_epsilon"],
-        dtype=jnp.dtype(teacher_config["dtype"]),
-        rngs=rngs,
-    )
+    arguments = {key: config[key] for key in ("heads", "kv_heads", "exit_layer")}
+    shared = ("width", "rope_base", "norm_epsilon", "dtype")
+    arguments |= {key: teacher_config[key] for key in shared}
+    return KangarooAdapter(**arguments, rngs=rngs)

@@ -200,7 +200,7 @@ def check_heads(width: int, heads: int, kv_heads: int) -> None:
 
 
 class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202, equation 6), gate and up by one GEMM."""
+    """Computes down(silu(gate(x)) * up(x)), gate and up by one GEMM (2002.05202, equation 6)."""
 
     def __init__(self, *, width: int, mlp_width: int, dtype, rngs: nnx.Rngs):
         self.gate_up = linear(width, 2 * mlp_width, dtype, rngs)

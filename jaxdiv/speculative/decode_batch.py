@@ -139,10 +139,11 @@ def prepare(
     warp = arguments.batch_warp(
         batch, vocab_size, temperature=temperature, top_k=top_k, top_p=top_p
     )
-    sampling = BatchSampling(warp, rules.Keys(jax.vmap(jax.random.key)(seeds)))
+    keys = rules.Keys(jax.vmap(jax.random.key)(seeds))
     models = [model for model in (target, draft) if isinstance(model, nnx.Module)]
     graphs, params = zip(*map(nnx.split, models), strict=True)
-    arrays = (params, padded, lengths, limits, sampling, jnp.float32(eta))
+    sampling = BatchSampling(warp, keys, jnp.float32(eta))
+    arrays = (params, padded, lengths, limits, sampling)
     return Decoding(plan, graphs, arrays, lengths, stream)
 
 

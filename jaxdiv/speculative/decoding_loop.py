@@ -86,7 +86,6 @@ def run(
     lengths: Int[Array, " B"],
     limits: Int[Array, " B"],
     sampling: BatchSampling,
-    eta: Array,
     *,
     stream: Callable | None,
 ) -> LoopState:
@@ -99,12 +98,12 @@ def run(
       prompts: [B, P] int32; tokens beyond a prompt's length are undefined.
       lengths: [B], of the prompts, at least 1.
       limits: [B], lengths at which the texts end, at most `plan.slots`.
-      sampling: of each text.
-      eta: threshold of a chain.
+      sampling: temperatures, cuts, randomness and threshold.
       stream: called after each round, in order, with (tokens [B, T], lengths before [B] and after
         [B], origin [B, T]).
     """
-    draft = make_draft(plan, [nnx.merge(*part) for part in zip(graphs, params, strict=True)], eta)
+    models = [nnx.merge(*part) for part in zip(graphs, params, strict=True)]
+    draft = make_draft(plan, models, sampling.eta)
 
     def step(state):
         new = _round(plan, draft, state, limits, sampling)

@@ -58,10 +58,17 @@ class Proposal(NamedTuple):
 
 
 class BatchSampling(NamedTuple):
-    """Each text's temperature and cuts, and its randomness: arrays [B]."""
+    """Arguments of drawing that are traced.
+
+    Attributes:
+      warp: temperature and cuts of each text, arrays [B].
+      keys: randomness of each text, [B].
+      eta: threshold of a chain; see `Chain`.
+    """
 
     warp: warps.Warp
     keys: Keys
+    eta: float | Array = 0.0
 
 
 def places(tree: Tree, nodes: np.ndarray, last: Int[Array, " B"], slots: int) -> dict[str, Array]:

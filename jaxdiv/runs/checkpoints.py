@@ -6,6 +6,7 @@ Nothing else imports Orbax. docs/runs.md says why its CheckpointManager is not u
 import concurrent.futures
 import contextlib
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -127,7 +128,7 @@ class Checkpoints:
         if self._saving and self._saving.done():
             self.wait()
 
-    def _finish(self, step, progress):
+    def _finish(self, step: int, progress: dict) -> None:
         with self._naming_failures(step):
             self._orbax.wait_until_finished()
             if not processes.is_first():
@@ -141,7 +142,7 @@ class Checkpoints:
         emit_event("checkpoint", step=step, path=str(self._steps.path(step)))
 
     @contextlib.contextmanager
-    def _naming_failures(self, step):
+    def _naming_failures(self, step: int) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -217,7 +218,7 @@ class _WrongArray(ValueError):
     """A saved array is missing or has another shape or type."""
 
 
-def _check_arrays(path, saved, arrays):
+def _check_arrays(path: pathlib.PurePath, saved: Mapping, arrays: Mapping) -> None:
     # Orbax would cast to the target's type silently.
     for name, leaf in arrays.items():
         stored = saved.get(name)
@@ -241,7 +242,7 @@ def _abstract(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _by_name(tree):
+def _by_name(tree: Any) -> dict[str, Any]:
     """Returns the leaves by dotted path, whatever types of nodes hold them."""
     attributes = {
         jax.tree_util.DictKey: "key",

@@ -41,7 +41,7 @@ def check_each(config: Mapping) -> None:
     _check_group("config", config_keys.defaults(), config)
 
 
-def _check_group(prefix, defaults, group):
+def _check_group(prefix: str, defaults: Mapping, group: Any) -> None:
     if not hasattr(group, "items"):
         raise ValueError(f"`{prefix}` must hold {', '.join(defaults)}, got {group!r}")
     for name in group:
@@ -67,7 +67,7 @@ def _check_below(key, value, limit_key, limit):
         )
 
 
-def _check_images(run, config):
+def _check_images(run: RunSpec, config: Mapping) -> None:
     for key, allowed in {
         "teacher.kind": models.CLASSIFIER,
         "student.kind": models.CLASSIFIER,
@@ -85,7 +85,7 @@ def _check_images(run, config):
             )
 
 
-def _check_texts(run, config):
+def _check_texts(run: RunSpec, config: Mapping) -> None:
     data, teacher, student, evaluation = run.data, run.teacher, run.student, run.evaluation
     for name, model in (("teacher", teacher), ("student", student)):
         if model.kind == models.CLASSIFIER:
@@ -107,7 +107,14 @@ def _check_texts(run, config):
     _check_heads("config.teacher", teacher.width, teacher)
     _check_heads("config.student", teacher.width if kangaroo else student.width, student)
     if config["data"]["context"] != config_keys.CORPUS:
-        _check_on_policy(run, config["data"])
+        prompt, share = config["data"]["context_prompt"], config["data"]["context_share"]
+        _check_below("data.context_prompt", prompt, "data.sequence_length", data.sequence_length)
+        if run.on_policy is None:
+            raise ValueError(
+                f"`config.data.context_share` = {share} of `config.student.batch_size` = "
+                f"{run.student_stage.batch_size} is no row; raise it, or set "
+                "`config.data.context` to corpus"
+            )
     _check_below(
         "evaluation.prompt_tokens",
         evaluation.prompt_tokens,
@@ -121,21 +128,6 @@ def _check_heads(prefix, width, model):
         check_heads(width, model.heads, model.kv_heads)
     except ValueError as error:
         raise ValueError(f"{prefix}: {error}") from None
-
-
-def _check_on_policy(run, data):
-    _check_below(
-        "data.context_prompt",
-        data["context_prompt"],
-        "data.sequence_length",
-        data["sequence_length"],
-    )
-    if run.on_policy is None:
-        raise ValueError(
-            f"`config.data.context_share` = {data['context_share']} of `config.student.batch_size` "
-            f"= {run.student_stage.batch_size} is no row; raise it, or set `config.data.context` "
-            "to corpus"
-        )
 
 
 def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:

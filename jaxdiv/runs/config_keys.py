@@ -95,7 +95,7 @@ DEVICES = KeyRule(
 )
 
 
-def _optimizer(learning_rate, final_fraction, beta2):
+def _optimizer(learning_rate: float, final_fraction: float, beta2: float) -> dict[str, tuple]:
     return {
         "name": (_one_of("adamw", "sgd"), "adamw", "The optimizer."),
         "learning_rate": (POSITIVE, learning_rate, "Learning rate after the warm-up."),
@@ -222,16 +222,13 @@ def defaults() -> dict[str, Any]:
 
 def page() -> str:
     """Returns docs/config.md: a table of all keys."""
-    rows = [
-        f"| `{key.name}` | {key.meaning} | {key.rule.allowed} | {_shown(key.default)} |"
-        for key in KEYS.values()
-    ]
+    rows = []
+    for key in KEYS.values():
+        values = key.default if isinstance(key.default, tuple) else (key.default,)
+        default = ", ".join(map(str, values))
+        default = f"`{default}`" if default else "empty"
+        rows.append(f"| `{key.name}` | {key.meaning} | {key.rule.allowed} | {default} |")
     return "\n".join([_HEAD, *rows, ""])
-
-
-def _shown(value):
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"`{text}`" if text else "empty"
 
 
 _HEAD = """# Config keys

@@ -110,8 +110,12 @@ def _connect(host: str) -> None:
     first, listener, message = jax.process_index() == 0, None, b""
     key = secrets.token_bytes(16)
     if first:
+        if not host:  # the address of the default route; no packet is sent to find it
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect(("192.0.2.1", 9))
+                host = probe.getsockname()[0]
         listener = connection.Listener(("", 0), backlog=jax.process_count(), authkey=key)
-        message = json.dumps([host or _own_address(), listener.address[1], key.hex()]).encode()
+        message = json.dumps([host, listener.address[1], key.hex()]).encode()
     padded = np.zeros(512, np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     padded = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
@@ -124,13 +128,6 @@ def _connect(host: str) -> None:
             # A stranger to this port does not know the key.
             with contextlib.suppress(AuthenticationError, EOFError, OSError):
                 _peers.append(listener.accept())
-
-
-def _own_address():
-    """Returns the address of this host's default route; no packet is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))
-        return probe.getsockname()[0]
 
 
 def is_multiprocess() -> bool:

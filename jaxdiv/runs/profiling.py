@@ -81,7 +81,7 @@ class Trace:
         if number == self.last:
             self._stop()
 
-    def _stop(self):
+    def _stop(self) -> None:
         if not self._running:
             return
         self._running = False

@@ -100,7 +100,7 @@ def bar(
             yield from _show_bar(name, total, done, unit, tokens)
 
 
-def _emit_progress(total, unit):
+def _emit_progress(total: int, unit: str) -> Iterator[Callable[[], None]]:
     emit_event("progress", of=total, unit=unit)
     last = time.monotonic()
 
@@ -115,7 +115,9 @@ def _emit_progress(total, unit):
     emit_event("progress", of=total, unit=unit)
 
 
-def _show_bar(name, total, done, unit, tokens):
+def _show_bar(
+    name: str, total: int, done: int, unit: str, tokens: int
+) -> Iterator[Callable[[], None]]:
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(bar_width=16),

@@ -63,7 +63,7 @@ def single_device_mesh(device: jax.Device | None = None) -> Mesh:
     return _mesh((1, 1, 1, 1), [device or jax.local_devices()[0]])
 
 
-def _mesh(sizes, devices):
+def _mesh(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
     try:
         return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=types)

@@ -242,7 +242,9 @@ def _pick(spec, group, **values):
     return spec(**{name: group[name] for name in names}, **values)
 
 
-def _stage(config, name, members, seeds):
+def _stage(
+    config: Mapping, name: str, members: tuple[str, ...], seeds: tuple[int, ...]
+) -> StageSpec:
     stage = config[name]
     optimizer = _pick(OptimizerSpec, stage["optimizer"])
     rates = {}
@@ -265,7 +267,7 @@ def _stage(config, name, members, seeds):
     )
 
 
-def _on_policy(config):
+def _on_policy(config: Mapping) -> OnPolicySpec | None:
     data, rows = config["data"], 0
     if data["context"] != config_keys.CORPUS:
         rows = round(data["context_share"] * config["student"]["batch_size"])

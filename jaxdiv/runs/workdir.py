@@ -100,7 +100,7 @@ class Workdir:
                 "share"
             )
 
-    def _resume(self, old, new):
+    def _resume(self, old: Mapping, new: Mapping) -> None:
         changes = run_config.differences(old, new)
         refused = {
             key: pair for key, pair in changes.items() if not run_config.may_change(key, *pair)

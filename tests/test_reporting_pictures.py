@@ -117,7 +117,7 @@ def test_one_temperature_no_positions_and_odd_names():
     frame = cases.frame(losses=FEW, rename={"ce": "$x_$", "tv": "<script>alert(1)</script>" * 3})
     frame = frame[frame["temperature"].eq(1.0) & frame["measure"].ne("acceptance_at")]
     (picture,) = pictures.draw(summarize(frame)).values()
-    assert picture.title == "Which loss gets more drafts accepted than $x_$?"
+    assert picture.drawing.title == "Which loss gets more drafts accepted than $x_$?"
     assert ">$x_$<" in picture.svg
     assert "<script" not in picture.svg
 

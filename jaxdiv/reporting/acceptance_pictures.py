@@ -31,7 +31,7 @@ def differences(summary: Summary) -> Drawing | None:
     height = 1.7 + 0.36 * len(table.rows)
     figure = style.figure(height, title=title, subtitle=subtitle, theme=LIGHT)
     axes, margin = figure.subplots(1, 2, sharey=True, width_ratios=[1.55, 1])
-    reach = _reach(_size(row.difference) for row in table.trained)
+    reach = _reach(np.abs(row.difference).max() for row in table.trained)
     for place, row in enumerate(table.rows):
         _draw_difference(axes, place, row, reach)
     _write_numbers(margin, table.rows)
@@ -54,10 +54,6 @@ def differences(summary: Summary) -> Drawing | None:
     )
 
 
-def _size(difference: Iterable[float]) -> float:
-    return float(np.max(np.abs(list(difference))))
-
-
 def _reach(sizes: Iterable[float]) -> float:
     """Returns the largest of the sizes that is not far beyond the rest."""
     ranked = sorted(size for size in sizes if 10 * verdicts.ROUNDING < size < math.inf)
@@ -70,7 +66,7 @@ def _draw_difference(axes: Axes, place: int, row: LossRow, reach: float) -> None
         axes.plot(0, place, "D", color=LIGHT.ink, markersize=7)
         return
     color = {1: LIGHT.better, -1: LIGHT.worse, 0: LIGHT.muted}[row.side]
-    if _size(row.difference) > reach:
+    if np.abs(row.difference).max() > reach:
         left = row.difference.value < 0
         words, align = ("◀ off the scale", "left") if left else ("off the scale ▶", "right")
         at = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": align, "color": color}
@@ -151,7 +147,7 @@ def _draw_panels(panels: Sequence[Axes], lines: dict, place: Callable, columns: 
 
     Panels of like size share a scale; one far beyond the rest has its own, with colored numbers.
     """
-    sizes = {loss: _size(line[["low", "high"]].to_numpy()) for loss, line in lines.items()}
+    sizes = {loss: line[["low", "high"]].abs().to_numpy().max() for loss, line in lines.items()}
     reach, shared, labelled = _reach(sizes.values()), None, set()
     for i, (axes, (loss, line)) in enumerate(zip(panels, lines.items(), strict=True)):
         if sizes[loss] > reach:

@@ -35,20 +35,17 @@ def tabulate(summary: Summary) -> DecodingTable | None:
     heads = ("loss", "T", "accepted, %", "τ", "decoded", "decoded by seed", "speed-up")
     for row in decoded.itertuples():
         at = {"loss": row.loss, "context": row.context, "temperature": row.temperature}
-        accepted = schema.ACCEPTANCE if row.temperature else schema.GREEDY_MATCH
-        cells = {accepted: _cell(summary, accepted, at)}
-        at["gamma"] = row.gamma
-        for name in (schema.TAU, schema.DECODED_TAU, schema.SPEED_UP):
-            cells[name] = _cell(summary, name, at)
-        seeds = results.select(summary.frame, seed=None, measure=schema.DECODED_TAU, **at)["value"]
-        *others, speed_up = cells.values()
-        by_seed = " ".join(map(formats.tokens, seeds))
+        with_gamma = {**at, "gamma": row.gamma}
+        places = {schema.ACCEPTANCE if row.temperature else schema.GREEDY_MATCH: at}
+        places |= dict.fromkeys([schema.TAU, schema.DECODED_TAU, schema.SPEED_UP], with_gamma)
+        *others, speed_up = (
+            measures.of(name).format(*number(summary.frame, measure=name, **place))
+            for name, place in places.items()
+        )
+        one = results.select(summary.frame, seed=None, measure=schema.DECODED_TAU, **with_gamma)
+        by_seed = " ".join(map(formats.tokens, one["value"]))
         rows.append([row.loss, f"{row.temperature:g}", *others, by_seed, speed_up])
     return DecodingTable(f"Tokens a target call by decoding, γ = {gammas}", heads, rows)
-
-
-def _cell(summary, measure, at):
-    return measures.of(measure).format(*number(summary.frame, measure=measure, **at))
 
 
 def rich_table(table: DecodingTable) -> Table:

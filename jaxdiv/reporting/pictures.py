@@ -26,9 +26,7 @@ class Picture(NamedTuple):
 
     png: bytes
     svg: str
-    title: str
-    subtitle: str
-    caption: str
+    drawing: Drawing
 
 
 def draw(summary: Summary) -> dict[str, Picture]:
@@ -37,10 +35,9 @@ def draw(summary: Summary) -> dict[str, Picture]:
     with matplotlib.rc_context(style.rc(style.LIGHT)):
         for name, function in DRAWINGS.items():
             if (drawing := function(summary)) is not None:
-                figure, *texts, alternative = drawing
-                png = style.png(figure)
-                svg = style.svg(figure, name=name, alternative=alternative)
-                pictures[name] = Picture(png, svg, *texts)
+                png = style.png(drawing.figure)
+                svg = style.svg(drawing.figure, name=name, alternative=drawing.alternative)
+                pictures[name] = Picture(png, svg, drawing)
     return pictures
 
 

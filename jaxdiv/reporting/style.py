@@ -144,19 +144,11 @@ def plain(text: str) -> str:
 
 def readable(color: tuple[float, ...] | str, theme: Theme) -> str:
     """Returns the theme's ink or paper, whichever has more contrast on `color` by WCAG 2."""
-    luminance = _luminance(color)
-
-    def contrast(other):
-        low, high = sorted((luminance, _luminance(other)))
-        return (high + 0.05) / (low + 0.05)
-
-    return max((theme.ink, theme.paper), key=contrast)
-
-
-def _luminance(color):
-    rgb = np.array(to_rgb(color))
+    rgb = np.array([to_rgb(c) for c in (color, theme.ink, theme.paper)])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
+    luminance, *others = linear @ [0.2126, 0.7152, 0.0722] + 0.05
+    ink, paper = (max(luminance, other) / min(luminance, other) for other in others)
+    return theme.ink if ink >= paper else theme.paper
 
 
 def cut(name: str, longest: int = 26) -> str:

@@ -82,7 +82,7 @@ def _no_winner(table: ContextSummary) -> Finding:
 
 def short(loss: str) -> Markup:
     """Returns a loss's name as code, cut to what a headline has room for."""
-    return formats.html_code(loss, longest=40)
+    return Markup("<code>{}</code>").format(loss if len(loss) <= 40 else f"{loss[:39]}…")
 
 
 def _among(rows):
@@ -110,7 +110,8 @@ def _against(row: LossRow, table: ContextSummary) -> str:
         return f"It was not compared with {short(table.reference)}."
     ends = formats.interval(low, high)
     interval = f", corrected 95% interval {ends}" if ends else ""
-    seeds = formats.count(len(row.by_seed), "seed")
+    count = len(row.by_seed)
+    seeds = formats.unbroken(f"{count} seed{'s' * (count != 1)}")
     if row.verdict == verdicts.REAL:
         reason = f"real, with one sign in all {seeds}"
     elif row.verdict == verdicts.FEW_SEEDS:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
@@ -48,11 +47,6 @@ def unbroken(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def count(size: int, noun: str) -> str:
-    """Returns `1 seed` or `3 seeds`."""
-    return unbroken(f"{size} {noun}{'' if size == 1 else 's'}")
-
-
 def code(name: str) -> str:
     """Returns a name as code in a Markdown table, in which a backtick or bar ends neither."""
     safe = name.replace("|", "\\|").replace("\n", " ")
@@ -66,12 +60,6 @@ def in_markdown(
     right = set(right)
     rule = ["---:" if i in right else "---" for i in range(len(heads))]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))
-
-
-def html_code(name: str, longest: int | None = None) -> Markup:
-    """Returns a name as code in HTML, cut to `longest` letters."""
-    cut = longest is not None and len(name) > longest
-    return Markup("<code>{}</code>").format(f"{name[: longest - 1]}…" if cut else name)
 
 
 def terminal_table(title: str | None = None, caption: str | None = None) -> Table:

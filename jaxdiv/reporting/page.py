@@ -30,9 +30,10 @@ class Grid(NamedTuple):
     label: str  # names the table to a screen reader; no other table has it
     caption: str
     heads: Sequence[str]
-    rows: Sequence[Sequence[str]]  # the first cell of each names the row
+    rows: Sequence[Sequence[str]]  # the first cell of each names the row, as code where `code`
     kinds: Sequence[str] = ()  # a CSS class for each column
     marks: Sequence[str] = ()  # a CSS class for each row
+    code: bool = True
 
 
 def write_report(
@@ -64,13 +65,15 @@ def write_report(
         measures.context_phrase(context): list(_numbers(summary, context))
         for context in summary.frame["context"].unique()
     }
+    decoding = tabulate(summary)
     text = environment.get_template("report.html.j2").render(
         title=f"{pathlib.Path(path).parent.resolve().name} – jaxdiv report",
         themes={"light": dataclasses.asdict(style.LIGHT), "dark": dataclasses.asdict(style.DARK)},
         summary=summary,
         finding=finding.find(summary),
         tables={table.phrase: _losses(table) for table in summary.contexts.values()},
-        decoding=_decoding(summary),
+        decoding=decoding
+        and Grid(decoding.title, f"{decoding.title}. {NOTE}", decoding.heads, decoding.rows),
         pictures=pictures,
         numbers=numbers,
         facts=Grid(
@@ -79,6 +82,7 @@ def write_report(
             ("fact", "value"),
             list(facts.items()),
             kinds=("", "text"),
+            code=False,
         ),
         config_text=config_text,
         about=about,
@@ -96,18 +100,10 @@ def _losses(table: ContextSummary) -> Grid:
     first = [name for name in _FIRST if name in columns]
     kinds = [*first, *(name for name in columns if name not in first)]
     heads = [Markup("<br>").join(columns[name].heading.strip().split("\n")) for name in kinds]
-    losses, *others = (columns[name].cells for name in kinds)
-    rows = list(zip(map(formats.html_code, losses), *others, strict=True))
+    rows = list(zip(*(columns[name].cells for name in kinds), strict=True))
     sides = {1: "better", -1: "worse", 0: ""}
     marks = ["floor" if r.verdict == verdicts.FLOOR else sides[r.side] for r in table.rows]
     return Grid(table.title, table.title, heads, rows, kinds, marks)
-
-
-def _decoding(summary: Summary) -> Grid | None:
-    if (table := tabulate(summary)) is None:
-        return None
-    rows = [[formats.html_code(loss), *cells] for loss, *cells in table.rows]
-    return Grid(table.title, f"{table.title}. {NOTE}", table.heads, rows)
 
 
 def _numbers(summary: Summary, context: str) -> Iterator[Grid]:
@@ -142,8 +138,5 @@ def _pivot(rows: pd.DataFrame, heads: Sequence[str], label: str, caption: str) -
     for row, head in zip(rows.itertuples(), heads, strict=True):
         lines.setdefault(row.loss, {})[head] = form(row.value, row.low, row.high)
     heads = list(dict.fromkeys(heads))
-    cells = [
-        [formats.html_code(loss), *(line.get(head, "") for head in heads)]
-        for loss, line in lines.items()
-    ]
+    cells = [[loss, *(line.get(head, "") for head in heads)] for loss, line in lines.items()]
     return Grid(label, caption, ["loss", *heads], cells)

@@ -44,23 +44,9 @@ def test_what_goes_out_comes_back_bit_for_bit(decoder, folder):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(decoder))
 
 
-def test_the_tensors_in_the_file_are_a_llamas(decoder, folder):
-    _, expected = llama_folders.forward(
-        tensors_of(folder), TOKENS[0], llama_folders.SIZES | llama_folders.NUMERICS
-    )
-    np.testing.assert_allclose(decoder(TOKENS).logits[0], expected, atol=1e-4)
-
-
 def test_an_adapters_config_has_its_sizes_and_its_targets(decoder):
     sizes = {"width": 32, "heads": 4, "kv_heads": 1, "exit_layer": 1}
     adapter = KangarooAdapter(**sizes, **llama_folders.NUMERICS, rngs=nnx.Rngs(1))
-    output = decoder(TOKENS, exit_layer=1)
-    expected = llama_folders.adapter_logits(
-        llama_tensors.adapter_tensors(adapter),
-        *(output.hidden[0], output.head),
-        sizes | llama_folders.NUMERICS,
-    )
-    np.testing.assert_allclose(adapter(TOKENS, output)[0], expected, atol=1e-4)
     config = llama.adapter_config(adapter, decoder)
     assert config["target"]["vocab_size"] == llama_folders.V
     keys = ("exit_layer", "num_key_value_heads", "rms_norm_eps")

@@ -110,9 +110,26 @@ def weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     return Tensors(folder, ignore=_FREQUENCIES).files
 
 
-def check(folder: str | os.PathLike) -> None:
-    """Raises ValueError unless `read` can read the folder; opens only headers of the weights."""
-    _open(folder)
+def check(folder: str | os.PathLike) -> tuple[dict[str, Any], bool, Tensors]:
+    """Checks that `read` can read the folder; of the weights only headers are opened.
+
+    Returns the decoder's arguments, whether its head is tied, and its tensors. Raises ValueError
+    as `read` does, except for values that are not finite.
+    """
+    arguments, path = read_config(folder), pathlib.Path(folder) / CONFIG
+    tied = bool(_read_object(path).get("tie_word_embeddings", False))
+    tensors = Tensors(folder, ignore=_FREQUENCIES)
+    # A damaged number would ask for the shapes of billions of tensors.
+    if arguments["depth"] > len(tensors.shapes):
+        raise ValueError(
+            f"{path}: `{_SIZES['depth']}` is {arguments['depth']}, more than the "
+            f"{len(tensors.shapes)} tensors that lie beside it"
+        )
+    expected = llama_tensors.shapes(arguments)
+    if tied and llama_tensors.HEAD not in tensors.shapes:
+        del expected[llama_tensors.HEAD]
+    tensors.check(expected)
+    return arguments, tied, tensors
 
 
 def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
@@ -135,7 +152,7 @@ def read_split(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[
 
     The parameters are NumPy arrays, since they may exceed the memory of one accelerator.
     """
-    arguments, tied, tensors = _open(folder)
+    arguments, tied, tensors = check(folder)
     parameters = llama_tensors.parameters(arguments, tensors, tied=tied)
     for path, value in jax.tree_util.tree_leaves_with_path(parameters):
         if not np.isfinite(value).all():
@@ -147,24 +164,6 @@ def read_split(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[
     graphdef, params = nnx.split(empty)
     nnx.replace_by_pure_dict(params, parameters)
     return graphdef, params
-
-
-def _open(folder: str | os.PathLike) -> tuple[dict[str, Any], bool, Tensors]:
-    """Returns the decoder's arguments, whether its head is tied, and its tensors, all checked."""
-    arguments, path = read_config(folder), pathlib.Path(folder) / CONFIG
-    tied = bool(_read_object(path).get("tie_word_embeddings", False))
-    tensors = Tensors(folder, ignore=_FREQUENCIES)
-    # A damaged number would ask for the shapes of billions of tensors.
-    if arguments["depth"] > len(tensors.shapes):
-        raise ValueError(
-            f"{path}: `{_SIZES['depth']}` is {arguments['depth']}, more than the "
-            f"{len(tensors.shapes)} tensors that lie beside it"
-        )
-    expected = llama_tensors.shapes(arguments)
-    if tied and llama_tensors.HEAD not in tensors.shapes:
-        del expected[llama_tensors.HEAD]
-    tensors.check(expected)
-    return arguments, tied, tensors
 
 
 def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[str, Any]:

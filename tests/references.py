@@ -15,7 +15,7 @@ def _sum(values):
 
 
 def _times(weight, value):
-    """0 where the weight is 0, whatever the value."""
+    """Multiplies; 0 where the weight is 0, whatever the value."""
     return np.where(weight == 0, 0, weight * np.where(weight == 0, 0, value))
 
 
@@ -26,7 +26,7 @@ def _pair(student, teacher):
 
 
 def log_ratio(student, teacher):
-    """log(q/p), [..., V]."""
+    """Returns log(q/p), [..., V]."""
     return _pair(student, teacher)[-1]
 
 
@@ -94,11 +94,11 @@ def alpha_divergence(student, teacher, alpha=0.5):
 
 
 def affinity(student, teacher, alpha):
-    """log Σ p^α·q^(1-α)."""
+    """Returns log Σ p^α·q^(1-α)."""
     a, b, *_ = _pair(student, teacher)
-    own, other = (alpha * a, (1 - alpha) * b)
+    weighted_a, weighted_b = alpha * a, (1 - alpha) * b
     with np.errstate(invalid="ignore"):
-        log = np.where(np.isneginf(a if alpha >= 0.5 else b), -np.inf, own + other)
+        log = np.where(np.isneginf(a if alpha >= 0.5 else b), -np.inf, weighted_a + weighted_b)
     top = np.maximum(log.max(-1, keepdims=True), -1e300)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return np.where(
@@ -123,7 +123,7 @@ def _chi_squared(student, teacher):
 
 
 def head_share(student, teacher, head=0.5):
-    """Of Σ|q-p|: row by row, equal probabilities together."""
+    """Returns the head's share of Σ|q-p| by row, equal probabilities together."""
     _, _, p, q, _ = _pair(student, teacher)
     shares = np.zeros(p.shape[:-1])
     for index in np.ndindex(shares.shape):
@@ -236,7 +236,7 @@ _BY_LOG_Q = {
 
 
 def gradient(name, student, teacher):
-    """dD/dz of the student's finite logits, [..., V]."""
+    """Returns dD/dz by the student's finite logits, [..., V]."""
     _, _, p, q, r = _pair(student, teacher)
     if name == "cross_entropy_argmax":
         return q - (np.arange(q.shape[-1]) == np.argmax(teacher, -1)[..., None])
@@ -245,8 +245,8 @@ def gradient(name, student, teacher):
         whole = gradient(name.removesuffix("(smoothing=0.1)"), student, teacher)
         return 0.9 * whole + 0.1 * (q - present / present.sum(-1, keepdims=True))
     if name == "cross_entropy_top_k(k=3)":
-        kept = np.where(_largest(teacher, 3), p, 0)
-        return q * kept.sum(-1, keepdims=True) - kept
+        top = np.where(_largest(teacher, 3), p, 0)
+        return q * top.sum(-1, keepdims=True) - top
     if name == "adaptive_kl":
         share = head_share(student, teacher)[..., None]
         return share * gradient("forward_kl", student, teacher) + (1 - share) * gradient(

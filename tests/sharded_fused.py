@@ -1,5 +1,4 @@
-"""Run as a program with 8 host devices: tokens over one axis, heads' classes over the other, all as
-on one device."""
+"""A program with 8 host devices: tokens over one axis, classes over the other, as on one device."""
 
 import re
 
@@ -16,18 +15,16 @@ MESHES = {"data and tensor": (2, 4), "data": (8, 1), "tensor": (1, 8)}
 
 
 def total(student, teacher, weights, *, loss="kl", **options):
-    made = jaxdiv.linear_divergence(
-        loss, *student, *teacher, weights=weights, chunk=CHUNK, **options
-    )
-    return made.sum()
+    options = {"weights": weights, "chunk": CHUNK, **options}
+    return jaxdiv.linear_divergence(loss, *student, *teacher, **options).sum()
 
 
-def check(name, shape, given, expected):
+def check(name, shape, inputs, expected):
     mesh = jax.make_mesh(shape, ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     tokens, head = (
         jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P(None, "tensor"))
     )
-    (hidden, matrix), (teacher_hidden, teacher_matrix), weights = given
+    (hidden, matrix), (teacher_hidden, teacher_matrix), weights = inputs
     put = jax.device_put
     spread = (
         (put(hidden, tokens), put(matrix, head)),
@@ -39,10 +36,9 @@ def check(name, shape, given, expected):
             run = jax.jit(
                 jax.value_and_grad(lambda *x, mode=mode: total(*x, mode=mode, tokens_over="data"))
             )
-            for made, right in zip(*map(jax.tree.leaves, (run(*spread), expected)), strict=True):
-                np.testing.assert_allclose(
-                    made, right, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {mode}"
-                )
+            tolerance = {"rtol": 1e-4, "atol": 1e-6, "err_msg": f"{name}, {mode}"}
+            for leaf, right in zip(*map(jax.tree.leaves, (run(*spread), expected)), strict=True):
+                np.testing.assert_allclose(leaf, right, **tolerance)
             np.testing.assert_allclose(
                 total(*spread, mode=mode, tokens_over="data"), expected[0], rtol=1e-4
             )
@@ -57,8 +53,7 @@ def check(name, shape, given, expected):
 
 
 def check_traffic(program):
-    """Of every token the gradient by its hidden state is added up over the classes, and a few
-    numbers beside it."""
+    """Checks that a token sends its gradient by hidden states and a few numbers beside it."""
     tokens = TOKENS[0] * TOKENS[1]
     sent = sum(kind.size for kind in cost_model.estimate(program).collectives.values()) / (
         4 * tokens
@@ -74,13 +69,13 @@ def main():
         jnp.asarray(rng.normal(size=shape), jnp.float32) / 3 for shape in shapes
     )
     weights = jnp.asarray(rng.uniform(size=TOKENS), jnp.float32)
-    given = (hidden, matrix), tuple(teacher), weights
-    expected = jax.jit(jax.value_and_grad(total))(*given)
+    inputs = (hidden, matrix), tuple(teacher), weights
+    expected = jax.jit(jax.value_and_grad(total))(*inputs)
     for name, shape in MESHES.items():
-        check(name, shape, given, expected)
+        check(name, shape, inputs, expected)
     explicit = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(explicit), pytest.raises(ValueError, match="axes are all of type Auto"):
-        total(*given, tokens_over="data")
+        total(*inputs, tokens_over="data")
 
 
 if __name__ == "__main__":

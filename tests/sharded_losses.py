@@ -1,5 +1,4 @@
-"""Run as a program with 8 host devices: rows over one axis, classes over the other, every loss as
-on one device."""
+"""A program with 8 host devices: rows over one axis, classes over the other, as on one device."""
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +6,10 @@ import numpy as np
 
 import jaxdiv
 
-TEXTS = [
-    "ce",
-    "ce_argmax",
-    "kl",
-    "rkl",
-    "jsd(beta=0.3)",
-    "tv",
-    "nla",
-    "lk_hybrid",
-    "renyi",
-    "pearson",
-    "akl",
-    "z_loss",
-]
+TEXTS = (
+    "ce", "ce_argmax", "kl", "rkl", "jsd(beta=0.3)", "tv", "nla", "lk_hybrid", "renyi", "pearson",
+    "akl", "z_loss",
+)  # fmt: skip
 
 
 def main():

@@ -1,6 +1,6 @@
-"""Acceptance rules against float64 NumPy; target calls against enumeration and against decoding
-itself."""
+"""Acceptance rules against float64 NumPy; target calls against enumeration and decoding."""
 
+import functools
 import itertools
 
 import jax
@@ -17,13 +17,11 @@ TEMPERATURES = (0.25, 1.0, 20.0)
 
 
 def rows():
-    """Student and teacher logits [rows, V]: ordinary, near equality, one-hot, missing classes, very
-    far apart."""
+    """Returns student and teacher logits [rows, V]: ordinary, nearly equal and at the edges."""
     rng = np.random.default_rng(0)
     teacher = 3 * rng.normal(size=(32, 40)).astype(np.float32)
-    student = teacher + np.repeat([1.0, 0.1, 1e-3, 1e-5], 8)[:, None] * rng.normal(
-        size=teacher.shape
-    )
+    distances = np.repeat([1.0, 0.1, 1e-3, 1e-5], 8)[:, None]
+    student = teacher + distances * rng.normal(size=teacher.shape)
     edges = np.zeros((5, 40), np.float32)
     edges[0, 3], edges[1, 3], edges[2, :7], edges[3, 5] = 60, 1e4, -np.inf, -1e4
     other = np.roll(edges, 1, axis=0)
@@ -57,9 +55,8 @@ def test_rules_agree_with_float64(temperature):
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_sampling_is_what_total_variation_leaves(temperature):
     distance = divergences.total_variation(STUDENT / temperature, TEACHER / temperature)
-    np.testing.assert_allclose(
-        acceptance.sampling(STUDENT, TEACHER, temperature=temperature) + distance, 1, rtol=5e-7
-    )
+    accepted = acceptance.sampling(STUDENT, TEACHER, temperature=temperature)
+    np.testing.assert_allclose(accepted + distance, 1, rtol=5e-7)
 
 
 def test_every_rule_is_greedy_match_at_temperature_0():
@@ -67,9 +64,8 @@ def test_every_rule_is_greedy_match_at_temperature_0():
     assert 0 < match.mean() < 1
     np.testing.assert_array_equal(acceptance.greedy_match(STUDENT, TEACHER), match)
     for rule in acceptance.BY_TEMPERATURE.values():
-        np.testing.assert_array_equal(
-            rule(STUDENT, TEACHER, temperature=0), match, err_msg=rule.__name__
-        )
+        accepted = rule(STUDENT, TEACHER, temperature=0)
+        np.testing.assert_array_equal(accepted, match, err_msg=rule.__name__)
 
 
 @pytest.mark.parametrize("rule", [*acceptance.BY_TEMPERATURE.values(), acceptance.greedy_match])
@@ -81,71 +77,81 @@ def test_nan_is_never_accepted(rule):
 
 @pytest.mark.parametrize("name", acceptance.BY_TEMPERATURE)
 def test_jit_and_vmap_give_the_same(name):
-    def at(student, teacher):
-        return jnp.stack(
-            [acceptance.BY_TEMPERATURE[name](student, teacher, temperature=t) for t in TEMPERATURES]
-        )
+    rule = acceptance.BY_TEMPERATURE[name]
 
-    got = jax.jit(jax.vmap(at, out_axes=-1))(STUDENT, TEACHER)
-    np.testing.assert_allclose(got, at(STUDENT, TEACHER), rtol=1e-6, atol=1e-37)
+    def every(student, teacher):
+        return jnp.stack([rule(student, teacher, temperature=t) for t in TEMPERATURES])
+
+    got = jax.jit(jax.vmap(every, out_axes=-1))(STUDENT, TEACHER)
+    np.testing.assert_allclose(got, every(STUDENT, TEACHER), rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("temperature", [0, *TEMPERATURES])
 def test_mean_over_the_targets_tokens_is_the_rule(temperature):
     _, p = exact(temperature) if temperature else (None, np.eye(40)[np.argmax(TEACHER, axis=-1)])
     every = np.arange(40)[:, None] * np.ones(len(p), int)
-    for given, rule in (
-        (
-            acceptance.sampling_given(STUDENT[None], TEACHER[None], every, temperature=temperature),
-            acceptance.sampling,
-        ),
-        (acceptance.greedy_given(STUDENT[None], every), acceptance.greedy_draft),
-    ):
-        mean = np.where(p.T > 0, p.T * np.asarray(given, np.float64), 0).sum(axis=0)
+    at = {"temperature": temperature}
+    sampled = acceptance.sampling_given(STUDENT[None], TEACHER[None], every, **at)
+    greedy = acceptance.greedy_given(STUDENT[None], every)
+    for chances, rule in ((sampled, acceptance.sampling), (greedy, acceptance.greedy_draft)):
+        mean = np.where(p.T > 0, p.T * np.asarray(chances, np.float64), 0).sum(axis=0)
         # The quotient's error is that of two log-probabilities of size up to 100.
-        np.testing.assert_allclose(
-            mean, rule(STUDENT, TEACHER, temperature=temperature), rtol=2e-5, atol=1e-37
-        )
+        np.testing.assert_allclose(mean, rule(STUDENT, TEACHER, **at), rtol=2e-5, atol=1e-37)
 
 
-def test_target_calls_agree_with_enumeration():
-    """Every outcome of the accept coins of a short text, decoded by hand."""
-    gamma, length = 3, 9
-    accept = np.random.default_rng(1).random(length)
+def enumerated(accept, sure, gamma):
+    """Decodes by hand every outcome of the accept coins of a short text."""
+    length = len(accept)
     begins, passed, rounds = np.zeros(length), np.zeros(gamma), 0.0
     for coins in itertools.product([0, 1], repeat=length):
         weight, start = np.prod(np.where(coins, accept, 1 - accept)), 0
         while start < length:
-            kept = next(
-                (k for k, coin in enumerate(coins[start : start + gamma]) if not coin), gamma
-            )
+            stops = [*sure, *[True] * gamma][start : start + gamma - 1]
+            drafts = next((k + 1 for k, goes_on in enumerate(stops) if not goes_on), gamma)
+            coins_of_round = enumerate(coins[start : start + drafts])
+            accepted = next((k for k, coin in coins_of_round if not coin), drafts)
             begins[start] += weight
             if start + gamma <= length:
                 rounds += weight
-                passed[:kept] += weight
-            start += kept + 1
+                passed[:accepted] += weight
+            start += accepted + 1
+    return begins, passed, rounds
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_target_calls_agree_with_enumeration(stops):
+    gamma, length, rng = 3, 9, np.random.default_rng(1 + stops)
+    accept = rng.random(length)
+    sure = rng.random(length) < 0.6 if stops else np.ones(length, bool)
+    begins, passed, rounds = enumerated(accept, sure, gamma)
     padded = jnp.asarray([*accept, np.nan, 0.5], jnp.float32)
-    got = acceptance.renewal(padded, length, gamma=gamma)
+    options = {"gamma": gamma, "sure": np.append(sure, [True, False]) if stops else None}
+    got = acceptance.renewal(padded, length, **options)
     np.testing.assert_allclose(got, [*begins, 0, 0], rtol=1e-5)
-    np.testing.assert_allclose(
-        acceptance.calls(padded, length, gamma=gamma), begins.sum(), rtol=1e-6
-    )
-    accepted, counted = acceptance.accepted_at(padded, length, gamma=gamma)
+    calls = acceptance.calls(padded, length, **options)
+    np.testing.assert_allclose(calls, begins.sum(), rtol=1e-6)
+    accepted, counted = acceptance.accepted_at(padded, length, **options)
     np.testing.assert_allclose(accepted, passed, rtol=1e-5)
     np.testing.assert_allclose(counted, [rounds] * gamma, rtol=1e-5)
+
+
+def test_drafts_that_are_always_or_never_sure():
+    accept = jnp.asarray(np.random.default_rng(2).random(9), jnp.float32)
+    for sure in (True, None):
+        same = acceptance.renewal(accept, 9, gamma=3, sure=sure)
+        np.testing.assert_array_equal(same, acceptance.renewal(accept, 9, gamma=3))
+    never = acceptance.renewal(accept, 9, gamma=3, sure=False)
+    np.testing.assert_allclose(never, acceptance.renewal(accept, 9, gamma=1), rtol=1e-6)
 
 
 def test_texts_of_a_batch_are_independent():
     accept = jax.random.uniform(jax.random.key(0), (2, 3, 20))
     valid = jnp.array([[20, 11, 1], [0, 20, 3]])
-    for function in (
-        acceptance.renewal,
-        acceptance.calls,
-        lambda a, v, gamma: acceptance.accepted_at(a, v, gamma=gamma),
-    ):
-        together = function(accept, valid, gamma=4)
-        alone = jax.jit(jax.vmap(jax.vmap(lambda a, v, f=function: f(a, v, gamma=4))))(
-            accept, valid
+    for function in (acceptance.renewal, acceptance.calls, acceptance.accepted_at):
+        function = functools.partial(function, gamma=4)
+        together, alone = (
+            function(accept, valid),
+            jax.jit(jax.vmap(jax.vmap(function)))(accept, valid),
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, alone)
     assert acceptance.calls(accept, valid, gamma=4)[0, 2] == 1
@@ -166,93 +172,51 @@ def test_bad_gamma_is_refused(gamma):
         acceptance.renewal(jnp.ones(3), 3, gamma=gamma)
 
 
-def test_target_calls_agree_with_enumeration_where_drafting_may_stop():
-    gamma, length, rng = 3, 9, np.random.default_rng(2)
-    accept, sure = rng.random(length), rng.random(length) < 0.6
-    begins, passed = np.zeros(length), np.zeros(gamma)
-    for coins in itertools.product([0, 1], repeat=length):
-        weight, start = np.prod(np.where(coins, accept, 1 - accept)), 0
-        while start < length:
-            drafts = next(
-                (k + 1 for k in range(gamma - 1) if not [*sure, *[True] * gamma][start + k]), gamma
-            )
-            kept = next(
-                (k for k, coin in enumerate(coins[start : start + drafts]) if not coin), drafts
-            )
-            begins[start] += weight
-            if start + gamma <= length:
-                passed[:kept] += weight
-            start += kept + 1
-    accept = jnp.asarray(accept, jnp.float32)
-    np.testing.assert_allclose(
-        acceptance.renewal(accept, length, gamma=gamma, sure=sure), begins, rtol=1e-5
-    )
-    accepted, _ = acceptance.accepted_at(accept, length, gamma=gamma, sure=sure)
-    np.testing.assert_allclose(accepted, passed, rtol=1e-5)
-    for value in (True, None):
-        same = acceptance.renewal(accept, length, gamma=gamma, sure=value)
-        np.testing.assert_array_equal(same, acceptance.renewal(accept, length, gamma=gamma))
-    never = acceptance.renewal(accept, length, gamma=gamma, sure=False)
-    np.testing.assert_allclose(never, acceptance.renewal(accept, length, gamma=1), rtol=1e-6)
+DECODED = (
+    ("sampling", 1, 0), ("sampling", 4, 0), ("sampling", 4, 0.6), ("greedy", 1, 0), ("greedy", 4, 0)
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("rule", "gamma", "eta"),
-    [
-        ("sampling", 1, 0.0),
-        ("sampling", 4, 0.0),
-        ("sampling", 4, 0.6),
-        ("greedy", 1, 0.0),
-        ("greedy", 4, 0.0),
-    ],
-)
+@pytest.mark.parametrize(("rule", "gamma", "eta"), DECODED)
 def test_target_calls_agree_with_decoding(rule, gamma, eta):
-    """The expected calls given a text, against the calls of the decoder that wrote it and on the
-    target's own texts."""
+    """Compares expected calls with those of the decoder that wrote a text, and with plain texts."""
     rng = np.random.default_rng(gamma)
     texts, length = 20_000, 40
     target, draft = decoding.chains(rng, classes=5)
-    used = np.eye(5)[np.argmax(draft, axis=-1)] if rule == "greedy" else draft
+    drafting = np.eye(5)[np.argmax(draft, axis=-1)] if rule == "greedy" else draft
     tokens, calls, rounds, accepted = decoding.speculative_text(
-        rng, target, used, texts, length, gamma, eta=eta
+        rng, target, drafting, texts, length, gamma, eta=eta
     )
 
     def before(tokens):
         return np.concatenate([np.zeros((texts, 1), int), tokens[:, :-1]], axis=1)
 
     def chances(tokens):
+        log_q, log_p = (np.log(chain)[before(tokens)] for chain in (draft, target))
         if rule == "greedy":
-            return acceptance.greedy_given(np.log(draft)[before(tokens)], tokens)
-        return acceptance.sampling_given(
-            np.log(draft)[before(tokens)], np.log(target)[before(tokens)], tokens
-        )
+            return acceptance.greedy_given(log_q, tokens)
+        return acceptance.sampling_given(log_q, log_p, tokens)
 
-    def given(tokens):
-        return {"accept": chances(tokens), "sure": used.max(axis=-1)[before(tokens)] >= eta}
+    def arguments(tokens):
+        sure = drafting.max(axis=-1)[before(tokens)] >= eta
+        return {"accept": chances(tokens), "sure": sure, "valid": length, "gamma": gamma}
 
-    expected = acceptance.calls(**given(tokens), valid=length, gamma=gamma)
-    expected_accepted, expected_rounds = acceptance.accepted_at(
-        **given(tokens), valid=length, gamma=gamma
-    )
-    own = decoding.plain_text(rng, target, texts, length)
-    expected_own = acceptance.calls(**given(own), valid=length, gamma=gamma)
-
-    zs = [
-        z_score(calls, expected),
-        z_score(rounds, expected_rounds[:, 0]),
-        two_sample_z(calls, expected_own),
-    ]
+    expected = acceptance.calls(**arguments(tokens))
+    expected_accepted, expected_rounds = acceptance.accepted_at(**arguments(tokens))
+    plain = decoding.plain_text(rng, target, texts, length)
+    expected_plain = acceptance.calls(**arguments(plain))
+    zs = [z_score(calls, expected), z_score(rounds, expected_rounds[:, 0])]
+    zs.append(two_sample_z(calls, expected_plain))
     zs += [z_score(a, b) for a, b in zip(accepted.T, np.asarray(expected_accepted).T, strict=True)]
     assert np.max(np.abs(zs)) < 4, zs
-    alpha = np.asarray(chances(own)).mean()
+    alpha = np.asarray(chances(plain)).mean()
     iid = length / acceptance.tokens_per_call_iid(alpha, gamma)
-    assert (
-        gamma == 1 or abs(z_score(calls, np.full(texts, iid))) > 5
-    )  # so few texts do tell formulas apart
+    # The texts are enough to tell the formulas apart.
+    assert gamma == 1 or abs(z_score(calls, np.full(texts, iid))) > 5
 
 
 def test_the_simulated_decoder_is_lossless():
-    """Else it would be no reference: its texts' last two tokens are distributed as the target's."""
+    """Checks that its texts' last two tokens are distributed as the target's."""
     rng = np.random.default_rng(7)
     target, draft = decoding.chains(rng, classes=5)
     tokens, *_ = decoding.speculative_text(rng, target, draft, 50_000, 6, 3)
@@ -262,7 +226,7 @@ def test_the_simulated_decoder_is_lossless():
 
 
 def z_score(observed, expected):
-    """Of the mean difference of two paired samples; 0 where they are the same."""
+    """Returns the z-score of two paired samples' mean difference; 0 if they are the same."""
     difference = np.asarray(observed, float) - np.asarray(expected, float)
     error = difference.std(ddof=1) / np.sqrt(difference.size)
     return 0.0 if np.abs(difference).max() < 1e-4 else difference.mean() / error

@@ -1,8 +1,8 @@
-"""A loss split into its classes: gauges, shares, movers, and the command on given distributions and
-on a run."""
+"""Losses split into classes: gauges, shares, movers; the command on distributions and on a run."""
 
 import collections
 import csv
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -48,17 +48,10 @@ WRITTEN = {
     "tv": lambda p, q: 0.5 * abs(q - p),
     "0.5*kl + 2*tv": lambda p, q: 0.5 * p * np.log(p / q) + abs(q - p),
 }
-MENU = [
-    *WRITTEN,
-    "alpha",
-    "renyi",
-    "nla",
-    "lk_hybrid",
-    "ce_argmax",
-    "ce_top_k(k=3)",
-    "ce_data",
+TEXTS = (
+    *WRITTEN, "alpha", "renyi", "nla", "lk_hybrid", "ce_argmax", "ce_top_k(k=3)", "ce_data",
     "kl + 0.1*ce_data",
-]
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", WRITTEN)
@@ -68,8 +61,8 @@ def test_parts_are_the_formula_as_written(text):
     np.testing.assert_allclose(raw, WRITTEN[text](p, q), rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("text", MENU)
-def test_parts_sum_to_the_loss_and_the_gradient_is_its_gradient(text):
+@pytest.mark.parametrize("text", TEXTS)
+def test_parts_sum_to_the_loss_and_its_gradient(text):
     loss = jaxdiv.get(text)
     for gauge in set(gauges(text)) - {"gradient"}:
         parts = contributions(text, STUDENT, TEACHER, gauge=gauge)
@@ -77,7 +70,7 @@ def test_parts_sum_to_the_loss_and_the_gradient_is_its_gradient(text):
         assert gauge == "raw" or (parts >= 0).all()
     gradient = contributions(text, STUDENT, TEACHER, gauge="gradient", labels=LABELS)
     np.testing.assert_allclose(gradient.sum(-1), 0, atol=1e-6)
-    if text == "lk_hybrid":  # its weight is taken as a constant
+    if text == "lk_hybrid":  # its weight is a constant
         weight = jnp.exp(-3 * (1 - jaxdiv.total_variation(STUDENT, TEACHER)))[:, None]
         kl, tv = (contributions(name, STUDENT, TEACHER, gauge="gradient") for name in ("kl", "tv"))
         np.testing.assert_allclose(gradient, weight * kl + (1 - weight) * tv, rtol=1e-5, atol=1e-7)
@@ -92,64 +85,57 @@ def test_parts_sum_to_the_loss_and_the_gradient_is_its_gradient(text):
 )
 def test_gauges_differ_by_a_multiple_of_the_excess(text, multiple):
     p, q = jax.nn.softmax(TEACHER), jax.nn.softmax(STUDENT)
-    moved = contributions(text, STUDENT, TEACHER) - contributions(
-        text, STUDENT, TEACHER, gauge="raw"
-    )
-    np.testing.assert_allclose(moved, multiple * (q - p), atol=1e-6)
+    fixed, raw = (contributions(text, STUDENT, TEACHER, gauge=g) for g in ("fixed", "raw"))
+    np.testing.assert_allclose(fixed - raw, multiple * (q - p), atol=1e-6)
 
 
-def test_shares_of_cross_entropy_and_kl_differ_and_their_gradients_do_not():
-    of = {
-        t: {g: contributions(t, STUDENT, TEACHER, gauge=g) for g in gauges(t)} for t in ("ce", "kl")
-    }
-    assert float(abs(shares(of["ce"]["raw"]) - shares(of["kl"]["raw"])).max()) > 0.05
-    np.testing.assert_allclose(of["ce"]["gradient"], of["kl"]["gradient"], rtol=1e-4, atol=1e-7)
+def test_shares_of_ce_and_kl_differ_and_their_gradients_do_not():
+    def both(gauge):
+        return (contributions(text, STUDENT, TEACHER, gauge=gauge) for text in ("ce", "kl"))
+
+    of_ce, of_kl = map(shares, both("raw"))
+    assert float(abs(of_ce - of_kl).max()) > 0.05
+    np.testing.assert_allclose(*both("gradient"), rtol=1e-4, atol=1e-7)
 
 
 def test_classes_that_one_side_lacks_have_no_nan():
-    here = jnp.array([[0.0, 1.0, -jnp.inf, -jnp.inf, 300.0]])
-    there = jnp.array([[0.0, -jnp.inf, 1.0, -jnp.inf, -200.0]])
+    first = jnp.array([[0.0, 1.0, -jnp.inf, -jnp.inf, 300.0]])
+    second = jnp.array([[0.0, -jnp.inf, 1.0, -jnp.inf, -200.0]])
     for text in WRITTEN:
-        for pair in ((here, there), (there, here)):
-            for gauge in gauges(text):
-                parts = contributions(text, *pair, gauge=gauge)
-                assert not np.isnan(parts).any()
-                assert parts[0, 3] < 1e-30
-                np.testing.assert_allclose(
-                    shares(parts).sum(), 1, rtol=1e-5, atol=float((parts == 0).all())
-                )
+        for pair, gauge in itertools.product(((first, second), (second, first)), gauges(text)):
+            parts = contributions(text, *pair, gauge=gauge)
+            assert not np.isnan(parts).any()
+            assert parts[0, 3] < 1e-30
+            tolerance = float((parts == 0).all())
+            np.testing.assert_allclose(shares(parts).sum(), 1, rtol=1e-5, atol=tolerance)
 
 
 def test_shares_sum_to_1_and_to_0_where_there_is_nothing():
-    found = shares(jnp.array([[0.0, 0, 0], [1, -2, 1], [jnp.inf, -jnp.inf, 1], [1, 3e38, -3e38]]))
-    np.testing.assert_allclose(
-        found, [[0, 0, 0], [0.25, 0.5, 0.25], [0.5, 0.5, 0], [0, 0.5, 0.5]], atol=1e-30
-    )
+    parts = jnp.array([[0.0, 0, 0], [1, -2, 1], [jnp.inf, -jnp.inf, 1], [1, 3e38, -3e38]])
+    expected = [[0, 0, 0], [0.25, 0.5, 0.25], [0.5, 0.5, 0], [0, 0.5, 0.5]]
+    np.testing.assert_allclose(shares(parts), expected, atol=1e-30)
     np.testing.assert_allclose(shares(TEACHER).sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(shares(np.array([1, -2, 1])), [0.25, 0.5, 0.25])
 
 
 def test_top_movers_are_the_largest_and_ties_go_by_class():
     parts = jnp.asarray(RNG.integers(-4, 5, size=(6, 3, 20)), jnp.float32)
-    found = jax.jit(lambda parts: top_movers(parts, 7))(parts)
+    movers = jax.jit(lambda parts: top_movers(parts, 7))(parts)
     expected = np.argsort(-np.abs(parts), axis=-1, kind="stable")[..., :7]
-    np.testing.assert_array_equal(found.classes, expected)
-    np.testing.assert_array_equal(found.parts, np.take_along_axis(np.asarray(parts), expected, -1))
+    np.testing.assert_array_equal(movers.classes, expected)
+    np.testing.assert_array_equal(movers.parts, np.take_along_axis(np.asarray(parts), expected, -1))
     for k in (0, 21):
-        with pytest.raises(
-            ValueError, match=f"`k` must be from 1 to the number of classes, 20, got {k}"
-        ):
+        message = f"`k` must be from 1 to the number of classes, 20, got {k}"
+        with pytest.raises(ValueError, match=message):
             top_movers(parts, k)
 
 
 def test_the_posts_numbers():
-    parts = {
-        text: contributions(text, jnp.log(Q), jnp.log(P), gauge="raw") for text in ("ce", "kl")
-    }
+    pair = jnp.log(Q), jnp.log(P)
+    parts = {text: contributions(text, *pair, gauge="raw") for text in ("ce", "kl")}
     np.testing.assert_allclose(parts["ce"], -P * np.log(Q), rtol=1e-6)
     np.testing.assert_allclose(parts["kl"], P * np.log(P / Q), rtol=1e-5)
-    # As the post prints them. Of its first KL, logarithms that nearly cancel left float32 four
-    # digits.
+    # As the post prints them; the logarithms of its first KL nearly cancel, to four digits.
     printed = {
         "ce": [0.020799191668629646, 0.039120230823755264, 0.06907755136489868],
         "kl": [0.0010005577933043242, -0.006931471638381481, 0.02302584983408451],
@@ -157,29 +143,22 @@ def test_the_posts_numbers():
     np.testing.assert_allclose(parts["ce"], printed["ce"], rtol=1e-5)
     np.testing.assert_allclose(parts["kl"], printed["kl"], rtol=1e-4)
     for text in ("ce", "kl"):
-        gradient = contributions(text, jnp.log(Q), jnp.log(P), gauge="gradient")
+        gradient = contributions(text, *pair, gauge="gradient")
         np.testing.assert_allclose(gradient, Q - P, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("text", "gauge", "message"),
-    [
-        ("kl", "free", r"`gauge` must be one of raw, fixed, gradient, got 'free'"),
-        (
-            "alpha",
-            "raw",
-            r"`alpha_divergence` has no parts in the gauge raw; use fixed or gradient",
-        ),
-        (
-            "kl + nla",
-            "fixed",
-            r"`negative_log_acceptance` has no parts in the gauge fixed; use gradient",
-        ),
-        ("ce_data", "gradient", r"`ce_data` needs `labels`"),
-        ("klx", "fixed", r"unknown loss `klx`"),
-    ],
-)
-def test_what_has_no_parts_is_refused_by_name(text, gauge, message):
+WITHOUT_PARTS = {
+    "`gauge` must be one of raw, fixed, gradient, got 'free'": ("kl", "free"),
+    "`alpha_divergence` has no parts in the gauge raw; use fixed or gradient": ("alpha", "raw"),
+    "`negative_log_acceptance` has no parts in the gauge fixed": ("kl + nla", "fixed"),
+    "`ce_data` needs `labels`": ("ce_data", "gradient"),
+    "unknown loss `klx`": ("klx", "fixed"),
+}
+
+
+@pytest.mark.parametrize("message", WITHOUT_PARTS)
+def test_losses_without_parts_are_refused(message):
+    text, gauge = WITHOUT_PARTS[message]
     with pytest.raises(ValueError, match=message):
         contributions(text, STUDENT, TEACHER, gauge=gauge)
 
@@ -191,34 +170,25 @@ def test_by_rank_is_what_a_loop_over_the_ranks_gives():
     assert contributions_by_rank.rank_bins(40)[-3:].tolist() == [[9, 16], [17, 32], [33, 40]]
     tied = TEACHER.at[:, 4].set(TEACHER[:, 2])
     order, places = contributions_by_rank.rank(tied, LABELS)
-    found = contributions_by_rank.by_rank(
-        ("rkl", "ce_data"),
-        jnp.take_along_axis(STUDENT, order, axis=-1),
-        jnp.take_along_axis(tied, order, axis=-1),
-        places,
-    )
-    assert found.keys() == {
-        contributions_by_rank.TEACHER,
-        ("rkl", "fixed"),
-        ("rkl", "gradient"),
-        ("ce_data", "gradient"),
-    }
-    for loss, gauge in found.keys() - {contributions_by_rank.TEACHER}:
+    sides = (jnp.take_along_axis(side, order, axis=-1) for side in (STUDENT, tied))
+    binned = contributions_by_rank.by_rank(("rkl", "ce_data"), *sides, places)
+    keys = {("rkl", "fixed"), ("rkl", "gradient"), ("ce_data", "gradient")}
+    assert binned.keys() == {contributions_by_rank.TEACHER, *keys}
+    for loss, gauge in keys:
         parts = np.asarray(contributions(loss, STUDENT, tied, gauge=gauge, labels=LABELS))
-        np.testing.assert_allclose(
-            found[loss, gauge], _by_rank(parts, np.asarray(tied), bins), rtol=1e-5, atol=1e-6
-        )
+        expected = _by_rank(parts, np.asarray(tied), bins)
+        np.testing.assert_allclose(binned[loss, gauge], expected, rtol=1e-5, atol=1e-6)
 
 
 def _by_rank(parts, teacher_logits, bins):
-    """[N, 2, B]."""
-    made = np.zeros((len(parts), 2, len(bins)))
+    """Returns shares and parts [N, 2, B] by a loop."""
+    sums = np.zeros((len(parts), 2, len(bins)))
     for n, row in enumerate(parts):
         by_rank = sorted(range(len(row)), key=lambda c, n=n: (-teacher_logits[n, c], c))
         for b, (low, high) in enumerate(bins):
             for c in by_rank[low - 1 : high]:
-                made[n, :, b] += abs(row[c]) / np.abs(row).sum(), row[c]
-    return made
+                sums[n, :, b] += abs(row[c]) / np.abs(row).sum(), row[c]
+    return sums
 
 
 def test_the_command_prints_the_posts_table_and_draws_it(tmp_path):
@@ -262,19 +232,17 @@ REFUSED = {
 
 def test_bad_input_is_refused_by_name(tmp_path):
     images = [f"--workdir={commands.of_images(tmp_path / 'images')}"]
-    *ended, bare, of_text = commands.many(
-        "contributions", [*(given.split() for given in REFUSED), [], images]
-    )
+    arguments = [*(text.split() for text in REFUSED), [], images]
+    *ended, bare, of_text = commands.many("contributions", arguments)
     runs.check_refusal(of_text, commands.OF_TEXT)
-    for done, told in zip(ended, REFUSED.values(), strict=True):
-        runs.check_refusal(done, "error: " + told)
+    for process, message in zip(ended, REFUSED.values(), strict=True):
+        runs.check_refusal(process, "error: " + message)
     runs.check_refusal(bare, "give two distributions, such as --p=.98,.01,.01", "or a run")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run whose models were saved as they began: how much they learned, looking at them does not
-    ask."""
+    """Returns a run whose models were saved untrained, as contributions need no training."""
     folder = tmp_path_factory.mktemp("contributions")
     config = smoke.get_config()
     config.losses, config.data.files = "ce", f"{runs.write_texts(folder / 'texts')}/*.txt"
@@ -309,36 +277,36 @@ def test_the_command_shows_a_run_by_rank(finished, tmp_path):
         ("teacher", "probability"), ("ce", "fixed"), ("kl", "fixed"),
         ("ce", "gradient"), ("kl", "gradient"), ("nla", "gradient"), ("ce_data", "gradient"),
     }  # fmt: skip
-    for mine in of.values():
-        np.testing.assert_allclose(sum(float(row["share"]) for row in mine), 1, rtol=1e-5)
-        assert all(
-            float(row["share_low"]) <= float(row["share"]) <= float(row["share_high"])
-            for row in mine
+    for rows in of.values():
+        share, low, high = (
+            np.array([float(row[name]) for row in rows])
+            for name in ("share", "share_low", "share_high")
         )
+        np.testing.assert_allclose(share.sum(), 1, rtol=1e-5)
+        assert ((low <= share) & (share <= high)).all()
     for loss in ("ce", "kl"):
         for column, expected in zip(("share", "part"), _by_hand(finished), strict=True):
-            found = [float(row[column]) for row in of[loss, "gradient"]]
-            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+            values = [float(row[column]) for row in of[loss, "gradient"]]
+            np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-6)
+    of_each = contributions_by_rank.OWN
     with pytest.raises(ValueError, match="has no students of loss 'kl'; it has ce"):
-        contributions_by_rank.measure(
-            Workdir(finished), losses=["kl"], student=contributions_by_rank.OWN
-        )
+        contributions_by_rank.measure(Workdir(finished), losses=["kl"], student=of_each)
 
 
 def _by_hand(folder):
-    """Mean share and part of cross-entropy's gradient over seeds and positions, [2, B]."""
+    """Averages share and part of cross-entropy's gradient over seeds and positions, [2, B]."""
     run = Workdir(folder)
     spec, corpus = run.spec(), run_data.TextData.load(run)
     guide = teacher.restore(spec.teacher, run, corpus.tokenizer.vocab_size)
     context = contexts.make("corpus", spec.evaluation, corpus, guide)
     shared = jax.jit(students.teacher_forward(spec.student, guide))(guide.params, context.inputs)
-    here, bins = context.weights > 0, contributions_by_rank.rank_bins(corpus.tokenizer.vocab_size)
+    counted, size = context.weights > 0, corpus.tokenizer.vocab_size
+    bins = contributions_by_rank.rank_bins(size)
     means = []
     for seed in spec.seeds:
         student = students.restore_one(str(folder), loss="ce", seed=seed)
-        logits = jax.jit(lambda inputs, shared, student=student: student(inputs, shared))(
-            context.inputs, shared
-        )
+        forward = jax.jit(lambda inputs, shared, student=student: student(inputs, shared))
+        logits = forward(context.inputs, shared)
         gradient = np.asarray(jax.nn.softmax(logits) - jax.nn.softmax(shared.logits))
-        means.append(_by_rank(gradient[here], np.asarray(shared.logits)[here], bins).mean(0))
+        means.append(_by_rank(gradient[counted], np.asarray(shared.logits)[counted], bins).mean(0))
     return np.mean(means, axis=0)

@@ -1,5 +1,4 @@
-"""How exact the losses are: against mpmath, at logits that leave the range of float32, in low
-precision, and by law."""
+"""Exactness of the losses: against mpmath, beyond float32's range, in low precision, by law."""
 
 import hypothesis
 import hypothesis.extra.numpy as arrays
@@ -89,7 +88,7 @@ def _probabilities(logits):
 
 
 def _exact(texts, student, teacher):
-    """{text: [rows] of mpmath numbers}, from logits [rows, V]."""
+    """Returns {text: [rows] of mpmath numbers} for logits [rows, V]."""
     with mpmath.workdps(1200):
         pairs = [
             (_probabilities(t), _probabilities(s)) for s, t in zip(student, teacher, strict=True)
@@ -109,69 +108,64 @@ def test_float64_is_exact_to_1e_12():
     exact = _exact(EXACT, student, teacher)
     with jax.enable_x64(True):
         for text in EXACT:
-            assert (
-                _relative_errors(jaxdiv.get(text)(student, teacher), exact[text]).max() < 1e-12
-            ), text
+            errors = _relative_errors(jaxdiv.get(text)(student, teacher), exact[text])
+            assert errors.max() < 1e-12, text
 
 
 SCALES = [10, 30, 60, 100, 200, 300, 1e4]
 
 
-def test_large_logits_are_exact_as_far_as_float32_holds_the_value_and_infinite_beyond():
+def test_large_logits_are_exact_while_float32_holds_the_value():
     student, teacher = (
         np.concatenate([scale * RNG.normal(size=(2, 9)) for scale in SCALES]).astype(np.float32)
         for _ in range(2)
     )
-    # The largest log ratio that the classes can have: one rounding of a logit is worth as much.
+    # One rounding of a logit can move the value by as much as the largest log ratio.
     ratio = np.maximum(1, np.abs(references.log_ratio(student, teacher)).max(-1))
     exact = _exact(EXACT, student, teacher)
     for text in EXACT:
         value, pull = jax.vjp(
             lambda s, text=text: jaxdiv.get(text)(s, teacher), jnp.asarray(student)
         )
-        held = np.array([SMALLEST < abs(e) < LARGEST for e in exact[text]])
-        errors = _relative_errors(
-            np.asarray(value)[held], [e for e, h in zip(exact[text], held, strict=True) if h]
-        )
-        assert (errors / ratio[held]).max() < 2e-6, text
-        beyond = np.array([np.inf if abs(e) >= LARGEST else 0 for e in exact[text]])
-        np.testing.assert_allclose(value[~held], beyond[~held], atol=10 * SMALLEST, err_msg=text)
+        inside = np.array([SMALLEST < abs(e) < LARGEST for e in exact[text]])
+        expected = [exact[text][i] for i in np.flatnonzero(inside)]
+        errors = _relative_errors(np.asarray(value)[inside], expected)
+        assert (errors / ratio[inside]).max() < 2e-6, text
+        beyond = np.array([np.inf if abs(e) >= LARGEST else 0 for e in exact[text]])[~inside]
+        np.testing.assert_allclose(value[~inside], beyond, atol=10 * SMALLEST, err_msg=text)
         assert not np.isnan(pull(jnp.ones_like(value))[0]).any(), text
         if not text.startswith(("alpha", "pearson", "neyman")):
             assert np.isfinite(value).all(), text
 
 
 @pytest.mark.parametrize("scale", [0.01, 1, 5])
-def test_gradients_of_skewed_mixtures_keep_their_digits_near_the_end(scale):
-    """In float64 the plain derivatives still have them: q·w and -q·(log(q/M) - α·q/M), each less q
-    times its sum."""
+def test_gradients_of_skewed_mixtures_keep_their_digits(scale):
+    """Compares with plain derivatives in float64: q·w and -q·(log(q/M) - α·q/M), centered."""
     alpha = 0.999
     teacher = RNG.normal(size=(4, 9)).astype(np.float32)
     student = (teacher + scale * RNG.normal(size=teacher.shape)).astype(np.float32)
     p, q = (np.exp(references.log_softmax(side)) for side in (teacher, student))
+    log_mixture = np.log1p((1 - alpha) * (p / q - 1))
     slopes = {
         "skl": -(1 - alpha) * q * p / (alpha * p + (1 - alpha) * q),
-        "srkl": -q
-        * (np.log1p((1 - alpha) * (p / q - 1)) + alpha * q / (alpha * q + (1 - alpha) * p)),
+        "srkl": -q * (log_mixture + alpha * q / (alpha * q + (1 - alpha) * p)),
     }
     for name, slope in slopes.items():
         expected = slope - q * slope.sum(-1, keepdims=True)
         loss = jaxdiv.get(f"{name}(alpha={alpha})")
         gradient = jax.grad(lambda s, loss=loss: loss(s, teacher).sum())(jnp.asarray(student))
-        np.testing.assert_allclose(
-            gradient, expected, atol=2e-6 * np.abs(expected).max(), err_msg=name
-        )
+        tolerance = 2e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(gradient, expected, atol=tolerance, err_msg=name)
 
 
-def test_gradients_of_chi_squared_are_right_while_they_can_be_held():
-    """d/dz of Σp²/q is q·Σp²/q - p²/q, in float64 from logits whose ratio reaches e^40."""
+def test_gradients_of_chi_squared_are_right_up_to_overflow():
+    """Compares with q·Σp²/q - p²/q in float64, from logits whose ratio reaches e^40."""
     teacher = np.float32([[0.0, -20.0, 3.0, 1.0], [0.0, 0.0, 30.0, 1.0]])
     student = np.float32([[0.0, -60.0, 1.0, 2.0], [40.0, 0.0, 1.0, 1.0]])
     a, b = references.log_softmax(teacher), references.log_softmax(student)
     weights, q = np.exp(2 * a - b), np.exp(b)
-    gradient = jax.grad(lambda s: jaxdiv.pearson_chi_squared(s, teacher).sum())(
-        jnp.asarray(student)
-    )
+    total = lambda s: jaxdiv.pearson_chi_squared(s, teacher).sum()  # noqa: E731
+    gradient = jax.grad(total)(jnp.asarray(student))
     np.testing.assert_allclose(gradient, q * weights.sum(-1, keepdims=True) - weights, rtol=1e-4)
 
 
@@ -185,53 +179,46 @@ NAIVE = {
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_low_precision_inputs_cost_no_more_than_their_own_rounding(dtype):
+def test_low_precision_inputs_cost_only_their_rounding(dtype):
     teacher = 5 * RNG.normal(size=(8, 1001))
     pair = [jnp.asarray(z, dtype) for z in (teacher + RNG.normal(size=teacher.shape), teacher)]
-    given = [np.asarray(z.astype(jnp.float32), np.float64) for z in pair]
+    rounded = [np.asarray(z.astype(jnp.float32), np.float64) for z in pair]
     a, b = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in pair[::-1])
     for text, naive in NAIVE.items():
-        exact = references.VALUES[jaxdiv.get(text).parts[0].name](*given)
+        exact = references.VALUES[jaxdiv.get(text).parts[0].name](*rounded)
         value, plain = np.asarray(jaxdiv.get(text)(*pair)), np.asarray(naive(a, b))
         assert value.dtype == np.float32
         assert np.abs(value - exact).max() <= np.abs(plain - exact).max() + 1e-6, text
     hot = jnp.asarray([[60000.0, -60000.0, 100.0]], dtype)  # a difference leaves float16
     for text in EXACT:
-        assert not np.isnan(
-            jax.grad(lambda s, text=text: jaxdiv.get(text)(s, hot[:, ::-1]).sum())(hot)
-        ).any(), text
+        gradient = jax.grad(lambda s, text=text: jaxdiv.get(text)(s, hot[:, ::-1]).sum())(hot)
+        assert not np.isnan(gradient).any(), text
 
 
 LOGITS = arrays.arrays(np.float32, (2, 6), elements=st.floats(-30, 30, width=32))
-MENU = [text for text in EXACT if not text.startswith("ce")]
+DIVERGENCES = [text for text in EXACT if not text.startswith("ce")]
 SETTINGS = hypothesis.settings(max_examples=60)
 
 
 @jax.jit
 def _all(student, teacher):
     def one(text):
-        value, slope = jax.value_and_grad(lambda s: jaxdiv.get(text)(s, teacher))(student)
-        return value, slope
+        return jax.value_and_grad(lambda s: jaxdiv.get(text)(s, teacher))(student)
 
-    return {text: one(text) for text in MENU}
+    return {text: one(text) for text in DIVERGENCES}
 
 
 @hypothesis.given(LOGITS, st.floats(-50, 50, width=32))
 @SETTINGS
 def test_laws(pair, shift):
-    """D >= 0; 0 at equality; shift invariance; Σ dD/dz = 0; Pinsker; acceptance = 1 - TV; orders of
-    the family."""
+    """Tests sign, equality, shift invariance, Σ dD/dz = 0, Pinsker, acceptance = 1 - TV, orders."""
     student, teacher = map(jnp.asarray, pair)
-    found, moved, same = (
-        _all(student, teacher),
-        _all(student + shift, teacher - shift),
-        _all(teacher, teacher),
-    )
-    # What adding a shift rounds away, and by how much that can move a loss whose slope is the log
-    # ratio.
-    lost = 60 * np.spacing(np.float32(80)) * 8
+    plain, same = _all(student, teacher), _all(teacher, teacher)
+    shifted = _all(student + shift, teacher - shift)
+    # The rounding error of a shift, times the largest slope of a loss, the log ratio.
+    rounding = 60 * np.spacing(np.float32(80)) * 8
     ratio = max(1, np.abs(references.log_ratio(student, teacher)).max())
-    for text, (value, slope) in found.items():
+    for text, (value, slope) in plain.items():
         floor = -1 if text == "negative_acceptance" else 0
         assert value >= floor, text
         assert np.abs(np.asarray(same[text][0]) - floor) <= 2e-7, text
@@ -239,8 +226,9 @@ def test_laws(pair, shift):
         if np.isfinite(value) and size < 1e30:
             assert abs(float(slope.sum())) <= 1e-5 * size + 1e-6 * ratio, text
         if text not in ("pearson", "neyman", "alpha(alpha=-2.5)", "alpha(alpha=3)"):
-            np.testing.assert_allclose(moved[text][0], value, rtol=lost, atol=lost, err_msg=text)
-    value = {text: float(v) for text, (v, _) in found.items()}
+            tolerance = {"rtol": rounding, "atol": rounding}
+            np.testing.assert_allclose(shifted[text][0], value, **tolerance, err_msg=text)
+    value = {text: float(v) for text, (v, _) in plain.items()}
     assert value["tv"] <= np.sqrt(value["kl"] / 2) + 1e-6
     np.testing.assert_allclose(-value["negative_acceptance"], 1 - value["tv"], atol=1e-6)
     np.testing.assert_allclose(np.exp(-value["nla"]), -value["negative_acceptance"], rtol=1e-5)
@@ -264,28 +252,17 @@ def test_symmetries_and_directions(pair, weight):
     np.testing.assert_allclose(swapped, direct, rtol=2e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [
-        ("alpha(alpha=0.99999)", "kl"),
-        ("alpha(alpha=1.00001)", "kl"),
-        ("alpha(alpha=0.00001)", "rkl"),
-        ("alpha(alpha=-0.00001)", "rkl"),
-        ("renyi(alpha=0.99999)", "kl"),
-        ("renyi(alpha=1.00001)", "kl"),
-        ("renyi(alpha=1)", "kl"),
-        ("skl(alpha=0.00001)", "kl"),
-        ("srkl(alpha=0.00001)", "rkl"),
-        ("lk_hybrid(rate=0)", "kl"),
-        ("lk_hybrid(rate=1e9)", "tv"),
-        ("2*alpha(alpha=2)", "pearson"),
-        ("2*alpha(alpha=-1)", "neyman"),
-        ("0.25*alpha", "hellinger"),
-        ("0.5*renyi", "bhattacharyya"),
-        ("100000*jsd(beta=0.00001)", "kl"),
-        ("100000*rjsd(beta=0.00001)", "rkl"),
-    ],
-)
+LIMITS = {
+    "alpha(alpha=0.99999)": "kl", "alpha(alpha=1.00001)": "kl", "alpha(alpha=0.00001)": "rkl",
+    "alpha(alpha=-0.00001)": "rkl", "renyi(alpha=0.99999)": "kl", "renyi(alpha=1.00001)": "kl",
+    "renyi(alpha=1)": "kl", "skl(alpha=0.00001)": "kl", "srkl(alpha=0.00001)": "rkl",
+    "lk_hybrid(rate=0)": "kl", "lk_hybrid(rate=1e9)": "tv", "2*alpha(alpha=2)": "pearson",
+    "2*alpha(alpha=-1)": "neyman", "0.25*alpha": "hellinger", "0.5*renyi": "bhattacharyya",
+    "100000*jsd(beta=0.00001)": "kl", "100000*rjsd(beta=0.00001)": "rkl",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "limit"), LIMITS.items())
 def test_limits(text, limit):
     teacher = RNG.normal(size=(6, 50)).astype(np.float32)
     student = (teacher + RNG.normal(size=teacher.shape)).astype(np.float32)
@@ -300,21 +277,21 @@ def test_transformations_give_the_same():
 
     @jax.jit
     def gradients(student):
-        found = []
+        every = []
         for text in ("kl", "tv", "renyi", "nla", "akl", "ce"):
             loss = jaxdiv.get(text)
             total = lambda s, loss=loss: loss(s, teacher).sum()  # noqa: E731
             by_row = jax.vmap(jax.grad(loss))(student, teacher)
             kinds = (jax.grad(total), jax.jacfwd(total), jax.grad(jax.checkpoint(total)))
-            found.append([*(kind(student) for kind in kinds), by_row])
-        return found
+            every.append([*(kind(student) for kind in kinds), by_row])
+        return every
 
     for expected, *others in gradients(student):
         for other in others:
             np.testing.assert_allclose(other, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_sharded_over_eight_devices_every_loss_is_the_same():
+def test_losses_sharded_over_eight_devices_are_the_same():
     devices = "--xla_force_host_platform_device_count=8"
-    done = runs.end(runs.start_python("-m", "tests.sharded_losses", XLA_FLAGS=devices))
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = runs.end(runs.start_python("-m", "tests.sharded_losses", XLA_FLAGS=devices))
+    assert process.returncode == 0, process.stderr[-2000:]

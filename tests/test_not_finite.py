@@ -14,8 +14,8 @@ from tests import runs
 
 
 @pytest.fixture
-def begun(tmp_path):
-    """The spec of a run, its folder and its data."""
+def prepared(tmp_path):
+    """Returns the spec of a run, its folder and its data."""
     config = smoke.get_config()
     config.data.files = f"{runs.write_texts(tmp_path / 'texts')}/*.txt"
     config.losses, config.seeds = "kl", 1
@@ -28,33 +28,33 @@ def begun(tmp_path):
     return spec, run, run_data.prepare(spec, run)
 
 
-def check_kept(message, run, stage):
-    """The batch that the message names is the one that the step it names was given."""
+def check_saved_batch(message, run, stage):
+    """Checks that the saved batch is that of the step in the message; returns the step."""
     step = int(re.search(r"not finite at step (\d+)", message)[1])
     assert f"kept in {run.root / 'not_finite.npz'}" in message
     batches = run_data.batches(stage, run_data.TextData.load(run))
     expected = [next(batches) for _ in range(step)][-1]
-    with np.load(run.root / "not_finite.npz", allow_pickle=False) as kept:
-        assert kept["step"] == step
+    with np.load(run.root / "not_finite.npz", allow_pickle=False) as saved:
+        assert saved["step"] == step
         for name, values in expected.items():
-            np.testing.assert_array_equal(kept[name], values, strict=True)
+            np.testing.assert_array_equal(saved[name], values, strict=True)
     return step
 
 
-def test_in_its_own_training(begun):
-    spec, run, data = begun
+def test_in_its_own_training(prepared):
+    spec, run, data = prepared
     with pytest.raises(ValueError, match="the teacher's loss or gradient is not finite") as error:
         teacher.prepare(spec, run, data)
-    assert check_kept(str(error.value), run, spec.teacher_stage) > 1
+    assert check_saved_batch(str(error.value), run, spec.teacher_stage) > 1
     assert "\n" not in str(error.value)
 
 
-def test_in_its_students_training(begun):
-    spec, run, data = begun
-    made = teacher.population(
+def test_in_its_students_training(prepared):
+    spec, run, data = prepared
+    model = teacher.population(
         teacher.teacher_sources.builder(spec.teacher, data.tokenizer.vocab_size), [0]
     ).student(0)
-    broken = made.with_params(jax.tree.map(lambda x: x * jnp.nan, made.params))
+    broken = model.with_params(jax.tree.map(lambda x: x * jnp.nan, model.params))
     with pytest.raises(ValueError, match="the teacher's outputs are not finite") as error:
         students.train(spec, run, data, broken)
-    assert check_kept(str(error.value), run, spec.student_stage) == 1
+    assert check_saved_batch(str(error.value), run, spec.student_stage) == 1

@@ -1,4 +1,6 @@
-"""jaxdiv's losses and gradients are PyTorch's where it has them, in double precision."""
+"""Losses and gradients against PyTorch's, in double precision."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +54,9 @@ def test_losses_and_gradients_agree(loss):
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.7])
 def test_generalized_jensen_shannon_has_beta_on_the_teacher(beta):
-    """TRL's form: β·KL(teacher ‖ M) + (1-β)·KL(student ‖ M), from log-probabilities; and by words,
-    on probabilities."""
-    _check(
-        f"jsd(beta={beta})",
-        lambda s, t: peers.load("torch").losses["jensen_shannon"](s, t, beta=beta),
-    )
+    """Tests TRL's form, β·KL(teacher ‖ M) + (1-β)·KL(student ‖ M), and that on probabilities."""
+    trl = functools.partial(peers.load("torch").losses["jensen_shannon"], beta=beta)
+    _check(f"jsd(beta={beta})", trl)
 
     def on_probabilities(student, teacher):
         q, p = student.softmax(-1), teacher.softmax(-1)
@@ -69,17 +68,17 @@ def test_generalized_jensen_shannon_has_beta_on_the_teacher(beta):
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
-def test_jensen_shannon_of_libraries_with_beta_on_the_student(beta):
-    """Where a library writes β·KL(student ‖ M) + (1-β)·KL(teacher ‖ M), its β is our 1-β (TRL
-    #3043)."""
+def test_beta_on_the_student_is_one_minus_beta(beta):
+    """Tests libraries with β·KL(student ‖ M) + (1-β)·KL(teacher ‖ M) (TRL #3043)."""
 
     def other_way(student, teacher):
         log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
         mixture = (beta * log_q.exp() + (1 - beta) * log_p.exp()).log()
-        of_student = functional.kl_div(mixture, log_q, reduction="none", log_target=True).sum(-1)
-        return beta * of_student + (1 - beta) * functional.kl_div(
-            mixture, log_p, reduction="none", log_target=True
-        ).sum(-1)
+        of_student, of_teacher = (
+            functional.kl_div(mixture, side, reduction="none", log_target=True).sum(-1)
+            for side in (log_q, log_p)
+        )
+        return beta * of_student + (1 - beta) * of_teacher
 
     _check(f"jsd(beta={1 - beta})", other_way)
 
@@ -87,19 +86,17 @@ def test_jensen_shannon_of_libraries_with_beta_on_the_student(beta):
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("loss", ["skew_kl", "skew_reverse_kl"])
 def test_skew_divergences_agree_at_every_weight(loss, alpha):
-    _check(
-        f"{loss}(alpha={alpha})", lambda s, t: peers.load("torch").losses[loss](s, t, alpha=alpha)
-    )
+    function = functools.partial(peers.load("torch").losses[loss], alpha=alpha)
+    _check(f"{loss}(alpha={alpha})", function)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
 def test_temperature_is_hintons(temperature):
-    """T²·KL of softened rows, as PyTorch's knowledge-distillation tutorial has it."""
+    """Tests T²·KL of softened rows, as in PyTorch's knowledge-distillation tutorial."""
 
     def softened(student, teacher):
         log_q, log_p = ((x / temperature).log_softmax(-1) for x in (student, teacher))
-        return temperature**2 * functional.kl_div(
-            log_q, log_p, reduction="none", log_target=True
-        ).sum(-1)
+        kl = functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        return temperature**2 * kl
 
     _check("kl", softened, temperature=temperature)

@@ -38,9 +38,8 @@ def test_a_position_of_weight_0_counts_nothing_whatever_its_value(poison):
 
 
 def test_everything_masked_gives_0_and_a_zero_gradient():
-    value, gradient = jax.value_and_grad(reductions.token_mean)(
-        VALUES * jnp.nan, jnp.zeros_like(WEIGHTS)
-    )
+    both = jax.value_and_grad(reductions.token_mean)
+    value, gradient = both(VALUES * jnp.nan, jnp.zeros_like(WEIGHTS))
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
 
@@ -58,11 +57,10 @@ def test_another_shape_is_refused():
         reductions.token_sum(VALUES, WEIGHTS[0])
 
 
-def test_a_sequence_mean_weighs_short_texts_as_long_ones_however_they_are_cut():
+def test_a_sequence_mean_weighs_short_texts_as_long_ones():
     weights = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
-    values = jnp.asarray(
-        np.where(weights == 0, np.nan, [[1, 2, 3, 6], [7, 1, 1, 1], [5, 5, 5, 5]]), jnp.float32
-    )
+    values = np.where(weights == 0, np.nan, [[1, 2, 3, 6], [7, 1, 1, 1], [5, 5, 5, 5]])
+    values = jnp.asarray(values, jnp.float32)
     np.testing.assert_allclose(reductions.sequence_mean(values, weights), (3 + 7) / 2)
     parts = [reductions.sequence_sum(values[i : i + 1], weights[i : i + 1]) for i in range(3)]
     np.testing.assert_allclose(reductions.mean(*map(sum, zip(*parts, strict=True))), (3 + 7) / 2)
@@ -78,8 +76,7 @@ def test_early_positions_of_a_draft_can_count_more():
     np.testing.assert_allclose(weights, [1, 0.8, 0.64], rtol=1e-6)
     values = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, jnp.inf]])
     mask = jnp.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]) * weights[None]
-    np.testing.assert_allclose(
-        reductions.token_mean(values, mask), (1 + 1.6 + 1.92 + 4 + 4) / (1.8 + 2.44), rtol=1e-6
-    )
+    expected = (1 + 1.6 + 1.92 + 4 + 4) / (1.8 + 2.44)
+    np.testing.assert_allclose(reductions.token_mean(values, mask), expected, rtol=1e-6)
     with pytest.raises(ValueError, match=r"`decay` in \(0, 1\], got 3 and 1.5"):
         reductions.position_weights(3, 1.5)

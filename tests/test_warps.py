@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p: against float64, and at their edges."""
+"""Temperature, top-k and top-p against float64, and at their edges."""
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ LOGITS = np.random.default_rng(0).normal(scale=4, size=(6, 37)).astype(np.float3
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 20.0])
 def test_agrees_with_scipy(temperature):
     expected = special.softmax(LOGITS.astype(np.float64) / temperature, axis=-1)
-    np.testing.assert_allclose(
-        warps.probabilities(LOGITS, temperature=temperature), expected, rtol=1e-5
-    )
+    row = warps.probabilities(LOGITS, temperature=temperature)
+    np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
 def test_greedy_is_the_limit_of_small_temperatures():
@@ -26,9 +25,8 @@ def test_greedy_is_the_limit_of_small_temperatures():
 
 
 def test_greedy_takes_the_first_of_equals():
-    np.testing.assert_array_equal(
-        warps.probabilities(jnp.array([1.0, 3.0, 3.0]), temperature=0), [0, 1, 0]
-    )
+    row = warps.probabilities(jnp.array([1.0, 3.0, 3.0]), temperature=0)
+    np.testing.assert_array_equal(row, [0, 1, 0])
 
 
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
@@ -41,16 +39,14 @@ def test_low_precision_logits_give_float32():
     logits = jnp.asarray(LOGITS, jnp.bfloat16)
     row = warps.probabilities(logits, temperature=0.7)
     assert row.dtype == jnp.float32
-    np.testing.assert_allclose(
-        row, special.softmax(np.asarray(logits, np.float64) / 0.7, axis=-1), rtol=1e-5
-    )
+    expected = special.softmax(np.asarray(logits, np.float64) / 0.7, axis=-1)
+    np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
 def test_bad_temperature_is_refused(temperature):
-    with pytest.raises(
-        ValueError, match=r"`temperature` must be finite and at least 0, got .*; 0 is greedy"
-    ):
+    message = r"`temperature` must be finite and at least 0, got .*; 0 is greedy"
+    with pytest.raises(ValueError, match=message):
         warps.probabilities(LOGITS, temperature=temperature)
 
 
@@ -70,23 +66,21 @@ def test_rows_are_warped_each_in_their_way():
     for row, logits in enumerate(LOGITS):
         alone = warps.warp(logits, warps.Warp(*(ways[name][row] for name in warps.Warp._fields)))
         np.testing.assert_allclose(warped[row], alone, rtol=1e-6)
-    # Of a batch of nodes, a value for all the nodes of a sequence.
-    nodes = warps.warp(
-        jnp.asarray(LOGITS)[:, None], warps.Warp(jnp.array(ways["temperature"])[:, None])
-    )
-    np.testing.assert_allclose(
-        nodes[:, 0], warps.warp(LOGITS, warps.Warp(jnp.array(ways["temperature"]))), rtol=1e-6
-    )
+    # With a batch of nodes, one value for all the nodes of a sequence.
+    temperatures = jnp.array(ways["temperature"])
+    nodes = warps.warp(jnp.asarray(LOGITS)[:, None], warps.Warp(temperatures[:, None]))
+    expected = warps.warp(LOGITS, warps.Warp(temperatures))
+    np.testing.assert_allclose(nodes[:, 0], expected, rtol=1e-6)
 
 
-def test_at_top_p_1_nothing_is_left_out():
-    """Not even what rounding puts beyond it."""
+def test_at_top_p_1_every_class_remains():
+    """Tests classes that rounding puts beyond 1."""
     logits = np.linspace(0, -80, 5000).astype(np.float32)
     assert np.isfinite(warps.warp(logits, warps.Warp(1.0, None, 1.0))).all()
 
 
 @pytest.mark.parametrize(
-    ("how", "kept"),
+    ("how", "remaining"),
     [
         ({"top_k": 1}, [1, 2]),
         ({"top_k": 3}, [1, 2, 3, 5]),
@@ -97,9 +91,10 @@ def test_at_top_p_1_nothing_is_left_out():
         ({"top_k": 9}, [0, 1, 2, 3, 5, 6]),
     ],
 )
-def test_equals_of_the_last_are_kept_and_missing_classes_are_not(how, kept):
+def test_ties_of_the_last_remain_and_missing_classes_do_not(how, remaining):
     logits = np.array([-1.0, 3.0, 3.0, 2.0, -np.inf, 2.0, 0.0])
-    assert np.flatnonzero(np.isfinite(warps.warp(logits, warps.Warp(**how)))).tolist() == kept
+    finite = np.isfinite(warps.warp(logits, warps.Warp(**how)))
+    assert np.flatnonzero(finite).tolist() == remaining
 
 
 def test_greedy_has_no_use_for_cuts():
@@ -119,15 +114,13 @@ def test_bad_cuts_are_refused(k, p, name):
 def test_draws_follow_the_distribution():
     logits = jnp.asarray(LOGITS[0])
     warped = warps.warp(logits, warps.Warp(2.0, 8))
-    drawn = jax.jit(jax.vmap(lambda key: warps.draw(key, warped)))(
-        jax.random.split(jax.random.key(0), 50_000)
-    )
+    keys = jax.random.split(jax.random.key(0), 50_000)
+    drawn = jax.jit(jax.vmap(lambda key: warps.draw(key, warped)))(keys)
     assert cases.p_value(np.asarray(drawn), cases.warped(logits, temperature=2.0, top_k=8)) > 1e-3
 
 
 def test_the_likeliest_class_stays_however_small_the_mass():
     logits = jnp.array([[0.0, 2.0, 1.0]])
     for top_p in (1e-50, 1e-6):
-        np.testing.assert_array_equal(
-            jnp.isfinite(warps.warp(logits, warps.Warp(top_p=top_p))), [[False, True, False]]
-        )
+        finite = jnp.isfinite(warps.warp(logits, warps.Warp(top_p=top_p)))
+        np.testing.assert_array_equal(finite, [[False, True, False]])

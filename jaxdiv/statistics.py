@@ -177,7 +177,9 @@ def _rows(sums, counts):
     return sums, np.broadcast_to(counts, sums.shape)
 
 
-def _pairs(sums_a, counts_a, sums_b, counts_b):
+def _pairs(
+    sums_a: np.ndarray, counts_a: np.ndarray, sums_b: np.ndarray, counts_b: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Returns `ratios` of both, without the documents that count nothing in either."""
     sums_a, counts_a = _rows(sums_a, counts_a)
     sums_b, counts_b = _rows(sums_b, counts_b)

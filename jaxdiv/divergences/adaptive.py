@@ -37,18 +37,14 @@ def adaptive_kl(
     if not 0 < head < 1:
         raise ValueError(f"`head` must be in (0, 1), got {head}.")
     student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
-    weight = _head_share(jax.lax.stop_gradient(student), teacher, head)
-    forward = divergence(terms.FORWARD_KL, student, teacher)
-    reverse = divergence(terms.REVERSE_KL, student, teacher)
-    return weighted(weight, forward) + weighted(1 - weight, reverse)
-
-
-def _head_share(student, teacher, head):
-    rows = compare(student, teacher)
+    rows = compare(jax.lax.stop_gradient(student), teacher)
     gap = jnp.abs(rows.excess)
     whole = total(gap)
     inside = rows.p >= _least_inside(rows.p, head)
-    return (total(jnp.where(inside, gap, 0)) / jnp.where(whole == 0, 1, whole))[..., 0]
+    weight = (total(jnp.where(inside, gap, 0)) / jnp.where(whole == 0, 1, whole))[..., 0]
+    forward = divergence(terms.FORWARD_KL, student, teacher)
+    reverse = divergence(terms.REVERSE_KL, student, teacher)
+    return weighted(weight, forward) + weighted(1 - weight, reverse)
 
 
 def _least_inside(p: jax.Array, head: float) -> jax.Array:

@@ -38,12 +38,12 @@ class Entry:
     Attributes:
       function: the public function of `jaxdiv`.
       aliases: shorter names.
+      formula: the loss in text, p the teacher and q the student.
+      source: the paper, with its equation or section if it has one.
+      range: the values that it can take.
       temperature_power: the power of T that keeps the gradient's size at a distillation temperature
         T; 0 for a loss that stays at T = 1.
-      formula: the loss in text, p the teacher and q the student.
-      range: the values that it can take.
       symmetric: whether student and teacher can change places.
-      source: the paper, with its equation or section if it has one.
       target: what the function compares the student with: `logits`, `labels` or nothing (``).
       coarsens: whether classes may be summed before the loss, as a top-k target sums its tail.
       parameters: the loss's parameters by name.
@@ -56,10 +56,10 @@ class Entry:
 
     function: Callable
     aliases: tuple[str, ...]
-    temperature_power: int
     formula: str
-    range: str
     source: str
+    range: str = "[0, ∞]"
+    temperature_power: int = 2
     symmetric: str = "no"
     target: str = "logits"
     coarsens: bool = True

@@ -42,9 +42,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "cross_entropy": Entry(
             cross_entropies.cross_entropy,
             ("ce",),
-            temperature_power=2,
             formula="-Σ p·log q",
-            range="[0, ∞]",
             source="arXiv 1503.02531, section 2",
             parameters=_SMOOTHING,
         ),
@@ -53,7 +51,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             ("ce_argmax",),
             temperature_power=1,
             formula="-log q(argmax p)",
-            range="[0, ∞]",
             source="arXiv 1503.02531, section 2",
             coarsens=False,
             parameters=_SMOOTHING,
@@ -63,7 +60,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             ("ce_data",),
             temperature_power=0,
             formula="-log q(label)",
-            range="[0, ∞]",
             source="maximum likelihood; smoothing: arXiv 1512.00567, section 7",
             target="labels",
             parameters=_SMOOTHING,
@@ -73,7 +69,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             ("ce_top_k",),
             temperature_power=1,
             formula="-Σ p·log q over the k largest p",
-            range="[0, ∞]",
             source="HASS, arXiv 2408.15766, section 3.1",
             coarsens=False,
             parameters=_one(
@@ -85,16 +80,13 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             (),
             temperature_power=0,
             formula="(log Σ exp z)², z the student's logits",
-            range="[0, ∞]",
             source="PaLM, arXiv 2204.02311, section 5",
             target="",
         ),
         "forward_kl": Entry(
             f_divergences.forward_kl,
             ("kl",),
-            temperature_power=2,
             formula="Σ p·log(p/q)",
-            range="[0, ∞]",
             source="arXiv 1503.02531, section 2",
             term=lambda: terms.FORWARD_KL,
             mirror=_as("reverse_kl"),
@@ -102,9 +94,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "reverse_kl": Entry(
             f_divergences.reverse_kl,
             ("rkl",),
-            temperature_power=2,
             formula="Σ q·log(q/p)",
-            range="[0, ∞]",
             source="MiniLLM, arXiv 2306.08543, equation 1",
             term=lambda: terms.REVERSE_KL,
             mirror=_as("forward_kl"),
@@ -112,9 +102,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "jeffreys": Entry(
             f_divergences.jeffreys,
             (),
-            temperature_power=2,
             formula="Σ (q-p)·log(q/p)",
-            range="[0, ∞]",
             symmetric="yes",
             source="Jeffreys (1946)",
             term=lambda: terms.JEFFREYS,
@@ -123,9 +111,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "adaptive_kl": Entry(
             adaptive.adaptive_kl,
             ("akl",),
-            temperature_power=2,
             formula="λ·KL(p‖q) + (1-λ)·KL(q‖p), λ the share of Σ abs(q-p) on the likeliest p",
-            range="[0, ∞]",
             source="AKL, arXiv 2404.02657",
             coarsens=False,
             parameters=_one("head", default=adaptive.HEAD, low=0.0, high=1.0),
@@ -133,7 +119,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "jensen_shannon": Entry(
             f_divergences.jensen_shannon,
             ("jsd",),
-            temperature_power=2,
             formula="β·KL(p‖M) + (1-β)·KL(q‖M), M = βp + (1-β)q",
             range="[0, H(β)]",
             symmetric="at β = ½",
@@ -145,7 +130,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "reverse_jensen_shannon": Entry(
             f_divergences.reverse_jensen_shannon,
             ("rjsd",),
-            temperature_power=2,
             formula="β·KL(q‖M) + (1-β)·KL(p‖M), M = βq + (1-β)p",
             range="[0, H(β)]",
             symmetric="at β = ½",
@@ -157,7 +141,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "skew_kl": Entry(
             f_divergences.skew_kl,
             ("skl",),
-            temperature_power=2,
             formula="KL(p‖M), M = αp + (1-α)q",
             range="[0, -log α]",
             source="DistiLLM, arXiv 2402.03898, definition 1",
@@ -168,7 +151,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "skew_reverse_kl": Entry(
             f_divergences.skew_reverse_kl,
             ("srkl",),
-            temperature_power=2,
             formula="KL(q‖M), M = αq + (1-α)p",
             range="[0, -log α]",
             source="DistiLLM, arXiv 2402.03898, section 3.1",
@@ -179,7 +161,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "alpha_divergence": Entry(
             f_divergences.alpha_divergence,
             ("alpha",),
-            temperature_power=2,
             formula="(1 - Σ p^α·q^(1-α))/(α(1-α))",
             range="[0, 1/(α(1-α))], [0, ∞] for α outside (0, 1)",
             symmetric="at α = ½",
@@ -193,9 +174,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "renyi": Entry(
             renyi.renyi,
             (),
-            temperature_power=2,
             formula="log(Σ p^α·q^(1-α))/(α-1)",
-            range="[0, ∞]",
             symmetric="at α = ½",
             source="arXiv 1206.2459, equation 1",
             parameters=_one("alpha", default=0.5, low=0.0, high=renyi.LARGEST, high_included=True),
@@ -204,9 +183,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "bhattacharyya": Entry(
             renyi.bhattacharyya,
             (),
-            temperature_power=2,
             formula="-log Σ √(pq)",
-            range="[0, ∞]",
             symmetric="yes",
             source="Bhattacharyya (1943)",
             mirror=_as("bhattacharyya"),
@@ -214,7 +191,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "squared_hellinger": Entry(
             f_divergences.squared_hellinger,
             ("hellinger",),
-            temperature_power=2,
             formula="½·Σ (√p - √q)²",
             range="[0, 1]",
             symmetric="yes",
@@ -225,9 +201,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "pearson_chi_squared": Entry(
             f_divergences.pearson_chi_squared,
             ("pearson",),
-            temperature_power=2,
             formula="Σ (q-p)²/q",
-            range="[0, ∞]",
             source="Pearson (1900)",
             term=lambda: terms.PEARSON_CHI_SQUARED,
             mirror=_as("neyman_chi_squared"),
@@ -235,9 +209,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
         "neyman_chi_squared": Entry(
             f_divergences.neyman_chi_squared,
             ("neyman",),
-            temperature_power=2,
             formula="Σ (q-p)²/p",
-            range="[0, ∞]",
             source="Neyman (1949)",
             term=lambda: terms.NEYMAN_CHI_SQUARED,
             mirror=_as("pearson_chi_squared"),
@@ -268,7 +240,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             ("nla",),
             temperature_power=1,
             formula="-log Σ min(p, q)",
-            range="[0, ∞]",
             symmetric="yes",
             source="LK losses, arXiv 2602.23881",
             mirror=_as("negative_log_acceptance"),
@@ -278,7 +249,6 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             (),
             temperature_power=1,
             formula="λ·KL(p‖q) + (1-λ)·TV, λ = exp(-rate·acceptance)",
-            range="[0, ∞]",
             source="LK losses, arXiv 2602.23881",
             parameters=_one(
                 "rate", default=acceptance.RATE, low=0.0, high=_INFINITY, low_included=True

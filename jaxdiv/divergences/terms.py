@@ -48,14 +48,6 @@ def _kl(p, q, r):
     return near_or_far(r, p * polynomial(_KL, r), jnp.where(r > 0, above, below))
 
 
-def _jeffreys(rows):
-    return jnp.maximum(jnp.abs(rows.excess), _tiny(rows.r)) * jnp.abs(rows.r)
-
-
-def _total_variation(rows):
-    return jnp.abs(0.5 * rows.excess)
-
-
 def _balanced_sign(rows):
     """Returns ½q·sign(r) minus the multiple of q that makes it sum to 0.
 
@@ -80,12 +72,12 @@ REVERSE_KL = Term(
     curvature=lambda rows: rows.q * (1 + _bounded(rows.r)),
 )
 JEFFREYS = Term(
-    value=_jeffreys,
+    value=lambda rows: jnp.maximum(jnp.abs(rows.excess), _tiny(rows.r)) * jnp.abs(rows.r),
     slope=lambda rows: rows.excess + rows.q * _bounded(rows.r),
     curvature=lambda rows: rows.q * (2 + _bounded(rows.r)),
 )
 TOTAL_VARIATION = Term(
-    value=_total_variation,
+    value=lambda rows: jnp.abs(0.5 * rows.excess),
     slope=_balanced_sign,
     curvature=_balanced_sign,
     pointwise=lambda rows: 0.5 * rows.q * jnp.sign(rows.r),

@@ -1,11 +1,13 @@
 """A program with 8 host devices: tokens over one axis, classes over the other, as on one device."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 import jaxdiv
 from experiments.tpu import cost_model
@@ -21,43 +23,29 @@ def total(student, teacher, weights, *, loss="kl", **options):
 
 def check(name, shape, inputs, expected):
     mesh = jax.make_mesh(shape, ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    tokens, head = (
-        jax.NamedSharding(mesh, spec) for spec in (jax.P("data"), jax.P(None, "tensor"))
-    )
-    (hidden, matrix), (teacher_hidden, teacher_matrix), weights = inputs
-    put = jax.device_put
-    spread = (
-        (put(hidden, tokens), put(matrix, head)),
-        (put(teacher_hidden, tokens), put(teacher_matrix, head)),
-        put(weights, tokens),
-    )
+    tokens, head = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), (None, "tensor")))
+    spread = jax.device_put(inputs, ((tokens, head), (tokens, head), tokens))
     with jax.set_mesh(mesh):
         for mode in ("one_pass", "remat"):
-            run = jax.jit(
-                jax.value_and_grad(lambda *x, mode=mode: total(*x, mode=mode, tokens_over="data"))
-            )
-            tolerance = {"rtol": 1e-4, "atol": 1e-6, "err_msg": f"{name}, {mode}"}
-            for leaf, right in zip(*map(jax.tree.leaves, (run(*spread), expected)), strict=True):
-                np.testing.assert_allclose(leaf, right, **tolerance)
-            np.testing.assert_allclose(
-                total(*spread, mode=mode, tokens_over="data"), expected[0], rtol=1e-4
-            )
-            compiled = run.lower(*spread).compile().as_text()
+            run = functools.partial(total, mode=mode, tokens_over="data")
+            compiled = jax.jit(jax.value_and_grad(run)).lower(*spread).compile()
+            pairs = zip(*map(jax.tree.leaves, (compiled(*spread), expected)), strict=True)
+            for leaf, right in pairs:
+                assert_allclose(leaf, right, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {mode}")
+            assert_allclose(run(*spread), expected[0], rtol=1e-4)
             if name == "tensor" and mode == "one_pass":
-                check_traffic(compiled)
-            # No device ever sees the logits of all tokens, or a chunk's of all classes where they
-            # are spread.
+                check_traffic(compiled.as_text())
+            # No device holds the logits of all tokens, or a chunk's of all classes if sharded.
             most = max(CHUNK, WIDTH) * CLASSES // shape[1]
-            for rows, classes in re.findall(r"f32\[(\d+),(\d+)\]", compiled):
+            for rows, classes in re.findall(r"f32\[(\d+),(\d+)\]", compiled.as_text()):
                 assert int(rows) * int(classes) <= most, (name, mode, rows, classes)
 
 
 def check_traffic(program):
     """Checks that a token sends its gradient by hidden states and a few numbers beside it."""
     tokens = TOKENS[0] * TOKENS[1]
-    sent = sum(kind.size for kind in cost_model.estimate(program).collectives.values()) / (
-        4 * tokens
-    )
+    collectives = cost_model.estimate(program).collectives.values()
+    sent = sum(kind.size for kind in collectives) / (4 * tokens)
     assert WIDTH < sent < WIDTH + 12, sent
 
 

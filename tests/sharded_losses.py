@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.testing import assert_allclose
 
 import jaxdiv
 
@@ -29,10 +30,8 @@ def main():
     plain = every(student, teacher)
     spread = every(*(jax.device_put(side, sharding) for side in (student, teacher)))
     for text in TEXTS:
-        np.testing.assert_allclose(spread[text][0], plain[text][0], rtol=2e-6, err_msg=text)
-        np.testing.assert_allclose(
-            spread[text][1], plain[text][1], rtol=1e-5, atol=2e-7, err_msg=text
-        )
+        assert_allclose(spread[text][0], plain[text][0], rtol=2e-6, err_msg=text)
+        assert_allclose(spread[text][1], plain[text][1], rtol=1e-5, atol=2e-7, err_msg=text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from scipy.special import xlogy
 
@@ -49,23 +50,23 @@ def test_rules_agree_with_float64(temperature):
     }
     for rule, value in expected.items():
         got = rule(STUDENT, TEACHER, temperature=temperature)
-        np.testing.assert_allclose(got, value, rtol=1e-6, atol=1e-37, err_msg=rule.__name__)
+        assert_allclose(got, value, rtol=1e-6, atol=1e-37, err_msg=rule.__name__)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_sampling_is_what_total_variation_leaves(temperature):
     distance = divergences.total_variation(STUDENT / temperature, TEACHER / temperature)
     accepted = acceptance.sampling(STUDENT, TEACHER, temperature=temperature)
-    np.testing.assert_allclose(accepted + distance, 1, rtol=5e-7)
+    assert_allclose(accepted + distance, 1, rtol=5e-7)
 
 
 def test_every_rule_is_greedy_match_at_temperature_0():
     match = np.argmax(STUDENT, axis=-1) == np.argmax(TEACHER, axis=-1)
     assert 0 < match.mean() < 1
-    np.testing.assert_array_equal(acceptance.greedy_match(STUDENT, TEACHER), match)
+    assert_array_equal(acceptance.greedy_match(STUDENT, TEACHER), match)
     for rule in acceptance.BY_TEMPERATURE.values():
         accepted = rule(STUDENT, TEACHER, temperature=0)
-        np.testing.assert_array_equal(accepted, match, err_msg=rule.__name__)
+        assert_array_equal(accepted, match, err_msg=rule.__name__)
 
 
 @pytest.mark.parametrize("rule", [*acceptance.BY_TEMPERATURE.values(), acceptance.greedy_match])
@@ -83,7 +84,7 @@ def test_jit_and_vmap_give_the_same(name):
         return jnp.stack([rule(student, teacher, temperature=t) for t in TEMPERATURES])
 
     got = jax.jit(jax.vmap(every, out_axes=-1))(STUDENT, TEACHER)
-    np.testing.assert_allclose(got, every(STUDENT, TEACHER), rtol=1e-6, atol=1e-37)
+    assert_allclose(got, every(STUDENT, TEACHER), rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("temperature", [0, *TEMPERATURES])
@@ -96,7 +97,7 @@ def test_mean_over_the_targets_tokens_is_the_rule(temperature):
     for chances, rule in ((sampled, acceptance.sampling), (greedy, acceptance.greedy_draft)):
         mean = np.where(p.T > 0, p.T * np.asarray(chances, np.float64), 0).sum(axis=0)
         # The quotient's error is that of two log-probabilities of size up to 100.
-        np.testing.assert_allclose(mean, rule(STUDENT, TEACHER, **at), rtol=2e-5, atol=1e-37)
+        assert_allclose(mean, rule(STUDENT, TEACHER, **at), rtol=2e-5, atol=1e-37)
 
 
 def enumerated(accept, sure, gamma):
@@ -127,21 +128,21 @@ def test_target_calls_agree_with_enumeration(stops):
     padded = jnp.asarray([*accept, np.nan, 0.5], jnp.float32)
     options = {"gamma": gamma, "sure": np.append(sure, [True, False]) if stops else None}
     got = acceptance.renewal(padded, length, **options)
-    np.testing.assert_allclose(got, [*begins, 0, 0], rtol=1e-5)
+    assert_allclose(got, [*begins, 0, 0], rtol=1e-5)
     calls = acceptance.calls(padded, length, **options)
-    np.testing.assert_allclose(calls, begins.sum(), rtol=1e-6)
+    assert_allclose(calls, begins.sum(), rtol=1e-6)
     accepted, counted = acceptance.accepted_at(padded, length, **options)
-    np.testing.assert_allclose(accepted, passed, rtol=1e-5)
-    np.testing.assert_allclose(counted, [rounds] * gamma, rtol=1e-5)
+    assert_allclose(accepted, passed, rtol=1e-5)
+    assert_allclose(counted, [rounds] * gamma, rtol=1e-5)
 
 
 def test_drafts_that_are_always_or_never_sure():
     accept = jnp.asarray(np.random.default_rng(2).random(9), jnp.float32)
     for sure in (True, None):
         same = acceptance.renewal(accept, 9, gamma=3, sure=sure)
-        np.testing.assert_array_equal(same, acceptance.renewal(accept, 9, gamma=3))
+        assert_array_equal(same, acceptance.renewal(accept, 9, gamma=3))
     never = acceptance.renewal(accept, 9, gamma=3, sure=False)
-    np.testing.assert_allclose(never, acceptance.renewal(accept, 9, gamma=1), rtol=1e-6)
+    assert_allclose(never, acceptance.renewal(accept, 9, gamma=1), rtol=1e-6)
 
 
 def test_texts_of_a_batch_are_independent():
@@ -153,7 +154,7 @@ def test_texts_of_a_batch_are_independent():
             function(accept, valid),
             jax.jit(jax.vmap(jax.vmap(function)))(accept, valid),
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), together, alone)
+        jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-6), together, alone)
     assert acceptance.calls(accept, valid, gamma=4)[0, 2] == 1
     assert acceptance.calls(accept, valid, gamma=4)[1, 0] == 0
 
@@ -163,7 +164,7 @@ def test_constant_acceptance_gives_the_iid_formula(alpha, expected):
     assert acceptance.tokens_per_call_iid(alpha, 4) == expected
     length = 5000
     calls = acceptance.calls(jnp.full(length, alpha), length, gamma=4)
-    np.testing.assert_allclose(length / calls, expected, rtol=5e-4)
+    assert_allclose(length / calls, expected, rtol=5e-4)
 
 
 @pytest.mark.parametrize("gamma", [0, -1])

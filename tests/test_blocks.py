@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxdiv
 from jaxdiv.divergences import blocks
@@ -42,7 +43,7 @@ def test_blocks_change_nothing(monkeypatch, text):
         whole = _numbers(text, temperature, where)
         monkeypatch.setattr(blocks, "BLOCK", 4 * V)
         for got, expected in zip(_numbers(text, temperature, where), whole, strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+            assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
         monkeypatch.undo()
 
 
@@ -52,15 +53,15 @@ def test_blocks_are_taken_and_pass_through_transformations(monkeypatch):
     assert "while" in str(jax.make_jaxpr(loss)(STUDENT, TEACHER))
     plain = loss(STUDENT, TEACHER)
     many = jax.jit(jax.vmap(loss))(jnp.stack([STUDENT, TEACHER]), jnp.stack([TEACHER, TEACHER]))
-    np.testing.assert_allclose(many[0], plain, rtol=1e-6)
-    np.testing.assert_array_equal(many[1], 0)
+    assert_allclose(many[0], plain, rtol=1e-6)
+    assert_array_equal(many[1], 0)
     twice = jax.vmap(loss, in_axes=(0, None))(jnp.stack([STUDENT, TEACHER]), TEACHER)
-    np.testing.assert_allclose(twice, many, rtol=1e-6)
+    assert_allclose(twice, many, rtol=1e-6)
     # A parameter that is an array, and rows that only broadcast, are computed all at once.
     by_array = jaxdiv.jensen_shannon(STUDENT, TEACHER, beta=np.array(0.3))
     by_number = jaxdiv.get("jsd(beta=0.3)")(STUDENT, TEACHER)
-    np.testing.assert_allclose(by_array, by_number, rtol=1e-6)
-    np.testing.assert_allclose(loss(STUDENT, TEACHER[0, 0])[0, 0], plain[0, 0], rtol=1e-6)
+    assert_allclose(by_array, by_number, rtol=1e-6)
+    assert_allclose(loss(STUDENT, TEACHER[0, 0])[0, 0], plain[0, 0], rtol=1e-6)
     with pytest.raises(ValueError, match="same classes, got 16 and 15"):
         loss(STUDENT, TEACHER[..., 1:])
     with pytest.raises(ValueError, match=r"rows' shape \(3, 5\), got \(3, 4\)"):
@@ -68,7 +69,7 @@ def test_blocks_are_taken_and_pass_through_transformations(monkeypatch):
     # So are rows that `where` multiplies.
     masks = jnp.stack([WHERE, ~WHERE])[:, None, None]
     masked, expected = loss(STUDENT, TEACHER, where=masks)[0], loss(STUDENT, TEACHER, where=WHERE)
-    np.testing.assert_allclose(masked, expected, rtol=1e-6)
+    assert_allclose(masked, expected, rtol=1e-6)
     message = r"`where` must broadcast to the logits \(3, 5, 16\), got \(15,\)"
     with pytest.raises(ValueError, match=message):
         loss(STUDENT, TEACHER, where=WHERE[1:])
@@ -82,7 +83,7 @@ def test_a_row_that_is_not_a_number_has_a_gradient_of_0(monkeypatch, text):
     gradient = pull(jnp.ones_like(values))[0]
     assert np.isnan(values).sum() == 1
     assert np.isfinite(gradient).all()
-    np.testing.assert_array_equal(gradient[1, 2], 0)
+    assert_array_equal(gradient[1, 2], 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -93,10 +94,10 @@ def test_blocks_of_half_precision_logits(monkeypatch, dtype):
     monkeypatch.setattr(blocks, "BLOCK", 4 * V)
     assert "while" in str(jax.make_jaxpr(both)(student))
     value, gradient = both(student)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert_allclose(value, expected, rtol=1e-6)
     assert gradient.dtype == dtype
     gradients = gradient.astype(float), expected_gradient.astype(float)
-    np.testing.assert_allclose(*gradients, rtol=1e-2, atol=1e-6)
+    assert_allclose(*gradients, rtol=1e-2, atol=1e-6)
 
 
 def test_temporary_memory_does_not_grow_with_the_rows():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxdiv
 from configs import smoke
@@ -58,7 +59,7 @@ TEXTS = (
 def test_parts_are_the_formula_as_written(text):
     p, q = (np.asarray(jax.nn.softmax(logits), np.float64) for logits in (TEACHER, STUDENT))
     raw = contributions(text, STUDENT, TEACHER, gauge="raw")
-    np.testing.assert_allclose(raw, WRITTEN[text](p, q), rtol=2e-5, atol=1e-7)
+    assert_allclose(raw, WRITTEN[text](p, q), rtol=2e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -66,18 +67,18 @@ def test_parts_sum_to_the_loss_and_its_gradient(text):
     loss = jaxdiv.get(text)
     for gauge in set(gauges(text)) - {"gradient"}:
         parts = contributions(text, STUDENT, TEACHER, gauge=gauge)
-        np.testing.assert_allclose(parts.sum(-1), loss(STUDENT, TEACHER), rtol=1e-6)
+        assert_allclose(parts.sum(-1), loss(STUDENT, TEACHER), rtol=1e-6)
         assert gauge == "raw" or (parts >= 0).all()
     gradient = contributions(text, STUDENT, TEACHER, gauge="gradient", labels=LABELS)
-    np.testing.assert_allclose(gradient.sum(-1), 0, atol=1e-6)
+    assert_allclose(gradient.sum(-1), 0, atol=1e-6)
     if text == "lk_hybrid":  # its weight is a constant
         weight = jnp.exp(-3 * (1 - jaxdiv.total_variation(STUDENT, TEACHER)))[:, None]
         kl, tv = (contributions(name, STUDENT, TEACHER, gauge="gradient") for name in ("kl", "tv"))
-        np.testing.assert_allclose(gradient, weight * kl + (1 - weight) * tv, rtol=1e-5, atol=1e-7)
+        assert_allclose(gradient, weight * kl + (1 - weight) * tv, rtol=1e-5, atol=1e-7)
         return
     step = 1e-3 * jnp.asarray(RNG.normal(size=STUDENT.shape), jnp.float32)
     up, down = (loss(STUDENT + sign * step, TEACHER, labels=LABELS) for sign in (1, -1))
-    np.testing.assert_allclose((gradient * step).sum(-1), (up - down) / 2, rtol=1e-2, atol=1e-6)
+    assert_allclose((gradient * step).sum(-1), (up - down) / 2, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_parts_sum_to_the_loss_and_its_gradient(text):
 def test_gauges_differ_by_a_multiple_of_the_excess(text, multiple):
     p, q = jax.nn.softmax(TEACHER), jax.nn.softmax(STUDENT)
     fixed, raw = (contributions(text, STUDENT, TEACHER, gauge=g) for g in ("fixed", "raw"))
-    np.testing.assert_allclose(fixed - raw, multiple * (q - p), atol=1e-6)
+    assert_allclose(fixed - raw, multiple * (q - p), atol=1e-6)
 
 
 def test_shares_of_ce_and_kl_differ_and_their_gradients_do_not():
@@ -95,7 +96,7 @@ def test_shares_of_ce_and_kl_differ_and_their_gradients_do_not():
 
     of_ce, of_kl = map(shares, both("raw"))
     assert float(abs(of_ce - of_kl).max()) > 0.05
-    np.testing.assert_allclose(*both("gradient"), rtol=1e-4, atol=1e-7)
+    assert_allclose(*both("gradient"), rtol=1e-4, atol=1e-7)
 
 
 def test_classes_that_one_side_lacks_have_no_nan():
@@ -107,23 +108,23 @@ def test_classes_that_one_side_lacks_have_no_nan():
             assert not np.isnan(parts).any()
             assert parts[0, 3] < 1e-30
             tolerance = float((parts == 0).all())
-            np.testing.assert_allclose(shares(parts).sum(), 1, rtol=1e-5, atol=tolerance)
+            assert_allclose(shares(parts).sum(), 1, rtol=1e-5, atol=tolerance)
 
 
 def test_shares_sum_to_1_and_to_0_where_there_is_nothing():
     parts = jnp.array([[0.0, 0, 0], [1, -2, 1], [jnp.inf, -jnp.inf, 1], [1, 3e38, -3e38]])
     expected = [[0, 0, 0], [0.25, 0.5, 0.25], [0.5, 0.5, 0], [0, 0.5, 0.5]]
-    np.testing.assert_allclose(shares(parts), expected, atol=1e-30)
-    np.testing.assert_allclose(shares(TEACHER).sum(-1), 1, rtol=1e-6)
-    np.testing.assert_allclose(shares(np.array([1, -2, 1])), [0.25, 0.5, 0.25])
+    assert_allclose(shares(parts), expected, atol=1e-30)
+    assert_allclose(shares(TEACHER).sum(-1), 1, rtol=1e-6)
+    assert_allclose(shares(np.array([1, -2, 1])), [0.25, 0.5, 0.25])
 
 
 def test_top_movers_are_the_largest_and_ties_go_by_class():
     parts = jnp.asarray(RNG.integers(-4, 5, size=(6, 3, 20)), jnp.float32)
     movers = jax.jit(lambda parts: top_movers(parts, 7))(parts)
     expected = np.argsort(-np.abs(parts), axis=-1, kind="stable")[..., :7]
-    np.testing.assert_array_equal(movers.classes, expected)
-    np.testing.assert_array_equal(movers.parts, np.take_along_axis(np.asarray(parts), expected, -1))
+    assert_array_equal(movers.classes, expected)
+    assert_array_equal(movers.parts, np.take_along_axis(np.asarray(parts), expected, -1))
     for k in (0, 21):
         message = f"`k` must be from 1 to the number of classes, 20, got {k}"
         with pytest.raises(ValueError, match=message):
@@ -133,18 +134,18 @@ def test_top_movers_are_the_largest_and_ties_go_by_class():
 def test_the_posts_numbers():
     pair = jnp.log(Q), jnp.log(P)
     parts = {text: contributions(text, *pair, gauge="raw") for text in ("ce", "kl")}
-    np.testing.assert_allclose(parts["ce"], -P * np.log(Q), rtol=1e-6)
-    np.testing.assert_allclose(parts["kl"], P * np.log(P / Q), rtol=1e-5)
+    assert_allclose(parts["ce"], -P * np.log(Q), rtol=1e-6)
+    assert_allclose(parts["kl"], P * np.log(P / Q), rtol=1e-5)
     # As the post prints them; the logarithms of its first KL nearly cancel, to four digits.
     printed = {
         "ce": [0.020799191668629646, 0.039120230823755264, 0.06907755136489868],
         "kl": [0.0010005577933043242, -0.006931471638381481, 0.02302584983408451],
     }
-    np.testing.assert_allclose(parts["ce"], printed["ce"], rtol=1e-5)
-    np.testing.assert_allclose(parts["kl"], printed["kl"], rtol=1e-4)
+    assert_allclose(parts["ce"], printed["ce"], rtol=1e-5)
+    assert_allclose(parts["kl"], printed["kl"], rtol=1e-4)
     for text in ("ce", "kl"):
         gradient = contributions(text, *pair, gauge="gradient")
-        np.testing.assert_allclose(gradient, Q - P, atol=1e-7)
+        assert_allclose(gradient, Q - P, atol=1e-7)
 
 
 WITHOUT_PARTS = {
@@ -177,7 +178,7 @@ def test_by_rank_is_what_a_loop_over_the_ranks_gives():
     for loss, gauge in keys:
         parts = np.asarray(contributions(loss, STUDENT, tied, gauge=gauge, labels=LABELS))
         expected = _by_rank(parts, np.asarray(tied), bins)
-        np.testing.assert_allclose(binned[loss, gauge], expected, rtol=1e-5, atol=1e-6)
+        assert_allclose(binned[loss, gauge], expected, rtol=1e-5, atol=1e-6)
 
 
 def _by_rank(parts, teacher_logits, bins):
@@ -282,12 +283,12 @@ def test_the_command_shows_a_run_by_rank(finished, tmp_path):
             np.array([float(row[name]) for row in rows])
             for name in ("share", "share_low", "share_high")
         )
-        np.testing.assert_allclose(share.sum(), 1, rtol=1e-5)
+        assert_allclose(share.sum(), 1, rtol=1e-5)
         assert ((low <= share) & (share <= high)).all()
     for loss in ("ce", "kl"):
         for column, expected in zip(("share", "part"), _by_hand(finished), strict=True):
             values = [float(row[column]) for row in of[loss, "gradient"]]
-            np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-6)
+            assert_allclose(values, expected, rtol=1e-3, atol=1e-6)
     of_each = contributions_by_rank.OWN
     with pytest.raises(ValueError, match="has no students of loss 'kl'; it has ce"):
         contributions_by_rank.measure(Workdir(finished), losses=["kl"], student=of_each)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxdiv
 from experiments.tpu import aot
@@ -113,7 +114,7 @@ def test_values_and_gradients_are_the_dense_ones_in_float64(mode, options):
         actual = both(fused, losses, trained(inputs), rest(inputs), mode=mode, **options)
         every = zip(losses, *actual, *expected, strict=True)
         for loss, value, gradient, dense_value, dense_gradient in every:
-            np.testing.assert_allclose(value, dense_value, rtol=1e-10, atol=1e-12, err_msg=loss)
+            assert_allclose(value, dense_value, rtol=1e-10, atol=1e-12, err_msg=loss)
             assert apart(gradient, dense_gradient) < 1e-10, loss
 
 
@@ -160,7 +161,7 @@ def test_tokens_of_weight_0_count_nothing():
         assert apart(*pair) == 0
         nothing = {**rest(broken), "weights": jnp.zeros(N)}
         for leaf in jax.tree.leaves(both(fused, ["kl"], trained(broken), nothing, mode=mode)):
-            np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+            assert_array_equal(leaf, np.zeros_like(leaf))
 
 
 def equations(jaxpr):
@@ -270,19 +271,16 @@ def test_a_later_weighting_is_right_or_nan():
 
 def test_gradient_by_the_weights_is_the_divergence():
     inputs = arrays(1001, np.float32)
-    ones = {**rest(inputs), "weights": jnp.full(N, 0.5)}
 
     def by_weights(function):
-        def run(weights):
-            return function("kl", trained(inputs), {**ones, "weights": weights}).sum()
-
-        return jax.grad(run)(ones["weights"])
+        total = lambda w: function("kl", trained(inputs), {**rest(inputs), "weights": w}).sum()  # noqa: E731
+        return jax.grad(total)(jnp.full(N, 0.5))
 
     pair = jax.jit(lambda: (by_weights(fused), by_weights(dense)))()
-    np.testing.assert_allclose(*pair, rtol=1e-5)
+    assert_allclose(*pair, rtol=1e-5)
 
 
-def test_a_teacher_that_is_trained_changes_no_gradient_by_weights():
+def test_a_trained_teacher_changes_no_gradient_by_weights():
     inputs = arrays(101, np.float32)
     sides = inputs["hidden"], inputs["matrix"], inputs["teacher_hidden"], inputs["teacher_matrix"]
 
@@ -310,7 +308,7 @@ def test_unused_outputs_have_no_gradient():
         sides = inputs["hidden"], matrix, *teacher
         return linear_divergence("kl", *sides, metrics=["tv"])[1][0].sum()
 
-    np.testing.assert_array_equal(jax.grad(metric)(inputs["matrix"]), np.zeros((D_S, 101)))
+    assert_array_equal(jax.grad(metric)(inputs["matrix"]), np.zeros((D_S, 101)))
 
 
 @pytest.mark.parametrize("mode", ["one_pass", "remat"])
@@ -322,14 +320,10 @@ def test_nan_slopes_of_weight_0_spoil_nothing(mode):
         return jnp.sqrt(jnp.sum((jax.nn.softmax(student) - jax.nn.softmax(teacher)) ** 2, axis=-1))
 
     drawn, chances = jnp.ones((N, 4), int), -jnp.ones((N, 4))
-    samples = targets.Samples(
-        jnp.where(unweighted[:, None], -100, drawn),
-        jnp.where(unweighted[:, None], jnp.nan, chances),
-    )
-    for loss, *teacher in (
-        (distance, inputs["teacher_hidden"], inputs["teacher_matrix"]),
-        ("kl", samples),
-    ):
+    broken = unweighted[:, None]
+    samples = targets.Samples(jnp.where(broken, -100, drawn), jnp.where(broken, jnp.nan, chances))
+    teacher_logits = inputs["teacher_hidden"], inputs["teacher_matrix"]
+    for loss, *teacher in ((distance, *teacher_logits), ("kl", samples)):
 
         def total(hidden, matrix, loss=loss, teacher=teacher):
             how = {"weights": inputs["weights"], "mode": mode, "chunk": CHUNK}
@@ -451,20 +445,20 @@ def test_other_teachers_metrics_functions_and_leading_axes():
     samples = targets.Samples(drawn, chances)
     for teacher in (logits, targets.top_k(logits, 5), targets.Labels(inputs["labels"]), samples):
         values = linear_divergence("kl", *student, teacher, chunk=CHUNK)
-        np.testing.assert_allclose(values, jaxdiv.get("kl")(z, teacher), rtol=1e-5)
+        assert_allclose(values, jaxdiv.get("kl")(z, teacher), rtol=1e-5)
     labels, weights = inputs["labels"], inputs["weights"]
     values = linear_divergence("ce_data", *student, labels=labels, chunk=CHUNK)
-    np.testing.assert_allclose(values, jaxdiv.cross_entropy_data(z, labels), rtol=1e-5)
+    assert_allclose(values, jaxdiv.cross_entropy_data(z, labels), rtol=1e-5)
     options = {"metrics": ["tv", jaxdiv.reverse_kl], "weights": weights, "chunk": CHUNK}
     values, metrics = linear_divergence(jaxdiv.forward_kl, *student, logits, **options)
-    np.testing.assert_allclose(values, weights * jaxdiv.forward_kl(z, logits), rtol=1e-5)
+    assert_allclose(values, weights * jaxdiv.forward_kl(z, logits), rtol=1e-5)
     for metric, function in zip(metrics, (jaxdiv.total_variation, jaxdiv.reverse_kl), strict=True):
         expected = jnp.where(weights == 0, 0, function(z, logits))
-        np.testing.assert_allclose(metric, expected, rtol=1e-5)
+        assert_allclose(metric, expected, rtol=1e-5)
     square = [x.reshape(4, 9, -1) for x in (inputs["hidden"], inputs["teacher_hidden"])]
     sides = square[0], inputs["matrix"], square[1], inputs["teacher_matrix"]
     expected = jaxdiv.forward_kl(z, logits).reshape(4, 9)
-    np.testing.assert_allclose(linear_divergence("kl", *sides), expected, rtol=1e-5)
+    assert_allclose(linear_divergence("kl", *sides), expected, rtol=1e-5)
 
 
 # Losses whose gradient by the teacher's logits is that of a loss with both sides exchanged.

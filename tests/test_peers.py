@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 import jaxdiv
 from experiments.benchmarks import peers
@@ -42,8 +43,8 @@ def _check(text, function, target=None, temperature=1.0):
     with jax.enable_x64(True):
         value, gradient = _jaxdiv(text, temperature)
     expected, by_student = _torch(function, target)
-    np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-10)
-    np.testing.assert_allclose(gradient, by_student, rtol=1e-10, atol=1e-10)
+    assert_allclose(value, expected, rtol=1e-10, atol=1e-10)
+    assert_allclose(gradient, by_student, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("loss", sorted(peers.load("torch").losses))

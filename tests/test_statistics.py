@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from jaxdiv import statistics
@@ -12,8 +13,8 @@ from jaxdiv import statistics
 def same(estimate, reference, level=0.95):
     """Compares an estimate with a t-test of SciPy."""
     low, high = reference.confidence_interval(level)
-    np.testing.assert_allclose([estimate.low, estimate.high], [low, high], rtol=1e-9)
-    np.testing.assert_allclose(estimate.p_value, reference.pvalue, rtol=1e-9)
+    assert_allclose([estimate.low, estimate.high], [low, high], rtol=1e-9)
+    assert_allclose(estimate.p_value, reference.pvalue, rtol=1e-9)
 
 
 def test_documents_alone_are_a_t_test():
@@ -21,7 +22,7 @@ def test_documents_alone_are_a_t_test():
     reference = stats.ttest_1samp(y[0], 0)
     same(statistics.interval(y, np.ones(12)), reference)
     same(statistics.interval(5 * y, np.full(12, 5), level=0.8), reference, level=0.8)
-    np.testing.assert_allclose(statistics.interval(y, np.ones(12)).value, y.mean(), rtol=1e-12)
+    assert_allclose(statistics.interval(y, np.ones(12)).value, y.mean(), rtol=1e-12)
 
 
 def test_seeds_alone_are_a_t_test():
@@ -41,7 +42,7 @@ def test_pairing_removes_what_both_share():
     a = counts * (0.7 + 0.05 * rng.normal(size=(3, 1)) + 0.1 * rng.normal(size=40))
     b = a - 0.02 * counts
     estimate = statistics.paired_difference(a, counts, b, counts)
-    np.testing.assert_allclose([estimate.low, estimate.high], 0.02, rtol=1e-9)
+    assert_allclose([estimate.low, estimate.high], 0.02, rtol=1e-9)
     assert statistics.interval(a, counts).standard_error > 0.02
 
 
@@ -53,8 +54,8 @@ def test_ratio_agrees_with_the_bootstrap():
     draws = rng.integers(0, 300, size=(20_000, 300))
     ratios = tokens[draws].sum(axis=1) / calls[draws].sum(axis=1)
     estimate = statistics.interval(tokens[None], calls)
-    np.testing.assert_allclose(estimate.value, tokens.sum() / calls.sum(), rtol=1e-12)
-    np.testing.assert_allclose(estimate.standard_error, ratios.std(), rtol=0.02)
+    assert_allclose(estimate.value, tokens.sum() / calls.sum(), rtol=1e-12)
+    assert_allclose(estimate.standard_error, ratios.std(), rtol=0.02)
 
 
 def population(rng, *, seeds=3, documents=60, by_seed=0.02, by_document=0.08, noise=0.0):
@@ -130,7 +131,7 @@ def test_log_ratios_cover_the_truth_and_are_odd():
     a, counts, b, _ = draw()
     forward = statistics.paired_log_ratio(a, counts, b, counts)
     back = statistics.paired_log_ratio(b, counts, a, counts)
-    np.testing.assert_allclose([forward.value, forward.low], [-back.value, -back.high], rtol=1e-9)
+    assert_allclose([forward.value, forward.low], [-back.value, -back.high], rtol=1e-9)
     never = statistics.paired_log_ratio(a, counts, np.zeros_like(b), counts)
     assert never.value == np.inf
     assert np.isnan(never.low)
@@ -145,7 +146,7 @@ def test_runs_stand_in_place_of_their_seeds():
     estimate = statistics.interval(sums, counts, runs=["a", "b", "c"] * 2)
     means = statistics.interval((sums[:3] + sums[3:]) / 2, counts)
     for field in ("value", "low", "high", "sources", "p_value"):
-        np.testing.assert_allclose(getattr(estimate, field), getattr(means, field), rtol=1e-9)
+        assert_allclose(getattr(estimate, field), getattr(means, field), rtol=1e-9)
     assert statistics.interval(sums, counts, runs=["a"] * 6) == statistics.interval(sums, counts)
     assert [df for _, df in estimate.sources] == [29, 2]
     assert [df for _, df in statistics.interval(sums, counts).sources] == [29, 5]
@@ -192,8 +193,8 @@ def test_wider_level_is_the_interval_at_that_level():
 def test_holm_on_an_example_worked_by_hand():
     # .01 x 4, .02 x 3, then .03 x 2 and .04 x 1; the last may not fall below the one before.
     adjusted = statistics.holm([0.04, 0.01, 0.03, 0.02])
-    np.testing.assert_allclose(adjusted, [0.06, 0.04, 0.06, 0.06], rtol=1e-12)
-    np.testing.assert_array_equal(statistics.holm([0.9, 0.6]), [1, 1])
+    assert_allclose(adjusted, [0.06, 0.04, 0.06, 0.06], rtol=1e-12)
+    assert_array_equal(statistics.holm([0.9, 0.6]), [1, 1])
 
 
 def test_holms_levels_exclude_0_exactly_when_it_rejects():
@@ -207,7 +208,7 @@ def test_holms_levels_exclude_0_exactly_when_it_rejects():
         levels = statistics.holm_levels(p_values)
         widened = [e.at_level(level) for e, level in zip(estimates, levels, strict=True)]
         excludes = [e.low > 0 or e.high < 0 for e in widened]
-        np.testing.assert_array_equal(excludes, statistics.holm(p_values) < 0.05)
+        assert_array_equal(excludes, statistics.holm(p_values) < 0.05)
         assert (levels >= 0.95).all()
         rejected += sum(excludes)
     assert 200 < rejected < 1000
@@ -215,7 +216,7 @@ def test_holms_levels_exclude_0_exactly_when_it_rejects():
 
 def test_holms_levels_step_down_and_stop():
     levels = statistics.holm_levels([0.3, 0.001, 0.02, 0.04])
-    np.testing.assert_allclose(1 - levels, [0.05 / 3, 0.05 / 4, 0.05 / 3, 0.05 / 3], rtol=1e-9)
+    assert_allclose(1 - levels, [0.05 / 3, 0.05 / 4, 0.05 / 3, 0.05 / 3], rtol=1e-9)
     assert statistics.holm_levels([0.03]) == pytest.approx([0.95])
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxdiv
 from jaxdiv import targets
@@ -42,11 +43,11 @@ def test_top_k_is_the_coarser_divergence_and_a_lower_bound(text):
     target = targets.top_k(TEACHER, K)
     top = np.argsort(-np.asarray(TEACHER), -1)[:, :K]
     coarse = [jnp.asarray(_summed(side, top), jnp.float32) for side in (STUDENT, TEACHER)]
-    np.testing.assert_allclose(_call(text, target), jaxdiv.get(text)(*coarse), rtol=2e-5)
+    assert_allclose(_call(text, target), jaxdiv.get(text)(*coarse), rtol=2e-5)
     assert (_call(text, target) <= _call(text, TEACHER) + 1e-6).all()
     # With all classes in the top the tail is empty, and the divergence is exact.
     whole = _call(text, targets.top_k(TEACHER, V))
-    np.testing.assert_allclose(whole, _call(text, TEACHER), rtol=2e-5)
+    assert_allclose(whole, _call(text, TEACHER), rtol=2e-5)
 
 
 def test_the_gradient_by_top_k_is_that_of_the_coarser_loss():
@@ -56,7 +57,7 @@ def test_the_gradient_by_top_k_is_that_of_the_coarser_loss():
     expected = soft * (1 - p[:, -1:] / q[:, -1:])
     np.put_along_axis(expected, top, q[:, :-1] - p[:, :-1], -1)
     gradient = jax.grad(lambda s: _call("kl", targets.top_k(TEACHER, K), s).sum())(STUDENT)
-    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+    assert_allclose(gradient, expected, atol=1e-6)
 
 
 def test_cutting_the_tail_off_is_another_loss():
@@ -65,7 +66,7 @@ def test_cutting_the_tail_off_is_another_loss():
     within = np.exp(references.log_softmax(np.take_along_axis(np.asarray(TEACHER), top, -1)))
     log_q = np.take_along_axis(references.log_softmax(STUDENT), top, -1)
     expected = (within * (np.log(within) - log_q)).sum(-1)
-    np.testing.assert_allclose(_call("kl", cut), expected, rtol=1e-5)
+    assert_allclose(_call("kl", cut), expected, rtol=1e-5)
     # The best student of the whole row is not its minimum.
     assert (jnp.abs(jax.grad(lambda s: _call("kl", cut, s).sum())(TEACHER)).sum(-1) > 1e-2).all()
 
@@ -75,23 +76,23 @@ def test_a_serving_stacks_log_probabilities_are_a_top_k():
     log_p = jnp.take_along_axis(jax.nn.log_softmax(TEACHER), top, axis=-1)
     target = targets.top_k_of_log_probabilities(top, log_p)
     expected = _call("kl", targets.top_k(TEACHER, K))
-    np.testing.assert_allclose(_call("kl", target), expected, rtol=1e-4)
+    assert_allclose(_call("kl", target), expected, rtol=1e-4)
     # A row that came with fewer classes: the absent one counts to the tail, whatever its index.
     indices = target.indices.at[0, -1].set(target.indices[0, 0])
     fewer = targets.TopK(indices, target.logits.at[0, -1].set(-jnp.inf), target.tail)
     value = jaxdiv.get("kl")(STUDENT, fewer)
     assert np.isfinite(value).all()
-    np.testing.assert_allclose(value[1:], _call("kl", target)[1:], rtol=1e-6)
+    assert_allclose(value[1:], _call("kl", target)[1:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("text", ["kl", "ce", "ce_data", "tv", "jsd(beta=0.3)", "nla"])
 def test_labels_are_a_teacher_that_is_certain(text):
     certain = jnp.where(jax.nn.one_hot(LABELS, V, dtype=bool), 0.0, -jnp.inf)
     value = _call(text, targets.Labels(LABELS))
-    np.testing.assert_allclose(value, _call(text, certain, labels=LABELS), rtol=2e-6)
+    assert_allclose(value, _call(text, certain, labels=LABELS), rtol=2e-6)
     gradient = jax.grad(lambda s: _call(text, targets.Labels(LABELS), s).sum())(STUDENT)
     expected = jax.grad(lambda s: _call(text, certain, s, labels=LABELS).sum())(STUDENT)
-    np.testing.assert_allclose(gradient, expected, atol=3e-7)
+    assert_allclose(gradient, expected, atol=3e-7)
     by_student = jax.grad(lambda s: _call("rkl", targets.Labels(LABELS), s).sum())(STUDENT)
     assert not np.isnan(by_student).any()
 
@@ -107,30 +108,30 @@ def test_samples_are_unbiased_in_value_and_gradient(text):
 
     value, gradient = jax.value_and_grad(expected)(STUDENT[0])
     whole, slope = jax.value_and_grad(lambda s: jaxdiv.get(text)(s, TEACHER[0]))(STUDENT[0])
-    np.testing.assert_allclose(value, whole, rtol=2e-5)
-    np.testing.assert_allclose(gradient, slope, atol=2e-5 * float(jnp.abs(slope).max()) + 1e-7)
+    assert_allclose(value, whole, rtol=2e-5)
+    assert_allclose(gradient, slope, atol=2e-5 * float(jnp.abs(slope).max()) + 1e-7)
 
 
 def test_samples_are_averaged_over_their_axis():
     drawn = jax.random.categorical(jax.random.key(0), TEACHER[:, None], shape=(5, 7))
     log_q = np.take_along_axis(references.log_softmax(STUDENT), np.asarray(drawn), -1)
-    np.testing.assert_allclose(_call("ce", targets.Samples(drawn)), -log_q.mean(-1), rtol=1e-5)
+    assert_allclose(_call("ce", targets.Samples(drawn)), -log_q.mean(-1), rtol=1e-5)
 
 
 def test_log_probabilities_are_logits():
     value = _call("kl", jax.nn.log_softmax(TEACHER))
-    np.testing.assert_allclose(value, _call("kl", TEACHER), rtol=1e-5)
+    assert_allclose(value, _call("kl", TEACHER), rtol=1e-5)
 
 
 def test_padding_takes_no_mass():
     wide = jnp.pad(STUDENT, ((0, 0), (0, 3)))
     wider = jnp.pad(TEACHER, ((0, 0), (0, 8)), constant_values=5.0)
     value = jaxdiv.get("kl")(wide, wider, vocab_size=V)
-    np.testing.assert_array_equal(value, _call("kl", TEACHER))
+    assert_array_equal(value, _call("kl", TEACHER))
     gradient = jax.grad(lambda s: jaxdiv.get("kl")(s, wider, vocab_size=V).sum())(wide)
-    np.testing.assert_array_equal(gradient[:, V:], 0)
+    assert_array_equal(gradient[:, V:], 0)
     sparse = jaxdiv.get("kl")(wide, targets.top_k(TEACHER, V), vocab_size=V)
-    np.testing.assert_allclose(sparse, _call("kl", TEACHER), rtol=2e-5)
+    assert_allclose(sparse, _call("kl", TEACHER), rtol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["top_k", "labels", "samples"])
@@ -143,8 +144,8 @@ def test_targets_pass_through_jit_vmap_and_axes(kind):
     loss = jaxdiv.get("ce")
     plain = loss(STUDENT, target)
     for transformed in (jax.jit(loss), jax.vmap(loss), jax.jit(jax.vmap(loss))):
-        np.testing.assert_allclose(transformed(STUDENT, target), plain, rtol=1e-6)
-    np.testing.assert_allclose(loss(STUDENT.T, target, axis=0), plain, rtol=1e-6)
+        assert_allclose(transformed(STUDENT, target), plain, rtol=1e-6)
+    assert_allclose(loss(STUDENT.T, target, axis=0), plain, rtol=1e-6)
     low = loss(STUDENT.astype(jnp.bfloat16), target)
     assert low.dtype == jnp.float32
 
@@ -152,12 +153,12 @@ def test_targets_pass_through_jit_vmap_and_axes(kind):
 def test_a_temperature_belongs_to_the_target():
     hot = targets.top_k(TEACHER, V, temperature=2.0)
     value = _call("kl", hot, temperature=2.0)
-    np.testing.assert_allclose(value, _call("kl", TEACHER, temperature=2.0), rtol=2e-5)
+    assert_allclose(value, _call("kl", TEACHER, temperature=2.0), rtol=2e-5)
     with pytest.raises(ValueError, match=r"made at temperature 2.0, the loss is at 1.0"):
         _call("kl", hot)
     value = _call("tv", targets.Labels(LABELS), temperature=2.0)
     expected = 2 * jaxdiv.total_variation(STUDENT / 2, jnp.log(jax.nn.one_hot(LABELS, V)))
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert_allclose(value, expected, rtol=1e-6)
 
 
 SAMPLES, TOP = targets.Samples(LABELS[:, None]), targets.top_k(TEACHER, K)

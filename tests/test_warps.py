@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import special
 
 from jaxdiv import warps
@@ -16,23 +17,23 @@ LOGITS = np.random.default_rng(0).normal(scale=4, size=(6, 37)).astype(np.float3
 def test_agrees_with_scipy(temperature):
     expected = special.softmax(LOGITS.astype(np.float64) / temperature, axis=-1)
     row = warps.probabilities(LOGITS, temperature=temperature)
-    np.testing.assert_allclose(row, expected, rtol=1e-5)
+    assert_allclose(row, expected, rtol=1e-5)
 
 
 def test_greedy_is_the_limit_of_small_temperatures():
     cold = warps.probabilities(LOGITS * 1e4, temperature=1e-35)
-    np.testing.assert_array_equal(warps.probabilities(LOGITS, temperature=0), cold)
+    assert_array_equal(warps.probabilities(LOGITS, temperature=0), cold)
 
 
 def test_greedy_takes_the_first_of_equals():
     row = warps.probabilities(jnp.array([1.0, 3.0, 3.0]), temperature=0)
-    np.testing.assert_array_equal(row, [0, 1, 0])
+    assert_array_equal(row, [0, 1, 0])
 
 
 @pytest.mark.parametrize("temperature", [0, 0.5, 1.0])
 def test_classes_that_do_not_exist_get_nothing(temperature):
     row = warps.probabilities(jnp.array([-jnp.inf, 0.0, 1e4, -1e4]), temperature=temperature)
-    np.testing.assert_array_equal(row, [0, 0, 1, 0])
+    assert_array_equal(row, [0, 0, 1, 0])
 
 
 def test_low_precision_logits_give_float32():
@@ -40,7 +41,7 @@ def test_low_precision_logits_give_float32():
     row = warps.probabilities(logits, temperature=0.7)
     assert row.dtype == jnp.float32
     expected = special.softmax(np.asarray(logits, np.float64) / 0.7, axis=-1)
-    np.testing.assert_allclose(row, expected, rtol=1e-5)
+    assert_allclose(row, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
@@ -55,8 +56,8 @@ def test_bad_temperature_is_refused(temperature):
 def test_cuts_agree_with_numpy(top_k, top_p):
     warped = warps.warp(LOGITS, warps.Warp(1.5, top_k, top_p))
     expected = cases.warped(LOGITS, temperature=1.5, top_k=top_k, top_p=top_p)
-    np.testing.assert_allclose(special.softmax(warped, axis=-1), expected, rtol=1e-5)
-    np.testing.assert_array_equal(np.isfinite(warped), expected > 0)
+    assert_allclose(special.softmax(warped, axis=-1), expected, rtol=1e-5)
+    assert_array_equal(np.isfinite(warped), expected > 0)
 
 
 def test_rows_are_warped_each_in_their_way():
@@ -65,12 +66,12 @@ def test_rows_are_warped_each_in_their_way():
     warped = warps.warp(LOGITS, warps.Warp(*(jnp.array(ways[name]) for name in warps.Warp._fields)))
     for row, logits in enumerate(LOGITS):
         alone = warps.warp(logits, warps.Warp(*(ways[name][row] for name in warps.Warp._fields)))
-        np.testing.assert_allclose(warped[row], alone, rtol=1e-6)
+        assert_allclose(warped[row], alone, rtol=1e-6)
     # With a batch of nodes, one value for all the nodes of a sequence.
     temperatures = jnp.array(ways["temperature"])
     nodes = warps.warp(jnp.asarray(LOGITS)[:, None], warps.Warp(temperatures[:, None]))
     expected = warps.warp(LOGITS, warps.Warp(temperatures))
-    np.testing.assert_allclose(nodes[:, 0], expected, rtol=1e-6)
+    assert_allclose(nodes[:, 0], expected, rtol=1e-6)
 
 
 def test_at_top_p_1_every_class_remains():
@@ -99,7 +100,7 @@ def test_ties_of_the_last_remain_and_missing_classes_do_not(how, remaining):
 
 def test_greedy_has_no_use_for_cuts():
     warped = warps.warp(LOGITS, warps.Warp(0.0, 3, 0.5))
-    np.testing.assert_array_equal(np.isfinite(warped).argmax(axis=-1), LOGITS.argmax(axis=-1))
+    assert_array_equal(np.isfinite(warped).argmax(axis=-1), LOGITS.argmax(axis=-1))
     assert (np.isfinite(warped).sum(axis=-1) == 1).all()
 
 
@@ -123,4 +124,4 @@ def test_the_likeliest_class_stays_however_small_the_mass():
     logits = jnp.array([[0.0, 2.0, 1.0]])
     for top_p in (1e-50, 1e-6):
         finite = jnp.isfinite(warps.warp(logits, warps.Warp(top_p=top_p)))
-        np.testing.assert_array_equal(finite, [[False, True, False]])
+        assert_array_equal(finite, [[False, True, False]])

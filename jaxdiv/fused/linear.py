@@ -19,7 +19,7 @@ MODES = ("one_pass", "remat")
 
 @dataclasses.dataclass(frozen=True)
 class HeadOptions:
-    """How the product of a head is computed: its classes, its chunks of tokens, its devices.
+    """Options of the product with a head: its classes, its chunks of tokens, its devices.
 
     Attributes:
       vocab_size: the classes that exist, as in `Loss`; None for all columns of the head.

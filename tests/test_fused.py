@@ -487,10 +487,10 @@ def test_gradient_by_the_teacher_is_that_of_the_definition():
         def gradients(hidden, matrix):
             return [jax.grad(value, argnums=(1, 2))(text, hidden, matrix) for text in MIRRORED]
 
-        every = gradients(teacher, np.eye(7))
+        slopes = gradients(teacher, np.eye(7))
         again = jax.grad(value, argnums=(1, 2))("kl", teacher, np.eye(7), "remat")
-        assert apart(again, every[0]) < 1e-10
-        for text, (by_hidden, by_matrix) in zip(MIRRORED, every, strict=True):
+        assert apart(again, slopes[0]) < 1e-10
+        for text, (by_hidden, by_matrix) in zip(MIRRORED, slopes, strict=True):
             loss = jaxdiv.get(text)
             ahead, behind = (
                 np.asarray(loss(every, teacher + sign * moves)) @ weights for sign in (1, -1)

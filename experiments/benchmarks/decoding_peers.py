@@ -31,10 +31,12 @@ from experiments.benchmarks.decoding import (
     varied_prompts,
 )
 from experiments.common import cli, timing
-from jaxdiv import speculative
+from jaxdiv import schema, speculative
 from jaxdiv.models import DecoderStudent, llama, llama_tensors
 
-GAMMA = flags.DEFINE_integer("gamma", 4, "Drafts a round, of both.", lower_bound=1)
+GAMMA = flags.DEFINE_integer(
+    "gamma", schema.HEADLINE_GAMMA, "Drafts a round, of both.", lower_bound=1
+)
 
 
 def transformers_model(decoder, length: int):

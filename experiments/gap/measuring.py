@@ -25,7 +25,7 @@ Measure = tuple[str, float]  # a measure's name in gap.csv, and its temperature
 SumsByMeasure = dict[Measure, Sums]
 _ACCEPTED_PER_CALL = "accepted_a_call"  # tokens a call without the one that the target adds
 # Measures on text that the teacher wrote, by their key there. Positions are those of rounds of
-# `measurement.MAX_GAMMA` drafts, calls those of `HEADLINE_GAMMA`.
+# `schema.MAX_MEASURED_GAMMA` drafts, calls those of `HEADLINE_GAMMA`.
 _ON_TEACHER_TEXT: dict[Measure, Key] = {
     ("acceptance_own_text", 1.0): Key(GENERATED, "acceptance", 1.0),
     ("acceptance_at_1", 1.0): Key(GENERATED, "acceptance_at", 1.0, 1),

@@ -8,11 +8,18 @@ import numpy as np
 
 from jaxdiv import files
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
-from jaxdiv.schema import DECODED_TAU, GENERATED_TEMPERATURES, SPEED_UP, TAU
+from jaxdiv.schema import (
+    DECODED_TAU,
+    GENERATED_TEMPERATURES,
+    HEADLINE_GAMMA,
+    MAX_MEASURED_GAMMA,
+    SPEED_UP,
+    TAU,
+)
 
 FILE = "sums.npz"
-GAMMAS = (4, 8)  # drafts a round of the tokens a target call
-DECODED_GAMMA = 4
+GAMMAS = (HEADLINE_GAMMA, MAX_MEASURED_GAMMA)  # drafts a round of the tokens a target call
+DECODED_GAMMA = HEADLINE_GAMMA
 _FIELDS = ("numerator", "denominator", "tokens")
 
 

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiv import warps
+from jaxdiv import schema, warps
 from jaxdiv.models import Decoder, Drafter
 from jaxdiv.speculative import rules, trees
 
 LOOKUP = "lookup"
-MAX_GAMMA = 64
 MAX_TOKENS = 2**20  # of all texts together; each takes a slot in every layer's cache
 MAX_NUMBERS = 2**31  # of one float32 array: 8 GiB, and the most that 32 bits can index
 
@@ -36,8 +35,8 @@ def resolve_tree(
         raise ValueError(
             f"`gamma` must be at least 1, got {gamma}; without drafts, decode plainly."
         )
-    if gamma > MAX_GAMMA:
-        raise ValueError(f"`gamma` must be at most {MAX_GAMMA}, got {gamma}.")
+    if gamma > schema.MAX_DECODED_GAMMA:
+        raise ValueError(f"`gamma` must be at most {schema.MAX_DECODED_GAMMA}, got {gamma}.")
     if not _is(eta, numbers.Real) or not 0 <= eta <= 1:
         raise ValueError(f"`eta` must be in [0, 1], got {eta}; 0 never stops drafting.")
     if draft == LOOKUP and eta > 0:

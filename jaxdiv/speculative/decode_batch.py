@@ -97,7 +97,7 @@ def prepare(
       prompts: tokens of each, at least one; lengths may differ.
       max_tokens: new tokens, for all or for each; with the prompts `arguments.MAX_TOKENS` in all.
       rule: a name in `rules.RULES`; with `lookup` all but `typical` are one.
-      gamma: drafts a round at most, 1 to `arguments.MAX_GAMMA`; a tree is at most as deep.
+      gamma: drafts a round at most, 1 to `schema.MAX_DECODED_GAMMA`; a tree is at most as deep.
       eta: in [0, 1]; a chain stops after a token at whose position the draft's largest probability
         was below eta (0.6 in Kangaroo, arXiv 2404.18911). 0 never stops; needs a student.
       tree: candidates in place of a chain.

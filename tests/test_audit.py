@@ -349,6 +349,14 @@ def test_at_least_thirty_kinds_are_planted():
     assert not re.search(r"^\s*(import|from) jaxdiv", source, flags=re.MULTILINE)
 
 
+def test_a_missing_factor_beside_labels_leaves_the_weights():
+    def loss(student, teacher, labels):
+        soft = kl(*sides(student, teacher, 4.0))
+        return jnp.mean(0.5 * _cross_entropy(student, labels) + 0.5 * soft)
+
+    check(loss, "0.5*ce_data + 0.5*kl", mistakes={"temperature_factor"})
+
+
 def test_finds_two_mistakes_at_once():
     def loss(student, teacher):
         p, q = jax.nn.softmax(teacher / 3), jax.nn.log_softmax(jax.nn.softmax(student / 3))

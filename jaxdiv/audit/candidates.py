@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxdiv.audit.inputs import Rows
-from jaxdiv.divergences.entry import Entry, Parameter
+from jaxdiv.divergences.entry import Entry
 from jaxdiv.divergences.registry import ENTRIES
 
 # fmt: off
@@ -28,6 +28,7 @@ POPULAR = (
 )
 # Every call has one shape, as XLA compiles each operation for each shape. -inf pads the classes.
 _ROWS, _CLASSES = 640, 131
+_COMPILED = ("head",)  # parameters of losses with loops, which are slow unless compiled
 _ANY_K = (*range(1, 33), 40, 48, 50, 64, 100, 128)
 
 
@@ -78,7 +79,7 @@ class Candidate:
     @property
     def free(self) -> list[str]:
         """The parameters that a fit may change continuously."""
-        return [k for k, p in self.entry.parameters.items() if not p.whole and k != "head"]
+        return [k for k, p in self.entry.parameters.items() if not p.whole and k not in _COMPILED]
 
     def with_values(self, values: Mapping[str, float]) -> "Candidate":
         return replace(self, parameters=tuple((dict(self.parameters) | values).items()))
@@ -92,20 +93,19 @@ def plain_candidates() -> list[Candidate]:
 
 def variants(candidate: Candidate, classes: int) -> list[Candidate]:
     """Returns a loss at other values of its parameter."""
-    return [
-        candidate.with_values({key: float(value)})
-        for key, parameter in candidate.entry.parameters.items()
-        for value in _grid(parameter, classes)
-        if parameter.allows(value) and value != parameter.default
-    ]
-
-
-def _grid(parameter: Parameter, classes: int) -> Iterable[float]:
-    if parameter.whole:
-        return [k for k in _ANY_K if k < classes]
-    if math.isinf(parameter.high):
-        return [parameter.low + step for step in (0.5, 1.0, 2.0, 5.0, 10.0)]
-    return np.linspace(parameter.low, parameter.high, 11).round(6)
+    others = []
+    for key, parameter in candidate.entry.parameters.items():
+        if parameter.whole:
+            grid = [k for k in _ANY_K if k < classes]
+        elif key in _COMPILED:
+            grid = [0.3, 0.7, 0.9]
+        elif math.isinf(parameter.high):
+            grid = [parameter.low + step for step in (0.5, 1.0, 2.0, 5.0, 10.0)]
+        else:
+            grid = np.linspace(parameter.low, parameter.high, 11).round(6)
+        allowed = (v for v in grid if parameter.allows(v) and v != parameter.default)
+        others += [candidate.with_values({key: float(value)}) for value in allowed]
+    return others
 
 
 def values(candidate: Candidate, rows: Rows, temperatures: Iterable[float]) -> np.ndarray:
@@ -151,7 +151,7 @@ def _function(candidate):
     """
     entry, parameters = candidate.entry, dict(candidate.parameters)
     function = functools.partial(entry.parts[0] if entry.parts else entry.function, **parameters)
-    if parameters != entry.defaults:
+    if parameters != entry.defaults and not set(parameters) & set(_COMPILED):
         return function
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 

@@ -67,7 +67,7 @@ def _pair(weights, t) -> Scaled:
     at_t = [candidate for candidate in losses if not candidate.fixed]
     ways = ("right", 0, 1, 2, "labels") if t != 1 and at_t else ("right",)
     way = next((way for way in ways if _is_plain(way, weights, losses, t)), None)
-    without = {c: w / t ** _power(way or "right", c) for c, w in weights.items()}
+    without = {c: w / t ** _power("right" if way is None else way, c) for c, w in weights.items()}
     findings = []
     if way is None and len(ways) > 1:
         total = sum(without[candidate] for candidate in losses)

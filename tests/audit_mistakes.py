@@ -74,7 +74,12 @@ def plant(name, loss, *codes, intended=None):
 
 def planted(*codes, intended=None):
     """Decorates a loss with a mistake; its name says which."""
-    return lambda loss: plant(loss.__name__.replace("_", " "), loss, *codes, intended=intended)
+
+    def add(loss):
+        plant(loss.__name__.replace("_", " "), loss, *codes, intended=intended)
+        return loss
+
+    return add
 
 
 # Softmax and logarithm

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ class Probe:
         except CallError:
             self.differentiable = False
 
-    def _sees_student(self, mask):
+    def _sees_student(self, mask: float) -> bool:
         """Returns whether the student changes the value under a mask of equal entries."""
         one, other = (random_batch(self.lead, self.classes, seed=seed).one() for seed in (0, 1))
         full = np.full_like(one.mask, mask)
@@ -128,7 +129,7 @@ class Probe:
         moved = np.abs(first - second) > 1e-5 * np.abs(first)
         return bool(np.all(np.isfinite(first)) and np.any(moved))
 
-    def _call(self, student, teacher, labels, mask):
+    def _call(self, student: Any, teacher: Any, labels: Any, mask: Any) -> Any:
         arrays = {"student": student, "teacher": teacher, "labels": labels, "mask": mask}
         keywords = {
             key: arrays[role] if isinstance(role, str) else role
@@ -192,7 +193,7 @@ class Probe:
             gradients = self._value_and_gradients(*arrays)[1:]
             return [np.asarray(side, np.float64) for side in gradients]
 
-    def _converted(self, one, dtype):
+    def _converted(self, one: Batch, dtype: type) -> list:
         """Returns the input as arrays of the function's framework."""
         mask = one.mask if self.mask_keeps else 1 - one.mask
         mask = mask[..., None] if self.mask_column else mask
@@ -232,7 +233,7 @@ def _as_numpy(output) -> np.ndarray:
     return output.astype(np.float64)
 
 
-def _torch_gradient(call, arrays) -> list[np.ndarray]:
+def _torch_gradient(call: Callable, arrays: list) -> list[np.ndarray]:
     torch = sys.modules["torch"]
     sides = [part.clone().requires_grad_(True) for part in arrays[:2]]
     with torch.enable_grad():

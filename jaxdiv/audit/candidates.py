@@ -128,7 +128,13 @@ def values(candidate: Candidate, rows: Rows, temperatures: Iterable[float]) -> n
     return np.concatenate(chunks).reshape(len(divisors), -1)
 
 
-def _chunk(candidate, student, teacher, labels, temperatures):
+def _chunk(
+    candidate: Candidate,
+    student: np.ndarray,
+    teacher: np.ndarray,
+    labels: np.ndarray,
+    temperatures: np.ndarray,
+) -> np.ndarray:
     """Returns the values of at most `_ROWS` rows by the registry's own function."""
     entry, count = candidate.entry, len(labels)
     more = [(0, _ROWS - count), (0, 0)], [(0, 0), (0, max(0, _CLASSES - student.shape[-1]))]

@@ -127,7 +127,7 @@ def _logits_by_name(parameters: list[inspect.Parameter], alone: bool) -> list[di
     return [keywords | {teacher: role} for role in roles]
 
 
-def _keywords(parameters) -> dict[str, object]:
+def _keywords(parameters: list[inspect.Parameter]) -> dict[str, object]:
     """Returns a role or a number for each parameter that needs one."""
     roles = {}
     for parameter in parameters:

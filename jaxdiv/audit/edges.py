@@ -166,7 +166,7 @@ def _absent(edges: dict[str, Edge]) -> Iterator[Finding]:
         yield finding("nan_gradient", evidence, where="where both sides are equal")
 
 
-def _float16(probe, reduced, edge: Edge) -> Iterator[Finding]:
+def _float16(probe: Probe, reduced: Reduction, edge: Edge) -> Iterator[Finding]:
     """Checks float16 inputs if the right value fits the type and float32 inputs did well."""
     rows = edge.rows.take(slice(0, 2))
     try:

@@ -1,7 +1,7 @@
 """Gradients of student and teacher, against the registry's own and the value's slope."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def gradient_findings(
         yield from _against_registry(probe, rows, reduced, fit)
 
 
-def _against_registry(probe, rows, reduced, fit) -> Iterator[Finding]:
+def _against_registry(probe: Probe, rows: Rows, reduced: Reduction, fit: Fit) -> Iterator[Finding]:
     got, expected = reduced.row_gradients(probe, rows), registry(fit, rows)[1]
     if np.linalg.norm(got - expected) < 2e-3 * np.linalg.norm(expected):
         return
@@ -60,7 +60,7 @@ def _against_registry(probe, rows, reduced, fit) -> Iterator[Finding]:
     yield finding(code, ("ordinary rows, the entry most off", expected[worst], got[worst]))
 
 
-def _is_slope(probe, rows, reduced, gradients) -> bool:
+def _is_slope(probe: Probe, rows: Rows, reduced: Reduction, gradients: np.ndarray) -> bool:
     """Returns whether the gradient is the value's central difference in most rows, kinks aside."""
     away = np.random.default_rng(17).normal(size=rows.student.shape)
     away /= np.linalg.norm(away, axis=-1, keepdims=True)
@@ -102,7 +102,7 @@ def registry(fit: Fit, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=16)
-def _registry_function(parts, temperature):
+def _registry_function(parts: tuple, temperature: float) -> Callable:
     losses = [(get(c.exact_text), weight / temperature**c.power) for c, weight in parts]
 
     def total(student, teacher, labels):

@@ -144,7 +144,9 @@ def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: Rows) ->
                 yield _fit(((candidate, float(weight)),), t, observed, rows)
 
 
-def _pair_fits(losses: list[Candidate], observed, rows, count: int) -> Iterator[Fit]:
+def _pair_fits(
+    losses: list[Candidate], observed: Observed, rows: Rows, count: int
+) -> Iterator[Fit]:
     """Yields pairs at one temperature that explain the values."""
     tables = np.stack([candidates.table(candidate, rows) for candidate in losses], 1)
     for t, columns in zip(TEMPERATURES, tables, strict=True):
@@ -155,7 +157,9 @@ def _pair_fits(losses: list[Candidate], observed, rows, count: int) -> Iterator[
                 yield _fit(parts, t, observed, rows)
 
 
-def _refined_singles(losses, observed, rows, free: bool) -> Iterator[Fit]:
+def _refined_singles(
+    losses: list[Candidate], observed: Observed, rows: Rows, free: bool
+) -> Iterator[Fit]:
     """Yields the best few losses with temperature, and parameters if `free`, adjusted."""
     best = {}
     for candidate in losses:
@@ -168,7 +172,9 @@ def _refined_singles(losses, observed, rows, free: bool) -> Iterator[Fit]:
         yield from _refined(candidate, t, keys, observed, rows)
 
 
-def _refined(candidate, temperature, keys: list[str], observed, rows) -> Iterator[Fit]:
+def _refined(
+    candidate: Candidate, temperature: float, keys: list[str], observed: Observed, rows: Rows
+) -> Iterator[Fit]:
     """Yields the loss with temperature and some parameters adjusted, if it explains the values."""
     start, bounds = [temperature], [(0.05, 100.0)]
     for key in keys:
@@ -194,7 +200,7 @@ def _refined(candidate, temperature, keys: list[str], observed, rows) -> Iterato
             yield fit
 
 
-def _fit(parts, temperature, observed, rows) -> Fit:
+def _fit(parts: tuple, temperature: float, observed: Observed, rows: Rows) -> Fit:
     if all(candidate.fixed for candidate, _ in parts):
         temperature = 1.0
 
@@ -205,7 +211,7 @@ def _fit(parts, temperature, observed, rows) -> Fit:
     return replace(fit, extra=_extra(observed.values - predict(rows), observed, rows, temperature))
 
 
-def _extra(extra, observed, rows, temperature) -> str:
+def _extra(extra: np.ndarray, observed: Observed, rows: Rows, temperature: float) -> str:
     """Returns the code of a note on what is added to the loss, empty if nothing is."""
     if observed.is_nothing(extra):
         return ""

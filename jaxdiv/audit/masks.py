@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import Rows, joined, random_batch
+from jaxdiv.audit.inputs import Batch, Rows, joined, random_batch
 from jaxdiv.audit.positions import Structure
 from jaxdiv.audit.reduction import Reduction
 from jaxdiv.audit.result import Finding, finding
@@ -40,7 +40,9 @@ def under_mask(
     return name, [*findings, *_edges(probe, one)]
 
 
-def _weights(probe, mask, reduced, ahead) -> tuple[np.ndarray | None, bool]:
+def _weights(
+    probe: Probe, mask: np.ndarray, reduced: Reduction, ahead: int
+) -> tuple[np.ndarray | None, bool]:
     """Returns the weight of each position's loss, [*lead], and whether more is added.
 
     The output is linear in the rows' losses. They are known from batches in which a row stands
@@ -67,7 +69,9 @@ def _weights(probe, mask, reduced, ahead) -> tuple[np.ndarray | None, bool]:
     return weights.reshape(probe.lead), bool(abs(added) > 5e-3 * np.abs(got).mean())
 
 
-def _interpreted(weights, mask, one_a_row, reduced, layout) -> tuple[str | None, list[Finding]]:
+def _interpreted(
+    weights: np.ndarray, mask: np.ndarray, one_a_row: bool, reduced: Reduction, layout: Structure
+) -> tuple[str | None, list[Finding]]:
     """Returns the reduction's name and the findings of the weights that positions have."""
     support = (weights != 0).astype(float)
     drawn = ("".join(np.char.mod("%d", part.ravel())) for part in (mask, support))
@@ -103,7 +107,7 @@ def _right_supports(mask, layout) -> Iterator[tuple[np.ndarray, str | None]]:
         yield np.roll(mask, -1, -1) * last, None if layout.ahead else "mask_of_next"
 
 
-def _divisor(weights, mask) -> tuple[str, list[Finding]]:
+def _divisor(weights: np.ndarray, mask: np.ndarray) -> tuple[str, list[Finding]]:
     """Returns the reduction's name by what the sum over positions is divided by."""
     inside = weights[mask == 1]
     sequences = len(np.atleast_2d(mask))
@@ -127,7 +131,7 @@ def _divisor(weights, mask) -> tuple[str, list[Finding]]:
     return "not known", [finding("mask_unclear", evidence)]
 
 
-def _edges(probe, one) -> Iterator[Finding]:
+def _edges(probe: Probe, one: Batch) -> Iterator[Finding]:
     """Yields findings on NaN at masked positions, and on masks without any position."""
     outside = (one.mask == 0)[..., None]
     student, teacher = (

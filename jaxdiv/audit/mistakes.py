@@ -230,7 +230,9 @@ def student_mistake(observed: Observed, rows: Rows) -> Fit | None:
     return next(fits, None)
 
 
-def _fits(wrong: Wrong, temperatures, observed, rows, exact: bool = True) -> Iterator[Fit]:
+def _fits(
+    wrong: Wrong, temperatures: np.ndarray, observed: Observed, rows: Rows, exact: bool = True
+) -> Iterator[Fit]:
     """Yields losses under a mistake that reproduce every value with a plain factor.
 
     Args:
@@ -273,7 +275,9 @@ def _is_plain(weight, temperatures, loss, rows) -> bool:
     return any(is_near(abs(weight), unit * t**power) for t, power, unit in cases)
 
 
-def _fit(wrong, loss, form, weight, temperatures) -> Fit:
+def _fit(
+    wrong: Wrong, loss: Candidate, form: Formula, weight: float, temperatures: tuple[float, float]
+) -> Fit:
     details = wrong.details
     if wrong.code == "temperature_one_side":
         details = {"teacher": temperatures[0], "student": temperatures[1]}

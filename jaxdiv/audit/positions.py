@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import batch, joined, random_batch, random_rows, tiled
+from jaxdiv.audit.inputs import Rows, batch, joined, random_batch, random_rows, tiled
 from jaxdiv.audit.result import Finding, finding
 
 AXES = {2: ("sequences", "positions"), 1: ("rows",), 0: ()}
@@ -144,7 +144,7 @@ def _shift(matrix: np.ndarray, lead: tuple[int, ...]) -> tuple[int, int]:
     return min(steps, key=abs), length - len(away) // int(np.prod(lead[:-1], dtype=int))
 
 
-def _axis_finding(probe: Probe, pairs) -> tuple[Finding, int | None]:
+def _axis_finding(probe: Probe, pairs: dict[str, np.ndarray]) -> tuple[Finding, int | None]:
     """Returns the finding of a softmax over another axis, and the axis; else of rows that meet."""
     names = AXES[len(probe.lead)]
     for side, axes in _invariant_axes(probe).items():
@@ -188,7 +188,7 @@ def _invariant_axes(probe: Probe) -> dict[str, set]:
     return {side: {axis for axis in axes if next(marks)} for side in ("student", "teacher")}
 
 
-def observe_along(probe: Probe, axis: int, rows) -> np.ndarray | None:
+def observe_along(probe: Probe, axis: int, rows: Rows) -> np.ndarray | None:
     """Returns values [K] where a row of classes stands along `axis` of `lead`; None if refused."""
     lead = list(probe.lead)
     lead[axis] = rows.student.shape[-1]

@@ -107,7 +107,9 @@ def reduction(probe: Probe, rows: Rows, layout: Structure) -> Reduction:
     return Reduction(name, unit, class_axis, shape, tuple(findings))
 
 
-def _growth(probe, row, plain, dropped) -> tuple[tuple[int, ...], float, bool] | None:
+def _growth(
+    probe: Probe, row: Rows, plain: Reduction, dropped: int
+) -> tuple[tuple[int, ...], float, bool] | None:
     """Returns the powers with which the value grows along each axis of `lead`; None if unclear.
 
     Beside them, the value of a loss of 1 everywhere, and whether positions without loss count in

@@ -57,7 +57,7 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
     return _report(search.identified(probe), intended)
 
 
-def _report(subject: Subject, intended) -> Audit:
+def _report(subject: Subject, intended: Loss | None) -> Audit:
     """Returns the audit: findings on the formula, then on gradients, edges, masks and calls."""
     probe, fit, reduced = subject.probe, subject.fit, subject.reduced
     text = scale = None
@@ -137,7 +137,9 @@ def _behaviour(subject: Subject) -> Iterator[Finding]:
                 yield one
 
 
-def _against_intention(name: str, text: str | None, intended, fit: Fit | None) -> Iterator[Finding]:
+def _against_intention(
+    name: str, text: str | None, intended: Loss | None, fit: Fit | None
+) -> Iterator[Finding]:
     """Yields a finding if it is another loss than `expected`, or than its name says."""
     if intended is not None:
         name = text or "no loss of the registry"

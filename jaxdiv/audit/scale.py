@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jaxdiv.audit import candidates
+from jaxdiv.audit.candidates import Candidate
 from jaxdiv.audit.fit import plain
 from jaxdiv.audit.identify import Fit, factors, is_near
 from jaxdiv.audit.result import Finding, finding
@@ -40,7 +41,7 @@ def _scale_note(scale) -> Iterator[Finding]:
         yield finding("scale", ("ordinary rows", "1", float(scale)), scale=scale)
 
 
-def _single(weights, t) -> Scaled:
+def _single(weights: dict[Candidate, float], t: float) -> Scaled:
     ((candidate, weight),) = weights.items()
     right = candidate.power
     scale = plain(weight / t**right)
@@ -61,7 +62,7 @@ def _factor_finding(t, power, right, weight) -> Finding:
     return finding("temperature_factor", evidence, temperature=t, got=power, power=right)
 
 
-def _pair(weights, t) -> Scaled:
+def _pair(weights: dict[Candidate, float], t: float) -> Scaled:
     """Returns weights of a pair: as they are if one is 1, else brought to the sum 1."""
     losses = [candidate for candidate in weights if candidate.is_loss]
     at_t = [candidate for candidate in losses if not candidate.fixed]

@@ -52,7 +52,15 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="length")
-def _generate(graphdef, params, prompts, temperature, key, *, length):
+def _generate(
+    graphdef: Any,
+    params: Any,
+    prompts: Int[Array, "B P"],
+    temperature: float | Array,
+    key: Array,
+    *,
+    length: int,
+) -> Int[Array, "B total"]:
     decoder = nnx.merge(graphdef, params).unrolled()
 
     def read(tokens, positions, cache):

@@ -194,7 +194,7 @@ def gradient(student, inputs):
     return jax.value_and_grad(total_of())(student, inputs)
 
 
-def test_each_product_is_computed_once_and_none_for_a_frozen_head():
+def test_products_are_computed_once_and_none_for_a_frozen_head():
     inputs = arrays(1001, np.float32, 3 * CHUNK)
     dots = products(gradient, trained(inputs), rest(inputs))
     assert len(dots) == 4

@@ -28,7 +28,7 @@ def test_cut_into_micro_batches_the_sums_add_up():
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_a_position_of_weight_0_counts_nothing_whatever_its_value(poison):
+def test_weight_0_counts_nothing_whatever_its_value(poison):
     def mean(scale):
         return reductions.token_mean(jnp.where(WEIGHTS == 0, poison, VALUES) * scale, WEIGHTS)
 

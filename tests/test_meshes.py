@@ -229,6 +229,6 @@ def test_a_coordinator_that_is_no_address_is_refused(coordinator):
 def test_a_first_process_that_does_not_come_is_told(monkeypatch):
     monkeypatch.setattr(processes, "_START_SECONDS", 0)
     with pytest.raises(
-        ValueError, match=r"no first process came to --coordinator=localhost:\d+ in 0 s"
+        ValueError, match=r"no first process answered at --coordinator=localhost:\d+ within 0 s"
     ):
         processes.initialize(f"localhost:{free_port()}", 2, 1, print)

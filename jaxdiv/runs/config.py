@@ -112,7 +112,7 @@ def _check_texts(run: RunSpec, config: Mapping) -> None:
         if run.on_policy is None:
             raise ValueError(
                 f"`config.data.context_share` = {share} of `config.student.batch_size` = "
-                f"{run.student_stage.batch_size} is no row; raise it, or set "
+                f"{run.student_stage.batch_size} rounds to no row; raise it, or set "
                 "`config.data.context` to corpus"
             )
     _check_below(

@@ -91,8 +91,8 @@ def _wait_for_first(coordinator: str, number: int) -> str:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise ValueError(
-                    f"no first process came to --coordinator={coordinator} in {_START_SECONDS} s: "
-                    f"{error}"
+                    f"no first process answered at --coordinator={coordinator} within "
+                    f"{_START_SECONDS} s: {error}"
                 ) from None
             time.sleep(_POLL_SECONDS)
     return host

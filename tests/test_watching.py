@@ -6,14 +6,16 @@ import json
 import os
 import re
 import signal
+import struct
 
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from jaxdiv.runs import metrics, profiling, trackers
 from jaxdiv.runs.workdir import Workdir
-from tests import commands, event_files, runs, stops
+from tests import commands, runs, stops
 
 STEPS, EVERY, SAVED, STOP = 20, 4, 5, 7
 JSON = "--log_format=json"
@@ -26,7 +28,7 @@ class Stop:
         pass
 
     def write(self, step, students, clock):
-        if step == {STOP}:
+        if step == {STOP - 1}:  # the loop has dispatched one step more
             os.kill(os.getpid(), signal.SIGTERM)
 
     def close(self):
@@ -92,6 +94,23 @@ def of(records, name):
 def curves(folder, stage):
     lines = (folder / "curves" / f"{stage}.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def scalars(folder):
+    """Returns the scalars of TensorBoard's event files: tag to step to value."""
+    values = {}
+    for path in sorted(folder.rglob("events*")):
+        content = path.read_bytes()
+        while content:
+            # A record is its length, a checksum of that, the event and its checksum.
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in event.summary.value:
+                by_step = values.setdefault(value.tag, {})
+                assert event.step not in by_step, f"{value.tag} twice at step {event.step}"
+                by_step[event.step] = value.simple_value
+    return values
 
 
 def profiled(folder):
@@ -231,7 +250,7 @@ def test_a_profile_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, ca
 
 def test_tensorboard_shows_every_student_and_the_clock_of_all(ended):
     run = Workdir(ended[0] / "run")
-    board = event_files.scalars(run.curves / "tensorboard" / "student")
+    board = scalars(run.curves / "tensorboard" / "student")
     students = [f"{loss}/{seed}" for loss in ("kl", "tv") for seed in (0, 1)]
     names = ("loss", "gradient_norm", "learning_rate", "acceptance")
     clock = {"clock/step_seconds", "clock/step_seconds_over_students", "clock/tokens_per_second"}
@@ -263,7 +282,7 @@ def test_the_docs_tracker_gets_every_number(ended):
     folder, _ = ended
     with open(folder / "run" / "curves" / "teacher.csv", encoding="utf-8", newline="") as file:
         rows = [(int(step), name, float(value)) for step, name, value in csv.reader(file)]
-    shown = event_files.scalars(folder / "run" / "curves" / "tensorboard" / "teacher")
+    shown = scalars(folder / "run" / "curves" / "tensorboard" / "teacher")
     expected = {
         (step, tag.removeprefix("clock/")): value
         for tag, at in shown.items()

@@ -223,7 +223,7 @@ def test_a_run_is_read_from_a_bucket(root, tmp_path):
     assert all(run.facts()[name] == value for name, value in tokens.items())
     assert students.restore_one(str(root), loss="kl", seed=1).params
     donor = RunSource(str(root))
-    donor.check()
+    donor.checked_sizes()
     assert donor.facts()["teacher taken from"] == "gs://bucket/a/run"
     path = run.save_batch(3, {"inputs": np.arange(4)})
     with path.open("rb") as file, np.load(file) as arrays:

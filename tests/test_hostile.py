@@ -197,7 +197,10 @@ READERS = {
         "llama/tokenizer.json",
         lambda path: hf_tokenizer.read(path.parent, vocab_size=llama_folders.V),
     ),
-    "teacher source": ("llama/config.json", lambda path: teacher_sources.find(path.parent).check()),
+    "teacher source": (
+        "llama/config.json",
+        lambda path: teacher_sources.find(path.parent).checked_sizes(),
+    ),
     "prompts": ("run/prompts.jsonl", prompts._read),
 }
 

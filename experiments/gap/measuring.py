@@ -134,14 +134,14 @@ def _measure_with_trained_teachers(
 ) -> SumsByMeasure:
     """Measures each student with the teacher trained beside it, which writes its own texts."""
     spec, parts, qualities = trainer.spec, [], []
-    rows = spec.teacher_stage.batch_size
+    rows = sharding.BatchSharding(mesh, spec.teacher_stage.batch_size)
     for i, seed in enumerate(spec.seeds):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], params)
         trained = trainer.teacher.with_params(jax.tree.map(lambda x: x[0], one[causes.TEACHER]))
         population = [(name, trainer.students.with_params(one["student"]), [seed])]
         texts = _texts(spec, corpus, trained, mesh)
         parts.append(_measure_population(spec, trained, population, texts, mesh)[name])
-        nats = teacher.nats_per_byte(corpus, trained, mesh, batch_size=rows)
+        nats = teacher.measure_quality(corpus, trained, rows)
         qualities.append(f"{nats:.2f}")
     progress.log(f"{name} left teachers of {', '.join(qualities)} nats a byte")
     joined = {}

@@ -7,7 +7,6 @@ from jax.sharding import Mesh
 
 import jaxdiv
 from experiments.sweep.plan import PlannedRun
-from jaxdiv.data import pipeline
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.runs import processes, progress, sharding
 from jaxdiv.runs.specs import RunSpec
@@ -84,11 +83,8 @@ def entropy(spec: RunSpec, corpus: TextData, model: Model, mesh: Mesh) -> float:
         nats = jaxdiv.cross_entropy(logits, logits) * batch["weights"]
         return sharding.replicate(jnp.sum(nats), mesh)
 
-    rows = sharding.BatchSharding(
-        mesh, measurement.rows_at_once(spec, context.inputs.shape[1], mesh)
-    )
-    arrays = [getattr(context, field) for field in run_data.BATCH_FIELDS]
-    batches = (rows.put(run_data.batch(block)) for block in pipeline.blocks(arrays, rows.rows))
+    rows = sharding.BatchSharding(mesh, measurement.rows_at_once(spec, context.inputs.shape[1], mesh))
+    batches = run_data.spread(context, rows)
     return sum(float(total(model.params, batch)) for batch in batches) / float(
         context.weights.sum()
     )

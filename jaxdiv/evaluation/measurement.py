@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxdiv import acceptance, schema
-from jaxdiv.data import pipeline
 from jaxdiv.evaluation import contexts
 from jaxdiv.evaluation.contexts import Context
 from jaxdiv.runs import progress, sharding
@@ -151,14 +150,11 @@ def _measure_rows(
     all losses."""
     rows = sharding.BatchSharding(mesh, rows_at_once(spec, context.inputs[0].size, mesh))
     read, compare = compiled_passes(spec, teacher, groups[-1][1], context, mesh)
-    blocks = list(
-        pipeline.blocks([getattr(context, name) for name in run_data.BATCH_FIELDS], rows.rows)
-    )
+    blocks = -(-len(context.inputs) // rows.rows)
     parts: dict[str, list] = {loss: [] for loss, _, seeds in groups if seeds}
     tokens = rows.rows * context.labels.shape[1]
-    with progress.bar(context.name, len(blocks), unit="batches", tokens=tokens) as advance:
-        for block in blocks:
-            batch = rows.put(run_data.batch(block))
+    with progress.bar(context.name, blocks, unit="batches", tokens=tokens) as advance:
+        for batch in run_data.spread(context, rows):
             shared = read(teacher.params, batch["inputs"])
             for loss, model, seeds in groups:
                 if seeds:

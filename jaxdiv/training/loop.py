@@ -1,5 +1,6 @@
 """The training loop of a stage: steps, curves, checkpoints, and an orderly end after a signal."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -36,25 +37,23 @@ class Stopped(Exception):
         self.signum = signum
 
 
-class Interrupt:
-    """Context that notes the first SIGINT or SIGTERM as `signum`; the second ends the process."""
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[list[int]]:
+    """Yields a list that takes the first SIGINT or SIGTERM; the second one ends the process."""
+    signums: list[int] = []
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self):
-        self.signum = None
-        self._handlers = {signum: signal.signal(signum, self._note) for signum in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_):
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum, _frame):
-        if self.signum is not None:
+    def note(signum, _frame):
+        if signums:
             os._exit(128 + signum)
-        self.signum = signum
+        signums.append(signum)
         progress.log("finishing this step, then saving; once more to end at once")
+
+    handlers = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signums
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,16 +99,9 @@ class Training:
 def run_stage(
     training: Training, workdir: Workdir, mesh: Mesh, monitoring: Monitoring | None = None
 ) -> TrainState:
-    """Trains a stage from its newest checkpoint, or from the start, to its last step.
+    """Trains a stage from its newest checkpoint, or from the start, and returns its last state.
 
-    Args:
-      training: the stage.
-      workdir: the run, whose curves are written.
-      mesh: where the state lies.
-      monitoring: trackers and profile; None for the run's own curves alone.
-
-    Returns:
-      The state after the last step.
+    Monitoring None keeps the run's own curves alone.
 
     Raises:
       Stopped: SIGINT or SIGTERM came; the step under way was finished and saved.
@@ -173,35 +165,29 @@ class _Record:
         self._training, self._finite = training, finite
         self._write, self._advance = write, advance
         spec = training.spec
+        schedules = [learning_rate(optimizer, spec.steps) for optimizer in spec.optimizers]
         steps = jnp.arange(spec.steps)
-        schedules = [learning_rate(optimizer, spec.steps)(steps) for optimizer in spec.optimizers]
-        self._rates = np.stack(schedules, axis=1)
+        self._rates = np.stack([schedule(steps) for schedule in schedules], axis=1)
         self._pending = None
         self._fetched = time.perf_counter()
 
     def add(self, number: int, state: TrainState, batch: Mapping, metrics: dict, start: float):
-        """Takes over the metrics of a dispatched step, and passes on those of the step before.
+        """Takes the metrics of step `number`, dispatched at `start`; passes on the step before.
 
-        Args:
-          number: the step.
-          state, batch, metrics: after the step, its batch and its metrics, still on the device.
-          start: when it was dispatched, by `time.perf_counter`.
+        State and metrics may still be under way on the device.
         """
         spec = self._training.spec
         measured = number % spec.log_every == 0 or number == spec.steps
         # Dispatched before the next step, which takes over the state's buffers.
         held_out = self._training.measure(state) if measured else {}
-        pending, self._pending = self._pending, (number, batch, metrics, held_out, start)
-        if pending:
-            self._pass_on(*pending)
+        self.flush()
+        self._pending = (number, batch, metrics, held_out, start)
 
     def flush(self) -> None:
-        """Passes on the metrics of the last step dispatched."""
-        if self._pending:
-            pending, self._pending = self._pending, None
-            self._pass_on(*pending)
-
-    def _pass_on(self, number, batch, metrics, held_out, start):
+        """Passes on the metrics of the step added last, if that was not done before."""
+        if not self._pending:
+            return
+        (number, batch, metrics, held_out, start), self._pending = self._pending, None
         values = {name: np.asarray(value) for name, value in metrics.items()}
         seconds = time.perf_counter() - max(start, self._fetched)
         before, self._finite = self._finite, values.pop("finite")
@@ -226,7 +212,7 @@ def _fit(
 ) -> TrainState:
     """Trains from `state.step` to the last step; each checkpoint goes with the curves up to it."""
     last = training.spec.steps
-    with Interrupt() as interrupt:
+    with _noting_signals() as signums:
         for number in range(int(state.step) + 1, last + 1):
             checkpoints.raise_error()
             with trace.step(number):
@@ -236,7 +222,7 @@ def _fit(
                 record.add(number, state, batch, metrics, start)
                 if number == trace.last:
                     record.flush()
-            signum = processes.maximum(interrupt.signum or 0)
+            signum = processes.maximum(*signums or [0])
             if number % checkpoints.every == 0 or number == last or signum:
                 record.flush()
                 send_curves()

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,9 +85,10 @@ class TextData:
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """Images of a run by split, with the interface of `TextData`; an image is a document."""
+    """Images of a run by split, with the interface of `TextData`: an image is a document, `vocab_size`
+    the number of classes."""
 
-    classes: int
+    vocab_size: int
     splits: dict[str, images.LabelledImages]
 
     @classmethod
@@ -97,10 +99,6 @@ class ImageData:
         }
         classes = workdir.spec().data.vocabulary
         return _check_fingerprints(cls(classes, splits), workdir)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.classes
 
     def fingerprints(self) -> dict[str, str]:
         return {f"{split} images' fingerprint": self.splits[split].fingerprint for split in SPLITS}
@@ -182,7 +180,7 @@ def _prepare_text(spec: RunSpec, workdir: Workdir) -> None:
         advance()
         tokens = _tokenize(documents, tokenizer, source)
         data = TextData(tokenizer, tokens, spec.data.sequence_length)
-        _check_text(spec, data)
+        _check(spec, data)
         for split in SPLITS:
             tokens[split].save(_path(workdir.tokens, split))
         advance()
@@ -212,16 +210,6 @@ def _tokenize(
     return pipeline.tokenize(documents, tokenizer)
 
 
-def _check_text(spec, data):
-    _check_batches(spec, data)
-    for split in ("validation", "test"):
-        if data.splits[split].longest < 2:
-            raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
-    with _naming("config.evaluation.prompt_tokens"):
-        if set(spec.evaluation.contexts) - {schema.CORPUS}:
-            pipeline.prompts(data.splits["test"], length=spec.evaluation.prompt_tokens)
-
-
 def _prepare_images(spec: RunSpec, workdir: Workdir) -> None:
     with progress.bar("data", 1, unit="parts") as advance:
         pictures = images.open_images(
@@ -231,7 +219,7 @@ def _prepare_images(spec: RunSpec, workdir: Workdir) -> None:
             directory=_data_folder(spec.data, workdir, images.DIGITS),
         )
         data = ImageData(pictures.classes, dict(pictures.splits))
-        _check_images(spec, data)
+        _check(spec, data)
         for split in SPLITS:
             data.splits[split].save(_path(workdir.images, split))
         advance()
@@ -239,26 +227,28 @@ def _prepare_images(spec: RunSpec, workdir: Workdir) -> None:
     workdir.add_facts({DATA_READY: pictures.fingerprint, **counts, **data.fingerprints()})
 
 
-def _check_images(spec, data):
-    sizes = {"vocabulary": data.classes, "channels": data.splits["train"].pixels.shape[-1]}
-    for key, size in sizes.items():
-        if getattr(spec.data, key) != size:
-            raise ValueError(f"`config.data.{key}` must be {size}, which {spec.data.source} has")
+def _check(spec: RunSpec, data: RunData) -> None:
+    """Raises ValueError unless every stage and context has enough data, before hours are spent."""
+    is_images = isinstance(data, ImageData)
+    if is_images:
+        sizes = {"vocabulary": data.vocab_size, "channels": data.splits["train"].pixels.shape[-1]}
+        for key, size in sizes.items():
+            if getattr(spec.data, key) != size:
+                source = spec.data.source
+                raise ValueError(f"`config.data.{key}` must be {size}, which {source} has")
     for split in ("validation", "test"):
-        if len(data.splits[split].labels) < 2:
-            raise ValueError(
-                f"the split `{split}` of {spec.data.source} needs two images; give more"
-            )
-    _check_batches(spec, data)
-
-
-def _check_batches(spec, data):
-    """Tries the batches of every stage, before hours are spent on an earlier one."""
-    with _naming("config.teacher"):
-        if not spec.teacher.checkpoint:
-            batches(spec.teacher_stage, data)
-    with _naming("config.student"):
-        batches(spec.student_stage, data)
+        if is_images and len(data.splits[split].labels) < 2:
+            source = spec.data.source
+            raise ValueError(f"the split `{split}` of {source} needs two images; give more")
+        if not is_images and data.splits[split].longest < 2:
+            raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
+    for stage in (spec.teacher_stage, spec.student_stage):
+        if stage is spec.student_stage or not spec.teacher.checkpoint:
+            with _naming(f"config.{stage.name}"):
+                batches(stage, data)
+    with _naming("config.evaluation.prompt_tokens"):
+        if set(spec.evaluation.contexts) - {schema.CORPUS, schema.IMAGES}:
+            pipeline.prompts(data.splits["test"], length=spec.evaluation.prompt_tokens)
 
 
 @contextlib.contextmanager
@@ -280,9 +270,11 @@ def _data_folder(spec: DataSpec, workdir: Workdir, prepared_source: str) -> str:
     return spec.directory or folder
 
 
-def batch(arrays: Sequence) -> dict:
-    """Returns arrays in the order of `BATCH_FIELDS` by name."""
-    return dict(zip(BATCH_FIELDS, arrays, strict=True))
+def spread(rows_of: pipeline.Windows | Any, rows: sharding.BatchSharding) -> Iterator[dict[str, jax.Array]]:
+    """Yields batches of `rows.rows` rows of windows, or of a context, on the mesh of `rows`."""
+    arrays = [getattr(rows_of, name) for name in BATCH_FIELDS]
+    for block in pipeline.blocks(arrays, rows.rows):
+        yield rows.put(dict(zip(BATCH_FIELDS, block, strict=True)))
 
 
 def batches(stage: StageSpec, data: RunData, mesh: Mesh | None = None) -> Iterator:
@@ -298,5 +290,4 @@ def batches(stage: StageSpec, data: RunData, mesh: Mesh | None = None) -> Iterat
 def validation_batch(stage: StageSpec, data: RunData, mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the beginnings of as many validation documents as a batch has rows, on `mesh`."""
     windows = data.windows("validation", tokens=stage.sequence_length, documents=stage.batch_size)
-    arrays: Mapping = batch([getattr(windows, name) for name in BATCH_FIELDS])
-    return sharding.BatchSharding(mesh, len(windows.inputs)).put(arrays)
+    return next(spread(windows, sharding.BatchSharding(mesh, len(windows.inputs))))

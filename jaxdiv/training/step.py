@@ -35,38 +35,31 @@ def learning_rate(spec: OptimizerSpec, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(spec: OptimizerSpec, steps: int) -> optax.GradientTransformation:
-    """Returns clipping by the global norm, then AdamW or SGD under `learning_rate`."""
+    """Returns clipping by the global norm, then the update of `spec.name` under `learning_rate`."""
     schedule = learning_rate(spec, steps)
+
+    def decayed(params):
+        """Selects matrices for weight decay, and leaves out the gains of norms."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "scale" not in jax.tree_util.keystr(path), params
+        )
+
+    updates = {
+        "adamw": optax.adamw(
+            schedule,
+            b1=spec.beta1,
+            b2=spec.beta2,
+            eps=spec.epsilon,
+            weight_decay=spec.weight_decay,
+            mask=decayed,
+        ),
+        "sgd": optax.chain(
+            optax.add_decayed_weights(spec.weight_decay, mask=decayed),
+            optax.sgd(schedule, momentum=spec.beta1),
+        ),
+    }
     clip = optax.clip_by_global_norm(spec.clip_norm) if spec.clip_norm else optax.identity()
-    return optax.chain(clip, OPTIMIZERS[spec.name](spec, schedule))
-
-
-def _adamw(spec, schedule):
-    return optax.adamw(
-        schedule,
-        b1=spec.beta1,
-        b2=spec.beta2,
-        eps=spec.epsilon,
-        weight_decay=spec.weight_decay,
-        mask=_decayed,
-    )
-
-
-def _sgd(spec, schedule):
-    return optax.chain(
-        optax.add_decayed_weights(spec.weight_decay, mask=_decayed),
-        optax.sgd(schedule, momentum=spec.beta1),
-    )
-
-
-OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
-
-
-def _decayed(params):
-    """Selects matrices for weight decay, and leaves out the gains of norms."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "scale" not in jax.tree_util.keystr(path), params
-    )
+    return optax.chain(clip, updates[spec.name])
 
 
 def make_step(

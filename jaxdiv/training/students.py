@@ -50,8 +50,8 @@ def untrained(spec: RunSpec, vocab_size: int, mesh: Mesh | None = None) -> Model
 
 def initial_state(stage: StageSpec, students: Model, mesh: Mesh | None = None) -> TrainState:
     """Returns the state, spread over `mesh`, in which every loss starts from the same students."""
-    params = [students.params] * len(stage.members)
-    return TrainState.create(params, _optimizers(stage), mesh=mesh)
+    optimizers = [make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers]
+    return TrainState.create([students.params] * len(optimizers), optimizers, mesh=mesh)
 
 
 def step(
@@ -71,22 +71,16 @@ def step(
       write: from `on_policy.writer`.
       mesh: where the state lies; None for one device.
     """
-    on_policy_spec = spec.on_policy
+    stage, writer = spec.student_stage, spec.on_policy and spec.on_policy.writer
     return make_step(
         teacher_forward=teacher_outputs,
         objectives=objectives.of_students(students, spec.losses, temperature=spec.temperature),
         fuse_losses=lambda shared: not shared.is_dense,
-        optimizers=_optimizers(spec.student_stage),
+        optimizers=[make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers],
         write=write,
-        batch_per_student=(
-            on_policy_spec is not None and on_policy_spec.writer == config_keys.STUDENT_TEXT
-        ),
+        batch_per_student=writer == config_keys.STUDENT_TEXT,
         mesh=mesh,
     )
-
-
-def _optimizers(stage):
-    return [make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers]
 
 
 def train(

@@ -2,14 +2,13 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxdiv.data import pipeline
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import processes, progress, sharding
 from jaxdiv.runs.checkpoints import Checkpoints
@@ -17,12 +16,10 @@ from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import objectives, run_data, teacher_sources
 from jaxdiv.training.loop import Monitoring, Training, run_stage
-from jaxdiv.training.run_data import ImageData, RunData, TextData
+from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model, TrainState, population, population_shapes
 from jaxdiv.training.step import Step, make_optimizer, make_step
 from jaxdiv.training.teacher_sources import restore
-
-__all__ = ["initial_state", "prepare", "quality", "resolve", "restore", "step"]
 
 # Facts of a run.
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
@@ -77,23 +74,17 @@ def _pretrained(config: Mapping, workdir: Workdir) -> tuple[str, dict[str, Any]]
         run = workdir.config()
         run_path = run["teacher"]["checkpoint"]
         path = path or run_path
-        if path and path == run_path and _is_saved(workdir):
-            return path, teacher_sources.sizes(run)
+        if path and path == run_path and workdir.teacher.exists():
+            with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
+                if checkpoints.latest() is not None:
+                    return path, teacher_sources.sizes(run)
     if not path:
         return "", {}
     source = teacher_sources.find(path)
     try:
-        source.check()
+        return path, source.checked_sizes()
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"`config.teacher.checkpoint`: {error}") from None
-    return path, source.sizes()
-
-
-def _is_saved(workdir):
-    if not workdir.teacher.exists():
-        return False
-    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
-        return checkpoints.latest() is not None
 
 
 def prepare(
@@ -111,9 +102,8 @@ def prepare(
     teacher = restore(spec.teacher, workdir, data.vocab_size, mesh)
     fact = quality(spec.data)
     if processes.broadcast_from_first(fact not in workdir.facts()):
-        measure = accuracy if spec.data.is_images else nats_per_byte
-        value = measure(data, teacher, mesh, batch_size=spec.teacher_stage.batch_size)
-        workdir.add_facts({fact: round(value, 4)})
+        rows = sharding.BatchSharding(mesh, spec.teacher_stage.batch_size)
+        workdir.add_facts({fact: round(measure_quality(data, teacher, rows), 4)})
         processes.barrier("teacher measured")
     return teacher
 
@@ -123,44 +113,28 @@ def quality(spec: DataSpec) -> str:
     return ACCURACY if spec.is_images else QUALITY
 
 
-def nats_per_byte(data: TextData, teacher: Model, mesh: Mesh, *, batch_size: int) -> float:
-    """Computes the teacher's cross-entropy on the test documents' first tokens.
+def measure_quality(data: RunData, teacher: Model, rows: sharding.BatchSharding) -> float:
+    """Measures the teacher on the first tokens of test documents, or on test images.
 
-    Returns nats per UTF-8 byte; tokens that end a text count as 0 bytes.
+    Returns:
+      Nats per UTF-8 byte, where tokens that end a text count as 0 bytes; or the share of images
+      whose label is the likeliest class.
     """
-    windows = data.windows("test")
-
-    def nats(params, batch):
-        return _cross_entropy(teacher.with_params(params), batch) * batch["weights"].sum()
-
-    total = _sum_over_windows(nats, teacher, windows, sharding.BatchSharding(mesh, batch_size))
-    return total / float((data.tokenizer.byte_lengths[windows.labels] * windows.weights).sum())
-
-
-def accuracy(data: ImageData, teacher: Model, mesh: Mesh, *, batch_size: int) -> float:
-    """Computes how often the teacher's likeliest class is the label of a test image."""
-    windows = data.windows("test")
-
-    def matches(params, batch):
-        classes = jnp.argmax(teacher.with_params(params)(batch["inputs"]).logits, axis=-1)
-        return jnp.sum((classes == batch["labels"]) * batch["weights"])
-
-    total = _sum_over_windows(matches, teacher, windows, sharding.BatchSharding(mesh, batch_size))
-    return total / float(windows.weights.sum())
-
-
-def _sum_over_windows(
-    measure: Callable, teacher: Model, windows: pipeline.Windows, rows: sharding.BatchSharding
-) -> float:
-    """Sums `measure(teacher's parameters, batch)` over batches of all windows."""
+    windows, is_text = data.windows("test"), isinstance(data, TextData)
 
     @functools.partial(sharding.jit, mesh=rows.mesh)
-    def value(params, batch):
-        return sharding.replicate(measure(params, batch), rows.mesh)
+    def total(params, batch):
+        model, weights = teacher.with_params(params), batch["weights"]
+        if is_text:
+            value = _cross_entropy(model, batch) * weights.sum()
+        else:
+            classes = jnp.argmax(model(batch["inputs"]).logits, axis=-1)
+            value = jnp.sum((classes == batch["labels"]) * weights)
+        return sharding.replicate(value, rows.mesh)
 
-    arrays = [getattr(windows, name) for name in run_data.BATCH_FIELDS]
-    batches = (run_data.batch(block) for block in pipeline.blocks(arrays, rows.rows))
-    return sum(float(value(teacher.params, rows.put(batch))) for batch in batches)
+    value = sum(float(total(teacher.params, batch)) for batch in run_data.spread(windows, rows))
+    units = data.tokenizer.byte_lengths[windows.labels] if is_text else 1.0
+    return value / float((units * windows.weights).sum())
 
 
 def _take_over(spec: RunSpec, workdir: Workdir, mesh: Mesh) -> None:
@@ -212,7 +186,8 @@ def _train(
 def initial_state(stage: StageSpec, model: Model, mesh: Mesh | None = None) -> TrainState:
     """Returns the state, spread over `mesh`, in which the training of `model`, a population of
     one, starts."""
-    return TrainState.create([model.params], [_optimizer(stage)], mesh=mesh)
+    optimizer = make_optimizer(stage.optimizers[0], stage.steps)
+    return TrainState.create([model.params], [optimizer], mesh=mesh)
 
 
 def step(stage: StageSpec, model: Model, *, mesh: Mesh | None = None) -> Step:
@@ -223,13 +198,9 @@ def step(stage: StageSpec, model: Model, *, mesh: Mesh | None = None) -> Step:
             _cross_entropy(model.with_params(params[0]), batch)
         ],
         fuse_losses=lambda shared: False,
-        optimizers=[_optimizer(stage)],
+        optimizers=[make_optimizer(stage.optimizers[0], stage.steps)],
         mesh=mesh,
     )
-
-
-def _optimizer(stage):
-    return make_optimizer(stage.optimizers[0], stage.steps)
 
 
 def _cross_entropy(teacher: Model, batch: Mapping) -> Float[Array, ""]:

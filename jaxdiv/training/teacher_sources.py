@@ -86,17 +86,11 @@ class TeacherSource(Protocol):
 
     run: Workdir | None
 
-    def __init__(self, path: str | os.PathLike): ...
+    def checked_sizes(self) -> dict[str, Any]:
+        """Returns the values that the teacher decides, by dotted key of the config.
 
-    @staticmethod
-    def matches(path: str | os.PathLike) -> bool:
-        """Returns True if `path` holds this kind of source."""
-
-    def check(self) -> None:
-        """Raises ValueError or FileNotFoundError unless parameters and tokenizer can be read."""
-
-    def sizes(self) -> dict[str, Any]:
-        """Returns the values that the teacher decides, by dotted key of the config."""
+        Raises ValueError or FileNotFoundError unless parameters and tokenizer can be read.
+        """
 
     def tokenizer(self) -> Tokenizer:
         """Reads the tokenizer."""
@@ -119,17 +113,9 @@ class LlamaSource:
         self.folder = pathlib.Path(path)
         self._arguments = llama.read_config(path)
 
-    @staticmethod
-    def matches(path: str | os.PathLike) -> bool:
-        path = files.path_of(path) / llama.CONFIG
-        config = files.read_json(path) if path.is_file() else None
-        return isinstance(config, dict) and "model_type" in config
-
-    def check(self) -> None:
+    def checked_sizes(self) -> dict[str, Any]:
         llama.check(self.folder)
         self.tokenizer()
-
-    def sizes(self) -> dict[str, Any]:
         arguments = {**self._arguments, "kind": "decoder", "padded_vocabulary": 0}
         keys = {f"teacher.{key}": arguments[key] for key in _MODEL_KEYS}
         return {**keys, "data.vocabulary": arguments["vocab_size"]}
@@ -158,15 +144,9 @@ class RunSource:
         self._config = self.run.config()
         self._spec = RunSpec.from_config(self._config).teacher
 
-    @staticmethod
-    def matches(path: str | os.PathLike) -> bool:
-        return True  # the constructor refuses a folder that is none
-
-    def check(self) -> None:
+    def checked_sizes(self) -> dict[str, Any]:
         with Checkpoints(self.run.teacher, read_only=True) as checkpoints:
             checkpoints.require(self._spec.last_step)
-
-    def sizes(self) -> dict[str, Any]:
         return sizes(self._config)
 
     def tokenizer(self) -> Tokenizer:
@@ -183,14 +163,19 @@ class RunSource:
         return {SOURCE: str(self.run.root), SOURCE_FINGERPRINT: fingerprint}
 
 
-# The first that matches a path is taken.
-SOURCES: tuple[type[TeacherSource], ...] = (LlamaSource, RunSource)
+def _is_hf_folder(path: str | os.PathLike) -> bool:
+    path = files.path_of(path) / llama.CONFIG
+    config = files.read_json(path) if path.is_file() else None
+    return isinstance(config, dict) and "model_type" in config
+
+
+# Tests of a path and the sources that take it. The first match counts; runs refuse other folders.
+SOURCES = ((_is_hf_folder, LlamaSource), (lambda path: True, RunSource))
 
 
 def find(path: str | os.PathLike) -> TeacherSource:
-    """Opens the teacher source in `path`. Raises FileNotFoundError or ValueError if there is
-    none."""
-    return next(source for source in SOURCES if source.matches(path))(path)
+    """Opens the teacher source in `path`; raises FileNotFoundError or ValueError without one."""
+    return next(source for matches, source in SOURCES if matches(path))(path)
 
 
 def check_same_source(source: TeacherSource, facts: Mapping[str, Any]) -> None:

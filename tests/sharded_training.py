@@ -51,7 +51,7 @@ def spec_of(dtype, kind):
 
 
 def batches(spec, count):
-    """Of random tokens or images; 12 rows are no multiple of 8 devices."""
+    """Yields batches of random tokens or images; 12 rows are no multiple of 8 devices."""
     draw = np.random.default_rng(0)
     for _ in range(count):
         tokens = draw.integers(0, V, (ROWS, LENGTH + 1), dtype=np.int32)
@@ -69,42 +69,44 @@ class Run:
     def __init__(self, spec, mesh):
         self.spec, self.mesh, self.rows = spec, mesh, sharding.BatchSharding(mesh, ROWS)
         self.teachers = self._population(teacher_sources.builder(spec.teacher, V), [0])
-        self.pupils = self._population(students.builder(spec, V), spec.seeds)
+        self.models = self._population(students.builder(spec, V), spec.seeds)
         # Far from uniform, so that losses and their gradients are no small numbers.
         sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(
             self.teachers.params
         )
-        self.guide = self.teachers.with_params(sharpened)
+        self.teacher_model = self.teachers.with_params(sharpened)
 
     def _population(self, build, seeds):
-        made, exact = population(build, seeds, self.mesh), self.spec.dtype == "float64"
+        model, exact = population(build, seeds, self.mesh), self.spec.dtype == "float64"
         widen = jax.jit(
             lambda params: jax.tree.map(
                 lambda x: x.astype(jnp.float64 if exact else x.dtype), params
             )
         )
-        return made.with_params(widen(made.params))
+        return model.with_params(widen(model.params))
 
     def whole(self, tree):
-        """On every process."""
+        """Returns a tree's whole arrays on every process."""
         return jax.tree.map(
             np.asarray, jax.jit(lambda tree: sharding.replicate(tree, self.mesh))(tree)
         )
 
     def students(self, steps):
-        """(the state after so many steps, each step's metrics)."""
-        write = on_policy.writer(self.spec.on_policy, self.guide, self.pupils, end_of_text=0)
+        """Returns the state after so many steps, and each step's metrics."""
+        write = on_policy.writer(
+            self.spec.on_policy, self.teacher_model, self.models, end_of_text=0
+        )
         step = students.step(
             self.spec,
-            self.pupils,
-            students.teacher_outputs(self.spec.student, self.guide),
+            self.models,
+            students.teacher_outputs(self.spec.student, self.teacher_model),
             write,
             mesh=self.mesh,
         )
         return self._train(
             step,
-            students.initial_state(self.spec.student_stage, self.pupils, self.mesh),
-            self.guide.params,
+            students.initial_state(self.spec.student_stage, self.models, self.mesh),
+            self.teacher_model.params,
             steps,
         )
 
@@ -118,32 +120,36 @@ class Run:
         )
 
     def _train(self, step, state, frozen, steps):
-        told = []
+        history = []
         for batch in batches(self.spec, steps):
-            mine = {name: values[self.rows.local_rows] for name, values in batch.items()}
-            state, metrics = step(state, frozen, self.rows.put_local(mine))
-            told.append(jax.tree.map(np.asarray, metrics))
-        return state, told
+            local = {name: values[self.rows.local_rows] for name, values in batch.items()}
+            state, metrics = step(state, frozen, self.rows.put_local(local))
+            history.append(jax.tree.map(np.asarray, metrics))
+        return state, history
 
     def accepted(self, state):
         """Mean acceptance of each loss's students on another batch, [losses, S]."""
         *_, batch = batches(self.spec, SHORT + 1)
 
         def rates(params, frozen, inputs):
-            shared = students.teacher_forward(self.spec.student, self.guide)(frozen, inputs)
+            shared = students.teacher_forward(self.spec.student, self.teacher_model)(frozen, inputs)
 
-            def one(own):
-                logits = self.pupils.with_params(own)(inputs, shared)
+            def one_seed(params):
+                logits = self.models.with_params(params)(inputs, shared)
                 return acceptance.sampling(logits, shared.logits)[:ROWS].mean()
 
-            return sharding.replicate(jnp.stack([jax.vmap(one)(own) for own in params]), self.mesh)
+            return sharding.replicate(
+                jnp.stack([jax.vmap(one_seed)(tree) for tree in params]), self.mesh
+            )
 
         inputs = self.rows.put(batch)["inputs"]
-        return np.asarray(sharding.jit(rates, self.mesh)(state.params, self.guide.params, inputs))
+        return np.asarray(
+            sharding.jit(rates, self.mesh)(state.params, self.teacher_model.params, inputs)
+        )
 
 
-def close(found, expected, atol, what):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def check_close(values, expected, atol, what):
+    for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=what)
 
 
@@ -164,11 +170,11 @@ def check_exact(kind, meshes=MESHES, stages=("students", "teacher"), steps=EXACT
         for stage, right in expected.items():
             state, _ = getattr(run, stage)(steps)
             check_spread(state, run.mesh)
-            close(run.whole(state.params), right, 1e-8, f"{kind} {stage} {sizes}")
+            check_close(run.whole(state.params), right, 1e-8, f"{kind} {stage} {sizes}")
 
 
 def check_spread(state, mesh):
-    """No device holds more of the matrices than the mesh has for it."""
+    """Checks that no device holds more of the matrices than the mesh has for it."""
     leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
     matrices = [
         (str(path), leaf) for path, leaf in leaves if leaf.ndim > 2 and "scale" not in str(path)
@@ -181,11 +187,11 @@ def check_spread(state, mesh):
 
 
 def check_float32(kind):
-    """The first step's gradients, and acceptance after a few steps."""
+    """Checks the first step's gradients, and acceptance after a few steps."""
     spec = spec_of("float32", kind)
 
     def gradients(run):
-        """By one step of SGD."""
+        """Returns gradients, as differences of one step of SGD."""
         stage = spec.student_stage
         sgd = dataclasses.replace(
             stage.optimizers[0],
@@ -199,15 +205,15 @@ def check_float32(kind):
         stage = dataclasses.replace(stage, optimizers=(sgd,) * len(stage.members))
         again = Run(dataclasses.replace(spec, student_stage=stage), run.mesh)
         state, _ = again.students(1)
-        before = again.whole(again.pupils.params)
+        before = again.whole(again.models.params)
         return [jax.tree.map(np.subtract, before, after) for after in again.whole(state.params)]
 
     one = Run(spec, alone())
     right, accepted = gradients(one), one.accepted(one.students(SHORT)[0])
     for sizes in MESHES:
         run = Run(spec, mesh_of(spec, sizes))
-        for found, expected in zip(gradients(run), right, strict=True):
-            off = optax.tree.norm(jax.tree.map(np.subtract, found, expected))
+        for values, expected in zip(gradients(run), right, strict=True):
+            off = optax.tree.norm(jax.tree.map(np.subtract, values, expected))
             assert off < 1e-5 * optax.tree.norm(expected), (kind, sizes, off)
         np.testing.assert_allclose(
             run.accepted(run.students(SHORT)[0]), accepted, rtol=0, atol=1e-4

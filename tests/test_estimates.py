@@ -13,22 +13,22 @@ RNG = np.random.default_rng(0)
 HARD = RNG.normal(0.7, 0.05, size=5)  # by document
 
 
-def run(shifts, *, seeds=(0, 1, 2), key=ACCEPTANCE, lost=None):
-    """One run whose losses accept `shifts` more than the documents' own share; `lost`: loss to
-    seeds that died."""
+def run(shifts, *, seeds=(0, 1, 2), key=ACCEPTANCE, diverged=None):
+    """One run whose losses accept `shifts` more than the documents' own share; `diverged`: the
+    seeds of each loss that did."""
     losses, sums = {}, {}
     for loss, shift in shifts.items():
-        kept = [seed for seed in seeds if seed not in (lost or {}).get(loss, ())]
+        finite = [seed for seed in seeds if seed not in (diverged or {}).get(loss, ())]
         noise = np.random.default_rng([7, *map(ord, loss)]).normal(0, 0.004, size=(len(seeds), 5))
-        values = (HARD + shift + noise)[[seeds.index(seed) for seed in kept]]
-        losses[loss] = kept
+        values = (HARD + shift + noise)[[seeds.index(seed) for seed in finite]]
+        losses[loss] = finite
         sums[loss, key] = Sums(values * COUNTS, np.broadcast_to(COUNTS, values.shape), COUNTS)
     return Measurement(losses, sums)
 
 
 def row(rows, loss, measure, seed="all"):
-    (found,) = [r for r in rows if (r["loss"], r["measure"], r["seed"]) == (loss, measure, seed)]
-    return found
+    (result,) = [r for r in rows if (r["loss"], r["measure"], r["seed"]) == (loss, measure, seed)]
+    return result
 
 
 def test_differences_are_paired_signed_and_corrected():
@@ -51,9 +51,9 @@ def test_differences_are_paired_signed_and_corrected():
     )
     assert max(levels.values()) > 0.95
     for loss, level in {**levels, "untrained": 0.95}.items():
-        expected, found = pairs[loss].at_level(level), row(rows, loss, "difference")
+        expected, result = pairs[loss].at_level(level), row(rows, loss, "difference")
         np.testing.assert_allclose(
-            [found[k] for k in ("value", "low", "high")],
+            [result[k] for k in ("value", "low", "high")],
             [expected.value, expected.low, expected.high],
         )
         by_seed = [row(rows, loss, "difference", seed)["value"] for seed in (0, 1, 2)]
@@ -73,7 +73,7 @@ def test_without_ce_the_first_loss_is_the_reference():
 
 
 def test_only_students_that_both_have_are_paired():
-    measured = run({"ce": 0.0, "kl": 0.02, "tv": 0.01}, lost={"kl": [1], "tv": [0, 1, 2]})
+    measured = run({"ce": 0.0, "kl": 0.02, "tv": 0.01}, diverged={"kl": [1], "tv": [0, 1, 2]})
     measured = Measurement(
         measured.losses, {k: v for k, v in measured.sums.items() if k[0] != "tv"}
     )
@@ -116,8 +116,8 @@ def test_tokens_a_call_stay_between_1_and_all_drafts_and_one():
     measured = Measurement(
         {"ce": [0, 1]}, {("ce", key): Sums(np.broadcast_to(COUNTS, calls.shape), calls, COUNTS)}
     )
-    found = row(estimates.rows([measured]), "ce", "tau")
-    assert 1 <= found["low"] < found["value"] < found["high"] <= 3
+    result = row(estimates.rows([measured]), "ce", "tau")
+    assert 1 <= result["low"] < result["value"] < result["high"] <= 3
 
 
 def test_the_textbook_formula_is_of_the_mean_acceptance():

@@ -59,15 +59,15 @@ def test_a_share_of_the_rows_is_written_after_the_corpus_own_beginnings(
             in_axes=(None, 0, None, None),
         )
     )
-    made = write(teacher.params, group, batch, 3)
-    texts = jnp.concatenate([made["inputs"], made["labels"][..., -1:]], axis=-1)
-    np.testing.assert_array_equal(made["inputs"][..., 1:], made["labels"][..., :-1])
+    batches = write(teacher.params, group, batch, 3)
+    texts = jnp.concatenate([batches["inputs"], batches["labels"][..., -1:]], axis=-1)
+    np.testing.assert_array_equal(batches["inputs"][..., 1:], batches["labels"][..., :-1])
     for seed in (0, 1):
         np.testing.assert_array_equal(
             texts[seed, : B // 2, :PROMPT], batch["inputs"][: B // 2, :PROMPT]
         )
         for name in batch:
-            np.testing.assert_array_equal(made[name][seed, B // 2 :], batch[name][B // 2 :])
+            np.testing.assert_array_equal(batches[name][seed, B // 2 :], batch[name][B // 2 :])
         # Each written token is the likeliest that the writer gives after the text before it,
         # computed without a cache.
         shared = teacher(texts[seed, : B // 2, :-1], exit_layer=1)
@@ -101,12 +101,14 @@ def test_what_follows_the_end_of_a_written_text_has_no_weight_at_the_seam(teache
         teacher.params, None, batch, 0
     )
     end = int(some["inputs"][0, PROMPT + 3])
-    made = on_policy.writer(RunSpec.from_config(config).on_policy, teacher, students, end)(
+    batches = on_policy.writer(RunSpec.from_config(config).on_policy, teacher, students, end)(
         teacher.params, None, batch, 0
     )
     written = slice(0, B // 2)
-    assert (made["weights"][written] == 0).any()
-    np.testing.assert_array_equal(made["weights"][written] == 0, made["inputs"][written] == end)
+    assert (batches["weights"][written] == 0).any()
+    np.testing.assert_array_equal(
+        batches["weights"][written] == 0, batches["inputs"][written] == end
+    )
 
 
 def test_each_student_learns_from_its_own_text_and_the_teachers_view_of_it(teacher):
@@ -123,17 +125,19 @@ def test_each_student_learns_from_its_own_text_and_the_teachers_view_of_it(teach
     for i, text in enumerate(("kl", "tv")):
         for seed in (0, 1):
             student = students.student(seed)
-            mine = write(teacher.params, student.params, batch, 0)
-            shared = teach(teacher.params, mine["inputs"])
+            text_batch = write(teacher.params, student.params, batch, 0)
+            shared = teach(teacher.params, text_batch["inputs"])
             values = jaxdiv.get(text)(
-                student(mine["inputs"], shared), shared.logits, temperature=config["temperature"]
+                student(text_batch["inputs"], shared),
+                shared.logits,
+                temperature=config["temperature"],
             )
-            expected = float((values * mine["weights"]).sum() / mine["weights"].sum())
+            expected = float((values * text_batch["weights"]).sum() / text_batch["weights"].sum())
             assert float(metrics["loss"][i, seed]) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "key"),
     [
         ({"context": "nobody"}, "config.data.context"),
         ({"context": "student", "context_prompt": LENGTH}, "config.data.context_prompt"),
@@ -141,10 +145,10 @@ def test_each_student_learns_from_its_own_text_and_the_teachers_view_of_it(teach
         ({"context_share": 1.5}, "config.data.context_share"),
     ],
 )
-def test_a_config_that_can_write_nothing_is_refused(change, told):
+def test_a_config_that_can_write_nothing_is_refused(change, key):
     config = copy.deepcopy(smoke.get_config().to_dict())
     config["data"] |= change
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=key):
         run_config.check(config)
 
 
@@ -175,6 +179,6 @@ def test_a_student_writes_what_its_distribution_says(teacher):
     p = np.asarray(
         jax.nn.softmax(student(prompts[:1], target(prompts[:1], exit_layer=1))[0, -1]), np.float64
     )
-    seen = np.bincount(np.asarray(text[:, -1]), minlength=V)
-    z = (seen - draws * p) / np.sqrt(draws * p * (1 - p))
+    counts = np.bincount(np.asarray(text[:, -1]), minlength=V)
+    z = (counts - draws * p) / np.sqrt(draws * p * (1 - p))
     assert (z**2).sum() < 2 * V

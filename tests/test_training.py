@@ -1,5 +1,4 @@
-"""Training: students side by side are the students alone, cross-entropy is KL, and a bad student
-disturbs nobody."""
+"""Training: students side by side are students alone, and cross-entropy trains as KL does."""
 
 import dataclasses
 
@@ -44,8 +43,7 @@ def batches(count):
 
 @pytest.fixture(scope="module")
 def world():
-    """(teacher, untrained students of two seeds, a function that makes one that trains them under
-    objectives)."""
+    """The teacher, untrained students of two seeds, and a maker of trainers under objectives."""
     teacher = population(lambda rngs: models.build_teacher(TEACHER, V, rngs), [0]).student(0)
     # Sharper than at its initial values, where all distributions are nearly flat and every loss the
     # same.
@@ -59,7 +57,7 @@ def world():
 
     def trainer(objectives):
         def means(losses, params, batch, shared):
-            logits = [students.with_params(own)(batch["inputs"], shared) for own in params]
+            logits = [students.with_params(tree)(batch["inputs"], shared) for tree in params]
             values = [objectives[i](z, shared, batch) for i, z in zip(losses, logits, strict=True)]
             return [reductions.token_mean(value, batch["weights"]) for value in values]
 
@@ -73,14 +71,14 @@ def world():
         )
 
         def train(start=students, steps=STEPS):
-            state, kept = (
+            state, history = (
                 TrainState.create([start.params] * len(objectives), [optimizer] * len(objectives)),
                 [],
             )
             for batch in batches(steps):
                 state, metrics = step(state, teacher.params, batch)
-                kept.append(metrics)
-            return state, kept
+                history.append(metrics)
+            return state, history
 
         return train
 

@@ -1,5 +1,4 @@
-"""Training by what stands before the logits is training by whole logits, and padded classes take no
-part in it."""
+"""Training on features and heads is training on whole logits, and padded classes take no part."""
 
 import dataclasses
 import functools
@@ -36,13 +35,13 @@ def batch():
     return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
 
 
-def guide(padded_vocabulary=P):
+def make_teacher(padded_vocabulary=P):
     config = {**TEACHER, "padded_vocabulary": padded_vocabulary}
-    made = population(lambda rngs: models.build_teacher(config, V, rngs), [0]).student(0)
-    return made.with_params(jax.tree.map(lambda x: 3 * x, made.params))
+    model = population(lambda rngs: models.build_teacher(config, V, rngs), [0]).student(0)
+    return model.with_params(jax.tree.map(lambda x: 3 * x, model.params))
 
 
-def pupils(kind):
+def make_students(kind):
     config = {**CONFIG["student"], "kind": kind}
     return population(lambda rngs: models.build_student(config, TEACHER, V, rngs), [0, 1])
 
@@ -61,17 +60,17 @@ def step_of(drafters, frozen, **options):
 
 
 def dense_gradients(drafters, frozen):
-    """Of each loss and seed, as one writes it on whole logits."""
-    given = batch()
+    """Losses and gradients of each loss and seed, written on whole logits."""
+    examples = batch()
 
     def mean(params, shared, loss):
-        logits = drafters.with_params(params)(given["inputs"], shared)
-        values = jaxdiv.get(loss)(logits, shared.logits, labels=given["labels"], temperature=1.5)
-        return reductions.token_mean(values, given["weights"])
+        logits = drafters.with_params(params)(examples["inputs"], shared)
+        values = jaxdiv.get(loss)(logits, shared.logits, labels=examples["labels"], temperature=1.5)
+        return reductions.token_mean(values, examples["weights"])
 
     @jax.jit
     def every(params):
-        shared = frozen(given["inputs"], exit_layer=1)
+        shared = frozen(examples["inputs"], exit_layer=1)
         return [
             jax.vmap(jax.value_and_grad(mean), (0, None, None))(params, shared, loss)
             for loss in LOSSES
@@ -88,36 +87,36 @@ def apart(a, b):
 @pytest.mark.parametrize(("kind", "memory"), [("kangaroo", 2**26), ("decoder", 2**13)])
 def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
-    drafters, frozen = pupils(kind), guide()
+    drafters, frozen = make_students(kind), make_teacher()
     # Seeds in turn, and side by side as on accelerators.
     monkeypatch.setattr(sharding, "platform", lambda _: "tpu" if kind == "decoder" else "cpu")
     step = step_of(drafters, frozen)
     begin = functools.partial(
         TrainState.create, [drafters.params] * len(LOSSES), [optax.sgd(1.0)] * len(LOSSES)
     )
-    state, told = step(begin(), frozen.params, batch())
+    state, step_metrics = step(begin(), frozen.params, batch())
     for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen)):
-        np.testing.assert_allclose(told["loss"][i], values, rtol=1e-5)
+        np.testing.assert_allclose(step_metrics["loss"][i], values, rtol=1e-5)
         moved = jax.tree.map(jnp.subtract, drafters.params, state.params[i])
         assert apart(moved, gradients) < 1e-5
         if kind == "decoder":
             assert moved["decoder"]["head"][:, :, :V].all()
             assert not moved["decoder"]["head"][:, :, V:].any()
             assert not moved["decoder"]["embedding"][:, V:].any()
-    # The same program, with one seed of one loss lost from the start.
-    lost = begin()
-    spoilt = jax.tree.map(lambda x: x.at[0].set(jnp.nan), lost.params[1])
-    lost = dataclasses.replace(lost, params=(lost.params[0], spoilt))
-    after, told = step(lost, frozen.params, batch())
-    np.testing.assert_array_equal(told["finite"], [[True, True], [False, True]])
-    for i, living in ((0, slice(None)), (1, slice(1, None))):
+    # The same program, with one seed of one loss diverging from the start.
+    diverging = begin()
+    spoilt = jax.tree.map(lambda x: x.at[0].set(jnp.nan), diverging.params[1])
+    diverging = dataclasses.replace(diverging, params=(diverging.params[0], spoilt))
+    after, step_metrics = step(diverging, frozen.params, batch())
+    np.testing.assert_array_equal(step_metrics["finite"], [[True, True], [False, True]])
+    for i, finite in ((0, slice(None)), (1, slice(1, None))):
         pairs = zip(*map(jax.tree.leaves, (after.params[i], state.params[i])), strict=True)
-        assert all((a[living] == b[living]).all() for a, b in pairs)
+        assert all((a[finite] == b[finite]).all() for a, b in pairs)
 
 
 def test_what_pads_a_vocabulary_is_never_seen():
     """Padded classes have the largest logits of all here, so that any leak would show."""
-    frozen, bare = guide(), guide(0)
+    frozen, bare = make_teacher(), make_teacher(0)
     padded = nnx.to_pure_dict(frozen.params)
     padded["head"] = padded["head"].at[:, V::2].set(50.0).at[:, V + 1 :: 2].set(-50.0)
     padded["embedding"] = padded["embedding"].at[V:].set(jnp.nan)
@@ -127,31 +126,31 @@ def test_what_pads_a_vocabulary_is_never_seen():
         state = nnx.state(model)
         nnx.replace_by_pure_dict(state, params)
         nnx.update(model, state)
-    drafters, given = pupils("kangaroo"), batch()
-    prompts, warm = given["inputs"][:, :4], {"temperature": 5.0}
+    drafters, examples = make_students("kangaroo"), batch()
+    prompts, hot = examples["inputs"][:, :4], {"temperature": 5.0}
 
     @nnx.jit
     def read(model):
-        output, student = model(given["inputs"], exit_layer=1), drafters.student(0)
+        output, student = model(examples["inputs"], exit_layer=1), drafters.student(0)
         rejected = objectives.of_students(drafters, ["tv"], temperature=1.0)
         with_head = objectives.TeacherOutputs(output, objectives.features_and_head(output))
         return {
             "logits": output.logits,
-            "acceptance": acceptance.sampling(student(given["inputs"], output), output.logits),
-            "acceptance in training": rejected([0], [student.params], given, with_head)[0],
+            "acceptance": acceptance.sampling(student(examples["inputs"], output), output.logits),
+            "acceptance in training": rejected([0], [student.params], examples, with_head)[0],
         }
 
-    def seen(model):
+    def outputs(model):
         return read(model) | {
-            "text": models.generate(model, prompts, length=12, key=jax.random.key(1), **warm),
+            "text": models.generate(model, prompts, length=12, key=jax.random.key(1), **hot),
             "exported": llama_tensors.decoder_tensors(model),
         }
 
-    wide, narrow = map(seen, both)
+    wide, narrow = map(outputs, both)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), wide, narrow)
     drafter = drafters.student(0).module()
     decoded = speculative.decode(
-        both[0], drafter, np.asarray(prompts), gamma=2, max_tokens=12, **warm
+        both[0], drafter, np.asarray(prompts), gamma=2, max_tokens=12, **hot
     )
     assert max(wide["text"].max(), *map(np.max, decoded.tokens)) < V
 

@@ -80,9 +80,7 @@ def make(
     if name in schema.GENERATED_TEMPERATURES:
         return _generate(name, spec, data, teacher, mesh or sharding.single_device_mesh())
     windows = data.windows(
-        "test",
-        tokens=min(spec.document_tokens, MAX_DOCUMENT_TOKENS),
-        documents=spec.documents,
+        "test", tokens=min(spec.document_tokens, MAX_DOCUMENT_TOKENS), documents=spec.documents
     )
     return Context(
         name, windows.inputs, windows.labels, windows.weights, windows.document, start=None

@@ -58,7 +58,7 @@ def _noting_signals() -> Iterator[list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Monitoring:
-    """What watches a stage beside the run's own curves.
+    """Profile and trackers of a stage, beside the run's own curves.
 
     Attributes:
       profile: steps to trace into the run's `profile/`.
@@ -71,7 +71,7 @@ class Monitoring:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What one stage trains.
+    """The training of one stage.
 
     Attributes:
       spec: the stage.

@@ -85,15 +85,17 @@ class TextData:
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """Images of a run by split, with the interface of `TextData`: an image is a document, `vocab_size`
-    the number of classes."""
+    """Images of a run by split, with the interface of `TextData`.
+
+    An image is a document, and `vocab_size` the number of classes.
+    """
 
     vocab_size: int
     splits: dict[str, images.LabelledImages]
 
     @classmethod
     def load(cls, workdir: Workdir) -> "ImageData":
-        """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed."""
+        """Loads what `prepare` saved; raises as `TextData.load` does."""
         splits = {
             split: images.LabelledImages.load(_path(workdir.images, split)) for split in SPLITS
         }
@@ -260,7 +262,7 @@ def _naming(key):
 
 
 def _data_folder(spec: DataSpec, workdir: Workdir, prepared_source: str) -> str:
-    """Returns the folder of TFDS data: the config's, or the run's if the run prepares its source."""
+    """Returns the folder of TFDS data: the config's, or the run's if it prepares its source."""
     folder = ""
     if spec.source == prepared_source and not files.in_bucket(workdir.root):
         folder = str(workdir.data)

@@ -127,7 +127,11 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
 
 
 def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder, tmp_path):
-    config, run, mesh = resolve(folder, tmp_path), Workdir(tmp_path / "run"), sharding.single_device_mesh()
+    config, run, mesh = (
+        resolve(folder, tmp_path),
+        Workdir(tmp_path / "run"),
+        sharding.single_device_mesh(),
+    )
     run.initialize_or_resume(config)
     teacher._take_over(run.spec(), run, mesh)
     first = teacher_sources.find(folder)

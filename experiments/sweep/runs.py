@@ -83,7 +83,9 @@ def entropy(spec: RunSpec, corpus: TextData, model: Model, mesh: Mesh) -> float:
         nats = jaxdiv.cross_entropy(logits, logits) * batch["weights"]
         return sharding.replicate(jnp.sum(nats), mesh)
 
-    rows = sharding.BatchSharding(mesh, measurement.rows_at_once(spec, context.inputs.shape[1], mesh))
+    rows = sharding.BatchSharding(
+        mesh, measurement.rows_at_once(spec, context.inputs.shape[1], mesh)
+    )
     batches = run_data.spread(context, rows)
     return sum(float(total(model.params, batch)) for batch in batches) / float(
         context.weights.sum()

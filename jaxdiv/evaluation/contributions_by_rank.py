@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -157,13 +157,12 @@ def _by_row(
                 sums = sums_of(models[source].params, inputs, *ranked, weights, losses=losses)
                 parts[source].append(jax.tree.map(lambda x: np.asarray(x, np.float64), sums))
             advance()
-    return {source: _join(blocks, len(context.inputs)) for source, blocks in parts.items()}
-
-
-def _join(blocks: Iterable[Sums], rows: int) -> Sums:
-    blocks = list(blocks)
+    rows = len(context.inputs)
     return {
-        key: np.concatenate([block[key] for block in blocks], axis=1)[:, :rows] for key in blocks[0]
+        source: {
+            key: np.concatenate([part[key] for part in sums], axis=1)[:, :rows] for key in sums[0]
+        }
+        for source, sums in parts.items()
     }
 
 

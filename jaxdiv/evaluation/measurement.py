@@ -224,19 +224,17 @@ def _measures(
     def total(chance):
         return (chance * batch["weights"]).sum(-1)
 
-    def at_temperatures(rule):
-        chance = acceptance.BY_TEMPERATURE[rule]
-        sums = [
-            total(chance(student_logits, teacher_logits, temperature=t)) for t in spec.temperatures
-        ]
-        return jnp.stack(sums, axis=-1)
-
     measures = {}
     for rule in spec.rules:
         if rule == schema.GREEDY_MATCH:
             measures[rule] = total(acceptance.greedy_match(student_logits, teacher_logits))
         else:
-            measures[schema.ACCEPTANCE_BY_RULE[rule]] = at_temperatures(rule)
+            chance = acceptance.BY_TEMPERATURE[rule]
+            sums = [
+                total(chance(student_logits, teacher_logits, temperature=t))
+                for t in spec.temperatures
+            ]
+            measures[schema.ACCEPTANCE_BY_RULE[rule]] = jnp.stack(sums, axis=-1)
     if context.name == schema.IMAGES:
         measures[schema.ACCURACY] = total(jnp.argmax(student_logits, axis=-1) == labels)
     if context.start is None:

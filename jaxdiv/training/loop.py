@@ -139,7 +139,7 @@ def run_stage(
             trace,
         ):
             finite = np.stack(sharding.gather(state.finite, mesh))
-            record = _Record(training, finite, write, advance)
+            record = _Record(training, stage, finite, write, advance)
             rows = sharding.BatchSharding(mesh, spec.batch_size)
             return _fit(state, training, record, rows, checkpoints, curves.send, trace)
 
@@ -161,8 +161,15 @@ def _restore(training: Training, checkpoints: Checkpoints, mesh: Mesh) -> TrainS
 class _Record:
     """Metrics of each step, fetched once the next step is dispatched, so that no device waits."""
 
-    def __init__(self, training: Training, finite: Bool[np.ndarray, "losses S"], write, advance):
-        self._training, self._finite = training, finite
+    def __init__(
+        self,
+        training: Training,
+        stage: trackers.TrackedStage,
+        finite: Bool[np.ndarray, "losses S"],
+        write: Callable,
+        advance: Callable,
+    ):
+        self._training, self._stage, self._finite = training, stage, finite
         self._write, self._advance = write, advance
         spec = training.spec
         schedules = [learning_rate(optimizer, spec.steps) for optimizer in spec.optimizers]
@@ -176,10 +183,8 @@ class _Record:
 
         State and metrics may still be under way on the device.
         """
-        spec = self._training.spec
-        measured = number % spec.log_every == 0 or number == spec.steps
         # Dispatched before the next step, which takes over the state's buffers.
-        held_out = self._training.measure(state) if measured else {}
+        held_out = self._training.measure(state) if self._stage.measures(number) else {}
         self.flush()
         self._pending = (number, batch, metrics, held_out, start)
 

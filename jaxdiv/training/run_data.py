@@ -41,13 +41,9 @@ class TextData:
 
     @classmethod
     def load(cls, workdir: Workdir) -> "TextData":
-        """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed,
-        or if the run is on images."""
-        spec = workdir.spec().data
-        require_text(spec)
-        splits = {split: pipeline.Tokens.load(_path(workdir.tokens, split)) for split in SPLITS}
-        data = cls(Tokenizer.load(workdir.tokenizer), splits, spec.sequence_length)
-        return _check_fingerprints(data, workdir)
+        """Loads a run's text as `load` does. Raises ValueError for a run on images."""
+        require_text(workdir.spec().data)
+        return load(workdir)
 
     @property
     def vocab_size(self) -> int:
@@ -93,15 +89,6 @@ class ImageData:
     vocab_size: int
     splits: dict[str, images.LabelledImages]
 
-    @classmethod
-    def load(cls, workdir: Workdir) -> "ImageData":
-        """Loads what `prepare` saved; raises as `TextData.load` does."""
-        splits = {
-            split: images.LabelledImages.load(_path(workdir.images, split)) for split in SPLITS
-        }
-        classes = workdir.spec().data.vocabulary
-        return _check_fingerprints(cls(classes, splits), workdir)
-
     def fingerprints(self) -> dict[str, str]:
         return {f"{split} images' fingerprint": self.splits[split].fingerprint for split in SPLITS}
 
@@ -124,19 +111,15 @@ RunData = TextData | ImageData
 
 def load(workdir: Workdir) -> RunData:
     """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed."""
-    is_images = workdir.spec().data.is_images
-    return (ImageData if is_images else TextData).load(workdir)
-
-
-def require_text(spec: DataSpec) -> None:
-    """Raises ValueError for a run on images."""
+    spec = workdir.spec().data
     if spec.is_images:
-        raise ValueError(
-            "`config.data.kind` is images, of which there are no tokens; this is for runs on text"
-        )
-
-
-def _check_fingerprints(data, workdir):
+        paths = {split: workdir.images / f"{split}.npz" for split in SPLITS}
+        splits = {split: images.LabelledImages.load(path) for split, path in paths.items()}
+        data = ImageData(spec.vocabulary, splits)
+    else:
+        paths = {split: workdir.tokens / f"{split}.npz" for split in SPLITS}
+        splits = {split: pipeline.Tokens.load(path) for split, path in paths.items()}
+        data = TextData(Tokenizer.load(workdir.tokenizer), splits, spec.sequence_length)
     facts = workdir.facts()
     for fact, fingerprint in data.fingerprints().items():
         if facts.get(fact, fingerprint) != fingerprint:
@@ -147,8 +130,12 @@ def _check_fingerprints(data, workdir):
     return data
 
 
-def _path(folder, split):
-    return folder / f"{split}.npz"
+def require_text(spec: DataSpec) -> None:
+    """Raises ValueError for a run on images."""
+    if spec.is_images:
+        raise ValueError(
+            "`config.data.kind` is images, of which there are no tokens; this is for runs on text"
+        )
 
 
 def prepare(spec: RunSpec, workdir: Workdir) -> RunData:
@@ -184,7 +171,7 @@ def _prepare_text(spec: RunSpec, workdir: Workdir) -> None:
         data = TextData(tokenizer, tokens, spec.data.sequence_length)
         _check(spec, data)
         for split in SPLITS:
-            tokens[split].save(_path(workdir.tokens, split))
+            tokens[split].save(workdir.tokens / f"{split}.npz")
         advance()
     left_out = {"left out of the data": documents.left_out} if documents.left_out else {}
     workdir.add_facts(
@@ -206,7 +193,7 @@ def _tokenize(
     """Returns the tokens of each split: those of the source's run if its documents are the same,
     since tokenizing takes far longer."""
     run = source.run if source else None
-    has_tokens = run and all(_path(run.tokens, split).exists() for split in SPLITS)
+    has_tokens = run and all((run.tokens / f"{split}.npz").exists() for split in SPLITS)
     if has_tokens and run.facts().get(DATA_READY) == documents.fingerprint:
         return TextData.load(run).splits
     return pipeline.tokenize(documents, tokenizer)
@@ -223,7 +210,7 @@ def _prepare_images(spec: RunSpec, workdir: Workdir) -> None:
         data = ImageData(pictures.classes, dict(pictures.splits))
         _check(spec, data)
         for split in SPLITS:
-            data.splits[split].save(_path(workdir.images, split))
+            data.splits[split].save(workdir.images / f"{split}.npz")
         advance()
     counts = {f"{split} images": len(data.splits[split].labels) for split in SPLITS}
     workdir.add_facts({DATA_READY: pictures.fingerprint, **counts, **data.fingerprints()})
@@ -272,7 +259,9 @@ def _data_folder(spec: DataSpec, workdir: Workdir, prepared_source: str) -> str:
     return spec.directory or folder
 
 
-def spread(rows_of: pipeline.Windows | Any, rows: sharding.BatchSharding) -> Iterator[dict[str, jax.Array]]:
+def spread(
+    rows_of: pipeline.Windows | Any, rows: sharding.BatchSharding
+) -> Iterator[dict[str, jax.Array]]:
     """Yields batches of `rows.rows` rows of windows, or of a context, on the mesh of `rows`."""
     arrays = [getattr(rows_of, name) for name in BATCH_FIELDS]
     for block in pipeline.blocks(arrays, rows.rows):

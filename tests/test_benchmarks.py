@@ -121,8 +121,8 @@ REFUSED = {
 
 def test_losses_refuses_bad_input_in_one_line():
     ended = commands.many("benchmarks.losses", [[argument] for argument in REFUSED])
-    for done, told in zip(ended, REFUSED.values(), strict=True):
-        runs.check_refusal(done, told)
+    for process, message in zip(ended, REFUSED.values(), strict=True):
+        runs.check_refusal(process, message)
 
 
 def test_peers_that_are_asked_for_must_be_installed(monkeypatch):
@@ -130,8 +130,8 @@ def test_peers_that_are_asked_for_must_be_installed(monkeypatch):
         raise ImportError(f"No module named '{name}'")
 
     monkeypatch.setattr(peers.importlib, "import_module", missing)
-    found, left_out = losses.installed_libraries(None)
-    assert [library.name for library in found] == ["jaxdiv", "jnp"]
+    libraries, left_out = losses.installed_libraries(None)
+    assert [library.name for library in libraries] == ["jaxdiv", "jnp"]
     assert sorted(left_out) == ["distrax", "optax", "torch"]
     with pytest.raises(
         ValueError,
@@ -151,16 +151,18 @@ def test_only_correct_peers_count():
     assert losses.verdict(_record("a", 1.0, 0.17)) == "wrong: off by 17%"
     assert losses.verdict(_record("a", 1.0, 8.4)) == "wrong: off by 840%"
     assert losses.verdict(_record("a", 1.0, float("nan"))) == "wrong: not finite"
-    own = _record("jaxdiv", 2.0)
+    reference = _record("jaxdiv", 2.0)
     assert "Slower than a correct peer: none." in losses.summary(
-        [own, _record("a", 1.0, 0.17), _record("b", 3.0)]
+        [reference, _record("a", 1.0, 0.17), _record("b", 3.0)]
     )
-    assert "forward_kl both 2.00 × a" in losses.summary([own, _record("a", 1.0), _record("b", 3.0)])
+    assert "forward_kl both 2.00 × a" in losses.summary(
+        [reference, _record("a", 1.0), _record("b", 3.0)]
+    )
 
 
 def _errors(name, loss, distance, classes):
-    given = losses.random_inputs(loss, 3, classes, jnp.float32, distance)
-    return losses.errors(losses.contestant(peers.load(name), loss, given), loss, given)
+    inputs = losses.random_inputs(loss, 3, classes, jnp.float32, distance)
+    return losses.errors(losses.contestant(peers.load(name), loss, inputs), loss, inputs)
 
 
 @pytest.mark.parametrize("loss", sorted(peers.load("jnp").losses))

@@ -1,4 +1,4 @@
-"""How fast a run's student makes decoding, against plain decoding, and where the time goes.
+"""Speed of decoding with a run's student, against plain decoding, and where the time goes.
 
   python -m experiments.distill --config=configs/decoding.py --workdir=runs/decoding
   python -m experiments.benchmarks.decoding --workdir=runs/decoding --loss=kl --gammas=2,4
@@ -221,7 +221,7 @@ def time_of_rounds(
 
 
 def measure_and_print(pair: TrainedPair) -> list[dict]:
-    """Prints a table for each temperature and batch, then the time of rounds; returns all records."""
+    """Prints a table for each temperature and batch and the time of rounds; returns all records."""
     gammas, batches = list(map(int, GAMMAS.value)), list(map(int, BATCHES.value))
     temperatures = list(map(float, TEMPERATURES.value))
     count = TEXTS.value

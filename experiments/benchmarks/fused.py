@@ -1,4 +1,4 @@
-"""What head and divergence cost together, against whole logits and against the bare products.
+"""Cost of head and divergence together, against whole logits and against the bare products.
 
   python -m experiments.benchmarks.fused --losses=kl,tv --tokens=4096 --width=256 --vocabulary=32768
   python -m experiments.benchmarks.fused --students=8 --frozen --teacher_width=1024

@@ -1,4 +1,4 @@
-"""What head and divergence take on a TPU that is not there; nothing is run.
+"""Memory and traffic of head and divergence on a TPU that is not there; nothing is run.
 
   pip install -e '.[train,tpu]'
   python -m experiments.benchmarks.fused_compiled --topology=v5e:2x2
@@ -51,7 +51,7 @@ def mesh() -> jax.sharding.Mesh:
 
 
 def compiled(function, over: jax.sharding.Mesh) -> jax.stages.Compiled:
-    """Compiles value and gradients; every chip has the hidden states, and its classes of the heads."""
+    """Compiles value and gradients; every chip has all hidden states and its share of classes."""
     whole, by_class = (jax.NamedSharding(over, spec) for spec in (jax.P(), jax.P(None, AXIS)))
     tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
     hidden = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16, sharding=whole)

@@ -1,4 +1,4 @@
-"""What each loss costs, against peers that are first checked against float64.
+"""Cost of each loss, against peers that are first checked against float64.
 
   python -m experiments.benchmarks.losses --losses=kl,tv --rows=512 --vocabulary=131072
 

@@ -1,4 +1,4 @@
-"""Whether a run's memory is what it must be, and stays so.
+"""The memory of a run, against what it needs and over its steps.
 
   python -m experiments.benchmarks.memory --config=configs/quickstart.py --config.student.steps=400
 
@@ -36,27 +36,25 @@ SETTLED = flags.DEFINE_integer(
 )
 
 
-class Memory:
+class MemoryTracker:
     """A tracker of bytes after each step: of arrays on devices, and of the process."""
 
-    def __init__(self, seen: list[tuple[int, int]]):
-        self._seen = seen
+    def __init__(self, history: list[tuple[int, int]]):
+        self._history = history
 
     def write(self, step: int, students: Mapping, clock: Mapping) -> None:
+        """Appends (bytes of the arrays that live, bytes of the process)."""
         live = {id(x): x for x in jax.live_arrays() if not x.is_deleted()}
-        self._seen.append((sum(x.nbytes for x in live.values()), _resident()))
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        size = sum(x.nbytes for x in live.values())
+        self._history.append((size, pages * resource.getpagesize()))
 
     def close(self) -> None:
-        pass
-
-
-def _resident():
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+        """Does nothing: the history belongs to the caller."""
 
 
 def needed(spec: RunSpec, target: Model, data: run_data.RunData) -> dict[str, int]:
-    """Bytes of what a step can't do without, by name."""
+    """Returns the bytes of what a step can't do without, by name."""
     mesh, stage = sharding.make_mesh(spec), spec.student_stage
     model = students.untrained(spec, data.vocab_size, mesh)
     state = students.initial_state(stage, model, mesh)
@@ -77,38 +75,40 @@ def _size(tree):
     return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
-def main(_):
-    config = cli.load_config(CONFIG)
-    config["teacher"].update(
-        {"steps": 2, "optimizer": {**config["teacher"]["optimizer"], "warmup_steps": 1}}
-    )
-    run_config.check(config)
-    if config["student"]["steps"] <= SETTLED.value:
-        raise ValueError(f"--config.student.steps must be above --settled={SETTLED.value}")
-    seen: list[tuple[int, int]] = []
+def train(config: Mapping) -> tuple[np.ndarray, dict[str, int]]:
+    """Returns bytes [steps, 2] of arrays and process after each step, and what a step needs."""
+    history: list[tuple[int, int]] = []
+    spec = RunSpec.from_config(config)
     with tempfile.TemporaryDirectory(prefix="jaxdiv-memory-") as name:
         run = Workdir(name)
         run.initialize_or_resume(config)
-        spec = RunSpec.from_config(config)
         data = run_data.prepare(spec, run)
         target = teacher.prepare(spec, run, data)
-        monitoring = loop.Monitoring(trackers=[lambda stage: Memory(seen)])
+        monitoring = loop.Monitoring(trackers=[lambda stage: MemoryTracker(history)])
         students.train(spec, run, data, target, monitoring)
-        parts = needed(spec, target, data)
-    live, host = np.array(seen).T
-    whole, every = sum(parts.values()), config["checkpoint"]["every"]
-    early, late = (
-        np.median(part) / 2**20 for part in (host[SETTLED.value :][:every], host[-every:])
-    )
-    told = [
-        ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items())
-        + f": {whole / 2**20:.1f} MiB",
-        f"arrays that live, at most, and temporaries: {(live.max() + parts['temporaries']) / 2**20:.1f} MiB, "
-        f"{(live.max() + parts['temporaries']) / whole:.3f} ×",
-        f"process, median of the {every} steps after {SETTLED.value}: {early:.0f} MiB, of the last {every}: {late:.0f} "
-        f"({late / early - 1:+.1%}); at most: {host.max() / 2**20:.0f}",
+        return np.array(history), needed(spec, target, data)
+
+
+def main(_):
+    config = cli.load_config(CONFIG)
+    optimizer = {**config["teacher"]["optimizer"], "warmup_steps": 1}
+    config["teacher"].update({"steps": 2, "optimizer": optimizer})
+    run_config.check(config)
+    settled, every = SETTLED.value, config["checkpoint"]["every"]
+    if config["student"]["steps"] <= settled:
+        raise ValueError(f"--config.student.steps must be above --settled={settled}")
+    history, parts = train(config)
+    mib = {part: size / 2**20 for part, size in parts.items()}
+    whole, (live, host) = sum(mib.values()), history.T / 2**20
+    peak = live.max() + mib["temporaries"]
+    early, late = np.median(host[settled : settled + every]), np.median(host[-every:])
+    lines = [
+        f"{', '.join(f'{part} {size:.1f}' for part, size in mib.items())}: {whole:.1f} MiB",
+        f"arrays that live, at most, and temporaries: {peak:.1f} MiB, {peak / whole:.3f} ×",
+        f"process, median of the {every} steps after {settled}: {early:.0f} MiB, of the last "
+        f"{every}: {late:.0f} ({late / early - 1:+.1%}); at most: {host.max():.0f}",
     ]
-    Console(width=110).print("\n".join(told), highlight=False)
+    Console(width=110).print("\n".join(lines), highlight=False)
     return 0
 
 

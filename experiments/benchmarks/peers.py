@@ -136,7 +136,7 @@ def _distrax():
 
 
 def _torch():
-    """torch.nn.functional where it has the loss; the mixtures as TRL (generalised JSD) and DistiLLM
+    """Losses of torch.nn.functional, and mixtures as TRL (generalised JSD) and DistiLLM
     have them."""
     torch = importlib.import_module("torch")
     functional = importlib.import_module("torch.nn.functional")

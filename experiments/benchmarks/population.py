@@ -1,5 +1,4 @@
-"""What training N students on one teacher pass costs, against N separate runs and against the
-ideal.
+"""Cost of training N students on one teacher pass, against N separate runs and the ideal.
 
   python -m experiments.benchmarks.population --config=configs/quickstart.py
 
@@ -12,20 +11,21 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
+from experiments.benchmarks import tables
+from experiments.benchmarks.random_setup import RandomSetup
 from experiments.common import cli, timing
-from jaxdiv import models, reductions
+from jaxdiv import reductions
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs.specs import RunSpec, parse_losses
+from jaxdiv.runs.specs import parse_losses
 from jaxdiv.training import run_data, students
-from jaxdiv.training.state import Model
 
 CONFIG = cli.define_config()
 LOSS = flags.DEFINE_string("loss", "kl", "The loss of every student.")
@@ -35,126 +35,96 @@ ROUNDS = flags.DEFINE_integer(
 )
 
 
-class Setting:
-    """The config's teacher, its students under one loss, and one batch of random tokens."""
+def plain_gradient(setup: RandomSetup, outputs: Any) -> Callable[[], Any]:
+    """Returns a call of a plain jax.grad of one student, with the teacher's outputs as inputs."""
+    spec, population = setup.untrained_students(1)
+    student, (loss,) = population.student(0), spec.losses
+    teacher_logits = jax.jit(lambda output: output.logits)(outputs.output)
 
-    def __init__(self, config, loss):
-        self._config = {**config, "losses": loss}
-        self._vocab_size = config["data"]["vocabulary"]
-        shapes = {**config["teacher"], "dtype": config["dtype"]}
-        self.teacher = Model(
-            *nnx.split(models.build_teacher(shapes, self._vocab_size, nnx.Rngs(0)))
-        )
-        spec = RunSpec.from_config(self._config)
-        self.teach = jax.jit(students.teacher_outputs(spec.student, self.teacher))
-        rows, length = config["student"]["batch_size"], config["data"]["sequence_length"]
-        tokens = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, self._vocab_size)
-        self.batch = {
-            "inputs": tokens[:, :-1],
-            "labels": tokens[:, 1:],
-            "weights": jnp.ones((rows, length)),
-        }
-        self.shared = self.teacher_pass()
+    @jax.jit
+    def gradient(params, output, teacher_logits, batch):
+        def mean(params):
+            logits = student.with_params(params)(batch["inputs"], output)
+            options = {"labels": batch["labels"], "temperature": spec.temperature}
+            return reductions.token_mean(loss(logits, teacher_logits, **options), batch["weights"])
 
-    def teacher_pass(self):
-        return self.teach(self.teacher.params, self.batch["inputs"])
+        return jax.value_and_grad(mean)(params)
 
-    def gradient(self):
-        """A plain jax.grad of one student, the teacher's output given."""
-        spec = RunSpec.from_config({**self._config, "seeds": 1})
-        student = students.untrained(spec, self._vocab_size).student(0)
-        (loss,), how = spec.losses, {"temperature": spec.temperature}
-
-        @jax.jit
-        def gradient(params, output, teacher_logits, batch):
-            def mean(params):
-                logits = student.with_params(params)(batch["inputs"], output)
-                values = loss(logits, teacher_logits, labels=batch["labels"], **how)
-                return reductions.token_mean(values, batch["weights"])
-
-            return jax.value_and_grad(mean)(params)
-
-        output, teacher_logits = (
-            self.shared.output,
-            jax.jit(lambda output: output.logits)(self.shared.output),
-        )
-        return lambda: gradient(student.params, output, teacher_logits, self.batch)
-
-    def step(self, count, *, taught=False):
-        """A training step of `count` students, with the teacher's pass or, `taught`, given its
-        output.
-
-        Each call goes on from the one before.
-        """
-        spec = RunSpec.from_config({**self._config, "seeds": count})
-        group = students.untrained(spec, self._vocab_size)
-        step = students.step(spec, group, (lambda shared, _: shared) if taught else self.teach)
-        state = students.initial_state(spec.student_stage, group)
-        teacher = self.shared if taught else self.teacher.params
-
-        def call():
-            nonlocal state
-            state, metrics = step(state, teacher, self.batch)
-            return state, metrics
-
-        return call
+    return lambda: gradient(student.params, outputs.output, teacher_logits, setup.batch)
 
 
-def measure(setting: Setting, sizes: list[int], rounds: int) -> dict[str, float]:
-    """Median seconds of the parts and, by its size, of each population's step."""
+def training_step(
+    setup: RandomSetup, count: int, forward: Callable, teacher: Any
+) -> Callable[[], Any]:
+    """Returns a call of a training step of `count` students, each going on from the one before.
+
+    Args:
+      setup: the teacher and the batch.
+      count: the number of students.
+      forward: the step's pass of the teacher.
+      teacher: its first argument.
+    """
+    spec, population = setup.untrained_students(count)
+    step = students.step(spec, population, forward)
+    state = students.initial_state(spec.student_stage, population)
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, teacher, setup.batch)
+        return state, metrics
+
+    return call
+
+
+def measure(setup: RandomSetup, sizes: list[int], rounds: int) -> dict:
+    """Returns median seconds of the parts by name, and of each population's step by its size."""
+    forward = jax.jit(students.teacher_outputs(setup.spec.student, setup.teacher))
+    outputs = forward(setup.teacher.params, setup.batch["inputs"])
     contestants = {
-        "teacher pass": setting.teacher_pass,
-        "student step": setting.step(1, taught=True),
-        "plain gradient": setting.gradient(),
+        "teacher pass": lambda: forward(setup.teacher.params, setup.batch["inputs"]),
+        "student step": training_step(setup, 1, lambda outputs, _: outputs, outputs),
+        "plain gradient": plain_gradient(setup, outputs),
     }
     for count in sorted({1, *sizes}):
-        contestants[count] = setting.step(count)
-    return {
-        name: float(np.median(t))
-        for name, t in timing.interleaved(contestants, rounds=rounds).items()
-    }
+        contestants[count] = training_step(setup, count, forward, setup.teacher.params)
+    seconds = timing.interleaved(contestants, rounds=rounds)
+    return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-def table(seconds: dict, sizes: list[int]) -> Table:
-    """A row a population; times in milliseconds."""
-    teacher, student, one = seconds["teacher pass"], seconds["student step"], seconds[1]
-    made = Table(
-        title=f"Teacher pass T = {1e3 * teacher:.1f} ms, student step s = {1e3 * student:.1f} ms, "
-        f"{student / seconds['plain gradient']:.2f} × a plain jax.grad",
-        caption="ideal = (T + N·s) / (T + s); separate = N runs of one student",
-        caption_justify="left",
-        title_justify="left",
-    )
-    for heading in (
-        "students",
-        "step, ms",
-        "× one run",
-        "ideal ×",
-        "over ideal",
-        "× faster than separate",
-    ):
-        made.add_column(heading, justify="right")
+def rows(seconds: dict, sizes: list[int]) -> list[dict]:
+    """Returns a row a population; times in milliseconds."""
+    teacher, student = seconds["teacher pass"], seconds["student step"]
+    records = []
     for count in sizes:
-        ratio, ideal = seconds[count] / one, (teacher + count * student) / (teacher + student)
-        numbers = (f"{ratio:.2f}", f"{ideal:.2f}", f"{ratio / ideal:.2f}", f"{count / ratio:.2f}")
-        made.add_row(str(count), f"{1e3 * seconds[count]:.1f}", *numbers)
-    return made
+        ratio = seconds[count] / seconds[1]
+        ideal = (teacher + count * student) / (teacher + student)
+        columns = {"× one run": ratio, "ideal ×": ideal, "over ideal": ratio / ideal}
+        columns["× faster than separate"] = count / ratio
+        record = {"students": count, "step, ms": f"{1e3 * seconds[count]:.1f}"}
+        records.append(record | {name: f"{value:.2f}" for name, value in columns.items()})
+    return records
 
 
 def main(_):
     config = cli.load_config(CONFIG)
     run_config.check(config)
-    run_data.require_text(RunSpec.from_config(config).data)
     if len(parse_losses(LOSS.value)) != 1:
         raise ValueError(f"--loss must be one loss, got {LOSS.value}")
     if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):
         raise ValueError(
             f"--students must be whole numbers above 0, by commas, got {','.join(SIZES.value)}"
         )
+    setup = RandomSetup.from_config({**config, "losses": LOSS.value})
+    run_data.require_text(setup.spec.data)
     sizes = [int(text) for text in SIZES.value]
-    Console(width=110).print(
-        table(measure(Setting(config, LOSS.value), sizes, ROUNDS.value), sizes)
+    seconds = measure(setup, sizes, ROUNDS.value)
+    teacher, student = seconds["teacher pass"], seconds["student step"]
+    title = (
+        f"Teacher pass T = {1e3 * teacher:.1f} ms, student step s = {1e3 * student:.1f} ms, "
+        f"{student / seconds['plain gradient']:.2f} × a plain jax.grad"
     )
+    caption = "ideal = (T + N·s) / (T + s); separate = N runs of one student"
+    Console(width=110).print(tables.table(rows(seconds, sizes), title=title, caption=caption))
     return 0
 
 

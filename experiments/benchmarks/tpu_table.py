@@ -61,8 +61,8 @@ class SliceCell:
     def command(self) -> str:
         """Arguments of experiments.compile, by which the cell is known."""
         return (
-            f"--config={self.config} --topology={self.topology} --steps={STUDENT} --config.mesh.data=-1 "
-            f"--config.mesh.fsdp={self.fsdp} --config.student.batch_size={self.rows * self.chips}"
+            f"--config={self.config} --topology={self.topology} --steps={STUDENT} "
+            f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp} --config.student.batch_size={self.rows * self.chips}"
         )
 
 

@@ -9,10 +9,12 @@ import pandas as pd
 from jaxdiv.reporting import results
 
 ACCEPTANCE = {
-    "ce": 0.7702, "ce_argmax": 0.7191, "ce_data": 0.7583, "kl": 0.7702, "rkl": 0.7775, "jeffreys": 0.7752,
-    "jsd": 0.7841, "tv": 0.7886, "nla": 0.7869, "lk_hybrid": 0.7830, "untrained": 0.5604,
+    "ce": 0.7702, "ce_argmax": 0.7191, "ce_data": 0.7583, "kl": 0.7702, "rkl": 0.7775,
+    "jeffreys": 0.7752, "jsd": 0.7841, "tv": 0.7886, "nla": 0.7869, "lk_hybrid": 0.7830,
+    "untrained": 0.5604,
 }  # fmt: skip
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 5.0, 20.0)
+# Acceptance above the corpus's, and tokens.
 CONTEXTS = {
     "corpus": (0.0, 15_830),
     "generated": (0.012, 14_110),

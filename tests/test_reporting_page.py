@@ -1,4 +1,4 @@
-"""report.html stands alone, says what was measured, and lets nothing through from data or config."""
+"""The page stands alone, says what was measured, and lets nothing through from data or config."""
 
 import pathlib
 import re
@@ -102,16 +102,12 @@ def test_texts_can_be_read_on_light_and_on_dark_paper(hostile):
             assert contrast(colors[name], colors["paper"]) >= 4.5
 
 
-def contrast(one, other):
-    """Returns WCAG 2.2's ratio."""
-    low, high = sorted(map(luminance, (one, other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def luminance(color):
-    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def contrast(*colors):
+    """Returns WCAG 2.2's ratio of two colors."""
+    rgb = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in colors])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return linear @ [0.2126, 0.7152, 0.0722]
+    low, high = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_every_column_measure_and_number_is_there(hostile):

@@ -1,4 +1,4 @@
-"""results.csv keeps what was written; a difference is called what its numbers bear."""
+"""A written results.csv keeps its numbers; a difference is called what its numbers bear."""
 
 import math
 

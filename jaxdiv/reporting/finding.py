@@ -10,7 +10,7 @@ from jaxdiv.reporting.summary import ContextSummary, LossRow, Summary
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class Headline:
     """The result of a run in words, as HTML."""
 
     headline: Markup  # one sentence
@@ -19,11 +19,11 @@ class Finding:
     groups: Sequence[Markup] = ()  # all losses, by their verdicts against the reference
 
 
-def find(summary: Summary) -> Finding:
+def find(summary: Summary) -> Headline:
     """Returns the loss shown to be accepted more than the reference, or that none is."""
     table = summary.headline
     if not table.trained:
-        return Finding(Markup("No trained student has a result."))
+        return Headline(Markup("No trained student has a result."))
     top = table.trained[0]
     if len(table.trained) == 1:
         return _finding(
@@ -45,10 +45,10 @@ def find(summary: Summary) -> Finding:
 
 
 def _finding(row, headline, *sentences):
-    return Finding(Markup(headline), tuple(map(Markup, sentences)), row)
+    return Headline(Markup(headline), tuple(map(Markup, sentences)), row)
 
 
-def _winner(row: LossRow, table: ContextSummary) -> Finding:
+def _winner(row: LossRow, table: ContextSummary) -> Headline:
     """Names the highest loss that is shown to lie above the reference."""
     top, reference = table.trained[0], short(table.reference)
     gain = formats.unbroken(formats.points(*row.difference))
@@ -69,7 +69,7 @@ def _winner(row: LossRow, table: ContextSummary) -> Finding:
     return _finding(row, headline, *sentences)
 
 
-def _no_winner(table: ContextSummary) -> Finding:
+def _no_winner(table: ContextSummary) -> Headline:
     top, name = table.trained[0], short(table.reference)
     others = [row for row in table.trained if row.loss != table.reference]
     if top.loss == table.reference and all(row.side < 0 for row in others):

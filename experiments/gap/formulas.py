@@ -63,12 +63,8 @@ def in_float16(
 ) -> jax.Array:
     """Computes the loss with every step rounded to float16, in value and in gradient.
 
-    Args:
-      student, teacher: logits [B, L, V].
-      loss: `ce` or `kl`.
-      scale: factor of the loss under which the gradient is taken; it is divided out where the
-        gradient leaves float16.
-      log_of_softmax: rounds q before its logarithm is taken.
+    The gradient is taken of `scale` times the loss, and divided by it where it leaves float16.
+    `log_of_softmax` rounds q before its logarithm is taken.
     """
     log_p = half(jax.nn.log_softmax(half(teacher)))
     p, narrow = half(jnp.exp(log_p)), half(_divide_gradient(student, scale))

@@ -8,14 +8,14 @@ from jax.sharding import Mesh
 
 from experiments.gap import measuring, ratios
 from experiments.gap.causes import Cause
-from experiments.gap.variants import Variant, VariantTrainer, of_causes
+from experiments.gap.variants import VariantTrainer, of_causes
 from jaxdiv import files
 from jaxdiv.runs import processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, run_data, students
 from jaxdiv.training.run_data import TextData
-from jaxdiv.training.state import Model, TrainState
+from jaxdiv.training.state import Model
 
 _FILE = "arms.json"  # the names of the folder's variants
 
@@ -64,25 +64,11 @@ def run(
     Returns:
       gap.csv and acceptance.csv.
     """
-    variants = of_causes(causes)
-    tokenizer = corpus.tokenizer
+    variants, tokenizer = of_causes(causes), corpus.tokenizer
     untrained = students.untrained(spec, tokenizer.vocab_size, mesh)
     trainer = VariantTrainer(spec, teacher, untrained, padding=tokenizer.end_of_text)
-    state = _train(trainer, variants, workdir, corpus, mesh, monitoring)
-    sums = measuring.measure(trainer, variants, state, corpus, mesh)
-    return ratios.table(causes, sums), ratios.acceptance_table(variants, sums)
-
-
-def _train(
-    trainer: VariantTrainer,
-    variants: Sequence[Variant],
-    workdir: Workdir,
-    corpus: TextData,
-    mesh: Mesh,
-    monitoring: loop.Monitoring,
-) -> TrainState:
     stage = dataclasses.replace(
-        trainer.spec.student_stage,
+        spec.student_stage,
         members=tuple(variant.name for variant in variants),
         optimizers=tuple(trainer.optimizer_spec(variant) for variant in variants),
     )
@@ -91,9 +77,11 @@ def _train(
         folder=workdir.students,
         initial_state=lambda: trainer.initial_state(variants, mesh),
         step=trainer.step(variants, mesh),
-        teacher=trainer.teacher.params,
+        teacher=teacher.params,
         batches=run_data.batches(stage, corpus, mesh),
         measure=lambda _: {},
         report_diverged=lambda number, finite, _: students.report_diverged(stage, number, finite),
     )
-    return loop.run_stage(training, workdir, mesh, monitoring)
+    state = loop.run_stage(training, workdir, mesh, monitoring)
+    sums = measuring.measure(trainer, variants, state, corpus, mesh)
+    return ratios.table(causes, sums), ratios.acceptance_table(variants, sums)

@@ -70,9 +70,8 @@ def main(_):
         raise ValueError(
             "--profile: a sweep is many trainings; profile one of them by experiments.distill"
         )
-    sharding.make_mesh(
-        RunSpec.from_config(plan.config)
-    )  # refuses a mesh that this machine lacks the devices for
+    # Raises early if this machine lacks the devices.
+    sharding.make_mesh(RunSpec.from_config(plan.config))
     monitoring = loop.Monitoring(trackers=watch_flags.trackers())
     with lock.hold(root):
         study.initialize_or_resume(plan)
@@ -87,14 +86,14 @@ def main(_):
 
 
 def _list(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
-    decoded, total = cells.decoded(plan.sweep, plan.cells), 0.0
+    total = 0.0
     for cell in selected:
         run, state = RunSpec.from_config(plan.cell_run(cell).config), "done"
         if not study.is_done(plan, cell):
-            minutes = time_estimate.seconds(run, decoded=cell in decoded) / 60
+            minutes = study.estimated_seconds(plan, cell) / 60
             total, state = total + minutes, f"about {minutes:.0f} min"
         students, tokens = len(run.losses) * len(run.seeds), time_estimate.training_tokens(run)
-        suffix = ", decoded" * (cell in decoded)
+        suffix = ", decoded" * (cell in plan.decoded)
         print(f"{cell.name}: {students} students of {tokens:,} tokens{suffix}, {state}")
     share = f"{len(selected)} of {len(plan.cells)} cells"
     print(f"{share}, about {total:.0f} min to go on 2 CPU cores, without teachers and tuning")

@@ -43,6 +43,7 @@ class SweepPlan:
       config: a run's, from which those of the sweep's runs differ.
       sweep: `config.sweep`.
       cells: all cells, the base first.
+      decoded: those that are also decoded.
       offered: how many losses the user's config has, of which `config` may have some.
     """
 
@@ -50,6 +51,7 @@ class SweepPlan:
     config: Mapping
     sweep: Mapping
     cells: tuple[Cell, ...]
+    decoded: tuple[Cell, ...]
     offered: int
 
     @property
@@ -149,7 +151,7 @@ def read(
     sweep = config.pop("sweep")
     run_config.check_each(config)
     sweep_cells = cells.read(sweep)
-    cells.decoded(sweep, sweep_cells)
+    decoded = cells.decoded(sweep, sweep_cells)
     for key in typed:
         # An override would not reach students or teachers that set the key themselves.
         section, _, name = key.partition(".")
@@ -161,7 +163,7 @@ def read(
     offered = [loss.text for loss in parse_losses(config["losses"])]
     if losses is not None:
         config["losses"] = _select_losses(offered, losses)
-    plan = SweepPlan(root, config, sweep, sweep_cells, offered=len(offered))
+    plan = SweepPlan(root, config, sweep, sweep_cells, decoded, len(offered))
     _check(plan)
     return plan
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 
 from experiments.common import run_results
-from experiments.sweep import cells, runs, stored_sums, time_estimate, tuning
+from experiments.sweep import runs, stored_sums, time_estimate, tuning
 from experiments.sweep.cells import Cell
 from experiments.sweep.plan import PlannedRun, SweepPlan
 from jaxdiv import files
@@ -67,6 +67,12 @@ def is_done(plan: SweepPlan, cell: Cell) -> bool:
     return (plan.workdir("cells", cell.name).root / stored_sums.FILE).exists()
 
 
+def estimated_seconds(plan: SweepPlan, cell: Cell) -> float:
+    """Estimates what a cell takes that has not begun."""
+    spec = RunSpec.from_config(plan.cell_run(cell).config)
+    return time_estimate.cell_seconds(spec, decoded=cell in plan.decoded)
+
+
 def run(plan: SweepPlan, selected: Sequence[Cell], monitoring: Monitoring | None = None) -> None:
     """Trains and measures the selected cells that are not done.
 
@@ -86,15 +92,7 @@ def run(plan: SweepPlan, selected: Sequence[Cell], monitoring: Monitoring | None
         name: tuning.rates(name, plan.tuning_runs(name), plan.losses, first, monitoring)
         for name in dict.fromkeys(map(plan.tuned_student, left))
     }
-    decoded = cells.decoded(plan.sweep, plan.cells)
-    remaining = time_estimate.RemainingTime(
-        [
-            time_estimate.seconds(
-                RunSpec.from_config(plan.cell_run(cell).config), decoded=cell in decoded
-            )
-            for cell in left
-        ]
-    )
+    remaining = time_estimate.RemainingTime([estimated_seconds(plan, cell) for cell in left])
     for cell in left:
         planned = plan.cell_run(cell, rates[plan.tuned_student(cell)])
         # A cell that was begun before takes only the rest of its time, which scales no estimate.
@@ -106,7 +104,7 @@ def run(plan: SweepPlan, selected: Sequence[Cell], monitoring: Monitoring | None
                 f"{max(1, round(remaining.minutes()))} min left",
                 style="bold",
             )
-            _run_cell(planned, first, monitoring, decoded=cell in decoded)
+            _run_cell(planned, first, monitoring, decoded=cell in plan.decoded)
         jax.clear_caches()  # the next cell has no use for them
 
 

@@ -19,7 +19,7 @@ def training_tokens(run: RunSpec) -> int:
     return stage.steps * stage.batch_size * stage.sequence_length
 
 
-def seconds(run: RunSpec, *, decoded: bool) -> float:
+def cell_seconds(run: RunSpec, *, decoded: bool) -> float:
     """Estimates what a cell takes on 2 CPU cores."""
     student, evaluation = run.student, run.evaluation
     size = run.data.vocabulary * run.teacher.width / (_CLASSES * _WIDTH)

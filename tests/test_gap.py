@@ -74,7 +74,7 @@ def test_views():
     batch = {"weights": jnp.asarray(weights), "inputs": jnp.full((rows, length), 2)}
     batch["labels"] = jnp.asarray(draw.integers(vocab_size, size=(rows, length)))
     trainer = variants.VariantTrainer(
-        spec=RunSpec.from_config(CONFIG), teacher=None, students=None, padding=0
+        RunSpec.from_config(CONFIG), variants=(), teacher=None, students=None, padding=0
     )
     passes = {
         causes.UNCHANGED: (output, target),

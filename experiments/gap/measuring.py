@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.gap import causes
-from experiments.gap.variants import Variant, VariantTrainer
+from experiments.gap.variants import VariantTrainer
 from jaxdiv.acceptance import RULES
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.evaluation.contexts import Context
@@ -38,11 +38,7 @@ _ON_TEACHER_TEXT: dict[Measure, Key] = {
 
 
 def measure(
-    trainer: VariantTrainer,
-    variants: Sequence[Variant],
-    state: TrainState,
-    corpus: TextData,
-    mesh: Mesh,
+    trainer: VariantTrainer, state: TrainState, corpus: TextData, mesh: Mesh
 ) -> dict[str, SumsByMeasure]:
     """Measures all variants and the untrained students.
 
@@ -51,6 +47,7 @@ def measure(
       a student that diverged. A variant whose students all diverged has no measures.
     """
     spec, seeds = trainer.spec, trainer.spec.seeds
+    variants = trainer.variants
     params = dict(zip((variant.name for variant in variants), state.params, strict=True))
     texts, results = _texts(spec, corpus, trainer.teacher, mesh), {}
     for trains in (causes.STUDENT, causes.HEAD):

@@ -66,7 +66,7 @@ def run(
     """
     variants, tokenizer = of_causes(causes), corpus.tokenizer
     untrained = students.untrained(spec, tokenizer.vocab_size, mesh)
-    trainer = VariantTrainer(spec, teacher, untrained, padding=tokenizer.end_of_text)
+    trainer = VariantTrainer(spec, variants, teacher, untrained, padding=tokenizer.end_of_text)
     stage = dataclasses.replace(
         spec.student_stage,
         members=tuple(variant.name for variant in variants),
@@ -75,13 +75,13 @@ def run(
     training = loop.Training(
         spec=stage,
         folder=workdir.students,
-        initial_state=lambda: trainer.initial_state(variants, mesh),
-        step=trainer.step(variants, mesh),
+        initial_state=lambda: trainer.initial_state(mesh),
+        step=trainer.step(mesh),
         teacher=teacher.params,
         batches=run_data.batches(stage, corpus, mesh),
         measure=lambda _: {},
         report_diverged=lambda number, finite, _: students.report_diverged(stage, number, finite),
     )
     state = loop.run_stage(training, workdir, mesh, monitoring)
-    sums = measuring.measure(trainer, variants, state, corpus, mesh)
+    sums = measuring.measure(trainer, state, corpus, mesh)
     return ratios.table(causes, sums), ratios.acceptance_table(variants, sums)

@@ -89,12 +89,14 @@ class VariantTrainer:
 
     Attributes:
       spec: the run.
+      variants: all of them.
       teacher: the teacher of all students; variants that train it or its head start from it.
       students: the untrained students, [S, ...], or their shapes.
       padding: the token that fills rows up.
     """
 
     spec: RunSpec
+    variants: Sequence[Variant]
     teacher: Model
     students: Model
     padding: int
@@ -149,10 +151,10 @@ class VariantTrainer:
         lengths = length * (jnp.arange(rows)[:, None] % 4 + 1) // 4
         return jnp.where(jnp.arange(length)[None] < lengths, inputs, self.padding)
 
-    def initial_state(self, variants: Sequence[Variant], mesh: Mesh) -> TrainState:
+    def initial_state(self, mesh: Mesh) -> TrainState:
         """Returns a state in which all variants start from the same students."""
         seeds, params = len(self.spec.seeds), []
-        for trains in (variant.change.trains for variant in variants):
+        for trains in (variant.change.trains for variant in self.variants):
             if trains == causes.STUDENT:
                 params.append(self.students.params)
                 continue
@@ -160,9 +162,9 @@ class VariantTrainer:
             extra = self.teacher.params if whole else self.teacher.module().head[...]
             extra = jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), extra)
             params.append({"student": self.students.params, trains: extra})
-        return TrainState.create(params, self._optimizers(variants), mesh=mesh)
+        return TrainState.create(params, self._optimizers(), mesh=mesh)
 
-    def step(self, variants: Sequence[Variant], mesh: Mesh) -> Callable:
+    def step(self, mesh: Mesh) -> Callable:
         """Builds `state, metrics = step(state, teacher, batch)` of all variants."""
 
         def objective(variant, params, batch, passes):
@@ -178,13 +180,13 @@ class VariantTrainer:
 
         def objectives(indices, params, batch, passes):
             pairs = zip(indices, params, strict=True)
-            return [objective(variants[i], student, batch, passes) for i, student in pairs]
+            return [objective(self.variants[i], student, batch, passes) for i, student in pairs]
 
         return make_step(
-            teacher_forward=self.teacher_passes(variant.change.view for variant in variants),
+            teacher_forward=self.teacher_passes(variant.change.view for variant in self.variants),
             objectives=objectives,
             fuse_losses=lambda _: False,
-            optimizers=self._optimizers(variants),
+            optimizers=self._optimizers(),
             mesh=mesh,
         )
 
@@ -199,9 +201,9 @@ class VariantTrainer:
         )
         return dataclasses.replace(spec, learning_rate=variant.change.rate * spec.learning_rate)
 
-    def _optimizers(self, variants) -> list[optax.GradientTransformation]:
+    def _optimizers(self) -> list[optax.GradientTransformation]:
         optimizers, steps = [], self.spec.student_stage.steps
-        for variant in variants:
+        for variant in self.variants:
             optimizer = make_optimizer(self.optimizer_spec(variant), steps)
             clip = variant.change.clip_value
             optimizers.append(optax.chain(optax.clip(clip), optimizer) if clip else optimizer)

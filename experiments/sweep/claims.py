@@ -73,8 +73,8 @@ CLAIMS = (
 
 
 def table(measured: Mapping[Cell, Measurement]) -> pd.DataFrame:
-    """Returns claims.csv: for each claim of which the cells show anything how much more is
-    accepted, as a fraction, corrected by Holm over rows.
+    """Returns claims.csv: how much more is accepted, as a fraction, for each claim that the cells
+    can test, corrected by Holm over these claims.
 
     Ratios are of means over the cells, which share documents, seeds and, by teacher, its text.
     """

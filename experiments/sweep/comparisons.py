@@ -33,7 +33,7 @@ def table(
 
     Args:
       measured: name of a cell to its measurement.
-      labels: (cell, loss) to the columns that say what they are.
+      labels: (cell, loss) to the columns of their factors and learning rate.
     """
     rows, families = [], {}
     for cell, measurement in measured.items():

@@ -138,7 +138,7 @@ def read(
       losses: those of the config's that are trained, by commas; all of them if None.
 
     Raises:
-      ValueError: what is no sweep's config, or losses that the config lacks.
+      ValueError: the config is not a sweep's, or lacks some of `losses`.
     """
     config = copy.deepcopy(dict(config))
     if "sweep" not in config:

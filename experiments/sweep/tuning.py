@@ -30,7 +30,7 @@ def rates(
       student: its name, for messages.
       tuning_runs: learning rate to run; finished ones are read.
       losses: to tune.
-      first: as `runs.begin` has it.
+      first: the folder of the base's teacher, for `runs.begin`.
       monitoring: of every training.
     """
     acceptance = {}

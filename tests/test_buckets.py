@@ -222,9 +222,9 @@ def test_a_run_is_read_from_a_bucket(root, tmp_path):
     tokens = run_data.TextData.load(run).fingerprints()
     assert all(run.facts()[name] == value for name, value in tokens.items())
     assert students.restore_one(str(root), loss="kl", seed=1).params
-    donor = RunSource(str(root))
-    donor.checked_sizes()
-    assert donor.facts()["teacher taken from"] == "gs://bucket/a/run"
+    source = RunSource(str(root))
+    source.checked_sizes()
+    assert source.facts()["teacher taken from"] == "gs://bucket/a/run"
     path = run.save_batch(3, {"inputs": np.arange(4)})
     with path.open("rb") as file, np.load(file) as arrays:
         assert arrays["inputs"].tolist() == [0, 1, 2, 3]

@@ -252,13 +252,13 @@ def finished(tmp_path_factory):
     spec = RunSpec.from_config(config)
     size = run_data.prepare(spec, run).tokenizer.vocab_size
     shape = {**config["teacher"], "dtype": config["dtype"]}
-    guide = population(lambda rngs: models.build_teacher(shape, size, rngs), [config["seed"]])
+    target = population(lambda rngs: models.build_teacher(shape, size, rngs), [config["seed"]])
     group = {
         "params": (students.untrained(spec, size).params,),
         "alive": (jnp.array([True, True]),),
     }
     for stage, path, tree in (
-        ("teacher", run.teacher, {"params": (guide.params,)}),
+        ("teacher", run.teacher, {"params": (target.params,)}),
         ("student", run.students, group),
     ):
         with Checkpoints(path) as checkpoints:
@@ -298,9 +298,9 @@ def _by_hand(folder):
     """Averages share and part of cross-entropy's gradient over seeds and positions, [2, B]."""
     run = Workdir(folder)
     spec, corpus = run.spec(), run_data.TextData.load(run)
-    guide = teacher.restore(spec.teacher, run, corpus.tokenizer.vocab_size)
-    context = contexts.make("corpus", spec.evaluation, corpus, guide)
-    shared = jax.jit(students.teacher_forward(spec.student, guide))(guide.params, context.inputs)
+    target = teacher.restore(spec.teacher, run, corpus.tokenizer.vocab_size)
+    context = contexts.make("corpus", spec.evaluation, corpus, target)
+    shared = jax.jit(students.teacher_forward(spec.student, target))(target.params, context.inputs)
     counted, size = context.weights > 0, corpus.tokenizer.vocab_size
     bins = contributions_by_rank.rank_bins(size)
     means = []

@@ -53,7 +53,7 @@ def step_of(drafters, frozen, **options):
             frozen.with_params(params)(inputs, exit_layer=1)
         ),
         objectives=objectives.of_students(drafters, LOSSES, temperature=1.5),
-        fuse_losses=lambda lesson: not lesson.is_dense,
+        fuse_losses=lambda outputs: not outputs.is_dense,
         optimizers=[optax.sgd(1.0)] * len(LOSSES),
         **options,
     )

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxdiv.data import Tokenizer
 from jaxdiv.data.tokenizer import FILE
-from jaxdiv.models import Decoder, llama, llama_tensors
+from jaxdiv.models import Decoder, DecoderOptions, llama, llama_tensors
 from tests.fixtures_data import sentences
 
 V = 300
@@ -19,7 +19,8 @@ NUMERICS = {"rope_base": 333.0, "norm_epsilon": 1e-3}
 
 def make_decoder(seed: int = 0, **changes) -> Decoder:
     """A decoder whose norms have gains of their own."""
-    decoder = nnx.jit(lambda: Decoder(**SIZES, **NUMERICS, **changes, rngs=nnx.Rngs(seed)))()
+    options = DecoderOptions(**SIZES, **NUMERICS, **changes)
+    decoder = nnx.jit(lambda: Decoder(options, rngs=nnx.Rngs(seed)))()
     norms = (decoder.norm, decoder.layers.attention_norm, decoder.layers.mlp_norm)
     for i, norm in enumerate(norms):
         norm.scale[...] += 0.3 * jax.random.normal(jax.random.key(i), norm.scale.shape)

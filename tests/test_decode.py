@@ -13,7 +13,7 @@ from flax import nnx
 from experiments.common.transcript import Pieces, Transcript
 from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
-from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter
+from jaxdiv.models import Decoder, DecoderOptions, DecoderStudent, KangarooAdapter
 from jaxdiv.reporting import results
 from jaxdiv.runs.workdir import Workdir
 from tests import commands, runs
@@ -105,7 +105,7 @@ def shapes(make):
 
 def decoder(vocab_size, rngs):
     sizes = {"depth": 1, "width": 8, "heads": 2, "kv_heads": 1, "mlp_width": 8}
-    return Decoder(vocab_size=vocab_size, rngs=rngs, **sizes)
+    return Decoder(DecoderOptions(vocab_size=vocab_size, **sizes), rngs=rngs)
 
 
 def kangaroo(width, exit_layer):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
-from jaxdiv.audit.inputs import Rows
+from jaxdiv.audit.inputs import ProbeRows
 from jaxdiv.divergences.entry import Entry
 from jaxdiv.divergences.registry import ENTRIES
 
@@ -108,7 +108,7 @@ def variants(candidate: Candidate, classes: int) -> list[Candidate]:
     return others
 
 
-def values(candidate: Candidate, rows: Rows, temperatures: Iterable[float]) -> np.ndarray:
+def values(candidate: Candidate, rows: ProbeRows, temperatures: Iterable[float]) -> np.ndarray:
     """Returns float64 values [temperatures, K] without the factor of T.
 
     Losses in parts, each with its own power of T, include their factors.
@@ -162,7 +162,7 @@ def _function(candidate):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def table(candidate: Candidate, rows: Rows) -> np.ndarray:
+def table(candidate: Candidate, rows: ProbeRows) -> np.ndarray:
     """Returns the values of rows at each of `TEMPERATURES`, [temperatures, K]; kept for later."""
     return _table(candidate, *(part.tobytes() for part in rows[:3]), rows.student.shape)
 
@@ -170,7 +170,7 @@ def table(candidate: Candidate, rows: Rows) -> np.ndarray:
 @functools.lru_cache(maxsize=512)
 def _table(candidate, student, teacher, labels, shape):
     sides = (np.frombuffer(side, np.float32).reshape(shape) for side in (student, teacher))
-    rows = Rows(*sides, np.frombuffer(labels, np.int32), np.zeros(shape[0], int))
+    rows = ProbeRows(*sides, np.frombuffer(labels, np.int32), np.zeros(shape[0], int))
     return values(candidate, rows, TEMPERATURES)
 
 

@@ -9,7 +9,7 @@ from jaxdiv.audit.calls import CallError, Probe
 from jaxdiv.audit.codes import MISTAKE
 from jaxdiv.audit.gradients import registry
 from jaxdiv.audit.identify import Fit
-from jaxdiv.audit.inputs import Rows, random_rows
+from jaxdiv.audit.inputs import ProbeRows, random_rows
 from jaxdiv.audit.mistakes import log_softmax
 from jaxdiv.audit.reduction import Reduction
 from jaxdiv.audit.result import Finding, finding
@@ -21,9 +21,9 @@ _SIZES = dict.fromkeys(_RARE, 27.0) | {"30": 30.0, "100": 100.0, "10000": 1e4}
 
 
 class Edge(NamedTuple):
-    """Rows at one edge, their values and gradients, and the registry's (NaN if unknown)."""
+    """ProbeRows at one edge, their values and gradients, and the registry's (NaN if unknown)."""
 
-    rows: Rows
+    rows: ProbeRows
     values: np.ndarray
     gradients: np.ndarray
     expected: np.ndarray
@@ -42,7 +42,7 @@ class Edge(NamedTuple):
         return float(self.expected[i]), float(self.values[i])
 
 
-def _edge_rows(classes: int) -> dict[str, Rows]:
+def _edge_rows(classes: int) -> dict[str, ProbeRows]:
     draw = np.random.default_rng(9)
 
     def noise(size=1.5):
@@ -57,7 +57,7 @@ def _edge_rows(classes: int) -> dict[str, Rows]:
 
     def rows(student, teacher):
         labels = np.argmax(teacher, -1).astype(np.int32)
-        return Rows(np.float32(student), np.float32(teacher), labels, np.arange(_EACH))
+        return ProbeRows(np.float32(student), np.float32(teacher), labels, np.arange(_EACH))
 
     absent = np.where(np.arange(classes) % 4 == 1, -np.inf, 0)
     equal = noise()
@@ -77,7 +77,7 @@ def _edge_rows(classes: int) -> dict[str, Rows]:
 def edge_findings(probe: Probe, reduced: Reduction, fit: Fit | None) -> Iterator[Finding]:
     """Yields findings at the edges; values are compared if the registry's loss is known."""
     parts = _edge_rows(probe.classes)
-    whole = Rows(*(np.concatenate(side) for side in zip(*parts.values(), strict=True)))
+    whole = ProbeRows(*(np.concatenate(side) for side in zip(*parts.values(), strict=True)))
     nothing = np.full(len(whole.labels), np.nan), np.zeros_like(whole.student)
     try:
         values = reduced.row_values(probe, whole)

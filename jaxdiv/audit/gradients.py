@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiv.audit.calls import Probe
 from jaxdiv.audit.identify import Fit
-from jaxdiv.audit.inputs import Rows, joined, random_batch
+from jaxdiv.audit.inputs import ProbeRows, joined, random_batch
 from jaxdiv.audit.reduction import Reduction
 from jaxdiv.audit.result import Finding, finding
 from jaxdiv.divergences.loss import get
@@ -20,7 +20,7 @@ _NODES = 12  # of Gauss's rule: more digits than float32
 
 
 def gradient_findings(
-    probe: Probe, rows: Rows, reduced: Reduction, fit: Fit | None, by_row: bool
+    probe: Probe, rows: ProbeRows, reduced: Reduction, fit: Fit | None, by_row: bool
 ) -> Iterator[Finding]:
     """Yields findings on where gradients flow and, for a known loss, on their values.
 
@@ -51,7 +51,7 @@ def gradient_findings(
         yield from _against_registry(probe, rows, reduced, fit)
 
 
-def _against_registry(probe: Probe, rows: Rows, reduced: Reduction, fit: Fit) -> Iterator[Finding]:
+def _against_registry(probe: Probe, rows: ProbeRows, reduced: Reduction, fit: Fit) -> Iterator[Finding]:
     got, expected = reduced.row_gradients(probe, rows), registry(fit, rows)[1]
     if np.linalg.norm(got - expected) < 2e-3 * np.linalg.norm(expected):
         return
@@ -60,7 +60,7 @@ def _against_registry(probe: Probe, rows: Rows, reduced: Reduction, fit: Fit) ->
     yield finding(code, ("ordinary rows, the entry most off", expected[worst], got[worst]))
 
 
-def _is_slope(probe: Probe, rows: Rows, reduced: Reduction, gradients: np.ndarray) -> bool:
+def _is_slope(probe: Probe, rows: ProbeRows, reduced: Reduction, gradients: np.ndarray) -> bool:
     """Returns whether the gradient is the value's central difference in most rows, kinks aside."""
     away = np.random.default_rng(17).normal(size=rows.student.shape)
     away /= np.linalg.norm(away, axis=-1, keepdims=True)
@@ -73,7 +73,7 @@ def _is_slope(probe: Probe, rows: Rows, reduced: Reduction, gradients: np.ndarra
     return float(np.median(np.abs(slope - (gradients * away).sum(-1))) / size) < 1e-2
 
 
-def integrated(probe: Probe, rows: Rows, reduced: Reduction) -> np.ndarray | None:
+def integrated(probe: Probe, rows: ProbeRows, reduced: Reduction) -> np.ndarray | None:
     """Returns each row's value [K] less that of its teacher's first student, from gradients.
 
     The gradients are integrated along the way between the two students: a term of the teacher that
@@ -85,12 +85,12 @@ def integrated(probe: Probe, rows: Rows, reduced: Reduction) -> np.ndarray | Non
     away = rows.student - first
     nodes, shares = np.polynomial.legendre.leggauss(_NODES)
     stops = [rows._replace(student=np.float32(first + (1 + x) / 2 * away)) for x in nodes]
-    whole = Rows(*(np.concatenate(parts) for parts in zip(*stops, strict=True)))
+    whole = ProbeRows(*(np.concatenate(parts) for parts in zip(*stops, strict=True)))
     slopes = reduced.row_gradients(probe, whole).reshape(_NODES, *away.shape)
     return np.einsum("n,nkv,kv->k", shares / 2, slopes, away)
 
 
-def registry(fit: Fit, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def registry(fit: Fit, rows: ProbeRows) -> tuple[np.ndarray, np.ndarray]:
     """Returns the values [K] and gradients [K, V] of the registry's own loss, at the edges too."""
     function = _registry_function(fit.parts, fit.temperature)
     count, chunks = len(rows.labels), []

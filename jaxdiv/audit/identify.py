@@ -10,7 +10,7 @@ import numpy as np
 from jaxdiv.audit import candidates
 from jaxdiv.audit.candidates import POPULAR, TEMPERATURES, Candidate
 from jaxdiv.audit.fit import Observed, centre, pairs, refine, singles, weigh
-from jaxdiv.audit.inputs import Rows
+from jaxdiv.audit.inputs import ProbeRows
 
 _LARGEST = 3e4  # a weight over the values' size; more means that two parts cancel
 _CUSTOMARY = {  # factors by which textbooks differ
@@ -40,11 +40,11 @@ class Fit:
 
     parts: tuple[tuple[Candidate, float], ...]
     temperatures: tuple[float, float]
-    predict: Callable[[Rows], np.ndarray]
+    predict: Callable[[ProbeRows], np.ndarray]
     mistakes: tuple[tuple[str, dict], ...] = ()
     extra: str = ""
     loose: bool = False
-    arguments: Callable[[Rows], Rows] = lambda rows: rows
+    arguments: Callable[[ProbeRows], ProbeRows] = lambda rows: rows
     classes: int | None = None
 
     @property
@@ -68,7 +68,7 @@ def is_near(value: float, target: float) -> bool:
     return math.isclose(value, target, rel_tol=1e-3)
 
 
-def exact_loss(observed: Observed, rows: Rows) -> Fit | None:
+def exact_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
     """Returns a loss with its usual parameters, or a popular pair, that explains everything.
 
     Nothing is left over and no factor is unexplained, so that no other loss has to be tried.
@@ -89,11 +89,11 @@ def exact_loss(observed: Observed, rows: Rows) -> Fit | None:
     return second
 
 
-def registry_loss(observed: Observed, rows: Rows) -> Fit | None:
+def registry_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
     return exact_loss(observed, rows) or any_loss(observed, rows)
 
 
-def any_loss(observed: Observed, rows: Rows) -> Fit | None:
+def any_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
     """Returns the plainest single loss or pair of the registry that explains the values."""
     classes = rows.student.shape[-1]
     plain = candidates.plain_candidates()
@@ -111,7 +111,7 @@ def any_loss(observed: Observed, rows: Rows) -> Fit | None:
     return None
 
 
-def close_loss(observed: Observed, rows: Rows) -> Fit | None:
+def close_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
     """Returns a popular loss that explains values in steps, as after a cast, to two digits."""
     fits = []
     for candidate in candidates.plain_candidates()[: len(POPULAR)]:
@@ -136,7 +136,7 @@ def _classes(rows):
     return rows.student.shape[-1]
 
 
-def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: Rows) -> Iterator[Fit]:
+def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: ProbeRows) -> Iterator[Fit]:
     for candidate in losses:
         weights, residuals = singles(candidates.table(candidate, rows), observed)
         for t, weight, residual in zip(TEMPERATURES, weights, residuals, strict=True):
@@ -145,7 +145,7 @@ def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: Rows) ->
 
 
 def _pair_fits(
-    losses: list[Candidate], observed: Observed, rows: Rows, count: int
+    losses: list[Candidate], observed: Observed, rows: ProbeRows, count: int
 ) -> Iterator[Fit]:
     """Yields pairs at one temperature that explain the values."""
     tables = np.stack([candidates.table(candidate, rows) for candidate in losses], 1)
@@ -158,7 +158,7 @@ def _pair_fits(
 
 
 def _refined_singles(
-    losses: list[Candidate], observed: Observed, rows: Rows, free: bool
+    losses: list[Candidate], observed: Observed, rows: ProbeRows, free: bool
 ) -> Iterator[Fit]:
     """Yields the best few losses with temperature, and parameters if `free`, adjusted."""
     best = {}
@@ -173,7 +173,7 @@ def _refined_singles(
 
 
 def _refined(
-    candidate: Candidate, temperature: float, keys: list[str], observed: Observed, rows: Rows
+    candidate: Candidate, temperature: float, keys: list[str], observed: Observed, rows: ProbeRows
 ) -> Iterator[Fit]:
     """Yields the loss with temperature and some parameters adjusted, if it explains the values."""
     start, bounds = [temperature], [(0.05, 100.0)]
@@ -200,7 +200,7 @@ def _refined(
             yield fit
 
 
-def _fit(parts: tuple, temperature: float, observed: Observed, rows: Rows) -> Fit:
+def _fit(parts: tuple, temperature: float, observed: Observed, rows: ProbeRows) -> Fit:
     if all(candidate.fixed for candidate, _ in parts):
         temperature = 1.0
 
@@ -211,7 +211,7 @@ def _fit(parts: tuple, temperature: float, observed: Observed, rows: Rows) -> Fi
     return replace(fit, extra=_extra(observed.values - predict(rows), observed, rows, temperature))
 
 
-def _extra(extra: np.ndarray, observed: Observed, rows: Rows, temperature: float) -> str:
+def _extra(extra: np.ndarray, observed: Observed, rows: ProbeRows, temperature: float) -> str:
     """Returns the code of a note on what is added to the loss, empty if nothing is."""
     if observed.is_nothing(extra):
         return ""
@@ -224,7 +224,7 @@ def _extra(extra: np.ndarray, observed: Observed, rows: Rows, temperature: float
     return "entropy_dropped" if is_entropy else "teacher_term"
 
 
-def _is_exact(fit: Fit, rows: Rows) -> bool:
+def _is_exact(fit: Fit, rows: ProbeRows) -> bool:
     return not fit.extra and not _is_odd(fit) and _is_explained(fit, _classes(rows))
 
 

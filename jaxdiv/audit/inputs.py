@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Rows(NamedTuple):
+class ProbeRows(NamedTuple):
     """K rows: logits [K, V] of student and teacher, labels [K], and the teacher's index [K]."""
 
     student: np.ndarray
@@ -13,8 +13,8 @@ class Rows(NamedTuple):
     labels: np.ndarray
     groups: np.ndarray
 
-    def take(self, index) -> "Rows":
-        return Rows(*(part[index] for part in self))
+    def take(self, index) -> "ProbeRows":
+        return ProbeRows(*(part[index] for part in self))
 
 
 class Batch(NamedTuple):
@@ -52,14 +52,14 @@ def batch(student, teacher, labels) -> Batch:
     )
 
 
-def random_rows(classes: int, teachers: int = 8, students: int = 5, seed: int = 0) -> Rows:
+def random_rows(classes: int, teachers: int = 8, students: int = 5, seed: int = 0) -> ProbeRows:
     """Returns rows of `teachers` distributions with `students` students each, of logits of O(1)."""
     draw = np.random.default_rng(seed)
     groups = np.repeat(np.arange(teachers), students)
     teacher = 1.5 * draw.normal(size=(teachers, classes))[groups]
     student = 1.5 * draw.normal(size=(len(groups), classes)) + 0.3 * teacher
     labels = draw.integers(classes, size=len(groups))
-    return Rows(np.float32(student), np.float32(teacher), np.int32(labels), groups)
+    return ProbeRows(np.float32(student), np.float32(teacher), np.int32(labels), groups)
 
 
 def random_batch(lead: tuple[int, ...], classes: int, seed: int = 0) -> Batch:
@@ -70,7 +70,7 @@ def random_batch(lead: tuple[int, ...], classes: int, seed: int = 0) -> Batch:
     return batch(student, teacher + 0.3 * student, labels)
 
 
-def tiled(rows: Rows, lead: tuple[int, ...]) -> Batch:
+def tiled(rows: ProbeRows, lead: tuple[int, ...]) -> Batch:
     """Returns inputs [K, *lead, V], each of one row everywhere.
 
     Neither a shift of positions nor the presence of other rows can be seen in them.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import Batch, Rows, joined, random_batch
+from jaxdiv.audit.inputs import Batch, ProbeRows, joined, random_batch
 from jaxdiv.audit.positions import Structure
 from jaxdiv.audit.reduction import Reduction
 from jaxdiv.audit.result import Finding, finding
@@ -57,7 +57,7 @@ def _weights(
     )
     single = batches.flattened()
     logits = (side.reshape(count * n, -1) for side in (single.student, single.teacher))
-    rows = Rows(*logits, single.labels.reshape(-1), np.zeros(count * n, int))
+    rows = ProbeRows(*logits, single.labels.reshape(-1), np.zeros(count * n, int))
     alone = reduced.row_values(probe, rows).reshape(count, n)
     got = probe.values(masked).reshape(count, -1).sum(-1)
     if not (np.all(np.isfinite(got)) and np.all(np.isfinite(alone))):

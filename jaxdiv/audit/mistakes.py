@@ -14,7 +14,7 @@ import numpy as np
 from jaxdiv.audit.candidates import TEMPERATURES, Candidate
 from jaxdiv.audit.fit import Observed, centre, singles
 from jaxdiv.audit.identify import Fit, is_near
-from jaxdiv.audit.inputs import Rows
+from jaxdiv.audit.inputs import ProbeRows
 
 _CLAMPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 _USUAL_K = (1, 2, 3, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100)  # sizes of a truncation
@@ -200,7 +200,7 @@ def _wrong_formulas() -> Iterator[Wrong]:
             yield wrong("jsd_weights", loss, interchanged, weights=weights)
 
 
-def mistaken_loss(observed: Observed, rows: Rows, counts: tuple[int, ...]) -> Fit | None:
+def mistaken_loss(observed: Observed, rows: ProbeRows, counts: tuple[int, ...]) -> Fit | None:
     """Returns the plainest mistake that explains the values, with its loss; None if none does.
 
     Args:
@@ -223,7 +223,7 @@ def mistaken_loss(observed: Observed, rows: Rows, counts: tuple[int, ...]) -> Fi
     return min(fits, key=doubts, default=None)
 
 
-def student_mistake(observed: Observed, rows: Rows) -> Fit | None:
+def student_mistake(observed: Observed, rows: ProbeRows) -> Fit | None:
     """Returns a reading that explains values which lack the teacher's part, as integrals do."""
     same = np.array([TEMPERATURES, TEMPERATURES])
     fits = (fit for w in _wrong_sides() for fit in _fits(w, same, observed, rows, exact=False))
@@ -231,7 +231,7 @@ def student_mistake(observed: Observed, rows: Rows) -> Fit | None:
 
 
 def _fits(
-    wrong: Wrong, temperatures: np.ndarray, observed: Observed, rows: Rows, exact: bool = True
+    wrong: Wrong, temperatures: np.ndarray, observed: Observed, rows: ProbeRows, exact: bool = True
 ) -> Iterator[Fit]:
     """Yields losses under a mistake that reproduce every value with a plain factor.
 
@@ -290,7 +290,7 @@ def _fit(
     return Fit(((loss, weight),), temperatures, predict, ((wrong.code, details),))
 
 
-def variation_of_logits(observed: Observed, rows: Rows) -> Fit | None:
+def variation_of_logits(observed: Observed, rows: ProbeRows) -> Fit | None:
     """Returns total variation of what should be softmaxes, if the values are exactly that."""
 
     def predict(rows):
@@ -301,7 +301,7 @@ def variation_of_logits(observed: Observed, rows: Rows) -> Fit | None:
     return fit if observed.is_nothing(observed.values - predict(rows)) else None
 
 
-def other_comparison(observed: Observed, rows: Rows) -> str | None:
+def other_comparison(observed: Observed, rows: ProbeRows) -> str | None:
     """Returns a comparison of logits that is neither a loss of the registry nor a mistake."""
     student, teacher = rows.student.astype(np.float64), rows.teacher.astype(np.float64)
     norms = np.sqrt((student**2).sum(-1) * (teacher**2).sum(-1))

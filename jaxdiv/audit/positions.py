@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import Rows, batch, joined, random_batch, random_rows, tiled
+from jaxdiv.audit.inputs import ProbeRows, batch, joined, random_batch, random_rows, tiled
 from jaxdiv.audit.result import Finding, finding
 
 AXES = {2: ("sequences", "positions"), 1: ("rows",), 0: ()}
@@ -78,7 +78,7 @@ def structure(probe: Probe) -> Structure:
 def _steps(probe: Probe) -> Iterator[Finding]:
     """Yields a finding if the value goes in steps, as after a cast to half precision.
 
-    The largest logit of a row makes a move that float32 shows and a half type doesn't. Rows count
+    The largest logit of a row makes a move that float32 shows and a half type doesn't. ProbeRows count
     if a larger move tells: a loss may not depend on that logit, or hardly.
     """
     small, large, ulps = 2e-5, 3e-2, 8 * 2.0**-24
@@ -188,7 +188,7 @@ def _invariant_axes(probe: Probe) -> dict[str, set]:
     return {side: {axis for axis in axes if next(marks)} for side in ("student", "teacher")}
 
 
-def observe_along(probe: Probe, axis: int, rows: Rows) -> np.ndarray | None:
+def observe_along(probe: Probe, axis: int, rows: ProbeRows) -> np.ndarray | None:
     """Returns values [K] where a row of classes stands along `axis` of `lead`; None if refused."""
     lead = list(probe.lead)
     lead[axis] = rows.student.shape[-1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import Rows, tiled
+from jaxdiv.audit.inputs import ProbeRows, tiled
 from jaxdiv.audit.positions import Structure
 from jaxdiv.audit.result import Finding, finding
 
@@ -56,11 +56,11 @@ class Reduction:
             values = values.sum(self.class_axis + 1)
         return values.reshape(len(values), -1).mean(-1) / self.unit
 
-    def row_values(self, probe: Probe, rows: Rows, dtype=np.float32) -> np.ndarray:
+    def row_values(self, probe: Probe, rows: ProbeRows, dtype=np.float32) -> np.ndarray:
         """Returns each row's loss, [K], from inputs in which it stands everywhere."""
         return self.collapsed(probe.values(tiled(rows, probe.lead), dtype))
 
-    def row_gradients(self, probe: Probe, rows: Rows) -> np.ndarray:
+    def row_gradients(self, probe: Probe, rows: ProbeRows) -> np.ndarray:
         """Returns the gradient of each row's loss by the student, [K, V]."""
         gradients = probe.gradients(tiled(rows, probe.lead))[0]
         outputs = math.prod(s for i, s in enumerate(self.shape) if i != self.class_axis)
@@ -68,7 +68,7 @@ class Reduction:
         return gradients.sum(axes) / (outputs * self.unit)
 
 
-def reduction(probe: Probe, rows: Rows, layout: Structure) -> Reduction:
+def reduction(probe: Probe, rows: ProbeRows, layout: Structure) -> Reduction:
     """Returns the reduction, from one row repeated to batches of different shapes."""
     row = rows.take(slice(0, 1))
     if not np.all(np.isfinite(probe.values(tiled(row, probe.lead)))):  # it may take probabilities
@@ -108,7 +108,7 @@ def reduction(probe: Probe, rows: Rows, layout: Structure) -> Reduction:
 
 
 def _growth(
-    probe: Probe, row: Rows, plain: Reduction, dropped: int
+    probe: Probe, row: ProbeRows, plain: Reduction, dropped: int
 ) -> tuple[tuple[int, ...], float, bool] | None:
     """Returns the powers with which the value grows along each axis of `lead`; None if unclear.
 

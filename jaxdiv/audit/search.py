@@ -8,7 +8,7 @@ from jaxdiv.audit import gradients, identify, mistakes, positions
 from jaxdiv.audit.calls import CallError, Probe
 from jaxdiv.audit.fit import Observed, weigh
 from jaxdiv.audit.identify import Fit, is_near
-from jaxdiv.audit.inputs import Rows, random_rows
+from jaxdiv.audit.inputs import ProbeRows, random_rows
 from jaxdiv.audit.positions import Structure
 from jaxdiv.audit.reduction import Reduction, reduction
 from jaxdiv.audit.result import Finding, finding
@@ -27,13 +27,13 @@ class Subject:
     """A loss under examination, and what is known of it so far."""
 
     probe: Probe
-    rows: Rows
+    rows: ProbeRows
     layout: Structure
     reduced: Reduction
     fit: Fit | None = None
     findings: tuple[Finding, ...] = ()
 
-    def observe(self, rows: Rows) -> Observed:
+    def observe(self, rows: ProbeRows) -> Observed:
         return Observed(self.reduced.row_values(self.probe, rows), rows.groups)
 
     def with_fit(self, fit: Fit | None, *findings: Finding) -> "Subject":
@@ -147,7 +147,7 @@ def sides_apart(subject: Subject) -> bool:
     return bool(np.max(np.abs(together)) < 1e-5 * np.max(np.abs(values[0, 0])))
 
 
-def _class_matters(subject: Subject, rows: Rows) -> np.ndarray:
+def _class_matters(subject: Subject, rows: ProbeRows) -> np.ndarray:
     """Returns whether each class's logit of student and teacher changes one row's loss, [2, V]."""
     classes = rows.student.shape[-1]
     many = rows.take(np.zeros(classes, int))
@@ -165,7 +165,7 @@ def _counts(matters: np.ndarray) -> tuple[int, ...]:
     return tuple(sorted(count for count in counts if 0 < count < matters.shape[-1]))
 
 
-def _of_first_classes(observed: Observed, rows: Rows, count: int) -> Fit | None:
+def _of_first_classes(observed: Observed, rows: ProbeRows, count: int) -> Fit | None:
     """Returns a loss of the first classes, as of a vocabulary that is padded to more."""
 
     def cut(rows):

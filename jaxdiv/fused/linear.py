@@ -170,7 +170,9 @@ def linear_divergences(
     temperature, vocab_size = _number("temperature", temperature), head_options.vocab_size
     rows = _array("student_hidden", student_hiddens[0]).shape[:-1]
     students = tuple(
-        values.Student(_flat("student_hidden", hidden, rows), _head("student_head", head, hidden))
+        values.StudentSide(
+            _flat("student_hidden", hidden, rows), _head("student_head", head, hidden)
+        )
         for hidden, head in zip(student_hiddens, student_heads, strict=True)
     )
     labels = None if labels is None else _flat("labels", labels, rows, trailing=0)

@@ -16,7 +16,7 @@ from jaxdiv.fused.heads import Head, matmul
 Objective = Callable[[jax.Array, Any, jax.Array | None], jax.Array]
 
 
-class Student(NamedTuple):
+class StudentSide(NamedTuple):
     """Hidden states [N, D] and their head."""
 
     hidden: jax.Array
@@ -89,7 +89,7 @@ class GradientMask(NamedTuple):
 
 
 def rematerialized(
-    spec: FusedSpec, students: tuple[Student, ...], constants: Constants, weights: jax.Array
+    spec: FusedSpec, students: tuple[StudentSide, ...], constants: Constants, weights: jax.Array
 ):
     """Computes values w·D [N] of each student, and its metrics, by a loop that JAX differentiates.
 
@@ -118,7 +118,7 @@ def rematerialized(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def one_pass(
-    spec: FusedSpec, students: tuple[Student, ...], constants: Constants, weights: jax.Array
+    spec: FusedSpec, students: tuple[StudentSide, ...], constants: Constants, weights: jax.Array
 ):
     """Computes what `rematerialized` does, with the gradient in the same pass.
 
@@ -139,7 +139,7 @@ def _results(outputs, weights):
 
 
 def _forward(
-    spec: FusedSpec, students: tuple[Student, ...], constants: Constants, weights: jax.Array
+    spec: FusedSpec, students: tuple[StudentSide, ...], constants: Constants, weights: jax.Array
 ):
     """Runs the forward pass of `one_pass`, with the gradients that JAX asks for."""
     masks = tuple(
@@ -172,7 +172,7 @@ def _backward(spec: FusedSpec, residuals: tuple, cotangents: tuple):
             matrix=_scaled(matrix, uniform, student.head.matrix),
             bias=_scaled(bias, uniform, student.head.bias),
         )
-        gradients.append(Student(hidden, head))
+        gradients.append(StudentSide(hidden, head))
     by_weights = sum(
         c * _counted(weights, one.values) for c, one in zip(cotangents[0], outputs, strict=True)
     )
@@ -207,7 +207,7 @@ one_pass.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _run(
     spec: FusedSpec,
-    students: tuple[Student, ...],
+    students: tuple[StudentSide, ...],
     constants: Constants,
     weights: jax.Array,
     masks: tuple[GradientMask, ...],
@@ -306,7 +306,7 @@ def _counted(weights, rows):
     return jnp.where((weights == 0).reshape(-1, *(1,) * (rows.ndim - 1)), 0, rows)
 
 
-def _measure(spec: FusedSpec, i: int, student: Student, mask: GradientMask, chunk: Chunk):
+def _measure(spec: FusedSpec, i: int, student: StudentSide, mask: GradientMask, chunk: Chunk):
     """Returns a student's `Outputs` on a chunk, and its new tokens' gradients (matrix, bias)."""
     head, weights = student.head, chunk.weights[:, None]
     hidden = _counted(chunk.weights, chunks.cut(student.hidden, chunk.first, spec.chunk))

@@ -2,7 +2,7 @@
 
 from jaxdiv.models.builders import CLASSIFIER, build_student, build_teacher
 from jaxdiv.models.classifier import Classifier, ClassifierStudent
-from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput
+from jaxdiv.models.decoder import Cache, Decoder, DecoderOptions, TeacherOutput
 from jaxdiv.models.decoder_student import DecoderStudent
 from jaxdiv.models.generation import draft_text, generate
 from jaxdiv.models.kangaroo import KangarooAdapter
@@ -14,6 +14,7 @@ __all__ = [
     "Classifier",
     "ClassifierStudent",
     "Decoder",
+    "DecoderOptions",
     "DecoderStudent",
     "Drafter",
     "KangarooAdapter",

@@ -59,60 +59,71 @@ class TeacherOutput:
         return project(self.features, self.head, self.vocab_size)
 
 
-class Decoder(nnx.Module):
-    """RMSNorm, rotary positions, grouped-query attention and SwiGLU, without biases, the head
-    untied (Llama).
+@dataclasses.dataclass(frozen=True)
+class DecoderOptions:
+    """Sizes and numerics of a `Decoder`.
 
-    Parameters are float32, and those of the layers are stacked on a first axis. Activations have
-    type `dtype`; norms, softmax and logits are computed in float32.
-
-    Args:
+    Attributes:
       vocab_size: V, the number of tokens.
+      depth, width, heads, kv_heads, mlp_width: sizes of layers.
       padded_vocabulary: P, rows of the embedding and columns of the head; logits are computed of
         the first V alone. 0 for V.
-      depth, width, heads, kv_heads, mlp_width: sizes of layers.
       rope_base: of the rotary positions.
       norm_epsilon: of every RMSNorm.
       dtype: of activations.
-      rngs: of the initial parameters.
 
     Raises:
       ValueError: `heads` does not divide `width` into even parts, `kv_heads` does not divide
         `heads`, or `padded_vocabulary` is neither 0 nor `vocab_size` at least.
     """
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        padded_vocabulary: int = 0,
-        depth: int,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        mlp_width: int,
-        rope_base: float = 10000.0,
-        norm_epsilon: float = 1e-5,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        check_heads(width, heads, kv_heads)
-        if padded_vocabulary and padded_vocabulary < vocab_size:
+    vocab_size: int
+    depth: int
+    width: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    padded_vocabulary: int = 0
+    rope_base: float = 10000.0
+    norm_epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_heads(self.width, self.heads, self.kv_heads)
+        if self.padded_vocabulary and self.padded_vocabulary < self.vocab_size:
             raise ValueError(
-                f"`padded_vocabulary` must be 0 or at least the {vocab_size} tokens there are, got "
-                f"{padded_vocabulary}"
+                f"`padded_vocabulary` must be 0 or at least the {self.vocab_size} tokens there are, "
+                f"got {self.padded_vocabulary}"
             )
-        rows = padded_vocabulary or vocab_size
-        self.vocab_size = vocab_size
-        self.depth, self.kv_heads, self.head_width = depth, kv_heads, width // heads
-        self.rope_base, self.dtype = rope_base, jnp.dtype(dtype)
+
+
+class Decoder(nnx.Module):
+    """RMSNorm, rotary positions, grouped-query attention and SwiGLU, without biases, the head
+    untied (Llama).
+
+    Parameters are float32, and those of the layers are stacked on a first axis. Activations have
+    the options' type; norms, softmax and logits are computed in float32.
+
+    Args:
+      options: sizes and numerics.
+      rngs: of the initial parameters.
+    """
+
+    def __init__(self, options: DecoderOptions, *, rngs: nnx.Rngs):
+        width, kv_heads = options.width, options.kv_heads
+        rows = options.padded_vocabulary or options.vocab_size
+        self.vocab_size, self.depth = options.vocab_size, options.depth
+        self.kv_heads, self.head_width = kv_heads, width // options.heads
+        self.rope_base, self.dtype = options.rope_base, jnp.dtype(options.dtype)
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (rows, width)) * width**-0.5)
 
-        sizes = {"width": width, "heads": heads, "kv_heads": kv_heads, "mlp_width": mlp_width}
-        numerics = {"norm_epsilon": norm_epsilon, "dtype": self.dtype}
+        sizes = {"width": width, "heads": options.heads, "kv_heads": kv_heads}
+        sizes["mlp_width"] = options.mlp_width
+        numerics = {"norm_epsilon": options.norm_epsilon, "dtype": self.dtype}
         make_layers = nnx.vmap(lambda key: Block(**sizes, **numerics, rngs=nnx.Rngs(key)))
-        self.layers = make_layers(jax.random.split(rngs.params(), depth))
-        self.norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
+        self.layers = make_layers(jax.random.split(rngs.params(), self.depth))
+        epsilon = options.norm_epsilon
+        self.norm = nnx.RMSNorm(width, epsilon=epsilon, dtype=self.dtype, rngs=rngs)
         self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
     def __call__(self, tokens: TokenIds, *, exit_layer: int | None = None) -> TeacherOutput:
@@ -250,4 +261,4 @@ def build(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> De
     sizes = ("depth", "width", "heads", "kv_heads", "mlp_width")
     numerics = ("padded_vocabulary", "rope_base", "norm_epsilon", "dtype")
     arguments = {key: config[key] for key in sizes} | {key: shared[key] for key in numerics}
-    return Decoder(vocab_size=vocab_size, **arguments, rngs=rngs)
+    return Decoder(DecoderOptions(vocab_size=vocab_size, **arguments), rngs=rngs)

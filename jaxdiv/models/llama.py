@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxdiv import files
 from jaxdiv.models import llama_tensors, safetensors_io
-from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.decoder import Decoder, DecoderOptions
 from jaxdiv.models.kangaroo import KangarooAdapter
 from jaxdiv.models.layers import check_heads
 from jaxdiv.models.safetensors_io import Tensors
@@ -160,7 +160,8 @@ def read_split(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[
                 f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not "
                 "finite"
             )
-    empty = nnx.eval_shape(lambda: Decoder(**arguments, dtype=dtype, rngs=nnx.Rngs(0)))
+    options = DecoderOptions(**arguments, dtype=dtype)
+    empty = nnx.eval_shape(lambda: Decoder(options, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(empty)
     nnx.replace_by_pure_dict(params, parameters)
     return graphdef, params

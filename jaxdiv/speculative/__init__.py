@@ -1,5 +1,6 @@
 """Lossless speculative decoding in one jit: a draft proposes, the target verifies."""
 
+from jaxdiv.speculative.arguments import Sampling
 from jaxdiv.speculative.decode_batch import LOOKUP, Decoded, Decoding, decode, prepare
 from jaxdiv.speculative.decoding_loop import BONUS, CORRECTED, DRAFTED, Counts
 from jaxdiv.speculative.rules import RULES
@@ -14,6 +15,7 @@ __all__ = [
     "Counts",
     "Decoded",
     "Decoding",
+    "Sampling",
     "Tree",
     "chain",
     "decode",

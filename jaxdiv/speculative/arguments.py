@@ -3,6 +3,7 @@
 Each error is a ValueError of one line.
 """
 
+import dataclasses
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -129,44 +130,64 @@ def token_counts(max_tokens: Any, lengths: np.ndarray, drafts: int) -> np.ndarra
     return np.broadcast_to(np.array(counts, np.int32), lengths.shape)
 
 
-def seed_array(seeds: Any, batch: int) -> jax.Array:
-    """Returns the seeds as uint32 [B]."""
-    values = np.ravel(seeds).tolist()
-    if len(values) != batch or not all(
-        _is(seed, numbers.Integral) and 0 <= seed < 2**32 for seed in values
-    ):
-        raise ValueError(
-            f"`seeds` must be {batch} whole numbers in 0..2**32 - 1, one a text, got {values[:4]}"
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, for all texts of a batch or for each, and where a text ends.
+
+    Attributes:
+      temperature, top_k, top_p: as in `warps.Warp`, for target and draft.
+      stop: the token that ends a text; None for none.
+      seeds: one a text; None for 0, 1, 2, ... A text depends on its seed and prompt, not on its
+        neighbours.
+    """
+
+    temperature: float | Sequence[float] = 1.0
+    top_k: int | Sequence[int] | None = None
+    top_p: float | Sequence[float] | None = None
+    stop: int | None = None
+    seeds: Sequence[int] | None = None
+
+    def seed_array(self, batch: int) -> jax.Array:
+        """Returns the seeds as uint32 [B]. Raises ValueError unless there is one for each text."""
+        values = np.ravel(range(batch) if self.seeds is None else self.seeds).tolist()
+        if len(values) != batch or not all(
+            _is(seed, numbers.Integral) and 0 <= seed < 2**32 for seed in values
+        ):
+            raise ValueError(
+                f"`seeds` must be {batch} whole numbers in 0..2**32 - 1, one a text, got "
+                f"{values[:4]}"
+            )
+        return jnp.array(values, jnp.uint32)
+
+    def stop_token(self, vocab_size: int) -> int | None:
+        """Returns `stop`. Raises ValueError unless it is a token."""
+        return None if self.stop is None else whole_number("stop", self.stop, 0, vocab_size - 1)
+
+    def batch_warp(self, batch: int, vocab_size: int) -> warps.Warp:
+        """Returns the warp with one value a text: arrays [B], or None for cuts that are not used."""
+        temperature = _values("temperature", self.temperature, batch, numbers.Real)
+        for value in temperature:
+            warps.check_temperature(value)
+        top_k = top_p = None
+        if self.top_k is not None:
+            top_k = _values("top_k", self.top_k, batch, numbers.Integral)
+            for value in top_k:
+                warps.check_cuts(value, None)
+            top_k = [min(value, vocab_size) for value in top_k]
+        if self.top_p is not None:
+            top_p = _values("top_p", self.top_p, batch, numbers.Real)
+            for value in top_p:
+                warps.check_cuts(None, value)
+        columns = ((temperature, jnp.float32), (top_k, jnp.int32), (top_p, jnp.float32))
+        return warps.Warp(
+            *(
+                None if values is None else jnp.broadcast_to(jnp.asarray(values, dtype), (batch,))
+                for values, dtype in columns
+            )
         )
-    return jnp.array(values, jnp.uint32)
 
 
-def batch_warp(
-    batch: int, vocab_size: int, *, temperature: Any, top_k: Any, top_p: Any
-) -> warps.Warp:
-    """Returns the warp with one value a text: arrays [B], or None for cuts that are not used."""
-    temperature = _values("temperature", temperature, batch, numbers.Real)
-    for value in temperature:
-        warps.check_temperature(value)
-    if top_k is not None:
-        top_k = _values("top_k", top_k, batch, numbers.Integral)
-        for value in top_k:
-            warps.check_cuts(value, None)
-        top_k = [min(value, vocab_size) for value in top_k]
-    if top_p is not None:
-        top_p = _values("top_p", top_p, batch, numbers.Real)
-        for value in top_p:
-            warps.check_cuts(None, value)
-    columns = ((temperature, jnp.float32), (top_k, jnp.int32), (top_p, jnp.float32))
-    return warps.Warp(
-        *(
-            None if values is None else jnp.broadcast_to(jnp.asarray(values, dtype), (batch,))
-            for values, dtype in columns
-        )
-    )
-
-
-def whole_number(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
+def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Returns `value` as a whole number, in low..high if these are set."""
     if isinstance(value, np.ndarray | np.generic | jax.Array) and value.ndim == 0:
         value = value.item()

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +81,9 @@ def prepare(
     gamma: int = 4,
     eta: float = 0.0,
     tree: trees.Tree | None = None,
-    temperature: float | Sequence[float] = 1.0,
-    top_k: int | Sequence[int] | None = None,
-    top_p: float | Sequence[float] | None = None,
-    stop: int | None = None,
-    seeds: Sequence[int] | None = None,
     longest: int = 3,
     stream: Callable | None = None,
+    **sampling: Any,
 ) -> Decoding:
     """Checks the arguments of `decode`.
 
@@ -101,17 +98,15 @@ def prepare(
       eta: in [0, 1]; a chain stops after a token at whose position the draft's largest probability
         was below eta (0.6 in Kangaroo, arXiv 2404.18911). 0 never stops; needs a student.
       tree: candidates in place of a chain.
-      temperature, top_k, top_p: as in `warps.Warp`, for target and draft; for all or for each text.
-      stop: the token that ends a text.
-      seeds: one a text; None for 0, 1, 2, ... A text depends on its seed and prompt, not on its
-        neighbours.
       longest: tokens that `lookup` compares, at most.
       stream: called after each round with (tokens [B, T], lengths before it [B], lengths after it
         [B], origin [B, T]).
+      **sampling: `temperature`, `top_k`, `top_p`, `stop` and `seeds` of `Sampling`.
 
     Raises:
       ValueError: an argument is out of its range.
     """
+    options = arguments.Sampling(**sampling)
     vocab_size = target.vocab_size
     plan_tree = arguments.resolve_tree(draft, rule, gamma, eta, tree)
     arguments.check_models(target, draft, plan_tree)
@@ -125,25 +120,20 @@ def prepare(
     else:
         kind = "chain" if tree is None else "tree"
     arguments.check_memory(target, padded.shape, plan_tree, rules.RULES[rule])
-    if stop is not None:
-        stop = arguments.whole_number("stop", stop, low=0, high=vocab_size - 1)
     plan = decoding_loop.DraftPlan(
         kind=kind,
         tree=plan_tree,
         rule=rule,
         slots=int(limits.max()),
-        stop=stop,
+        stop=options.stop_token(vocab_size),
         longest=arguments.whole_number("longest", longest, low=1),
     )
-    seeds = arguments.seed_array(range(batch) if seeds is None else seeds, batch)
-    warp = arguments.batch_warp(
-        batch, vocab_size, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-    keys = rules.Keys(jax.vmap(jax.random.key)(seeds))
+    warp = options.batch_warp(batch, vocab_size)
+    keys = rules.Keys(jax.vmap(jax.random.key)(options.seed_array(batch)))
     models = [model for model in (target, draft) if isinstance(model, nnx.Module)]
     graphs, params = zip(*map(nnx.split, models), strict=True)
-    sampling = BatchSampling(warp, keys, jnp.float32(eta))
-    arrays = (params, padded, lengths, limits, sampling)
+    drawing = BatchSampling(warp, keys, jnp.float32(eta))
+    arrays = (params, padded, lengths, limits, drawing)
     return Decoding(plan, graphs, arrays, lengths, stream)
 
 

@@ -51,7 +51,9 @@ def gradient_findings(
         yield from _against_registry(probe, rows, reduced, fit)
 
 
-def _against_registry(probe: Probe, rows: ProbeRows, reduced: Reduction, fit: Fit) -> Iterator[Finding]:
+def _against_registry(
+    probe: Probe, rows: ProbeRows, reduced: Reduction, fit: Fit
+) -> Iterator[Finding]:
     got, expected = reduced.row_gradients(probe, rows), registry(fit, rows)[1]
     if np.linalg.norm(got - expected) < 2e-3 * np.linalg.norm(expected):
         return

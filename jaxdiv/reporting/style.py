@@ -133,7 +133,7 @@ def svg(figure: Figure, *, name: str, alternative: str) -> str:
     elements = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in references else "", elements)
     # Matplotlib makes identifiers of addresses in memory, which differ from process to process.
     for number, reference in enumerate(dict.fromkeys(re.findall(r"#(\w[0-9a-f]{10})\b", elements))):
-        elements = elements.replace(reference, f"{name}-{number}")
+        elements = elements.replace(reference, f"{name}_{number}")
     # A style element would apply to the whole page; the page's own font may be narrower than ours.
     useless = r"<style.*?</style>|font-family: [^;]*; |<g/>| transform=\"rotate\(-0 [^\"]*\)\""
     elements = re.sub(useless, "", elements, flags=re.DOTALL)

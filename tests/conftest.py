@@ -33,7 +33,8 @@ os.environ.setdefault(
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook(
-    ["jaxdiv.models", "jaxdiv.data", "jaxdiv.training"], "beartype.beartype"
+    ["jaxdiv.models", "jaxdiv.data", "jaxdiv.runs", "jaxdiv.training", "jaxdiv.evaluation"],
+    "beartype.beartype",
 )
 
 # Every run of the suite draws the same; the slow tests ask for more than that.
@@ -46,7 +47,7 @@ gc.set_threshold(50_000, 20, 50)
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """What a file has compiled is of no use to the next one, and would grow to gigabytes."""
+    """Frees a file's compiled programs, which the next one cannot use and which take gigabytes."""
     yield
     jax.clear_caches()
 

@@ -1,4 +1,4 @@
-"""What the docs say in code runs, and the two migration tables are equalities."""
+"""Code blocks of the docs run, and the rows of the two migration tables are equalities."""
 
 import re
 
@@ -22,12 +22,12 @@ LABELS = RNG.integers(9, size=6)
 
 
 def _rows(library):
-    found = re.findall(rf"^\| `({library}.*?)` \| `(jaxdiv\..*?)` \|$", TEXT, flags=re.MULTILINE)
-    assert len(found) >= 6
-    return found
+    rows = re.findall(rf"^\| `({library}.*?)` \| `(jaxdiv\..*?)` \|$", TEXT, flags=re.MULTILINE)
+    assert len(rows) >= 6
+    return rows
 
 
-def _ours(expression):
+def _evaluate(expression):
     return eval(
         expression, {"jaxdiv": jaxdiv, "student": STUDENT, "teacher": TEACHER, "labels": LABELS}
     )
@@ -42,8 +42,8 @@ def test_a_trainer_adopts_it_as_written(block):
     exec(block, {})
 
 
-@pytest.mark.parametrize(("theirs", "ours"), _rows("optax"))
-def test_optaxs_functions_are_ours_in_the_order_given(theirs, ours):
+@pytest.mark.parametrize(("peer", "replacement"), _rows("optax"))
+def test_optaxs_functions_are_ours_in_the_order_given(peer, replacement):
     names = {
         "optax": optax,
         "jax": jax,
@@ -51,13 +51,13 @@ def test_optaxs_functions_are_ours_in_the_order_given(theirs, ours):
         "teacher": jnp.asarray(TEACHER),
     }
     np.testing.assert_allclose(
-        _ours(ours), eval(theirs, names | {"labels": jnp.asarray(LABELS)}), rtol=2e-5
+        _evaluate(replacement), eval(peer, names | {"labels": jnp.asarray(LABELS)}), rtol=2e-5
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("theirs", "ours"), _rows(r"(?:4 \* )?F\."))
-def test_pytorchs_functions_are_ours_in_the_order_given(theirs, ours):
+@pytest.mark.parametrize(("peer", "replacement"), _rows(r"(?:4 \* )?F\."))
+def test_pytorchs_functions_are_ours_in_the_order_given(peer, replacement):
     torch = pytest.importorskip("torch")
     names = {
         "F": torch.nn.functional,
@@ -65,4 +65,4 @@ def test_pytorchs_functions_are_ours_in_the_order_given(theirs, ours):
         "teacher": torch.tensor(TEACHER),
     }
     names["labels"] = torch.tensor(LABELS)
-    np.testing.assert_allclose(_ours(ours), eval(theirs, names).numpy(), rtol=2e-5)
+    np.testing.assert_allclose(_evaluate(replacement), eval(peer, names).numpy(), rtol=2e-5)

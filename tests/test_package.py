@@ -40,7 +40,7 @@ FLOORS = {
 
 
 def place(module):
-    """(floor, room) of a module or of a name in it; None of what is not the project's."""
+    """Returns (floor, room) of a module or of a name in it; None outside the project."""
     for floor, rooms in FLOORS.items():
         for room in rooms:
             if any(module == part or module.startswith(part + ".") for part in room.split()):
@@ -94,9 +94,9 @@ def test_readmes_example_prints_what_it_says():
     )
     parsed = doctest.DocTestParser().get_doctest(blocks, {}, "README.md", "README.md", 0)
     assert len(parsed.examples) > 4
-    told = []
-    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(parsed, out=told.append)
-    assert not told, "".join(told)
+    failures = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(parsed, out=failures.append)
+    assert not failures, "".join(failures)
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_readmes_example_prints_what_it_says():
 )
 def test_examples_of_docstrings_print_what_they_say(name):
     function = ENTRIES[name].function
-    told = []
+    failures = []
     for test in doctest.DocTestFinder(recurse=False).find(
         function, name, globs=dict(vars(sys.modules[function.__module__]))
     ):
-        doctest.DocTestRunner().run(test, out=told.append)
-    assert not told, "".join(told)
+        doctest.DocTestRunner().run(test, out=failures.append)
+    assert not failures, "".join(failures)
 
 
 def test_the_docs_tables_are_the_codes():
-    for name, made in (("losses", table.markdown()), ("audit", audit_table.markdown())):
-        assert made in (runs.ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name, markdown in (("losses", table.markdown()), ("audit", audit_table.markdown())):
+        assert markdown in (runs.ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_every_program_is_listed():

@@ -132,7 +132,7 @@ def token_counts(max_tokens: Any, lengths: np.ndarray, drafts: int) -> np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, for all texts of a batch or for each, and where a text ends.
+    """Options of drawing, for all texts of a batch or for each, and the token that ends a text.
 
     Attributes:
       temperature, top_k, top_p: as in `warps.Warp`, for target and draft.

@@ -33,7 +33,7 @@ os.environ.setdefault(
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 _hook = install_import_hook(
-    ["jaxdiv.models", "jaxdiv.data", "jaxdiv.runs", "jaxdiv.training", "jaxdiv.evaluation"],
+    ["jaxdiv.models", "jaxdiv.data", "jaxdiv.training", "jaxdiv.evaluation"],
     "beartype.beartype",
 )
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from multiprocessing import AuthenticationError, connection
 
@@ -24,6 +25,7 @@ from jax.experimental import multihost_utils
 AUTO = "auto"
 _POLL_SECONDS = 1  # between attempts to reach the first process
 _START_SECONDS = 300  # in which the first process must start
+_CONNECT_SECONDS = 10  # in which the processes connect
 _FAILURE_SECONDS = 3  # in which the failure of another process is reported here
 _LEAVE_SECONDS = 10  # in which the other processes end after a failure
 
@@ -106,28 +108,54 @@ def _is_on_tpu():
 
 
 def _connect(host: str) -> None:
-    """Connects every other process with the first, whose address is broadcast."""
+    """Connects every other process with the first, whose address is broadcast.
+
+    A process that can't reach the first one, as behind a firewall, runs without a connection: the
+    failure of another then ends it without a cause.
+    """
     first, listener, message = jax.process_index() == 0, None, b""
     key = secrets.token_bytes(16)
     if first:
-        if not host:  # the address of the default route; no packet is sent to find it
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect(("192.0.2.1", 9))
-                host = probe.getsockname()[0]
         listener = connection.Listener(("", 0), backlog=jax.process_count(), authkey=key)
-        message = json.dumps([host, listener.address[1], key.hex()]).encode()
+        address = [host or _own_address(), listener.address[1], key.hex()]
+        message = json.dumps(address).encode()
     padded = np.zeros(512, np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     padded = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
-    if not first:
-        host, port, key = json.loads(padded.tobytes().rstrip(b"\0"))
-        _peers.append(connection.Client((host, port), authkey=bytes.fromhex(key)))
+    if first:
+        thread = threading.Thread(target=_accept, args=(listener,), daemon=True)
+        thread.start()
+        thread.join(_CONNECT_SECONDS)
         return
+    host, port, key = json.loads(padded.tobytes().rstrip(b"\0"))
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+        _peers.append(connection.Client((host, port), authkey=bytes.fromhex(key)))
+    except (OSError, EOFError, AuthenticationError) as error:
+        warnings.warn(
+            f"process {jax.process_index()} can't reach the first process at {host}:{port} "
+            f"({error}), so it will not report why another process fails",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _accept(listener: connection.Listener) -> None:
+    """Accepts the connections of the other processes; a stranger does not know the key."""
     with listener:
         while len(_peers) < jax.process_count() - 1:
-            # A stranger to this port does not know the key.
             with contextlib.suppress(AuthenticationError, EOFError, OSError):
                 _peers.append(listener.accept())
+
+
+def _own_address() -> str:
+    """Returns the address of this host's default route; no packet is sent to find it."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+    except OSError:  # a host without a route
+        return socket.gethostname()
 
 
 def is_multiprocess() -> bool:

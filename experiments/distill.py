@@ -2,7 +2,7 @@
 
   python -m experiments.distill --config=configs/quickstart.py --workdir=runs/quickstart
 
-The command line can set any key of the config, nested ones with dots; the config file lists the
+The command line can set any key of the config, nested ones with dots; docs/config.md lists the
 keys and what they mean:
 
   --config.losses='ce,jsd(beta=0.3),0.5*kl+0.5*tv' --config.seeds=5 --config.teacher.steps=1000

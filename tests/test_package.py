@@ -138,6 +138,13 @@ def test_readme_names_what_is_there():
 
 
 @pytest.mark.parametrize("page", sources.PAGES, ids=sources.label)
+def test_docs_name_what_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:jaxdiv|experiments|configs|tests|docs)/[\w/.]+)`", text):
+        assert page.name == "CHANGELOG.md" or sources.located(path).exists(), path
+
+
+@pytest.mark.parametrize("page", sources.PAGES, ids=sources.label)
 def test_links_of_docs_lead_somewhere(page):
     for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         place = os.path.relpath((page.parent / link).resolve(), runs.ROOT)

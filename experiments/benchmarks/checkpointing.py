@@ -59,17 +59,19 @@ def stretches(
     spec, model = setup.untrained_students(config["seeds"])
     state = students.initial_state(spec.student_stage, model)
     step = students.step(spec, model, students.teacher_outputs(spec.student, setup.teacher))
-    seconds = []
+    seconds, metrics = [], None
     with Checkpoints(folder, keep=1) as checkpoints:
         for number in range(2 * rounds + 2):
             begin = time.perf_counter()
             for i in range(steps):
                 checkpoints.raise_error()
+                before = metrics
                 state, metrics = step(state, setup.teacher.params, setup.batch)
-                jax.block_until_ready(metrics)  # as the training loop, which writes them
+                jax.block_until_ready(before)  # as the training loop does, a step later
                 if i == 0 and number % 2:
                     checkpoints.save(number, state.to_checkpoint(), {})
             checkpoints.wait()
+            jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - begin)
         newest = folder / str(checkpoints.latest())
         size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())

@@ -214,7 +214,7 @@ def _unknown_key(argv, error):
         f"--config.{name}"
     ]
     similar = re.search(r'Did you mean "([^"]+)"', str(error))
-    remedy = f"did you mean `{similar[1]}`?" if similar else "the config file lists the keys"
+    remedy = f"did you mean `{similar[1]}`?" if similar else "docs/config.md lists the keys"
     return f"{arguments[0]}: there is no config key `{name}`; {remedy}"
 
 

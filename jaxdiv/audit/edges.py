@@ -21,7 +21,7 @@ _SIZES = dict.fromkeys(_RARE, 27.0) | {"30": 30.0, "100": 100.0, "10000": 1e4}
 
 
 class Edge(NamedTuple):
-    """ProbeRows at one edge, their values and gradients, and the registry's (NaN if unknown)."""
+    """Rows at one edge, their values and gradients, and the registry's (NaN if unknown)."""
 
     rows: ProbeRows
     values: np.ndarray

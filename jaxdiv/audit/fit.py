@@ -1,6 +1,6 @@
 """Least squares of observed values on columns of losses, up to a function of the teacher alone.
 
-ProbeRows come in groups of one teacher. Within a group everything that depends on the teacher alone,
+Rows come in groups of one teacher. Within a group everything that depends on the teacher alone,
 such as an entropy or a constant, is the same: centred values show the student's part only.
 """
 

@@ -78,7 +78,7 @@ def structure(probe: Probe) -> Structure:
 def _steps(probe: Probe) -> Iterator[Finding]:
     """Yields a finding if the value goes in steps, as after a cast to half precision.
 
-    The largest logit of a row makes a move that float32 shows and a half type doesn't. ProbeRows count
+    The largest logit of a row makes a move that float32 shows and a half type doesn't. Rows count
     if a larger move tells: a loss may not depend on that logit, or hardly.
     """
     small, large, ulps = 2e-5, 3e-2, 8 * 2.0**-24

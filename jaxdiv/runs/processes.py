@@ -4,7 +4,7 @@ end with one cause.
 In a run of one process that is the first one, and nothing here waits.
 """
 
-import contextlib
+import functools
 import glob
 import importlib.util
 import json
@@ -15,24 +15,24 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from multiprocessing import AuthenticationError, connection
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxdiv.runs.failure_links import FailureLinks
+
 AUTO = "auto"
 _POLL_SECONDS = 1  # between attempts to reach the first process
 _START_SECONDS = 300  # in which the first process must start
-_CONNECT_SECONDS = 10  # in which the processes connect
+_CONNECT_SECONDS = 10  # in which the other processes link with the first
 _FAILURE_SECONDS = 3  # in which the failure of another process is reported here
 _LEAVE_SECONDS = 10  # in which the other processes end after a failure
 
-# Connections over which a failing process sends its cause: the first process has one to each other
-# process, and the others have one to the first.
-_peers: list[connection.Connection] = []
-_watcher: threading.Thread | None = None
+_links: FailureLinks | None = None  # of a run of several processes
+_is_ending = threading.Lock()
 
 
 def initialize(
@@ -71,10 +71,7 @@ def initialize(
             f"the processes of --coordinator={coordinator} can't be joined: {error}"
         ) from None
     if is_multiprocess():
-        global _watcher
-        _connect(host)
-        _watcher = threading.Thread(target=_watch, args=(report,), daemon=True)
-        _watcher.start()
+        _connect(host, report)
 
 
 def _wait_for_first(coordinator: str, number: int) -> str:
@@ -107,45 +104,35 @@ def _is_on_tpu():
     return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
-def _connect(host: str) -> None:
-    """Connects every other process with the first, whose address is broadcast.
+def _connect(host: str, report: Callable[[str, int], None]) -> None:
+    """Links every other process with the first, whose address is broadcast.
 
-    A process that can't reach the first one, as behind a firewall, runs without a connection: the
-    failure of another then ends it without a cause.
+    A process that can't reach the first one, as behind a firewall, runs without a link: the failure
+    of another then ends it without a cause.
     """
-    first, listener, message = jax.process_index() == 0, None, b""
-    key = secrets.token_bytes(16)
-    if first:
-        listener = connection.Listener(("", 0), backlog=jax.process_count(), authkey=key)
-        address = [host or _own_address(), listener.address[1], key.hex()]
+    global _links
+    _links = FailureLinks(functools.partial(_end_by_failure, report))
+    message = b""
+    if is_first():
+        key = secrets.token_hex(16)
+        address = host or _own_address(), _links.listen(key), key
         message = json.dumps(address).encode()
     padded = np.zeros(512, np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     padded = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
-    if first:
-        thread = threading.Thread(target=_accept, args=(listener,), daemon=True)
-        thread.start()
-        thread.join(_CONNECT_SECONDS)
+    if is_first():
+        _links.wait(lambda count: count == jax.process_count() - 1, _CONNECT_SECONDS)
         return
-    host, port, key = json.loads(padded.tobytes().rstrip(b"\0"))
+    first, port, key = json.loads(padded.tobytes().rstrip(b"\0"))
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-        _peers.append(connection.Client((host, port), authkey=bytes.fromhex(key)))
-    except (OSError, EOFError, AuthenticationError) as error:
+        _links.connect(first, port, key)
+    except OSError as error:
         warnings.warn(
-            f"process {jax.process_index()} can't reach the first process at {host}:{port} "
+            f"process {jax.process_index()} can't reach the first process at {first}:{port} "
             f"({error}), so it will not report why another process fails",
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _accept(listener: connection.Listener) -> None:
-    """Accepts the connections of the other processes; a stranger does not know the key."""
-    with listener:
-        while len(_peers) < jax.process_count() - 1:
-            with contextlib.suppress(AuthenticationError, EOFError, OSError):
-                _peers.append(listener.accept())
 
 
 def _own_address() -> str:
@@ -204,51 +191,27 @@ def check_for_failure() -> None:
 
 def fail(cause: str, code: int) -> None:
     """Ends this process and reports its cause in all others; does nothing in a single process."""
-    if is_multiprocess():
-        _send(
-            {
-                "process": jax.process_index(),
-                "host": socket.gethostname(),
-                "cause": cause,
-                "code": code,
-            },
-            _peers,
-        )
+    if _links is not None:
+        host = socket.gethostname()
+        number = jax.process_index()
+        _links.send({"process": number, "host": host, "cause": cause, "code": code})
         _leave(code)
 
 
-def _send(failure, peers):
-    for peer in peers:
-        with contextlib.suppress(OSError):  # it may have ended
-            peer.send_bytes(json.dumps(failure).encode())
-
-
-def _watch(report: Callable[[str, int], None]) -> None:
-    """Ends this process once another one fails, even while it waits for that one.
-
-    A peer that ends without a message was killed, which JAX reports, or the run is over.
-    """
-    code = None
-    while _peers:
-        for peer in connection.wait(_peers):
-            try:
-                failure = json.loads(peer.recv_bytes())
-            except (EOFError, OSError):
-                _peers.remove(peer)
-                continue
-            if code is not None:
-                continue
-            code = failure["code"]
-            _send(failure, [other for other in _peers if other is not peer])
-            report(
-                f"process {failure['process']} on {failure['host']} ended: {failure['cause']}", code
-            )
-            threading.Thread(target=_leave, args=(code,), daemon=True).start()
+def _end_by_failure(report: Callable[[str, int], None], failure: Mapping[str, Any]) -> None:
+    """Ends this process because of another one's failure, even while it waits for that one."""
+    if not _is_ending.acquire(blocking=False):
+        return
+    if is_first():
+        _links.send(failure)
+    process, host, cause = failure["process"], failure["host"], failure["cause"]
+    report(f"process {process} on {host} ended: {cause}", failure["code"])
+    threading.Thread(target=_leave, args=(failure["code"],), daemon=True).start()
 
 
 def _leave(code: int) -> None:
     """Ends this process; the first one waits for the others, which JAX aborts when it ends."""
     sys.stderr.flush()
-    if jax.process_index() == 0 and _watcher is not None:
-        _watcher.join(_LEAVE_SECONDS)
+    if is_first():
+        _links.wait(lambda count: count == 0, _LEAVE_SECONDS)
     os._exit(code)

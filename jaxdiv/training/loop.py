@@ -24,6 +24,7 @@ from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training.state import TrainState
 from jaxdiv.training.step import Step, learning_rate
 
+_SIGNAL_STEPS = 8  # between which several processes don't ask each other for signals
 TrackerMaker = Callable[[trackers.TrackedStage], trackers.Tracker]
 
 
@@ -194,7 +195,9 @@ class _Record:
             return
         (number, batch, metrics, held_out, start), self._pending = self._pending, None
         values = {name: np.asarray(value) for name, value in metrics.items()}
-        seconds = time.perf_counter() - max(start, self._fetched)
+        fetched = time.perf_counter()
+        # The device may have begun this step only once it had ended the one before.
+        seconds, self._fetched = fetched - max(start, self._fetched), fetched
         before, self._finite = self._finite, values.pop("finite")
         if (before & ~self._finite).any():
             self._training.report_diverged(number, self._finite, batch)
@@ -203,7 +206,6 @@ class _Record:
         values = {name: np.where(self._finite, value, np.nan) for name, value in values.items()}
         self._write(number, values, seconds)
         self._advance()
-        self._fetched = time.perf_counter()
 
 
 def _fit(
@@ -227,8 +229,11 @@ def _fit(
                 record.add(number, state, batch, metrics, start)
                 if number == trace.last:
                     record.flush()
-            signum = processes.maximum(*signums or [0])
-            if number % checkpoints.every == 0 or number == last or signum:
+            is_due = number % checkpoints.every == 0 or number == last
+            # Several processes agree on the step to stop at, for which they wait for the device.
+            asks = is_due or number % _SIGNAL_STEPS == 0 or not processes.is_multiprocess()
+            signum = processes.maximum(*signums or [0]) if asks else 0
+            if is_due or signum:
                 record.flush()
                 send_curves()
                 position = {"batches": training.batches.get_state()}

@@ -1,6 +1,7 @@
 """Training: students side by side are students alone, and cross-entropy trains as KL does."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import pytest
 import jaxdiv
 from configs import smoke
 from jaxdiv import models, reductions
+from jaxdiv.runs import trackers
 from jaxdiv.runs.specs import RunSpec
+from jaxdiv.training import loop
 from jaxdiv.training import step as training_step
 from jaxdiv.training.state import TrainState, population
 
@@ -193,3 +196,36 @@ def test_optimizers_follow_schedule_clipping_and_decay(name):
         huge = jax.tree.map(lambda x: x + 1e6, zero)
         updates, _ = optimizer.update(huge, optimizer.init(params), params)
         np.testing.assert_allclose(optax.tree.norm(updates), spec.learning_rate, rtol=1e-5)
+
+
+def test_a_steps_seconds_leave_out_its_trackers(monkeypatch):
+    clock, device, seconds = {"now": 0.0}, {"free": 0.0}, []
+
+    class Metric:
+        def __init__(self):
+            self.end = device["free"] = max(clock["now"], device["free"]) + 12
+
+        def __array__(self, dtype=None, copy=None):
+            clock["now"] = max(clock["now"], self.end)
+            return np.ones((1, 1), bool)
+
+    def write(number, values, step_seconds):
+        seconds.append(step_seconds)
+        clock["now"] += 10
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock["now"])
+    spec = RunSpec.from_config(CONFIG).student_stage
+
+    def nothing(*_):
+        return {}
+
+    calls = {"initial_state": nothing, "step": nothing, "measure": nothing}
+    calls |= {"report_diverged": nothing, "batches": iter(())}
+    training = loop.Training(spec=spec, folder=pathlib.Path(), teacher=None, **calls)
+    stage = trackers.TrackedStage(pathlib.Path(), "student", ["kl"], [0], steps=9, every=9)
+    record = loop._Record(training, stage, np.ones((1, 1), bool), write, lambda: None)
+    state = TrainState(0, (), (), ())
+    for number in range(1, 6):
+        record.add(number, state, {}, {"finite": Metric()}, clock["now"])
+    record.flush()
+    assert seconds == [12.0] * 5

@@ -178,7 +178,7 @@ def test_causes_are_read_and_joined():
     assert joined.change.optimizer["name"] == "sgd"
     assert greedily.training == causes.BASELINE
     names = ["baseline:ce", "baseline:kl", "sum+sgd:ce", "sum+sgd:kl", "sum:ce", "sum:kl"]
-    assert [variant.name for variant in variants.of_causes(study)] == names
+    assert [variant.name for variant in variants.for_causes(study)] == names
     every = causes.read(CONFIG["causes"], CONFIG)
     parts = {part for cause in every for part in cause.text.split("+")}
     assert {*causes.TRAINING, *causes.MEASURING} <= parts

@@ -35,7 +35,7 @@ SLOW = ("lookup", "decoder")
 )
 def test_the_parts_draft_and_accept_as_the_rounds_did(way):
     decoding = prepare(way)
-    decoded, replay = decoding.run(), time_breakdown.Replay.of(decoding)
+    decoded, replay = decoding.run(), time_breakdown.Replay.from_decoding(decoding)
     caches, proposals = replay.propose()
     verified, verdicts = replay.verify(proposals)
     calls_by_text = decoded.counts.target_calls
@@ -68,7 +68,7 @@ def changed(cache, before):
 
 
 def test_the_prompts_pass_fills_the_caches():
-    replay = time_breakdown.Replay.of(prepare("decoder"))
+    replay = time_breakdown.Replay.from_decoding(prepare("decoder"))
     start, end = replay.read_prompts().texts, replay.state.texts
     np.testing.assert_array_equal(start.length, replay.decoding.lengths)
     caches = zip(
@@ -92,7 +92,7 @@ def test_a_rounds_time_is_its_loops_divided(way, monkeypatch):
 
     monkeypatch.setattr(time_breakdown.timing, "interleaved", interleaved)
     (cost,) = time_breakdown.milliseconds(decodings, repeats=3)
-    rounds = len(time_breakdown.Replay.of(decodings[0]).lengths)
+    rounds = len(time_breakdown.Replay.from_decoding(decodings[0]).lengths)
     assert repeats == [3]
     part = pytest.approx(200 / rounds)
     assert cost == {"prompt": 200, "draft": part, "verify": part}

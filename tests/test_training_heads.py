@@ -52,7 +52,7 @@ def step_of(drafters, frozen, **options):
         teacher_forward=lambda params, inputs: objectives.teacher_outputs(
             frozen.with_params(params)(inputs, exit_layer=1)
         ),
-        objectives=objectives.of_students(drafters, LOSSES, temperature=1.5),
+        objectives=objectives.for_students(drafters, LOSSES, temperature=1.5),
         fuse_losses=lambda outputs: not outputs.is_dense,
         optimizers=[optax.sgd(1.0)] * len(LOSSES),
         **options,
@@ -132,7 +132,7 @@ def test_what_pads_a_vocabulary_is_never_seen():
     @nnx.jit
     def read(model):
         output, student = model(examples["inputs"], exit_layer=1), drafters.student(0)
-        rejected = objectives.of_students(drafters, ["tv"], temperature=1.0)
+        rejected = objectives.for_students(drafters, ["tv"], temperature=1.0)
         with_head = objectives.TeacherOutputs(output, objectives.features_and_head(output))
         return {
             "logits": output.logits,

@@ -34,7 +34,7 @@ def milliseconds(decodings: Sequence[Decoding], *, repeats: int) -> list[dict[st
       decodings: the decodings, timed in turns.
       repeats: timings of each part.
     """
-    replays = [Replay.of(decoding) for decoding in decodings]
+    replays = [Replay.from_decoding(decoding) for decoding in decodings]
     calls = {}
     for i, replay in enumerate(replays):
         _, proposals = replay.propose()
@@ -77,7 +77,7 @@ class Replay:
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, decoding: Decoding) -> "Replay":
+    def from_decoding(cls, decoding: Decoding) -> "Replay":
         params, *arrays = decoding.arrays
         models = [nnx.merge(*part).unrolled() for part in zip(decoding.graphs, params, strict=True)]
         graphs, params = zip(*map(nnx.split, models), strict=True)

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from experiments.gap import measuring, ratios
 from experiments.gap.causes import Cause
-from experiments.gap.variants import VariantTrainer, of_causes
+from experiments.gap.variants import VariantTrainer, for_causes
 from jaxdiv import files
 from jaxdiv.runs import processes
 from jaxdiv.runs.specs import RunSpec
@@ -23,7 +23,7 @@ _FILE = "arms.json"  # the names of the folder's variants
 def initialize_or_resume(workdir: Workdir, config: Mapping, causes: Sequence[Cause]) -> None:
     """Begins or resumes the study. Raises ValueError if the folder trains the students of other
     causes."""
-    path, names = workdir.root / _FILE, [variant.name for variant in of_causes(causes)]
+    path, names = workdir.root / _FILE, [variant.name for variant in for_causes(causes)]
     # Checked before the folder takes a config that differs in what may change.
     if workdir.students.exists():
         stored = files.read_json(path) if path.exists() else []
@@ -64,7 +64,7 @@ def run(
     Returns:
       gap.csv and acceptance.csv.
     """
-    variants, tokenizer = of_causes(causes), corpus.tokenizer
+    variants, tokenizer = for_causes(causes), corpus.tokenizer
     untrained = students.untrained(spec, tokenizer.vocab_size, mesh)
     trainer = VariantTrainer(spec, variants, teacher, untrained, padding=tokenizer.end_of_text)
     stage = dataclasses.replace(

@@ -41,7 +41,7 @@ def variant_name(training: str, loss: str) -> str:
     return f"{training}:{loss}"
 
 
-def of_causes(study_causes: Sequence[causes.Cause]) -> list[Variant]:
+def for_causes(study_causes: Sequence[causes.Cause]) -> list[Variant]:
     """Returns both losses under each change in training, the baseline's first."""
     changes = {cause.training: cause.change for cause in study_causes}
     pairs = ((training, loss) for training in changes for loss in formulas.LOSSES)

@@ -163,7 +163,7 @@ class Probe:
     def value(self, one: Batch, dtype=np.float32, eager: bool = False) -> np.ndarray:
         call = self._call if eager or self.jitted is None else self.jitted
         with _failures_as_call_errors():
-            return _as_numpy(call(*self._converted(one, dtype)))
+            return _as_numpy(call(*self._convert(one, dtype)))
 
     def gradients(self, inputs: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Returns the gradients of the output's sum by student and teacher, each [M, *lead, V]."""
@@ -181,19 +181,19 @@ class Probe:
         for start in range(0, count, CHUNK):
             some = inputs.one(np.minimum(np.arange(start, start + CHUNK), count - 1))
             with _failures_as_call_errors():
-                arrays = self.compiled(*self._converted(some, np.float32))
+                arrays = self.compiled(*self._convert(some, np.float32))
                 chunks.append([np.asarray(part, np.float64) for part in arrays])
         return tuple(np.concatenate(parts)[:count] for parts in zip(*chunks, strict=True))
 
     def _gradient(self, one):
         with _failures_as_call_errors():
-            arrays = self._converted(one, np.float32)
+            arrays = self._convert(one, np.float32)
             if self.framework == "torch":
                 return _torch_gradient(self._call, arrays)
             gradients = self._value_and_gradients(*arrays)[1:]
             return [np.asarray(side, np.float64) for side in gradients]
 
-    def _converted(self, one: Batch, dtype: type) -> list:
+    def _convert(self, one: Batch, dtype: type) -> list:
         """Returns the input as arrays of the function's framework."""
         mask = one.mask if self.mask_keeps else 1 - one.mask
         mask = mask[..., None] if self.mask_column else mask

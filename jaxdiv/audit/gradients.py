@@ -75,7 +75,7 @@ def _is_slope(probe: Probe, rows: ProbeRows, reduced: Reduction, gradients: np.n
     return float(np.median(np.abs(slope - (gradients * away).sum(-1))) / size) < 1e-2
 
 
-def integrated(probe: Probe, rows: ProbeRows, reduced: Reduction) -> np.ndarray | None:
+def integrate(probe: Probe, rows: ProbeRows, reduced: Reduction) -> np.ndarray | None:
     """Returns each row's value [K] less that of its teacher's first student, from gradients.
 
     The gradients are integrated along the way between the two students: a term of the teacher that

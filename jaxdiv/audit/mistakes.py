@@ -144,7 +144,7 @@ def _wrong_classes(classes: int, counts: tuple[int, ...]) -> Iterator[Wrong]:
     def wrong(code, change, formulas=FORMULAS, **details):
         return Wrong(code, details, lambda t, s, *temps: change(t, s, temps), formulas)
 
-    def padded(t, s, temps, count):
+    def pad(t, s, temps, count):
         zeros = np.zeros((*t.shape[:-1], count))
         return right_roles(*(np.concatenate([side, zeros], -1) for side in (t, s)), *temps)
 
@@ -166,7 +166,7 @@ def _wrong_classes(classes: int, counts: tuple[int, ...]) -> Iterator[Wrong]:
         change = lambda t, s, temps, i=part: right_roles(t[..., i], s[..., i], *temps)  # noqa: E731
         yield wrong("classes_dropped", change, which=which)
     for count in sorted({*range(1, 9), *(-classes % 2**power for power in range(3, 10))} - {0}):
-        yield wrong("padded_vocabulary", functools.partial(padded, count=count), count=count)
+        yield wrong("padded_vocabulary", functools.partial(pad, count=count), count=count)
     for k, alone in itertools.product(counts, (False, True)):
         change = functools.partial(largest, k=k, alone=alone)
         yield wrong("top_k", change, k=k, how="renormalized to 1")
@@ -188,14 +188,14 @@ def _wrong_formulas() -> Iterator[Wrong]:
     for beta in np.arange(1, 10) / 10:
         loss = Candidate("jensen_shannon", (("beta", float(beta)),))
 
-        def mixed(r, i, j, weight, beta=beta):
+        def mix(r, i, j, weight, beta=beta):
             parts = _mixture_parts(r, beta)
             return weight * parts[i] + (1 - weight) * parts[j]
 
         for i, j in ((0, 3), (2, 1), (2, 3)):
-            yield wrong("jsd_direction", loss, functools.partial(mixed, i=i, j=j, weight=beta))
+            yield wrong("jsd_direction", loss, functools.partial(mix, i=i, j=j, weight=beta))
         if beta != 0.5:
-            interchanged = functools.partial(mixed, i=0, j=1, weight=1 - beta)
+            interchanged = functools.partial(mix, i=0, j=1, weight=1 - beta)
             weights = f"{1 - beta:.3g} and {beta:.3g}, not {beta:.3g} and {1 - beta:.3g}"
             yield wrong("jsd_weights", loss, interchanged, weights=weights)
 

@@ -50,7 +50,7 @@ class Reduction:
     findings: tuple[Finding, ...] = ()
     by_size: float = 1.0
 
-    def collapsed(self, values: np.ndarray) -> np.ndarray:
+    def collapse(self, values: np.ndarray) -> np.ndarray:
         """Returns each row's loss [K] of outputs [K, *out] from batches of one row."""
         if self.class_axis is not None:
             values = values.sum(self.class_axis + 1)
@@ -58,7 +58,7 @@ class Reduction:
 
     def row_values(self, probe: Probe, rows: ProbeRows, dtype=np.float32) -> np.ndarray:
         """Returns each row's loss, [K], from inputs in which it stands everywhere."""
-        return self.collapsed(probe.values(tiled(rows, probe.lead), dtype))
+        return self.collapse(probe.values(tiled(rows, probe.lead), dtype))
 
     def row_gradients(self, probe: Probe, rows: ProbeRows) -> np.ndarray:
         """Returns the gradient of each row's loss by the student, [K, V]."""
@@ -120,7 +120,7 @@ def _growth(
     grown = tuple(size * f for size, f in zip(lead, (3, 2)[-len(lead) :], strict=True))
     try:
         start, end = (
-            float(plain.collapsed(probe.values(tiled(row, shape)))[0]) for shape in (lead, grown)
+            float(plain.collapse(probe.values(tiled(row, shape)))[0]) for shape in (lead, grown)
         )
     except CallError:
         return None

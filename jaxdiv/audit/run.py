@@ -16,7 +16,7 @@ from jaxdiv.audit.gradients import gradient_findings
 from jaxdiv.audit.identify import Fit
 from jaxdiv.audit.inputs import random_rows
 from jaxdiv.audit.result import Audit, Finding, finding
-from jaxdiv.audit.scale import scaled
+from jaxdiv.audit.scale import normalize_weights
 from jaxdiv.audit.search import Subject
 from jaxdiv.divergences.loss import Loss, get
 from jaxdiv.divergences.registry import ENTRIES
@@ -54,7 +54,7 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
         evidence = "random logits of every shape", "a value", str(error)
         failure = finding("does_not_run", evidence, error=str(error))
         return Audit(name_of(loss_fn), None, None, None, None, (failure,))
-    return _report(search.identified(probe), intended)
+    return _report(search.identify_loss(probe), intended)
 
 
 def _report(subject: Subject, intended: Loss | None) -> Audit:
@@ -63,7 +63,7 @@ def _report(subject: Subject, intended: Loss | None) -> Audit:
     text = scale = None
     findings = list(subject.findings)
     if fit is not None:
-        text, scale, notes = scaled(fit, reduced.by_size)
+        text, scale, notes = normalize_weights(fit, reduced.by_size)
         findings += [*_formula_findings(fit, text), *notes]
     findings += _behaviour(subject)
     name = reduced.name

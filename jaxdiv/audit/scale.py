@@ -11,7 +11,7 @@ from jaxdiv.audit.result import Finding, finding
 from jaxdiv.divergences.registry import ENTRIES
 
 
-class Scaled(NamedTuple):
+class ScaledLoss(NamedTuple):
     """Text that `jaxdiv.get` takes, its factor, and findings on both."""
 
     text: str
@@ -19,7 +19,7 @@ class Scaled(NamedTuple):
     findings: tuple[Finding, ...] = ()
 
 
-def scaled(fit: Fit, unit: float) -> Scaled:
+def normalize_weights(fit: Fit, unit: float) -> ScaledLoss:
     """Divides the weights by `unit`, the reduction's, and by the factor of T that each should have.
 
     The first explanation of a weight that fits is reported; if none does, the scale is a note.
@@ -33,7 +33,7 @@ def scaled(fit: Fit, unit: float) -> Scaled:
     if sign < 0:
         evidence = "ordinary rows", "a positive factor", "a negative one"
         findings = (finding("sign_flipped", evidence), *findings)
-    return Scaled(text, sign * scale, findings)
+    return ScaledLoss(text, sign * scale, findings)
 
 
 def _scale_note(scale) -> Iterator[Finding]:
@@ -41,20 +41,20 @@ def _scale_note(scale) -> Iterator[Finding]:
         yield finding("scale", ("ordinary rows", "1", float(scale)), scale=scale)
 
 
-def _single(weights: dict[Candidate, float], t: float) -> Scaled:
+def _single(weights: dict[Candidate, float], t: float) -> ScaledLoss:
     ((candidate, weight),) = weights.items()
     right = candidate.power
     scale = plain(weight / t**right)
     if t == 1 or candidate.fixed:
-        return Scaled(candidate.text, scale, tuple(_scale_note(scale)))
+        return ScaledLoss(candidate.text, scale, tuple(_scale_note(scale)))
     for power in (right, 0, 1, 2):
         for factor in factors(candidate):
             if is_near(weight, factor * t**power):
                 wrong = () if power == right else (_factor_finding(t, power, right, weight),)
-                return Scaled(candidate.text, scale, (*wrong, *_scale_note(factor)))
+                return ScaledLoss(candidate.text, scale, (*wrong, *_scale_note(factor)))
     evidence = "ordinary rows", f"T^{right} = {t**right:.4g}", float(weight)
     unclear = finding("temperature_factor_unclear", evidence, temperature=t, scale=weight)
-    return Scaled(candidate.text, scale, (unclear,))
+    return ScaledLoss(candidate.text, scale, (unclear,))
 
 
 def _factor_finding(t, power, right, weight) -> Finding:
@@ -62,7 +62,7 @@ def _factor_finding(t, power, right, weight) -> Finding:
     return finding("temperature_factor", evidence, temperature=t, got=power, power=right)
 
 
-def _pair(weights: dict[Candidate, float], t: float) -> Scaled:
+def _pair(weights: dict[Candidate, float], t: float) -> ScaledLoss:
     """Returns weights of a pair: as they are if one is 1, else brought to the sum 1."""
     losses = [candidate for candidate in weights if candidate.is_loss]
     at_t = [candidate for candidate in losses if not candidate.fixed]
@@ -92,7 +92,7 @@ def _pair(weights: dict[Candidate, float], t: float) -> Scaled:
         return not item[0].is_loss, -item[1], order.index(item[0].name)
 
     ordered = dict(sorted(parts.items(), key=rank))
-    return Scaled(candidates.text_of(ordered), scale, tuple(findings))
+    return ScaledLoss(candidates.text_of(ordered), scale, tuple(findings))
 
 
 def _power(way, candidate) -> int:

@@ -40,7 +40,7 @@ class Subject:
         return replace(self, fit=fit, findings=(*self.findings, *findings))
 
 
-def identified(probe: Probe) -> Subject:
+def identify_loss(probe: Probe) -> Subject:
     """Returns the loss with its divergence, from few classes and from many."""
     rows = random_rows(probe.classes)
     layout = positions.structure(probe)
@@ -53,16 +53,16 @@ def identified(probe: Probe) -> Subject:
         return subject.with_fit(identify.registry_loss(along, rows) if usable else None)
     observed = subject.observe(rows)
     if not np.all(np.isfinite(observed.values)):
-        return _identified_despite_nan(subject, observed)
+        return _identify_despite_nan(subject, observed)
     if layout.coarse:
         return subject.with_fit(identify.close_loss(observed, rows))
     if np.max(np.abs(observed.centred)) < 1e-6 * observed.size:
         return subject
-    subject = _at_many_classes(subject.with_fit(_explained(subject, observed)))
+    subject = _at_many_classes(subject.with_fit(_explain(subject, observed)))
     return _batch_weight(subject) if layout.interacting else subject
 
 
-def _explained(subject: Subject, observed: Observed) -> Fit | None:
+def _explain(subject: Subject, observed: Observed) -> Fit | None:
     """Returns the loss, or the mistake in one, that explains the values of ordinary rows.
 
     What is common and cheap to try comes first. All of them must explain the values exactly, so
@@ -93,7 +93,7 @@ def sees_difference_alone(subject: Subject) -> bool:
     return base.is_nothing(subject.observe(moved).values - base.values)
 
 
-def _identified_despite_nan(subject: Subject, observed: Observed) -> Subject:
+def _identify_despite_nan(subject: Subject, observed: Observed) -> Subject:
     """A term of the teacher alone may be NaN: gradients still show the student's part."""
     fit = _with_other_arguments(subject)
     if fit is not None:
@@ -103,7 +103,7 @@ def _identified_despite_nan(subject: Subject, observed: Observed) -> Subject:
     subject = subject.with_fit(None, finding("nan_on_ordinary_logits", evidence))
     if subject.layout.interacting or subject.layout.coarse:
         return subject
-    values = gradients.integrated(subject.probe, subject.rows, subject.reduced)
+    values = gradients.integrate(subject.probe, subject.rows, subject.reduced)
     if values is None or not np.all(np.isfinite(values)):
         return subject
     integral = Observed(values, observed.groups)

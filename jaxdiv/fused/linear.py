@@ -193,7 +193,7 @@ def linear_divergences(
         axes=axes,
     )
     weights = _weights(weights, rows).reshape(-1)
-    run = values.one_pass if head_options.mode == "one_pass" else values.rematerialized
+    run = values.one_pass if head_options.mode == "one_pass" else values.rematerialize
     return jax.tree.map(lambda x: x.reshape(rows), run(spec, students, constants, weights))
 
 

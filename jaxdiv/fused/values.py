@@ -88,7 +88,7 @@ class GradientMask(NamedTuple):
     bias: bool = False
 
 
-def rematerialized(
+def rematerialize(
     spec: FusedSpec, students: tuple[StudentSide, ...], constants: Constants, weights: jax.Array
 ):
     """Computes values w·D [N] of each student, and its metrics, by a loop that JAX differentiates.
@@ -120,7 +120,7 @@ def rematerialized(
 def one_pass(
     spec: FusedSpec, students: tuple[StudentSide, ...], constants: Constants, weights: jax.Array
 ):
-    """Computes what `rematerialized` does, with the gradient in the same pass.
+    """Computes what `rematerialize` does, with the gradient in the same pass.
 
     The gradient is that of Σ w·D: values may be summed and scaled, not weighted token by token. A
     cotangent that differs between a student's tokens is exact for its hidden states, and makes its
@@ -133,8 +133,8 @@ def one_pass(
 
 def _results(outputs, weights):
     """Returns values and metrics, 0 for tokens of weight 0, whose numbers are undefined."""
-    values = tuple(weights * _counted(weights, one.values) for one in outputs)
-    metrics = (tuple(_counted(weights, x) for x in one.metrics) for one in outputs)
+    values = tuple(weights * _mask_rows(weights, one.values) for one in outputs)
+    metrics = (tuple(_mask_rows(weights, x) for x in one.metrics) for one in outputs)
     return values, tuple(metrics)
 
 
@@ -160,21 +160,21 @@ def _forward(
 def _backward(spec: FusedSpec, residuals: tuple, cotangents: tuple):
     """Scales the gradients of the forward pass by the cotangents."""
     students, weights, outputs, sums = residuals
-    cotangents = jax.tree.map(_instantiated, cotangents, is_leaf=_is_symbolic_zero)
+    cotangents = jax.tree.map(_instantiate, cotangents, is_leaf=_is_symbolic_zero)
     gradients = []
     for student, one, (matrix, bias), cotangent in zip(
         students, outputs, sums, cotangents[0], strict=True
     ):
         uniform = _uniform(cotangent, weights)
-        hidden = _scaled(one.by_hidden, _counted(weights, cotangent)[:, None], student.hidden)
+        hidden = _scale(one.by_hidden, _mask_rows(weights, cotangent)[:, None], student.hidden)
         head = dataclasses.replace(
             student.head,
-            matrix=_scaled(matrix, uniform, student.head.matrix),
-            bias=_scaled(bias, uniform, student.head.bias),
+            matrix=_scale(matrix, uniform, student.head.matrix),
+            bias=_scale(bias, uniform, student.head.bias),
         )
         gradients.append(StudentSide(hidden, head))
     by_weights = sum(
-        c * _counted(weights, one.values) for c, one in zip(cotangents[0], outputs, strict=True)
+        c * _mask_rows(weights, one.values) for c, one in zip(cotangents[0], outputs, strict=True)
     )
     return tuple(gradients), None, by_weights.astype(weights.dtype)
 
@@ -183,14 +183,14 @@ def _is_symbolic_zero(cotangent):
     return isinstance(cotangent, jax.custom_derivatives.SymbolicZero)
 
 
-def _instantiated(cotangent):
+def _instantiate(cotangent):
     """Replaces the symbolic zero of an unused output by an array."""
     if _is_symbolic_zero(cotangent):
         return jnp.zeros(cotangent.shape, cotangent.dtype)
     return cotangent
 
 
-def _scaled(gradient, factor, like):
+def _scale(gradient, factor, like):
     return None if gradient is None else (factor * gradient).astype(like.dtype)
 
 
@@ -288,7 +288,7 @@ def _chunk(spec, constants, weights, number):
     peak = _peak(weights)
     hidden, labels, weights = chunks.cut((hidden, labels, weights), first, spec.chunk)
     if isinstance(hidden, jax.Array):
-        hidden = _counted(weights, hidden)
+        hidden = _mask_rows(weights, hidden)
     teacher = hidden if head is None else head.logits(head.product(hidden), head.bias)
     return Chunk(first, new, teacher, labels, weights, peak)
 
@@ -298,7 +298,7 @@ def _peak(weights):
     return jnp.where(largest > 0, largest, 1)
 
 
-def _counted(weights, rows):
+def _mask_rows(weights, rows):
     """Returns rows [C] or [C, *] with 0 at tokens of weight 0.
 
     Those may be NaN, which a product would spread.
@@ -309,13 +309,13 @@ def _counted(weights, rows):
 def _measure(spec: FusedSpec, i: int, student: StudentSide, mask: GradientMask, chunk: Chunk):
     """Returns a student's `Outputs` on a chunk, and its new tokens' gradients (matrix, bias)."""
     head, weights = student.head, chunk.weights[:, None]
-    hidden = _counted(chunk.weights, chunks.cut(student.hidden, chunk.first, spec.chunk))
+    hidden = _mask_rows(chunk.weights, chunks.cut(student.hidden, chunk.first, spec.chunk))
     product = head.product(hidden)
 
     def value(product):
         # A user's loss may have no derivative at equal sides, and tokens of weight 0 have equal
         # sides.
-        logits = _counted(chunk.weights, head.logits(product, head.bias))
+        logits = _mask_rows(chunk.weights, head.logits(product, head.bias))
         return spec.objectives[i](logits, chunk.teacher, chunk.labels)
 
     logits = jax.lax.stop_gradient(head.logits(product, head.bias))

@@ -39,7 +39,7 @@ def tabulate(summary: Summary) -> DecodingTable | None:
         places = {schema.ACCEPTANCE if row.temperature else schema.GREEDY_MATCH: at}
         places |= dict.fromkeys([schema.TAU, schema.DECODED_TAU, schema.SPEED_UP], with_gamma)
         *others, speed_up = (
-            measures.of(name).format(*number(summary.frame, measure=name, **place))
+            measures.entry(name).format(*number(summary.frame, measure=name, **place))
             for name, place in places.items()
         )
         one = results.select(summary.frame, seed=None, measure=schema.DECODED_TAU, **with_gamma)

@@ -30,7 +30,7 @@ def columns(table: ContextSummary) -> dict[str, TextColumn]:
     """Returns the table's columns by name, in order, without those that have no number."""
     texts = {"loss": TextColumn("\nloss", [row.loss for row in table.rows])}
     for name, column in measures.COLUMNS.items():
-        form, size = measures.of(column.measure).format, 3 if column.interval else 1
+        form, size = measures.entry(column.measure).format, 3 if column.interval else 1
         heading = column.heading.format(temperature=table.temperature, gamma=table.gamma)
         cells = [form(*row.numbers[name][:size]) for row in table.rows]
         texts[name] = TextColumn(heading, cells)

@@ -102,7 +102,7 @@ _CONTEXTS: Mapping[str, str] = {
 }
 
 
-def of(name: str) -> Measure:
+def entry(name: str) -> Measure:
     """Returns a measure's entry; one without an entry is printed in percent."""
     return MEASURES.get(name, Measure(""))
 

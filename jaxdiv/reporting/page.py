@@ -111,7 +111,7 @@ def _numbers(summary: Summary, context: str) -> Iterator[Grid]:
     where = measures.context_phrase(context)
     for name, rows in results.select(summary.frame, context=context).groupby("measure", sort=False):
         caption = Markup("<code>{}</code>").format(name)
-        if meaning := measures.of(name).meaning:
+        if meaning := measures.entry(name).meaning:
             caption += Markup(f": {meaning}")
         parts, across, symbol = [rows], "temperature", "T"
         if rows["gamma"].notna().any():
@@ -134,7 +134,7 @@ def _numbers(summary: Summary, context: str) -> Iterator[Grid]:
 
 def _pivot(rows: pd.DataFrame, heads: Sequence[str], label: str, caption: str) -> Grid:
     """Returns a table with a row a loss; `heads` has the column of each row of results."""
-    form, lines = measures.of(rows["measure"].iloc[0]).format, {}
+    form, lines = measures.entry(rows["measure"].iloc[0]).format, {}
     for row, head in zip(rows.itertuples(), heads, strict=True):
         lines.setdefault(row.loss, {})[head] = form(row.value, row.low, row.high)
     heads = list(dict.fromkeys(heads))

@@ -49,7 +49,7 @@ def features_and_head(
     return output.features, output.head.astype(output.features.dtype)
 
 
-def of_students(
+def for_students(
     model: Model, losses: Sequence[str | jaxdiv.Loss], *, temperature: float
 ) -> Callable:
     """Returns the objectives of `make_step` for students of `model`, under `TeacherOutputs`."""

@@ -74,7 +74,7 @@ def step(
     stage, writer = spec.student_stage, spec.on_policy and spec.on_policy.writer
     return make_step(
         teacher_forward=teacher_outputs,
-        objectives=objectives.of_students(students, spec.losses, temperature=spec.temperature),
+        objectives=objectives.for_students(students, spec.losses, temperature=spec.temperature),
         fuse_losses=lambda shared: not shared.is_dense,
         optimizers=[make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers],
         write=write,
@@ -106,7 +106,7 @@ def train(
     if isinstance(data, TextData):
         write = on_policy.writer(spec.on_policy, teacher, model, data.tokenizer.end_of_text)
     held_out = run_data.validation_batch(stage, data, mesh)
-    rejection = objectives.of_students(model, ["tv"], temperature=1.0)
+    rejection = objectives.for_students(model, ["tv"], temperature=1.0)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def held_out_acceptance(groups, teacher_params, batch):

@@ -34,7 +34,7 @@ def get_config(form: str = "full"):
 
 
 def _hinton(config):
-    """Losses on soft targets have their factor T², those on labels stay at temperature 1."""
+    """Sets losses on soft targets, with their factor T², and on labels, at temperature 1."""
     config.losses = "ce_data,kl,0.9*kl + 0.1*ce_data"
     config.temperature = 4.0
 

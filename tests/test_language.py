@@ -1,4 +1,5 @@
-"""The language of code and docs: how docstrings open, which words are no names, and how long a paragraph may be."""
+"""The language of code and docs: how docstrings open, which words are no names, and how long a
+paragraph may be."""
 
 import ast
 import re
@@ -61,7 +62,7 @@ def docstrings(tree):
 
 
 def paragraphs(text):
-    """Yields the paragraphs and list items of a Markdown page, without code, tables and headings."""
+    """Yields the paragraphs and list items of a Markdown page, without code, tables, headings."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", text):
         if block.strip() and not block.lstrip().startswith(("|", "#")):

@@ -43,7 +43,7 @@ def place(module):
     """Returns (floor, room) of a module or of a name in it; None outside the project."""
     for floor, rooms in FLOORS.items():
         for room in rooms:
-            if any(module == part or module.startswith(part + ".") for part in room.split()):
+            if module == room or module.startswith(f"{room}."):
                 return floor, room
     return None
 

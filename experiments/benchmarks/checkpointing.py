@@ -109,14 +109,14 @@ def main(_):
         folder = pathlib.Path(name)
         sizes = {"steps": STRETCH.value, "rounds": ROUNDS.value}
         seconds, size = stretches(config, folder / "steps", **sizes)
-        cold, warm, resumed = (start(config, folder / run, folder / "cache") for run in "abb")
+        uncached, cached, resumed = (start(config, folder / run, folder / "cache") for run in "abb")
     step, every = float(np.median(seconds[:, 0])) / STRETCH.value, config["checkpoint"]["every"]
     low, median, high = 1e3 * np.quantile(seconds[:, 1] - seconds[:, 0], [0.25, 0.5, 0.75])
     lines = [
         f"step {1e3 * step:.0f} ms; checkpoint {size / 2**20:.1f} MiB",
         f"one save adds {median:.0f} ms (quartiles {low:.0f} to {high:.0f}, {ROUNDS.value} pairs): "
         f"{median / 10 / (every * step):.2f}% of {every} steps",
-        f"start to first step: {cold:.1f} s without compilations, {warm:.1f} s with, "
+        f"start to first step: {uncached:.1f} s without compilations, {cached:.1f} s with, "
         f"{resumed:.1f} s with and its data",
     ]
     Console(width=110).print("\n".join(lines), highlight=False)

@@ -145,7 +145,7 @@ def _dense(loss, hidden, head, teacher_hidden, teacher_head):
 
 
 def _products(hidden, head, teacher_hidden, teacher_head):
-    """Both sides' logits, and the student's in place of the gradient by logits."""
+    """Computes both sides' logits, and the student's in place of the gradient by logits."""
     float32 = {"preferred_element_type": jnp.float32}
     teacher_logits = jnp.matmul(teacher_hidden, teacher_head, **float32)
     logits = jnp.matmul(hidden, head, **float32).astype(hidden.dtype)

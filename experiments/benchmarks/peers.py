@@ -28,7 +28,7 @@ class Library:
 
 
 def load(name: str) -> Library:
-    """The library's losses.
+    """Returns a library with its losses.
 
     Raises:
       ValueError: if it is unknown.
@@ -40,7 +40,7 @@ def load(name: str) -> Library:
 
 
 def names() -> tuple[str, ...]:
-    """Every library that `load` knows, jaxdiv first."""
+    """Returns the names that `load` knows, jaxdiv's first."""
     return tuple(_MAKERS)
 
 
@@ -49,7 +49,7 @@ def _jaxdiv():
 
 
 def _jnp():
-    """The losses as one writes them with jax.nn.log_softmax."""
+    """Returns the losses as one writes them with jax.nn.log_softmax."""
     log_softmax, softmax = jax.nn.log_softmax, jax.nn.softmax
 
     def forward_kl(s, t):
@@ -136,7 +136,7 @@ def _distrax():
 
 
 def _torch():
-    """Losses of torch.nn.functional, and mixtures as TRL (generalised JSD) and DistiLLM
+    """Returns losses of torch.nn.functional, and mixtures as TRL (generalised JSD) and DistiLLM
     have them."""
     torch = importlib.import_module("torch")
     functional = importlib.import_module("torch.nn.functional")
@@ -148,7 +148,7 @@ def _torch():
         return functional.softmax(x, -1)
 
     def kl_from_logs(of, log_p):
-        """KL(p ‖ of); torch's argument order."""
+        """Computes KL(p ‖ of), with torch's order of arguments."""
         return functional.kl_div(of, log_p, reduction="none", log_target=True).sum(-1)
 
     def forward_kl(s, t):

@@ -59,10 +59,11 @@ class SliceCell:
 
     @property
     def command(self) -> str:
-        """Arguments of experiments.compile, by which the cell is known."""
+        """The arguments of experiments.compile, by which the cell is known."""
         return (
             f"--config={self.config} --topology={self.topology} --steps={STUDENT} "
-            f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp} --config.student.batch_size={self.rows * self.chips}"
+            f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp} "
+            f"--config.student.batch_size={self.rows * self.chips}"
         )
 
 

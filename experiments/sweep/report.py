@@ -93,7 +93,7 @@ def write(folder: str | os.PathLike, results: SweepResults) -> None:
 
 
 def finding(results: SweepResults) -> str:
-    """Says in two sentences which losses can be the best, and which are shown to differ from the
+    """Returns two sentences: which losses can be the best, and which are shown to differ from the
     reference."""
     ranked, reference = results.ranked(), results.reference
     few = results.seeds < verdicts.ENOUGH_SEEDS
@@ -117,7 +117,7 @@ def finding(results: SweepResults) -> str:
 
 
 def notes(results: SweepResults) -> str:
-    """Says how to read the tables."""
+    """Returns how to read the tables."""
     family = int(results.headline()["p_value"].notna().sum())
     entropies = ", ".join(f"{name} {value:.2f}" for name, value in results.entropies.items())
     ranked = set(results.ranked()["loss"])

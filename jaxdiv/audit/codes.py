@@ -16,8 +16,8 @@ class Code(NamedTuple):
 
 _MISTAKES = {
     # What was meant, and what reaches the softmax.
-    "other_divergence": "This is {found}, not {expected}.",
-    "direction": "This is {found}, the other direction of {expected}.",
+    "other_divergence": "This is {divergence}, not {expected}.",
+    "direction": "This is {divergence}, the other direction of {expected}.",
     "does_not_run": "It fails on ordinary logits: {error}",
     "nan_on_ordinary_logits": "It gives NaN or infinity on ordinary logits.",
     "double_softmax": "The {side} goes through softmax twice: probabilities are taken for logits.",
@@ -79,14 +79,14 @@ _MISTAKES = {
     "not_least_at_equality": "A student equal to the teacher is not where it is least.",
 }
 _NOTES = {
-    "name_disagrees": "The function is called `{name}` but computes {found}.",
+    "name_disagrees": "The function is called `{name}` but computes {divergence}.",
     "unidentified": "No loss of the registry, no weighted pair and no known mistake explains it.",
     "sides_apart": "It is a function of each side, added: it compares nothing.",
     "not_on_menu": "It is {form}, which is not in the registry.",
     "classes_unmatched": "It does not compare class with class: renumbering one side is not seen.",
     "vocabulary_cut": "Only the first {count} classes count, as of a padded vocabulary.",
-    "entropy_dropped": "It is {found} without Σ p·log p, the teacher's entropy: harmless.",
-    "teacher_term": "It is {found} and a function of the teacher alone: harmless.",
+    "entropy_dropped": "It is {divergence} without Σ p·log p, the teacher's entropy: harmless.",
+    "teacher_term": "It is {divergence} and a function of the teacher alone: harmless.",
     "scale": "A factor of {scale:.4g} is not explained by reduction or temperature.",
     "temperature_factor_unclear": "At T = {temperature:.3g} the factor {scale:.4g} is unclear.",
     "gradient_unseen": "There are no gradients: whether the teacher is detached is unknown.",

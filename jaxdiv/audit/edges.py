@@ -131,7 +131,7 @@ def _gradients(edges: dict[str, Edge]) -> Iterator[Finding]:
 
 
 def _rare_gradients(edges: dict[str, Edge], fit: Fit) -> Iterator[Finding]:
-    """A clamp cuts the gradient of rare classes off, although the value hardly shows it."""
+    """Compares gradients of rare classes, which a clamp cuts off, though values hardly show it."""
     pairs = []
     for name in ("rare student", "rare"):
         edge = edges[name]

@@ -55,8 +55,8 @@ class Fit:
     @property
     def is_right(self) -> bool:
         """True if the registry's own loss has its values and gradients anywhere."""
-        warm = any(candidate.at_temperature for candidate, _ in self.parts)
-        return bool(self.parts) and not (self.mistakes or self.loose or self.classes or warm)
+        tempered = any(candidate.at_temperature for candidate, _ in self.parts)
+        return bool(self.parts) and not (self.mistakes or self.loose or self.classes or tempered)
 
 
 def factors(candidate: Candidate) -> tuple[float, ...]:

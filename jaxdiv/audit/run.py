@@ -104,10 +104,10 @@ def _formula_findings(fit: Fit, text: str) -> Iterator[Finding]:
     if any(candidate.at_temperature for candidate, _ in fit.parts):
         yield finding("temperature_on_labels", evidence, temperature=fit.temperature)
     if fit.extra:
-        yield finding(fit.extra, ("ordinary rows", text, "more than that"), found=text)
+        yield finding(fit.extra, ("ordinary rows", text, "more than that"), divergence=text)
     elif fit.is_right and [c.name for c, _ in fit.parts] == ["cross_entropy"]:
         evidence = "equal sides", "0 of kl", "the teacher's entropy"
-        yield finding("entropy_dropped", evidence, found="kl")
+        yield finding("entropy_dropped", evidence, divergence="kl")
 
 
 def _behaviour(subject: Subject) -> Iterator[Finding]:
@@ -146,9 +146,8 @@ def _against_intention(
         if text is None or not _same(get(text), intended):
             swapped = text is not None and _same(get(text), intended, swapped=True)
             code = "direction" if swapped else "other_divergence"
-            yield finding(
-                code, ("ordinary rows", intended.text, name), found=name, expected=intended.text
-            )
+            evidence = "ordinary rows", intended.text, name
+            yield finding(code, evidence, divergence=name, expected=intended.text)
         return
     said = _loss_in_name(name)
     if text is None or said is None or len(fit.parts) != 1:
@@ -156,7 +155,7 @@ def _against_intention(
     named = fit.parts[0][0].name
     if (said, named) != ("forward_kl", "cross_entropy") and not _same(get(text), get(said)):
         evidence = f"a function called {name}", said, text
-        yield finding("name_disagrees", evidence, name=name, found=text)
+        yield finding("name_disagrees", evidence, name=name, divergence=text)
 
 
 def _same(loss: Loss, other: Loss, swapped: bool = False) -> bool:

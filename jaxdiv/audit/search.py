@@ -94,7 +94,7 @@ def sees_difference_alone(subject: Subject) -> bool:
 
 
 def _identify_despite_nan(subject: Subject, observed: Observed) -> Subject:
-    """A term of the teacher alone may be NaN: gradients still show the student's part."""
+    """Identifies the student's part by gradients, where a term of the teacher alone may be NaN."""
     fit = _with_other_arguments(subject)
     if fit is not None:
         return subject.with_fit(fit)
@@ -209,7 +209,7 @@ def _at_many_classes(subject: Subject) -> Subject:
 
 
 def _batch_weight(subject: Subject) -> Subject:
-    """An adaptive weight that is taken over the batch, as its paper may have it, is no mistake."""
+    """Replaces findings on an adaptive weight of the whole batch by a note: papers may have it."""
     fit = subject.fit
     if fit is None or not fit.is_right or not any("λ" in c.entry.formula for c, _ in fit.parts):
         return subject

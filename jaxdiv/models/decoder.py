@@ -92,8 +92,8 @@ class DecoderOptions:
         check_heads(self.width, self.heads, self.kv_heads)
         if self.padded_vocabulary and self.padded_vocabulary < self.vocab_size:
             raise ValueError(
-                f"`padded_vocabulary` must be 0 or at least the {self.vocab_size} tokens there are, "
-                f"got {self.padded_vocabulary}"
+                f"`padded_vocabulary` must be 0 or at least the {self.vocab_size} tokens there "
+                f"are, got {self.padded_vocabulary}"
             )
 
 

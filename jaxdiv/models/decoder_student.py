@@ -30,7 +30,7 @@ class DecoderStudent(Drafter):
     def extend(
         self, tokens: TokenIds, hidden: Float[Array, "B L W"], cache: Cache, **where: jax.Array
     ) -> tuple[Activations, Cache]:
-        """See `Drafter.extend`; the teacher's hidden states are not read."""
+        """Extends the cache as `Drafter.extend` does; the teacher's hidden states are not read."""
         model = self.decoder
         states, cache = model.run_layers(model.embed(tokens), 0, model.depth, cache=cache, **where)
         return model.norm(states), cache

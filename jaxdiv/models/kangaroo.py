@@ -58,7 +58,7 @@ class KangarooAdapter(Drafter):
     def extend(
         self, tokens: TokenIds, hidden: Float[Array, "B L W"], cache: Cache, **where: jax.Array
     ) -> tuple[Activations, Cache]:
-        """See `Drafter.extend`; `tokens` are not read."""
+        """Extends the cache as `Drafter.extend` does; `tokens` are not read."""
         features, entry = self._adapt(hidden, cache[0], **where)
         return features, (entry,)
 

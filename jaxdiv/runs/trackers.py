@@ -77,7 +77,7 @@ class Tracker(Protocol):
         """
 
     def close(self) -> None:
-        """Called when the stage ends, also by an error."""
+        """Closes the tracker; called when the stage ends, also by an error."""
 
 
 @contextlib.contextmanager

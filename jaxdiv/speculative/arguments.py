@@ -164,7 +164,7 @@ class Sampling:
         return None if self.stop is None else whole_number("stop", self.stop, 0, vocab_size - 1)
 
     def batch_warp(self, batch: int, vocab_size: int) -> warps.Warp:
-        """Returns the warp with one value a text: arrays [B], or None for cuts that are not used."""
+        """Returns the warp with one value a text: arrays [B], or None for unused cuts."""
         temperature = _values("temperature", self.temperature, batch, numbers.Real)
         for value in temperature:
             warps.check_temperature(value)

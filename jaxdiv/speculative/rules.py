@@ -57,7 +57,7 @@ class _Node(NamedTuple):
 
 
 def _rejection(node: _Node) -> tuple[jax.Array, jax.Array]:
-    """Recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2).
+    """Performs recursive rejection sampling without replacement (arXiv 2402.14160, algorithm 2).
 
     With one child it is that of arXiv 2211.17192. A candidate without mass in q, which remains when
     q has no more classes, counts as certain.

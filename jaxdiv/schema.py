@@ -1,4 +1,4 @@
-"""The names that results carry: columns, measures, contexts and rules, and the limits of gamma.
+"""The names that results carry: columns, measures, contexts and rules, and limits of sizes.
 
 They stand in results.csv, in configs and in flags, so their values never change. A new column,
 measure, context or rule gets its name here, and its sentence for readers in
@@ -62,6 +62,8 @@ TAU_IID = "tau_iid"  # the same by Leviathan's formula for independent positions
 DECODED_TAU = "decoded_tau"  # tokens a target call, counted while decoding
 SPEED_UP = "speed_up"  # tokens a second over those of plain decoding
 TOKENS_PER_CALL = (TAU, TAU_GREEDY_DRAFT, DECODED_TAU)
+
+MAX_DOCUMENT_TOKENS = 2048  # of a document that is measured; the rest is cut off
 
 # Drafts a round, gamma.
 HEADLINE_GAMMA = 4  # in headlines, and wherever a caller names none

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from jaxdiv import schema
 from jaxdiv.data import arrays, orders
 from jaxdiv.data.documents import MOST_BYTES, SPLITS, Documents
 from jaxdiv.data.tokenizer import Tokenizer
@@ -170,7 +171,7 @@ def evaluation_windows(
     *,
     sequence_length: int,
     end_of_text: int,
-    max_tokens: int = 2048,
+    max_tokens: int = schema.MAX_DOCUMENT_TOKENS,
     max_documents: int | None = None,
 ) -> Windows:
     """Cuts the first `max_tokens` of each of the first `max_documents` documents in windows.

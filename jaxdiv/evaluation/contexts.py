@@ -12,7 +12,6 @@ from jaxtyping import Float32, Int32
 from jaxdiv import models, schema
 from jaxdiv.data import pipeline
 from jaxdiv.runs import sharding
-from jaxdiv.runs.config_keys import MAX_DOCUMENT_TOKENS
 from jaxdiv.runs.specs import DataSpec, EvaluationSpec
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model
@@ -79,9 +78,7 @@ def make(
     """
     if name in schema.GENERATED_TEMPERATURES:
         return _generate(name, spec, data, teacher, mesh or sharding.single_device_mesh())
-    windows = data.windows(
-        "test", tokens=min(spec.document_tokens, MAX_DOCUMENT_TOKENS), documents=spec.documents
-    )
+    windows = data.windows("test", tokens=spec.document_tokens, documents=spec.documents)
     return Context(
         name, windows.inputs, windows.labels, windows.weights, windows.document, start=None
     )

@@ -19,7 +19,6 @@ TEXTS, IMAGES = "text", schema.IMAGES
 # Who writes the text that students are trained on: the data's authors, the teacher, or each student
 # itself.
 TRAINING_CONTEXTS = (CORPUS, TEACHER_TEXT, STUDENT_TEXT) = (schema.CORPUS, "teacher", "student")
-MAX_DOCUMENT_TOKENS = 2048
 REST = -1  # size of a mesh axis: all devices that the other axes leave
 
 
@@ -178,7 +177,7 @@ _TABLE = {
             "Acceptance rules; `sampling` ranks the losses and is always measured.",
         ),
         "documents": (whole(2), 64, "Held-out documents, at most."),
-        "document_tokens": (whole(2, MAX_DOCUMENT_TOKENS), 288, "Tokens of each, at most."),
+        "document_tokens": (whole(2, schema.MAX_DOCUMENT_TOKENS), 288, "Tokens of each, at most."),
         "prompt_tokens": (whole(1), 32, "Tokens of a document before the teacher's own text."),
         "generated_tokens": (whole(9), 256, "Tokens of that text, at most."),
     },

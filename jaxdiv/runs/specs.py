@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jaxdiv
+from jaxdiv import schema
 from jaxdiv.runs import config_keys
 
 
@@ -292,7 +293,8 @@ def parse_losses(text: str) -> tuple[jaxdiv.Loss, ...]:
 
 def parse_rules(text: str) -> tuple[str, ...]:
     """Returns the acceptance rules of a comma-separated list; `sampling` always comes first."""
-    return ("sampling", *(name for name in config_keys.names_in(text) if name != "sampling"))
+    names = config_keys.names_in(text)
+    return (schema.SAMPLING, *(name for name in names if name != schema.SAMPLING))
 
 
 def parse_learning_rates(text: str, losses: Sequence[str]) -> dict[str, float]:

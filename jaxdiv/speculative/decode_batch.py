@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiv import schema
 from jaxdiv.models import Decoder, Drafter
 from jaxdiv.speculative import arguments, decoding_loop, rules, trees
 from jaxdiv.speculative.arguments import LOOKUP
-from jaxdiv.speculative.drafting import BatchSampling
+from jaxdiv.speculative.drafting import LOOKUP_TOKENS, BatchSampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,11 @@ def prepare(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int | Sequence[int],
-    rule: str = "sampling",
-    gamma: int = 4,
+    rule: str = schema.SAMPLING,
+    gamma: int = schema.HEADLINE_GAMMA,
     eta: float = 0.0,
     tree: trees.Tree | None = None,
-    longest: int = 3,
+    longest: int = LOOKUP_TOKENS,
     stream: Callable | None = None,
     **sampling: Any,
 ) -> Decoding:
@@ -116,7 +117,7 @@ def prepare(
     if draft is None or draft == LOOKUP:
         kind = "none" if draft is None else LOOKUP
         # These drafts are not drawn but certain, and then the lossless rules are one.
-        rule = "greedy_draft" if rules.RULES[rule].lossless else rule
+        rule = schema.GREEDY_DRAFT if rules.RULES[rule].lossless else rule
     else:
         kind = "chain" if tree is None else "tree"
     arguments.check_memory(target, padded.shape, plan_tree, rules.RULES[rule])

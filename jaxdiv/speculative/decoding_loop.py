@@ -15,6 +15,7 @@ from jaxdiv import warps
 from jaxdiv.models import Cache, Decoder, Drafter
 from jaxdiv.speculative import rules, trees
 from jaxdiv.speculative.drafting import (
+    LOOKUP_TOKENS,
     BatchSampling,
     Branches,
     Chain,
@@ -46,7 +47,7 @@ class DraftPlan:
     rule: str
     slots: int
     stop: int | None = None
-    longest: int = 3
+    longest: int = LOOKUP_TOKENS
 
 
 @jax.tree_util.register_dataclass

@@ -10,8 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiv import warps
 from jaxdiv.models import Cache, Decoder, Drafter
-from jaxdiv.speculative.rules import AcceptanceRule, Keys
+from jaxdiv.speculative.rules import INDEPENDENT, AcceptanceRule, Keys
 from jaxdiv.speculative.trees import Tree
+
+LOOKUP_TOKENS = 3  # that `lookup` compares, at most
 
 
 class Texts(NamedTuple):
@@ -146,7 +148,7 @@ class ModelDraft:
             if self.rule.noise is not None:
                 key = (
                     keys.draft(position, node)
-                    if self.rule.noise == "own"
+                    if self.rule.noise == INDEPENDENT
                     else keys.target(position)
                 )
                 order = jnp.where(warp.temperature == 0, logits, warped + warps.noise(key, warped))
@@ -276,7 +278,7 @@ class Lookup:
 
     target: Decoder
     gamma: int
-    longest: int = 3
+    longest: int = LOOKUP_TOKENS
     exit_layer = 0
 
     def init_cache(self, batch: int, length: int) -> Cache:

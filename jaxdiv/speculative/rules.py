@@ -21,8 +21,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiv import acceptance, warps
+from jaxdiv import acceptance, schema, warps
 from jaxdiv.speculative.trees import Tree
+
+INDEPENDENT, SHARED = "independent", "shared"  # noise of the draft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,8 @@ class AcceptanceRule:
     """The way in which a round drafts and accepts.
 
     Attributes:
-      noise: what orders a node's candidates: noise of the draft (`own`), that of the target
-        (`shared`), or None for the order of the draft's logits.
+      noise: what orders a node's candidates: the draft's noise (`INDEPENDENT` of the target's),
+        the target's (`SHARED`), or None for the order of the draft's logits.
       verify: a function of a `_Node` that returns which candidate is accepted, at most one ([W]
         bool), and the distribution of the next token if none is ([V]).
       keeps_q: whether `verify` reads q.
@@ -98,11 +100,11 @@ def _first(accepted: jax.Array) -> jax.Array:
 
 
 RULES = {
-    "sampling": AcceptanceRule("own", _rejection, keeps_q=True),
-    "greedy_draft": AcceptanceRule(None, _match),
-    "exact_match": AcceptanceRule("own", _match),
-    "coupled": AcceptanceRule("shared", _match),
-    "typical": AcceptanceRule(None, _typical, lossless=False),
+    schema.SAMPLING: AcceptanceRule(INDEPENDENT, _rejection, keeps_q=True),
+    schema.GREEDY_DRAFT: AcceptanceRule(None, _match),
+    schema.EXACT_MATCH: AcceptanceRule(INDEPENDENT, _match),
+    schema.COUPLED: AcceptanceRule(SHARED, _match),
+    schema.TYPICAL: AcceptanceRule(None, _typical, lossless=False),
 }
 
 

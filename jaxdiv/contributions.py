@@ -106,7 +106,7 @@ def top_movers(parts, k: int) -> Movers:
 
 def _raw(part, student, teacher):
     if part.name == "cross_entropy":
-        return cross_entropy_terms(student, _smoothed(student, teacher, **part.all_parameters))
+        return cross_entropy_terms(student, _smooth(student, teacher, **part.all_parameters))
     if part.name in _WRITTEN_AS_FIXED:
         return _fixed(part, student, teacher)
     return _WRITTEN[part.name](compare(student, teacher), **part.all_parameters)
@@ -114,12 +114,12 @@ def _raw(part, student, teacher):
 
 def _fixed(part, student, teacher):
     if part.name == "cross_entropy":
-        teacher = _smoothed(student, teacher, **part.all_parameters)
+        teacher = _smooth(student, teacher, **part.all_parameters)
         return cross_entropy_terms(student, teacher) + compare(student, teacher).excess
     return part.entry.term(**part.all_parameters).value(compare(student, teacher))
 
 
-def _smoothed(student, teacher, smoothing):
+def _smooth(student, teacher, smoothing):
     """Smooths the teacher's logits [..., V] over the classes that the student has."""
     if smoothing == 0:
         return teacher

@@ -128,7 +128,7 @@ def siblings_of_the_whole_draft(plant):
             accept = ~accepted & (uniform * node.q[x] < p[x])
             chosen.append(accept)
             accepted |= accept
-            p = jnp.where(accepted, p, rules._normalized(jnp.maximum(p - node.q, 0))[0])
+            p = jnp.where(accepted, p, rules._normalize(jnp.maximum(p - node.q, 0))[0])
         return jnp.stack(chosen), p
 
     _verify(plant, verify)

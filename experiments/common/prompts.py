@@ -25,7 +25,7 @@ def load(run: Workdir, *, prompt: str | None, path: str | None) -> list[str]:
     if path is not None:
         return _read(pathlib.Path(path))
     if prompt is not None:
-        return [_checked(prompt, "--prompt")]
+        return [_check(prompt, "--prompt")]
     data = TextData.load(run)
     return [data.tokenizer.decode(contexts.prompts(run.spec().evaluation, data)[0][0])]
 
@@ -37,7 +37,7 @@ def _read(path: pathlib.Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from None
-    parse, prompts = _from_json if path.suffix.lower() == ".jsonl" else _checked, []
+    parse, prompts = _from_json if path.suffix.lower() == ".jsonl" else _check, []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             prompts.append(parse(line, f"line {number} of {path}"))
@@ -53,10 +53,10 @@ def _from_json(line, place):
         raise ValueError(
             f'{place} must be an object with a prompt, as {{"prompt": "..."}}, got {line[:60]}'
         ) from None
-    return _checked(prompt, place)
+    return _check(prompt, place)
 
 
-def _checked(prompt, place):
+def _check(prompt, place):
     if not isinstance(prompt, str) or not prompt:
         raise ValueError(f"{place}: the prompt must be text that is not empty, got {prompt!r}")
     try:

@@ -124,7 +124,7 @@ def refine(
     limit = observed.allowed(weighing.weights)
     if weighing.residual < limit:
         for i, value in enumerate(point):
-            for plain in rounded(float(value))[:-1]:
+            for plain in roundings(float(value))[:-1]:
                 if not low[i] < plain < high[i]:
                     continue
                 trial = np.array([*point[:i], plain, *point[i + 1 :]])
@@ -135,7 +135,7 @@ def refine(
     return point, weighing
 
 
-def rounded(value: float) -> list[float]:
+def roundings(value: float) -> list[float]:
     """Returns plainer numbers near one, the plainest first, itself last."""
     if value == 0 or not math.isfinite(value):
         return [value]
@@ -145,4 +145,4 @@ def rounded(value: float) -> list[float]:
 
 def plain(value: float, tolerance: float = 3e-4) -> float:
     """Returns the plainest number within a relative tolerance."""
-    return next(one for one in rounded(value) if math.isclose(one, value, rel_tol=tolerance))
+    return next(one for one in roundings(value) if math.isclose(one, value, rel_tol=tolerance))

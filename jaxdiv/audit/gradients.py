@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiv.audit.calls import Probe
 from jaxdiv.audit.identify import Fit
-from jaxdiv.audit.inputs import ProbeRows, joined, random_batch
+from jaxdiv.audit.inputs import ProbeRows, join, random_batch
 from jaxdiv.audit.reduction import Reduction
 from jaxdiv.audit.result import Finding, finding
 from jaxdiv.divergences.loss import get
@@ -34,7 +34,7 @@ def gradient_findings(
     if not probe.differentiable:
         yield finding("gradient_unseen", ("any", "gradients by both sides", "none to be had"))
         return
-    batches = joined([random_batch(probe.lead, probe.classes, seed=70 + i) for i in range(4)])
+    batches = join([random_batch(probe.lead, probe.classes, seed=70 + i) for i in range(4)])
     by_student, by_teacher = (
         float(np.nanmax(np.abs(side), initial=0)) for side in probe.gradients(batches)
     )

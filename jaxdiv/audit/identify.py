@@ -169,10 +169,10 @@ def _refined_singles(
             best[candidate.name] = residuals[k], candidate, TEMPERATURES[k]
     for _, candidate, t in sorted(best.values(), key=lambda each: each[0])[:6]:
         keys = candidate.free if free else []
-        yield from _refined(candidate, t, keys, observed, rows)
+        yield from _refine(candidate, t, keys, observed, rows)
 
 
-def _refined(
+def _refine(
     candidate: Candidate, temperature: float, keys: list[str], observed: Observed, rows: ProbeRows
 ) -> Iterator[Fit]:
     """Yields the loss with temperature and some parameters adjusted, if it explains the values."""

@@ -28,11 +28,11 @@ class Batch(NamedTuple):
     def one(self, index: int = 0) -> "Batch":
         return Batch(*(part[index] for part in self))
 
-    def shaped(self, lead: tuple[int, ...]) -> "Batch":
+    def reshape(self, lead: tuple[int, ...]) -> "Batch":
         """Returns inputs [M, n, V] as [M, *lead, V]."""
         return Batch(*(part.reshape(len(part), *lead, *part.shape[2:]) for part in self))
 
-    def flattened(self) -> "Batch":
+    def flatten(self) -> "Batch":
         """Returns inputs [M, *lead, V] as [M, n, V]."""
         shape = len(self.labels), -1
         logits = (side.reshape(*shape, side.shape[-1]) for side in (self.student, self.teacher))
@@ -70,7 +70,7 @@ def random_batch(lead: tuple[int, ...], classes: int, seed: int = 0) -> Batch:
     return batch(student, teacher + 0.3 * student, labels)
 
 
-def tiled(rows: ProbeRows, lead: tuple[int, ...]) -> Batch:
+def tile(rows: ProbeRows, lead: tuple[int, ...]) -> Batch:
     """Returns inputs [K, *lead, V], each of one row everywhere.
 
     Neither a shift of positions nor the presence of other rows can be seen in them.
@@ -83,5 +83,5 @@ def tiled(rows: ProbeRows, lead: tuple[int, ...]) -> Batch:
     return batch(spread(rows.student), spread(rows.teacher), spread(rows.labels))
 
 
-def joined(batches) -> Batch:
+def join(batches) -> Batch:
     return Batch(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))

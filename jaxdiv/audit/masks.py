@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import Batch, ProbeRows, joined, random_batch
+from jaxdiv.audit.inputs import Batch, ProbeRows, join, random_batch
 from jaxdiv.audit.positions import Structure
 from jaxdiv.audit.reduction import Reduction
 from jaxdiv.audit.result import Finding, finding
@@ -30,7 +30,7 @@ def under_mask(
         return None, []
     axes = [size for i, size in enumerate(shape) if i != reduced.class_axis and size != 1]
     one_a_row = len(axes) == len(probe.lead)
-    name, findings = _interpreted(weights, mask, one_a_row, reduced, layout)
+    name, findings = _interpret(weights, mask, one_a_row, reduced, layout)
     if not probe.mask_keeps and not probe.mask_drops:
         evidence = "a mask of ones, and one of zeros", "each loss, and none", "none, and each loss"
         findings = [finding("mask_inverted", evidence), *findings]
@@ -50,12 +50,12 @@ def _weights(
     """
     n = math.prod(probe.lead)
     count = 3 * n
-    batches = joined([random_batch(probe.lead, probe.classes, seed=200 + i) for i in range(count)])
+    batches = join([random_batch(probe.lead, probe.classes, seed=200 + i) for i in range(count)])
     masked = batches._replace(
         mask=np.broadcast_to(mask, batches.mask.shape).astype(np.float32),
         labels=np.roll(batches.labels, ahead, -1),
     )
-    single = batches.flattened()
+    single = batches.flatten()
     logits = (side.reshape(count * n, -1) for side in (single.student, single.teacher))
     rows = ProbeRows(*logits, single.labels.reshape(-1), np.zeros(count * n, int))
     alone = reduced.row_values(probe, rows).reshape(count, n)
@@ -69,7 +69,7 @@ def _weights(
     return weights.reshape(probe.lead), bool(abs(added) > 5e-3 * np.abs(got).mean())
 
 
-def _interpreted(
+def _interpret(
     weights: np.ndarray, mask: np.ndarray, one_a_row: bool, reduced: Reduction, layout: Structure
 ) -> tuple[str | None, list[Finding]]:
     """Returns the reduction's name and the findings of the weights that positions have."""

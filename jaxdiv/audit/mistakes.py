@@ -1,4 +1,4 @@
-"""Losses with a known mistake: a side read wrongly, other classes, or a changed formula.
+"""Losses with a known mistake: a side transformed wrongly, other classes, or a changed formula.
 
 A mistake is only named if it reproduces every value with a factor that needs no explanation: a loss
 that isn't known must never be taken for a mistaken one.
@@ -59,7 +59,7 @@ def _mixture_parts(r: Roles, beta: float) -> tuple[np.ndarray, ...]:
 
 
 _KL, _CE, _RKL = map(Candidate, ("forward_kl", "cross_entropy", "reverse_kl"))
-# The formulas as an author writes them, in which each role may be read wrongly.
+# The formulas as an author writes them, in which each role may be transformed wrongly.
 FORMULAS: Mapping[Candidate, Formula] = {
     _KL: lambda r: _kl(r.p, r.log_p, r.log_q),
     _CE: lambda r: -(r.p * r.log_q).sum(-1),
@@ -95,7 +95,7 @@ def _distribution(log):
 
 
 # (code, from logits at T to what stands for a side's probability and logarithm)
-_READINGS = (
+_TRANSFORMS = (
     ("double_softmax", _distribution(lambda z: log_softmax(softmax(z)))),
     ("double_softmax", lambda z: (softmax(z), log_softmax(softmax(z)))),
     ("double_softmax", lambda z: (softmax(softmax(z)), log_softmax(z))),
@@ -112,7 +112,7 @@ _READINGS = (
 )
 
 
-def _clamped(z, size, clip, both):
+def _clamp(z, size, clip, both):
     """Returns probability and logarithm with small probabilities clamped, or the latter alone."""
     p = softmax(z)
     clamped = np.maximum(p, size) if clip else p + size
@@ -120,19 +120,19 @@ def _clamped(z, size, clip, both):
 
 
 def _wrong_sides() -> Iterator[Wrong]:
-    """Yields mistakes in which one side, or both alike, is read wrongly."""
-    readings = [(code, {}, read) for code, read in _READINGS]
+    """Yields mistakes in which one side, or both alike, is transformed wrongly."""
+    transforms = [(code, {}, transform) for code, transform in _TRANSFORMS]
     for size, clip, both in itertools.product(_CLAMPS, (False, True), (False, True)):
         how = f" at {size:.3g}" if clip else f" by adding {size:.3g}"
         options = {"size": size, "clip": clip, "both": both}
-        readings.append(("clamped_log", {"how": how}, lambda z, o=options: _clamped(z, **o)))
-    for code, details, read in readings:
+        transforms.append(("clamped_log", {"how": how}, lambda z, o=options: _clamp(z, **o)))
+    for code, details, transform in transforms:
         for side in ("student", "teacher", "student and teacher"):
 
-            def roles(teacher, student, t_teacher, t_student, read=read, side=side):
+            def roles(teacher, student, t_teacher, t_student, transform=transform, side=side):
                 right = right_roles(teacher, student, t_teacher, t_student)
-                p = read(teacher / t_teacher) if "teacher" in side else right[:2]
-                q = read(student / t_student) if "student" in side else right[2:]
+                p = transform(teacher / t_teacher) if "teacher" in side else right[:2]
+                q = transform(student / t_student) if "student" in side else right[2:]
                 return Roles(*p, *q)
 
             yield Wrong(code, details | {"side": side}, roles)
@@ -224,7 +224,7 @@ def mistaken_loss(observed: Observed, rows: ProbeRows, counts: tuple[int, ...]) 
 
 
 def student_mistake(observed: Observed, rows: ProbeRows) -> Fit | None:
-    """Returns a reading that explains values which lack the teacher's part, as integrals do."""
+    """Returns a wrong transform that explains integrals, which lack the teacher's part."""
     same = np.array([TEMPERATURES, TEMPERATURES])
     fits = (fit for w in _wrong_sides() for fit in _fits(w, same, observed, rows, exact=False))
     return next(fits, None)

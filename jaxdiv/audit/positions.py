@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import ProbeRows, batch, joined, random_batch, random_rows, tiled
+from jaxdiv.audit.inputs import ProbeRows, batch, join, random_batch, random_rows, tile
 from jaxdiv.audit.result import Finding, finding
 
 AXES = {2: ("sequences", "positions"), 1: ("rows",), 0: ()}
@@ -90,7 +90,7 @@ def _steps(probe: Probe) -> Iterator[Finding]:
             logits = getattr(rows, side).copy()
             top = logits.argmax(-1)[:, None]
             np.put_along_axis(logits, top, logits.max(-1)[:, None] * np.float32(1 + move), -1)
-            values.append(flat(probe.values(tiled(rows._replace(**{side: logits}), probe.lead))))
+            values.append(flat(probe.values(tile(rows._replace(**{side: logits}), probe.lead))))
         base, near, far = values
         with np.errstate(invalid="ignore"):
             telling = np.any(np.abs(far - base) * small / large > ulps * np.abs(base), -1)
@@ -109,7 +109,7 @@ def _interactions(probe: Probe) -> dict[str, np.ndarray] | None:
 
     Two rows meet if changing both is not the sum of changing each: a second difference of the loss.
     """
-    whole, other = (random_batch(probe.lead, probe.classes, seed).flattened() for seed in (1, 2))
+    whole, other = (random_batch(probe.lead, probe.classes, seed).flatten() for seed in (1, 2))
     labels = (whole.labels + 1 + other.labels % (probe.classes - 1)) % probe.classes
     other, n = other._replace(labels=labels), whole.labels.shape[1]
     sides = [side for side in ("student", "teacher", "labels") if probe.takes(side)]
@@ -117,8 +117,8 @@ def _interactions(probe: Probe) -> dict[str, np.ndarray] | None:
     doubles = [(i, side, j) for i in range(n) for side, j in singles if (side, j) != ("student", i)]
     moved = {(side, i): whole.with_row(side, i, other) for side, i in singles}
     both = [moved["student", i].with_row(side, j, other) for i, side, j in doubles]
-    inputs = joined([whole, *moved.values(), *both])
-    values = flat(probe.values(inputs.shaped(probe.lead)))
+    inputs = join([whole, *moved.values(), *both])
+    values = flat(probe.values(inputs.reshape(probe.lead)))
     if not np.all(np.isfinite(values)):
         return None
     change = dict(zip(singles, values[1:] - values[0], strict=False))
@@ -182,7 +182,7 @@ def _invariant_axes(probe: Probe) -> dict[str, set]:
                 shape[axis if axis < 0 else axis + 1] = 1
             moved = getattr(base, side) + 2 * draw.normal(size=shape) + 1
             inputs.append(base._replace(**{side: moved.astype(np.float32)}))
-    values = flat(probe.values(joined(inputs)))
+    values = flat(probe.values(join(inputs)))
     same = np.max(np.abs(values - values[:1]), -1) < 2e-5 * (np.max(np.abs(values[0])) + 1e-6)
     marks = iter(same[1:])
     return {side: {axis for axis in axes if next(marks)} for side in ("student", "teacher")}
@@ -211,13 +211,13 @@ def _position_weights(probe: Probe) -> tuple[list[Finding], int]:
 
     One row stands everywhere; the change when another takes its place is a position's weight.
     """
-    base = tiled(random_rows(probe.classes, teachers=2, students=1, seed=11), probe.lead)
-    whole, other = (base.one(slice(i, i + 1)).flattened() for i in (0, 1))
+    base = tile(random_rows(probe.classes, teachers=2, students=1, seed=11), probe.lead)
+    whole, other = (base.one(slice(i, i + 1)).flatten() for i in (0, 1))
     inputs = [whole]
     for i in range(whole.labels.shape[1]):
         changed = whole.with_row("student", i, other).with_row("teacher", i, other)
         inputs.append(changed.with_row("labels", i, other))
-    values = flat(probe.values(joined(inputs).shaped(probe.lead))).sum(-1)
+    values = flat(probe.values(join(inputs).reshape(probe.lead))).sum(-1)
     moved = (values[1:] - values[0]).reshape(probe.lead)
     if not np.all(np.isfinite(values)) or np.max(np.abs(moved)) < 1e-6:
         return [], 0

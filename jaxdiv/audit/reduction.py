@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import ProbeRows, tiled
+from jaxdiv.audit.inputs import ProbeRows, tile
 from jaxdiv.audit.positions import Structure
 from jaxdiv.audit.result import Finding, finding
 
@@ -58,11 +58,11 @@ class Reduction:
 
     def row_values(self, probe: Probe, rows: ProbeRows, dtype=np.float32) -> np.ndarray:
         """Returns each row's loss, [K], from inputs in which it stands everywhere."""
-        return self.collapse(probe.values(tiled(rows, probe.lead), dtype))
+        return self.collapse(probe.values(tile(rows, probe.lead), dtype))
 
     def row_gradients(self, probe: Probe, rows: ProbeRows) -> np.ndarray:
         """Returns the gradient of each row's loss by the student, [K, V]."""
-        gradients = probe.gradients(tiled(rows, probe.lead))[0]
+        gradients = probe.gradients(tile(rows, probe.lead))[0]
         outputs = math.prod(s for i, s in enumerate(self.shape) if i != self.class_axis)
         axes = tuple(range(1, 1 + len(probe.lead)))
         return gradients.sum(axes) / (outputs * self.unit)
@@ -71,11 +71,11 @@ class Reduction:
 def reduction(probe: Probe, rows: ProbeRows, layout: Structure) -> Reduction:
     """Returns the reduction, from one row repeated to batches of different shapes."""
     row = rows.take(slice(0, 1))
-    if not np.all(np.isfinite(probe.values(tiled(row, probe.lead)))):  # it may take probabilities
+    if not np.all(np.isfinite(probe.values(tile(row, probe.lead)))):  # it may take probabilities
         logits = row.student, row.teacher
         student, teacher = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logits)
         row = row._replace(student=student, teacher=teacher)
-    shape = probe.values(tiled(row, probe.lead)).shape[1:]
+    shape = probe.values(tile(row, probe.lead)).shape[1:]
     class_axis = next((i for i in reversed(range(len(shape))) if shape[i] == probe.classes), None)
     rest = tuple(size for i, size in enumerate(shape) if i != class_axis and size != 1)
     findings = []
@@ -120,7 +120,7 @@ def _growth(
     grown = tuple(size * f for size, f in zip(lead, (3, 2)[-len(lead) :], strict=True))
     try:
         start, end = (
-            float(plain.collapse(probe.values(tiled(row, shape)))[0]) for shape in (lead, grown)
+            float(plain.collapse(probe.values(tile(row, shape)))[0]) for shape in (lead, grown)
         )
     except CallError:
         return None

@@ -83,11 +83,11 @@ class Audit:
         lines = [f"{self.name}: {verdict}", ""]
         lines += [f"  {name:<12} {value}" for name, value in facts.items()]
         for one in self.findings:
-            lines += ["", *_wrapped(f"{one.severity.upper()} {one.code}: {one.message}", "")]
+            lines += ["", *_wrap(f"{one.severity.upper()} {one.code}: {one.message}", "")]
             shown = one.evidence
-            lines += _wrapped(f"{shown.input}: expected {shown.expected}, got {shown.got}", "    ")
+            lines += _wrap(f"{shown.input}: expected {shown.expected}, got {shown.got}", "    ")
         return "\n".join(lines)
 
 
-def _wrapped(text, indent):
+def _wrap(text, indent):
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent or "    ")

@@ -75,11 +75,11 @@ def _explain(subject: Subject, observed: Observed) -> Fit | None:
     matters = _class_matters(subject, rows)
     count = int(np.max(np.flatnonzero(np.any(matters, 0)), initial=-1)) + 1
     if 0 < count < subject.probe.classes - 1:
-        fit = _of_first_classes(observed, rows, count)
+        fit = _fit_first_classes(observed, rows, count)
     if fit is None and sees_difference_alone(subject):
         return mistakes.variation_of_logits(observed, rows)
     if fit is None and not sides_apart(subject) and not mistakes.other_comparison(observed, rows):
-        fit = _with_other_arguments(subject)
+        fit = _fit_other_arguments(subject)
         fit = fit or mistakes.mistaken_loss(observed, rows, _counts(matters))
     return fit or identify.any_loss(observed, rows)
 
@@ -95,7 +95,7 @@ def sees_difference_alone(subject: Subject) -> bool:
 
 def _identify_despite_nan(subject: Subject, observed: Observed) -> Subject:
     """Identifies the student's part by gradients, where a term of the teacher alone may be NaN."""
-    fit = _with_other_arguments(subject)
+    fit = _fit_other_arguments(subject)
     if fit is not None:
         return subject.with_fit(fit)
     got = float(observed.values[~np.isfinite(observed.values)][0])
@@ -110,7 +110,7 @@ def _identify_despite_nan(subject: Subject, observed: Observed) -> Subject:
     return subject.with_fit(mistakes.student_mistake(integral, subject.rows))
 
 
-def _with_other_arguments(subject: Subject) -> Fit | None:
+def _fit_other_arguments(subject: Subject) -> Fit | None:
     """Returns a loss that is right once probabilities or log-probabilities are handed to it."""
     kinds = [(s, t) for s in _ARGUMENTS for t in _ARGUMENTS if (s, t) != ("logits", "logits")]
     for of_student, of_teacher in sorted(kinds, key=lambda pair: pair.count("logits") == 0):
@@ -165,7 +165,7 @@ def _counts(matters: np.ndarray) -> tuple[int, ...]:
     return tuple(sorted(count for count in counts if 0 < count < matters.shape[-1]))
 
 
-def _of_first_classes(observed: Observed, rows: ProbeRows, count: int) -> Fit | None:
+def _fit_first_classes(observed: Observed, rows: ProbeRows, count: int) -> Fit | None:
     """Returns a loss of the first classes, as of a vocabulary that is padded to more."""
 
     def cut(rows):

@@ -81,10 +81,10 @@ def render(frame: pd.DataFrame, *, subtitle: str) -> bytes:
 
 def _draw(frame: pd.DataFrame, subtitle: str) -> Figure:
     """Draws a row a loss: the gradient's size, its direction, and the parts in the fixed gauge."""
-    shares, teacher = (_grouped(_shares(frame, gauge)) for gauge in ("gradient", PROBABILITY))
+    shares, teacher = (_group(_shares(frame, gauge)) for gauge in ("gradient", PROBABILITY))
     rows = [*teacher, *shares]
-    directions = _grouped(_shares(frame, "gradient", column="part")).reindex(columns=rows)
-    fixed = _grouped(_shares(frame, "fixed")).reindex(columns=rows)
+    directions = _group(_shares(frame, "gradient", column="part")).reindex(columns=rows)
+    fixed = _group(_shares(frame, "fixed")).reindex(columns=rows)
     height = 2.4 + _ROW * len(rows)
     figure = style.figure(
         height, title=finding(frame), subtitle=subtitle, theme=LIGHT, width=_WIDTH
@@ -118,7 +118,7 @@ def _draw(frame: pd.DataFrame, subtitle: str) -> Figure:
     return figure
 
 
-def _grouped(values: pd.DataFrame) -> pd.DataFrame:
+def _group(values: pd.DataFrame) -> pd.DataFrame:
     """Returns [groups of bins, losses], sums over the bins of each group of ranks."""
     lows = values.index.get_level_values("rank_low")
     group = np.searchsorted(_FIRST_RANKS, lows, side="right")

@@ -15,7 +15,7 @@ _COUNTS = ("gamma", "n")
 
 def table(rows: Iterable[Mapping]) -> pd.DataFrame:
     """Returns the frame of rows that are mappings; a cell without a value is blank."""
-    return _typed(pd.DataFrame(list(rows)).reindex(columns=list(schema.COLUMNS)))
+    return _set_types(pd.DataFrame(list(rows)).reindex(columns=list(schema.COLUMNS)))
 
 
 def check(frame: pd.DataFrame) -> None:
@@ -33,7 +33,7 @@ def check(frame: pd.DataFrame) -> None:
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike) -> None:
     """Writes results so that `path` is never half written; a missing number is blank."""
     check(frame)
-    frame = _typed(frame)
+    frame = _set_types(frame)
     for name in _COUNTS:
         frame[name] = frame[name].round().astype("Int64")
     frame["temperature"] = [
@@ -54,7 +54,7 @@ def read_csv(path: str | os.PathLike) -> pd.DataFrame:
         with files.path_of(path).open("rb") as file:
             frame = pd.read_csv(file, dtype=str, keep_default_na=False)
         check(frame)
-        return _typed(frame)
+        return _set_types(frame)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -106,7 +106,7 @@ def nearest(values: Iterable[float], target: float) -> float:
     return min(finite, key=lambda value: (abs(value - target), value), default=math.nan)
 
 
-def _typed(frame):
+def _set_types(frame):
     numbers = [name for name in schema.COLUMNS if name not in _TEXTS]
     types = dict.fromkeys(_TEXTS, str) | dict.fromkeys(numbers, np.float64)
     return frame.assign(**{name: frame[name].replace("", np.nan) for name in numbers}).astype(types)

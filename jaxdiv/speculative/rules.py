@@ -72,9 +72,9 @@ def _rejection(node: _Node) -> tuple[jax.Array, jax.Array]:
         accept = open_ & valid & (uniform * drawn_from[x] < p[x])
         chosen.append(accept)
         open_ &= ~accept
-        residual, total = _normalized(jnp.maximum(p - drawn_from, 0))
+        residual, total = _normalize(jnp.maximum(p - drawn_from, 0))
         p = jnp.where(open_ & valid & (total > 0), residual, p)
-        q = _normalized(q * (1 - point))[0]
+        q = _normalize(q * (1 - point))[0]
     return jnp.stack(chosen), p
 
 
@@ -90,7 +90,7 @@ def _typical(node: _Node) -> tuple[jax.Array, jax.Array]:
     return _first(node.valid & likely), node.p
 
 
-def _normalized(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _normalize(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = jnp.sum(weights)
     return weights / jnp.where(total > 0, total, 1), total
 

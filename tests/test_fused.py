@@ -599,6 +599,13 @@ def test_wrong_arguments_are_refused(message):
         run(**arguments)
 
 
+def test_wrong_keywords_name_the_function():
+    with pytest.raises(TypeError, match="linear_divergence takes no argument 'chunks'"):
+        linear_divergence("kl", ONES((N, D_S)), ONES((D_S, 9)), chunks=8)
+    with pytest.raises(ValueError, match="`tokens_over` must name axes of the mesh, got 3"):
+        linear_divergence("kl", ONES((N, D_S)), ONES((D_S, 9)), tokens_over=3)
+
+
 def test_chunks_follow_the_memory():
     assert chunks.size(100, 1000, 64) == 100
     for memory in (2**20, 2**26, 2**30):

@@ -219,3 +219,5 @@ def test_impossible_requests_are_refused(options, message):
     arguments = {"draft": draft, "prompts": prompts, "max_tokens": 4} | options
     with pytest.raises(ValueError, match=message):
         speculative.decode(cases.target(V, 16), **arguments)
+    with pytest.raises(TypeError, match="decode takes no argument 'temperatur'"):
+        speculative.decode(cases.target(V, 16), draft, prompts, max_tokens=4, temperatur=1.0)

@@ -47,13 +47,16 @@ class HeadOptions:
             raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {self.mode!r}.")
         for name in ("vocab_size", "chunk", "memory"):
             object.__setattr__(self, name, _whole_number(name, getattr(self, name)))
+        if not all(isinstance(axis, str) for axis in self.axes):
+            raise ValueError(f"`tokens_over` must name axes of the mesh, got {self.tokens_over!r}.")
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes of `tokens_over`."""
         if self.tokens_over is None:
             return ()
-        return (self.tokens_over,) if isinstance(self.tokens_over, str) else tuple(self.tokens_over)
+        listed = isinstance(self.tokens_over, Sequence) and not isinstance(self.tokens_over, str)
+        return tuple(self.tokens_over) if listed else (self.tokens_over,)
 
 
 def linear_divergence(
@@ -159,6 +162,9 @@ def linear_divergences(
     Returns:
       (values [...] a student, metrics [...] a student and metric).
     """
+    unknown = options.keys() - {field.name for field in dataclasses.fields(HeadOptions)}
+    if unknown:
+        raise TypeError(f"linear_divergence takes no argument {min(unknown)!r}.")
     head_options = HeadOptions(**options)
     if not len(losses) == len(student_hiddens) == len(student_heads) > 0:
         raise ValueError(

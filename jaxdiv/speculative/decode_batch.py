@@ -107,6 +107,9 @@ def prepare(
     Raises:
       ValueError: an argument is out of its range.
     """
+    unknown = sampling.keys() - {field.name for field in dataclasses.fields(arguments.Sampling)}
+    if unknown:
+        raise TypeError(f"decode takes no argument {min(unknown)!r}.")
     options = arguments.Sampling(**sampling)
     vocab_size = target.vocab_size
     plan_tree = arguments.resolve_tree(draft, rule, gamma, eta, tree)

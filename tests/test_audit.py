@@ -15,7 +15,7 @@ from experiments.common import cli
 from jaxdiv import reductions
 from jaxdiv.audit import CODES, MISTAKE, Audit, audit, numpy_loss, torch_loss
 from jaxdiv.audit.inputs import random_rows
-from tests import audit_mistakes, runs
+from tests import audit_mistakes, runs, sources
 from tests.audit_mistakes import PLANTED, kl, sides
 
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -405,12 +405,10 @@ def test_refusals():
 
 
 def test_every_code_is_used():
-    folder = runs.ROOT / "jaxdiv" / "audit"
-    sources = "".join(
-        path.read_text(encoding="utf-8") for path in folder.glob("*.py") if path.stem != "codes"
-    )
+    paths = sources.located("jaxdiv/audit").glob("*.py")
+    text = "".join(path.read_text(encoding="utf-8") for path in paths if path.stem != "codes")
     for code, (severity, message) in CODES.items():
-        assert f'"{code}"' in sources, code
+        assert f'"{code}"' in text, code
         assert severity in ("mistake", "note")
         assert message.endswith((".", "}")), code
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from jaxdiv.runs import sharding
 from jaxdiv.runs.specs import OptimizerSpec
@@ -99,17 +99,6 @@ def make_step(
         batch = write(teacher, params, batch, step) if write else batch
         return batch, jax.lax.stop_gradient(teacher_forward(teacher, batch["inputs"]))
 
-    def update(optimizer, student, value, gradient):
-        params, opt_state, finite = student
-        norm = optax.tree.norm(gradient)
-        finite = finite & jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, new_opt_state = optimizer.update(gradient, opt_state, params)
-        new = (optax.apply_updates(params, updates), new_opt_state)
-        params, opt_state = jax.tree.map(
-            lambda a, b: jnp.where(finite, a, b), new, (params, opt_state)
-        )
-        return params, opt_state, finite, value, norm
-
     def step(state, teacher, batch):
         shared = None if batch_per_student else prepare(teacher, None, batch, state.step)
         students = list(zip(state.params, state.opt_state, state.finite, strict=True))
@@ -127,7 +116,7 @@ def make_step(
 
             (_, values), gradients = jax.value_and_grad(total, has_aux=True)(params)
             return [
-                update(optimizers[i], *rest)
+                _update_student(optimizers[i], *rest)
                 for i, *rest in zip(losses, students, values, gradients, strict=True)
             ]
 
@@ -145,6 +134,25 @@ def make_step(
         return sharding.constrain(new_state, mesh), sharding.replicate(metrics, mesh)
 
     return sharding.jit(step, mesh, donate_argnums=0)
+
+
+def _update_student(
+    optimizer: optax.GradientTransformation,
+    student: tuple[Any, Any, Bool[Array, ""]],
+    value: Float[Array, ""],
+    gradient: Any,
+) -> tuple:
+    """Returns (parameters, optimizer state, finite, loss, gradient norm) after one update.
+
+    A student whose loss or gradient is not finite, now or before, keeps its parameters.
+    """
+    params, opt_state, finite = student
+    norm = optax.tree.norm(gradient)
+    finite = finite & jnp.isfinite(value) & jnp.isfinite(norm)
+    updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+    new = (optax.apply_updates(params, updates), new_opt_state)
+    params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (params, opt_state))
+    return params, opt_state, finite, value, norm
 
 
 def for_each_seed(function: Callable[[Any], Any], group: Any, mesh: Mesh | None = None) -> Any:

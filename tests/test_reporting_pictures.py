@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxdiv.reporting import acceptance_pictures, pictures, style
@@ -129,3 +130,14 @@ def test_labels_are_moved_apart_and_keep_their_order():
     assert np.all(np.diff(np.sort(moved)) >= 1 - 1e-3)
     assert moved[4] == 9.0
     np.testing.assert_allclose(style.spread(values, 0.01), values)
+
+
+def test_svgs_leave_out_the_last_bits_of_a_layout():
+    def drawn(shift):
+        with matplotlib.rc_context(style.rc(style.LIGHT)):
+            figure = Figure(figsize=(5, 4))
+            axes = figure.add_axes((87.6194375 / 360 + shift, 0.0625 + shift, 0.5, 0.5))
+            axes.plot([0, 1], [0.1, 0.3])
+            return style.svg(figure, name="a", alternative="a line")
+
+    assert drawn(0.0) == drawn(1e-12) == drawn(-1e-12)

@@ -30,10 +30,9 @@ from rich.table import Table
 from experiments.common import cli
 from experiments.tpu import aot, cost_model, steps
 from jaxdiv import files
-from jaxdiv.runs import sharding
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, teacher
+from jaxdiv.training import run_data, sharding, teacher
 
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Kind and shape of the TPU slice.")

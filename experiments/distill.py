@@ -21,10 +21,10 @@ from absl import flags
 
 from experiments.common import cli, run_results, watch_flags
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import ConfigDiffers, Workdir
-from jaxdiv.training import loop, run_data, students, teacher
+from jaxdiv.training import loop, run_data, sharding, students, teacher
 
 CONFIG = cli.define_config()
 cli.define_log_format()

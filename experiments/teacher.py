@@ -18,10 +18,10 @@ from absl import flags
 
 from experiments.common import cli, watch_flags
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import lock, sharding
+from jaxdiv.runs import lock
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import loop, run_data, teacher
+from jaxdiv.training import loop, run_data, sharding, teacher
 
 CONFIG = cli.define_config()
 cli.define_log_format()

@@ -14,9 +14,9 @@ import optax
 
 from configs import smoke
 from jaxdiv import acceptance, models
-from jaxdiv.runs import config_keys, sharding
+from jaxdiv.runs import config_keys
 from jaxdiv.runs.specs import MeshSpec, RunSpec
-from jaxdiv.training import on_policy, students, teacher, teacher_sources
+from jaxdiv.training import on_policy, sharding, students, teacher, teacher_sources
 from jaxdiv.training.state import population
 
 V, ROWS, LENGTH, CHANNELS = 120, 12, 17, 4

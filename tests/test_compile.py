@@ -14,8 +14,8 @@ from experiments import compile
 from experiments.benchmarks import tpu_table
 from experiments.tpu import aot, cost_model, steps
 from jaxdiv.fused import chunks
-from jaxdiv.runs import sharding
 from jaxdiv.runs.specs import RunSpec
+from jaxdiv.training import sharding
 from tests import runs
 from tests.test_fused import equations
 

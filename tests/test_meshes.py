@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
+from jaxdiv.training import sharding
 from tests import commands, runs, stops
 from tests.stops import EVERY, STEPS, TEACHER_STEPS
 

@@ -13,9 +13,8 @@ import pytest
 import jaxdiv
 from jaxdiv import acceptance, files, models, reductions
 from jaxdiv.models import llama
-from jaxdiv.runs import sharding
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, students, teacher
+from jaxdiv.training import run_data, sharding, students, teacher
 from tests import commands, runs
 from tests.smoke_runs import OF_TEACHER_TEXT, SHORT, check_short, check_whole, read
 

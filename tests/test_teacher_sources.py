@@ -6,9 +6,9 @@ import pytest
 
 from configs import smoke
 from jaxdiv.models import llama
-from jaxdiv.runs import manifests, sharding
+from jaxdiv.runs import manifests
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import teacher, teacher_sources
+from jaxdiv.training import sharding, teacher, teacher_sources
 from tests import llama_folders
 
 

@@ -15,10 +15,10 @@ from configs import large_vocab, smoke
 from jaxdiv import acceptance, models, reductions, speculative
 from jaxdiv.fused import chunks
 from jaxdiv.models import llama_tensors
-from jaxdiv.runs import metrics, sharding
+from jaxdiv.runs import metrics
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import objectives, run_data, students, teacher
+from jaxdiv.training import objectives, run_data, sharding, students, teacher
 from jaxdiv.training import step as training_step
 from jaxdiv.training.state import TrainState, population
 from tests import runs

@@ -24,10 +24,9 @@ from rich.console import Console
 from experiments.common import cli
 from experiments.tpu import aot
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import sharding
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import loop, run_data, students, teacher
+from jaxdiv.training import loop, run_data, sharding, students, teacher
 from jaxdiv.training.state import Model
 
 CONFIG = cli.define_config()

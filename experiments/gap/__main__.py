@@ -19,10 +19,10 @@ from absl import flags
 from experiments.common import cli, watch_flags
 from experiments.gap import causes, report, study
 from jaxdiv.acceptance import RULES
-from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import loop, run_data, teacher
+from jaxdiv.training import loop, run_data, sharding, teacher
 
 CONFIG = cli.define_config()
 cli.define_log_format()

@@ -14,10 +14,10 @@ from jaxdiv.acceptance import RULES
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.evaluation.contexts import Context
 from jaxdiv.evaluation.measurement import Key, Sums
-from jaxdiv.runs import progress, sharding
+from jaxdiv.runs import progress
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.schema import CORPUS, GENERATED, GENERATED_GREEDY, HEADLINE_GAMMA, UNTRAINED
-from jaxdiv.training import teacher
+from jaxdiv.training import sharding, teacher
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model, TrainState
 

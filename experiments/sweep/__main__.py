@@ -33,10 +33,10 @@ from experiments.sweep import (
 )
 from experiments.sweep import plan as sweep_plan
 from jaxdiv import files
-from jaxdiv.runs import lock, processes, sharding
+from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.schema import UNTRAINED
-from jaxdiv.training import loop
+from jaxdiv.training import loop, sharding
 
 CONFIG = cli.define_config()
 cli.define_log_format()

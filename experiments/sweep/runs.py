@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 import jaxdiv
 from experiments.sweep.plan import PlannedRun
 from jaxdiv.evaluation import contexts, measurement
-from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.schema import CORPUS
-from jaxdiv.training import run_data, teacher
+from jaxdiv.training import run_data, sharding, teacher
 from jaxdiv.training.loop import Monitoring
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model

@@ -14,10 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxdiv import schema, speculative
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
-from jaxdiv.runs import sharding
 from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.speculative import decoding_loop
-from jaxdiv.training import on_policy, students, teacher, teacher_sources
+from jaxdiv.training import on_policy, sharding, students, teacher, teacher_sources
 from jaxdiv.training.state import Model, population_shapes
 
 STUDENT, TEACHER, DECODE = "student", "teacher", "decode"

@@ -11,8 +11,8 @@ from jaxtyping import Float32, Int32
 
 from jaxdiv import models, schema
 from jaxdiv.data import pipeline
-from jaxdiv.runs import sharding
 from jaxdiv.runs.specs import DataSpec, EvaluationSpec
+from jaxdiv.training import sharding
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model
 

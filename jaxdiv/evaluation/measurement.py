@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 from jaxdiv import acceptance, schema
 from jaxdiv.evaluation import contexts
 from jaxdiv.evaluation.contexts import Context
-from jaxdiv.runs import progress, sharding
+from jaxdiv.runs import progress
 from jaxdiv.runs.specs import EvaluationSpec, RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, students, teacher
+from jaxdiv.training import run_data, sharding, students, teacher
 from jaxdiv.training.run_data import RunData
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed

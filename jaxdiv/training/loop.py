@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from jaxdiv import files
-from jaxdiv.runs import processes, profiling, progress, sharding, trackers
+from jaxdiv.runs import processes, profiling, progress, trackers
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.metrics import BUILT_IN
 from jaxdiv.runs.specs import StageSpec
 from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import sharding
 from jaxdiv.training.state import TrainState
 from jaxdiv.training.step import Step, learning_rate
 

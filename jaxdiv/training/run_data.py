@@ -15,10 +15,10 @@ from jaxdiv import files, schema
 from jaxdiv.data import images, pipeline, sources
 from jaxdiv.data.documents import SPLITS, Documents
 from jaxdiv.data.tokenizer import Tokenizer
-from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
-from jaxdiv.training import teacher_sources
+from jaxdiv.training import sharding, teacher_sources
 from jaxdiv.training.teacher_sources import TeacherSource
 
 TOKENIZER = "tokenizer fingerprint"  # a fact of a run

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxdiv.runs import sharding
+from jaxdiv.training import sharding
 
 Build = Callable[[nnx.Rngs], nnx.Module]
 

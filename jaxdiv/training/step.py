@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from jaxdiv.runs import sharding
 from jaxdiv.runs.specs import OptimizerSpec
+from jaxdiv.training import sharding
 from jaxdiv.training.state import TrainState
 
 Batch = Mapping[str, Array]

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Bool
 
 from jaxdiv import models
-from jaxdiv.runs import config_keys, progress, sharding
+from jaxdiv.runs import config_keys, progress
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.specs import RunSpec, StageSpec, StudentSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import objectives, on_policy, run_data, teacher_sources
+from jaxdiv.training import objectives, on_policy, run_data, sharding, teacher_sources
 from jaxdiv.training.loop import Monitoring, Training, run_stage
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model, TrainState, population, population_shapes

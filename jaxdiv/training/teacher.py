@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import processes, progress, sharding
+from jaxdiv.runs import processes, progress
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
-from jaxdiv.training import objectives, run_data, teacher_sources
+from jaxdiv.training import objectives, run_data, sharding, teacher_sources
 from jaxdiv.training.loop import Monitoring, Training, run_stage
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model, TrainState, population, population_shapes

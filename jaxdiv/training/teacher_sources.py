@@ -18,10 +18,11 @@ from jaxdiv import files, models
 from jaxdiv.data import hf_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
-from jaxdiv.runs import manifests, sharding
+from jaxdiv.runs import manifests
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.specs import RunSpec, TeacherSpec
 from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import sharding
 from jaxdiv.training.state import Model, population_shapes
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"  # facts

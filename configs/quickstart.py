@@ -7,8 +7,8 @@ These are the defaults of all keys, which docs/config.md lists with their meanin
 
 import ml_collections
 
-from jaxdiv.runs import config_keys
+from jaxdiv.runs import config as run_config
 
 
 def get_config():
-    return ml_collections.ConfigDict(config_keys.defaults())
+    return ml_collections.ConfigDict(run_config.defaults())

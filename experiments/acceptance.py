@@ -125,7 +125,7 @@ def _parse(flag, key, parse):
     """Checks a flag by the rule of a config key and returns its names, or none."""
     if flag.value is None:
         return ()
-    config_keys.check_value(f"--{flag.name}", config_keys.KEYS[key].rule, flag.value)
+    config_keys.check_value(f"--{flag.name}", run_config.KEYS[key].rule, flag.value)
     return parse(flag.value)
 
 

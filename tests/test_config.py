@@ -7,7 +7,6 @@ import pytest
 
 from configs import quickstart, smoke
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import config_keys
 from jaxdiv.runs.specs import RunSpec
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -79,7 +78,7 @@ def test_missing_and_undeclared_keys_are_refused():
 
 def test_the_page_of_keys_is_up_to_date():
     page = (CONFIGS.parent / "docs" / "config.md").read_text(encoding="utf-8")
-    assert page == config_keys.page(), "python -m jaxdiv.runs.config_keys > docs/config.md"
+    assert page == run_config.page(), "python -m jaxdiv.runs.config > docs/config.md"
 
 
 def test_specs_hold_what_the_config_says_and_compare_by_results():

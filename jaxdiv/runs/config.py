@@ -1,4 +1,9 @@
-"""The check of a run's config, before any data is read, and what a started run may change."""
+"""A run's config: defaults, the check before any data is read, and what a started run may change.
+
+To write docs/config.md anew:
+
+python -m jaxdiv.runs.config > docs/config.md
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,9 +11,21 @@ from typing import Any
 from jaxdiv import models
 from jaxdiv.models.layers import check_heads
 from jaxdiv.runs import config_keys
-from jaxdiv.runs.config_keys import check_value
+from jaxdiv.runs.config_keys import ConfigKey, check_value
 from jaxdiv.runs.specs import RunSpec
 
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested mappings by dotted key."""
+    leaves = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves |= flatten(value, f"{name}.") if hasattr(value, "items") else {name: value}
+    return leaves
+
+
+_TREE = config_keys.keys_of(RunSpec)
+KEYS: dict[str, ConfigKey] = flatten(_TREE)
 DECIDE_NO_RESULT = ("config.mesh", "config.checkpoint", "config.log")
 
 
@@ -36,28 +53,31 @@ def check(config: Mapping) -> None:
         )
 
 
+def defaults(keys: Mapping = _TREE) -> dict[str, Any]:
+    """Returns a new config with the default of every key, as nested plain values."""
+    return {
+        name: defaults(key) if isinstance(key, dict) else key.default for name, key in keys.items()
+    }
+
+
 def check_each(config: Mapping) -> None:
     """Raises ValueError for missing, unknown and wrong keys, each looked at by itself."""
-    _check_group("config", config_keys.defaults(), config)
+    _check_group("config", _TREE, config)
 
 
-def _check_group(prefix: str, defaults: Mapping, group: Any) -> None:
+def _check_group(prefix: str, keys: Mapping, group: Any) -> None:
     if not hasattr(group, "items"):
-        raise ValueError(f"`{prefix}` must hold {', '.join(defaults)}, got {group!r}")
+        raise ValueError(f"`{prefix}` must hold {', '.join(keys)}, got {group!r}")
     for name in group:
-        if name not in defaults:
-            raise ValueError(
-                f"`{prefix}.{name}` is not a key of a run; known: {', '.join(defaults)}"
-            )
-    for name, default in defaults.items():
-        key = f"{prefix}.{name}"
+        if name not in keys:
+            raise ValueError(f"`{prefix}.{name}` is not a key of a run; known: {', '.join(keys)}")
+    for name, key in keys.items():
         if name not in group:
-            raise ValueError(f"`{key}` is missing; see docs/config.md")
-        if isinstance(default, dict):
-            _check_group(key, default, group[name])
+            raise ValueError(f"`{prefix}.{name}` is missing; see docs/config.md")
+        if isinstance(key, dict):
+            _check_group(f"{prefix}.{name}", key, group[name])
         else:
-            rule = config_keys.KEYS[key.removeprefix("config.")].rule
-            check_value(f"`{key}`", rule, group[name])
+            check_value(f"`{prefix}.{name}`", key.rule, group[name])
 
 
 def _check_below(key, value, limit_key, limit):
@@ -138,7 +158,7 @@ def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
     leaves = [
         {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in config_keys.flatten(config, "config.").items()
+            for key, value in flatten(config, "config.").items()
         }
         for config in (one, other)
     ]
@@ -161,3 +181,32 @@ def may_change(key: str, old: Any, new: Any) -> bool:
 def within(key: str, groups: Iterable[str]) -> bool:
     """Returns True if the dotted `key` is one of `groups` or lies below one."""
     return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+_PAGE = """# Config keys
+
+Every file in [configs](../configs) starts from these defaults, which are those of
+`configs/quickstart.py`, and changes what differs. On the command line a key is
+`--config.teacher.steps=1000`. A missing, unknown or wrong key is refused before any work.
+
+This page is written by `python -m jaxdiv.runs.config > docs/config.md` from the specs in
+`jaxdiv/runs/specs.py`.
+
+| key | meaning | allowed | default |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """Returns docs/config.md: a table of all keys."""
+    rows = []
+    for name, key in KEYS.items():
+        values = key.default if isinstance(key.default, tuple) else (key.default,)
+        default = ", ".join(map(str, values))
+        default = f"`{default}`" if default else "empty"
+        rows.append(f"| `{name}` | {key.meaning} | {key.rule.allowed} | {default} |\n")
+    return _PAGE + "".join(rows)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

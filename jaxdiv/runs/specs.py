@@ -1,286 +1,36 @@
 """A run's config as frozen specs, of which each part of the code takes the one that it needs.
 
-A config is read once, by `RunSpec.from_config(config)`, after `jaxdiv.runs.config.check`. Fields
-that decide no result are left out when specs are compared.
+The specs of groups of the config declare its keys: the check in `jaxdiv.runs.config`, the defaults
+that every file in configs/ starts from and the table of docs/config.md come from them. A config is
+read once, by `RunSpec.from_config(config)`, after `jaxdiv.runs.config.check`. Fields that decide no
+result are left out when specs are compared.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jaxdiv
-from jaxdiv import schema
+from jaxdiv import models, schema
+from jaxdiv.acceptance import RULES
+from jaxdiv.models.builders import STUDENTS
 from jaxdiv.runs import config_keys
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSpec:
-    """The texts or images of a run: the keys of `config.data` but those of `OnPolicySpec`."""
-
-    kind: str
-    source: str
-    feature: str
-    label: str
-    channels: int
-    directory: str = dataclasses.field(compare=False)
-    files: str
-    vocabulary: int
-    sequence_length: int
-
-    @property
-    def is_images(self) -> bool:
-        """True if each row is an image with one prediction, rather than tokens."""
-        return self.kind == config_keys.IMAGES
-
-
-@dataclasses.dataclass(frozen=True)
-class OnPolicySpec:
-    """Rows of the students' batches that a model writes during training.
-
-    Attributes:
-      writer: `config_keys.TEACHER_TEXT` or `config_keys.STUDENT_TEXT`.
-      rows: rows of each batch that it writes, the first ones.
-      prompt_tokens: tokens of the corpus that each of them begins with.
-      sequence_length: tokens per row.
-      seed: decides the text, together with the step, the batch and the writer's parameters.
-    """
-
-    writer: str
-    rows: int
-    prompt_tokens: int
-    sequence_length: int
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherSpec:
-    """The teacher model: the sizes of `config.teacher`, with what decides its arrays' types.
-
-    Attributes:
-      checkpoint: folder that the teacher is taken from; empty if this run trains it.
-      dtype: type of activations.
-      channels: of images.
-      last_step: the step of its checkpoint in the run's folder; 0 if it was taken over.
-    """
-
-    kind: str
-    checkpoint: str
-    depth: int
-    width: int
-    heads: int
-    kv_heads: int
-    mlp_width: int
-    padded_vocabulary: int
-    rope_base: float
-    norm_epsilon: float
-    dtype: str
-    channels: int
-    last_step: int
-
-
-@dataclasses.dataclass(frozen=True)
-class StudentSpec:
-    """The student model: the sizes of `config.student`."""
-
-    kind: str
-    exit_layer: int
-    depth: int
-    width: int
-    heads: int
-    kv_heads: int
-    mlp_width: int
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerSpec:
-    """An optimizer with its schedule: the keys of `config.teacher.optimizer`."""
-
-    name: str
-    learning_rate: float
-    warmup_steps: int
-    final_fraction: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    clip_norm: float
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointSpec:
-    """`every`: steps between checkpoints; `keep`: the number of newest ones that stay on disk."""
-
-    every: int
-    keep: int
-
-
-@dataclasses.dataclass(frozen=True)
-class StageSpec:
-    """One stage of training, the teacher's or the students'.
-
-    Attributes:
-      name: `teacher` or `student`.
-      members: the name of each model or loss, such as the texts of the losses.
-      optimizers: each member's.
-      seeds: seeds of the initial values of each member's models.
-      data_seed: seed of the order of batches.
-      steps: training steps.
-      batch_size: rows per batch, over all processes.
-      sequence_length: tokens per row.
-      checkpoint: when the stage is saved.
-      log_every: steps between measurements on a validation batch.
-    """
-
-    name: str
-    members: tuple[str, ...]
-    optimizers: tuple[OptimizerSpec, ...]
-    seeds: tuple[int, ...]
-    data_seed: int
-    steps: int
-    batch_size: int
-    sequence_length: int
-    checkpoint: CheckpointSpec = dataclasses.field(compare=False)
-    log_every: int = dataclasses.field(compare=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSpec:
-    """The measurement of acceptance: the keys of `config.evaluation`, with lists as tuples.
-
-    `rules` begins with `sampling`, by which losses are ranked; `seed` decides the teacher's text.
-    """
-
-    temperatures: tuple[float, ...]
-    contexts: tuple[str, ...]
-    rules: tuple[str, ...]
-    documents: int
-    document_tokens: int
-    prompt_tokens: int
-    generated_tokens: int
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshSpec:
-    """Devices along each axis of the mesh; `config_keys.REST` for all that the others leave."""
-
-    student: int
-    data: int
-    fsdp: int
-    tensor: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSpec:
-    """All of a run's config.
-
-    Attributes:
-      losses: parsed, in the config's order.
-      seeds: of the initial values of each loss's students.
-      seed: of the data order, the teacher and sampled text.
-      temperature: of distillation.
-      on_policy: None if students read the corpus alone.
-      teacher_stage: also describes the batches of a teacher that was taken over.
-    """
-
-    losses: tuple[jaxdiv.Loss, ...]
-    seeds: tuple[int, ...]
-    seed: int
-    temperature: float
-    dtype: str
-    data: DataSpec
-    on_policy: OnPolicySpec | None
-    teacher: TeacherSpec
-    student: StudentSpec
-    teacher_stage: StageSpec
-    student_stage: StageSpec
-    evaluation: EvaluationSpec
-    mesh: MeshSpec = dataclasses.field(compare=False)
-
-    @classmethod
-    def from_config(cls, config: Mapping) -> "RunSpec":
-        """Reads a config that has passed `jaxdiv.runs.config.check`.
-
-        Raises ValueError for unknown losses, or learning rates of losses that the run lacks.
-        """
-        losses = parse_losses(config["losses"])
-        seeds = tuple(config["seed"] + i for i in range(config["seeds"]))
-        teacher, student, evaluation = (config[k] for k in ("teacher", "student", "evaluation"))
-        return cls(
-            losses=losses,
-            seeds=seeds,
-            seed=config["seed"],
-            temperature=config["temperature"],
-            dtype=config["dtype"],
-            data=_pick(DataSpec, config["data"]),
-            on_policy=_on_policy(config),
-            teacher=_pick(
-                TeacherSpec,
-                teacher,
-                dtype=config["dtype"],
-                channels=config["data"]["channels"],
-                last_step=0 if teacher["checkpoint"] else teacher["steps"],
-            ),
-            student=_pick(StudentSpec, student),
-            teacher_stage=_stage(config, "teacher", ("teacher",), (config["seed"],)),
-            student_stage=_stage(config, "student", tuple(loss.text for loss in losses), seeds),
-            evaluation=_pick(
-                EvaluationSpec,
-                evaluation,
-                temperatures=tuple(evaluation["temperatures"]),
-                contexts=config_keys.names_in(evaluation["contexts"]),
-                rules=parse_rules(evaluation["rules"]),
-                seed=config["seed"],
-            ),
-            mesh=_pick(MeshSpec, config["mesh"]),
-        )
-
-
-def _pick(spec, group, **values):
-    """Builds `spec` from `values`, and its other fields from the keys of the config's group."""
-    names = [field.name for field in dataclasses.fields(spec) if field.name not in values]
-    return spec(**{name: group[name] for name in names}, **values)
-
-
-def _stage(
-    config: Mapping, name: str, members: tuple[str, ...], seeds: tuple[int, ...]
-) -> StageSpec:
-    stage = config[name]
-    optimizer = _pick(OptimizerSpec, stage["optimizer"])
-    rates = {}
-    if name == "student":
-        rates = parse_learning_rates(stage["learning_rates"], members)
-    return _pick(
-        StageSpec,
-        stage,
-        name=name,
-        members=members,
-        optimizers=tuple(
-            dataclasses.replace(optimizer, learning_rate=rates.get(member, optimizer.learning_rate))
-            for member in members
-        ),
-        seeds=seeds,
-        data_seed=config["seed"],
-        sequence_length=config["data"]["sequence_length"],
-        checkpoint=_pick(CheckpointSpec, config["checkpoint"]),
-        log_every=config["log"]["every"],
-    )
-
-
-def _on_policy(config: Mapping) -> OnPolicySpec | None:
-    data, rows = config["data"], 0
-    if data["context"] != config_keys.CORPUS:
-        rows = round(data["context_share"] * config["student"]["batch_size"])
-    if not rows:
-        return None
-    return OnPolicySpec(
-        writer=data["context"],
-        rows=rows,
-        prompt_tokens=data["context_prompt"],
-        sequence_length=data["sequence_length"],
-        seed=config["seed"],
-    )
+from jaxdiv.runs.config_keys import (
+    DECAY,
+    DEVICES,
+    FRACTION,
+    NAME,
+    NOT_NEGATIVE,
+    POSITIVE,
+    REST,
+    TEXT,
+    key,
+    one_of,
+    some_of,
+    whole,
+)
 
 
 def parse_losses(text: str) -> tuple[jaxdiv.Loss, ...]:
@@ -319,7 +69,311 @@ def parse_learning_rates(text: str, losses: Sequence[str]) -> dict[str, float]:
             rates[name] = float(rate)
         except ValueError:
             rates[name] = math.nan
-        config_keys.check_value(
-            f"`config.student.learning_rates` of {name}", config_keys.POSITIVE, rates[name]
-        )
+        config_keys.check_value(f"`config.student.learning_rates` of {name}", POSITIVE, rates[name])
     return rates
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """The texts or images of a run."""
+
+    kind: str = key(
+        config_keys.TEXTS,
+        one_of(config_keys.TEXTS, config_keys.IMAGES),
+        "What the data are; an image is one prediction.",
+    )
+    source: str = key("python_stdlib", NAME, "`python_stdlib`, or a prepared TFDS data set.")
+    feature: str = key("text", NAME, "The TFDS feature to read.")
+    label: str = key("label", NAME, "Images: the TFDS feature with their classes.")
+    channels: int = key(1, whole(1), "Images: channels.")
+    directory: str = key(
+        "", TEXT, "TFDS folder; empty for TFDS's own, or the run's folder.", compare=False
+    )
+    files: str = key("", TEXT, "Glob of text files to read instead of `data.source`.")
+    vocabulary: int = key(1024, whole(2), "Size of the BPE tokenizer; images: number of classes.")
+    sequence_length: int = key(96, whole(1), "Tokens per row of a training batch.")
+    context: str = key(
+        config_keys.CORPUS,
+        one_of(*config_keys.TRAINING_CONTEXTS),
+        "Who writes the students' batches.",
+    )
+    context_share: float = key(0.5, FRACTION, "Share of rows that the teacher or student writes.")
+    context_prompt: int = key(16, whole(1), "Tokens of the corpus that such a row begins with.")
+
+    @property
+    def is_images(self) -> bool:
+        """True if each row is an image with one prediction, rather than tokens."""
+        return self.kind == config_keys.IMAGES
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer with its schedule."""
+
+    name: str = key("adamw", one_of("adamw", "sgd"), "The optimizer.")
+    # Above about 5e-3 training amplifies rounding so much that ce and kl, whose gradients are
+    # equal, end apart.
+    learning_rate: float = key(3e-3, POSITIVE, "Learning rate after the warm-up.")
+    warmup_steps: int = key(20, whole(0), "Steps of linear warm-up from 0.")
+    final_fraction: float = key(0.0, FRACTION, "Where the cosine ends, of the rate.")
+    weight_decay: float = key(0.01, NOT_NEGATIVE, "Decoupled weight decay of all matrices.")
+    beta1: float = key(0.9, DECAY, "Decay of AdamW's first moment, or SGD's momentum.")
+    # In short runs under tv and nla, whose gradients are noisy, it should be near 1.
+    beta2: float = key(0.999, DECAY, "Decay of AdamW's second moment.")
+    epsilon: float = key(1e-8, POSITIVE, "AdamW's epsilon.")
+    clip_norm: float = key(1.0, NOT_NEGATIVE, "Gradients are clipped to this norm; 0 for none.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSpec:
+    """The teacher model and its training.
+
+    Attributes:
+      dtype: type of activations.
+      channels: of images.
+    """
+
+    checkpoint: str = key(
+        "", TEXT, "Run or Llama folder to take teacher, sizes and tokenizer from."
+    )
+    kind: str = key(
+        "decoder", one_of("decoder", models.CLASSIFIER), "The classifier is for images."
+    )
+    depth: int = key(4, whole(1), "Layers.")
+    width: int = key(192, whole(2), "Width of the hidden state.")
+    heads: int = key(6, whole(1), "Attention heads.")
+    kv_heads: int = key(2, whole(1), "Heads of keys and values.")
+    mlp_width: int = key(512, whole(1), "Width inside the MLP.")
+    padded_vocabulary: int = key(0, whole(0, 2**24), "Rows of embedding and head; 0: no padding.")
+    rope_base: float = key(10000.0, POSITIVE, "Base of the rotary positions.")
+    norm_epsilon: float = key(1e-5, POSITIVE, "Epsilon of all norms, also the students'.")
+    steps: int = key(500, whole(1), "Training steps.")
+    batch_size: int = key(24, whole(1), "Rows per batch.")
+    optimizer: OptimizerSpec = dataclasses.field(
+        metadata={"learning_rate": 4e-3, "final_fraction": 0.1, "beta2": 0.95}
+    )
+    dtype: str
+    channels: int
+
+    @property
+    def last_step(self) -> int:
+        """The step of its checkpoint in the run's folder; 0 if it was taken over."""
+        return 0 if self.checkpoint else self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentSpec:
+    """The student models and their training."""
+
+    kind: str = key("kangaroo", one_of(*STUDENTS), "The draft model.")
+    exit_layer: int = key(2, whole(1), "kangaroo: reads the teacher's state after this layer.")
+    heads: int = key(6, whole(1), "Attention heads.")
+    kv_heads: int = key(2, whole(1), "Heads of keys and values.")
+    depth: int = key(1, whole(1), "decoder, classifier: layers.")
+    width: int = key(96, whole(2), "decoder, classifier: width.")
+    mlp_width: int = key(256, whole(1), "decoder: width inside the MLP.")
+    steps: int = key(240, whole(1), "Training steps.")
+    batch_size: int = key(12, whole(1), "Rows per batch.")
+    learning_rates: str = key("", TEXT, "Rates of single losses, such as `tv: 1e-2; nla: 1e-2`.")
+    optimizer: OptimizerSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSpec:
+    """The measurement of acceptance.
+
+    `rules` begins with `sampling`, by which losses are ranked; `seed` decides the teacher's text.
+    """
+
+    temperatures: tuple[float, ...] = key(
+        (0.25, 0.5, 1.0, 2.0, 5.0, 20.0),
+        config_keys.TEMPERATURES,
+        "Sampling temperatures; 0 is greedy.",
+        tuple,
+    )
+    contexts: tuple[str, ...] = key(
+        "corpus,generated,generated_greedy",
+        some_of(schema.CONTEXTS),
+        "What teacher and students read while acceptance is measured.",
+        config_keys.names_in,
+    )
+    rules: tuple[str, ...] = key(
+        "sampling,greedy_draft,greedy_match",
+        some_of(RULES),
+        "Acceptance rules; `sampling` ranks the losses and is always measured.",
+        parse_rules,
+    )
+    documents: int = key(64, whole(2), "Held-out documents, at most.")
+    document_tokens: int = key(
+        288, whole(2, schema.MAX_DOCUMENT_TOKENS), "Tokens of each, at most."
+    )
+    prompt_tokens: int = key(32, whole(1), "Tokens of a document before the teacher's own text.")
+    generated_tokens: int = key(256, whole(9), "Tokens of that text, at most.")
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSpec:
+    """Devices along each axis of the mesh; `config_keys.REST` for all that the others leave."""
+
+    student: int = key(1, DEVICES, "Devices that share the seeds of each loss.")
+    data: int = key(REST, DEVICES, "Devices that share the rows of a batch.")
+    fsdp: int = key(1, DEVICES, "Devices that share those rows and the parameters.")
+    tensor: int = key(1, DEVICES, "Devices that share the classes of the vocabulary.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSpec:
+    """When a stage is saved, and how many of its checkpoints stay on disk."""
+
+    every: int = key(50, whole(1), "Steps between checkpoints.")
+    keep: int = key(2, whole(1), "Newest checkpoints that are kept.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSpec:
+    """When the students are measured during training."""
+
+    every: int = key(20, whole(1), "Steps between measurements on a validation batch.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicySpec:
+    """Rows of the students' batches that a model writes during training.
+
+    Attributes:
+      writer: `config_keys.TEACHER_TEXT` or `config_keys.STUDENT_TEXT`.
+      rows: rows of each batch that it writes, the first ones.
+      prompt_tokens: tokens of the corpus that each of them begins with.
+      sequence_length: tokens per row.
+      seed: decides the text, together with the step, the batch and the writer's parameters.
+    """
+
+    writer: str
+    rows: int
+    prompt_tokens: int
+    sequence_length: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+    """One stage of training, the teacher's or the students'.
+
+    Attributes:
+      name: `teacher` or `student`.
+      members: the name of each model or loss, such as the texts of the losses.
+      optimizers: each member's.
+      seeds: seeds of the initial values of each member's models.
+      data_seed: seed of the order of batches.
+      steps: training steps.
+      batch_size: rows per batch, over all processes.
+      sequence_length: tokens per row.
+      checkpoint: when the stage is saved.
+      log_every: steps between measurements on a validation batch.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    optimizers: tuple[OptimizerSpec, ...]
+    seeds: tuple[int, ...]
+    data_seed: int
+    steps: int
+    batch_size: int
+    sequence_length: int
+    checkpoint: CheckpointSpec
+    log_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """All of a run's config.
+
+    Attributes:
+      losses: parsed, in the config's order.
+      seeds: of the initial values of each loss's students.
+    """
+
+    losses: tuple[jaxdiv.Loss, ...] = key(
+        "ce,ce_argmax,ce_data,kl,rkl,jeffreys,jsd,tv,nla,lk_hybrid",
+        NAME,
+        "Losses to train with, as `jaxdiv.get` takes them, by commas.",
+        parse_losses,
+    )
+    seeds: tuple[int, ...] = key(
+        3, whole(1), "Students per loss; student i is initialized from `seed` + i."
+    )
+    seed: int = key(0, whole(0, 2**31 - 1), "Seed of the data order, the teacher and sampled text.")
+    temperature: float = key(1.0, POSITIVE, "Distillation temperature, of teacher and student.")
+    dtype: str = key(
+        "float32", one_of("float32", "bfloat16"), "Type of activations, not parameters."
+    )
+    data: DataSpec
+    teacher: TeacherSpec
+    student: StudentSpec
+    evaluation: EvaluationSpec
+    mesh: MeshSpec = dataclasses.field(compare=False)
+    checkpoint: CheckpointSpec = dataclasses.field(compare=False)
+    log: LogSpec = dataclasses.field(compare=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "RunSpec":
+        """Reads a config that has passed `jaxdiv.runs.config.check`.
+
+        Raises ValueError for unknown losses.
+        """
+        seed, read = config["seed"], config_keys.read
+        return read(
+            cls,
+            config,
+            seeds=tuple(seed + i for i in range(config["seeds"])),
+            teacher=read(
+                TeacherSpec,
+                config["teacher"],
+                dtype=config["dtype"],
+                channels=config["data"]["channels"],
+            ),
+            evaluation=read(EvaluationSpec, config["evaluation"], seed=seed),
+        )
+
+    @functools.cached_property
+    def on_policy(self) -> OnPolicySpec | None:
+        """The text that a model writes for the students; None if they read the corpus alone."""
+        data, rows = self.data, 0
+        if data.context != config_keys.CORPUS:
+            rows = round(data.context_share * self.student.batch_size)
+        if not rows:
+            return None
+        return OnPolicySpec(
+            data.context, rows, data.context_prompt, data.sequence_length, self.seed
+        )
+
+    @functools.cached_property
+    def teacher_stage(self) -> StageSpec:
+        """The teacher's training; also describes the batches of a teacher that was taken over."""
+        return self._stage("teacher", ("teacher",), (self.teacher.optimizer,), (self.seed,))
+
+    @functools.cached_property
+    def student_stage(self) -> StageSpec:
+        """The students' training. Raises ValueError for learning rates of losses that it lacks."""
+        losses, optimizer = tuple(loss.text for loss in self.losses), self.student.optimizer
+        rates = dict.fromkeys(losses, optimizer.learning_rate)
+        rates |= parse_learning_rates(self.student.learning_rates, losses)
+        optimizers = tuple(
+            dataclasses.replace(optimizer, learning_rate=rate) for rate in rates.values()
+        )
+        return self._stage("student", losses, optimizers, self.seeds)
+
+    def _stage(self, name, members, optimizers, seeds):
+        return StageSpec(
+            name=name,
+            members=members,
+            optimizers=optimizers,
+            seeds=seeds,
+            data_seed=self.seed,
+            steps=getattr(self, name).steps,
+            batch_size=getattr(self, name).batch_size,
+            sequence_length=self.data.sequence_length,
+            checkpoint=self.checkpoint,
+            log_every=self.log.every,
+        )

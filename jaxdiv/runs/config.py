@@ -12,7 +12,7 @@ from jaxdiv import models
 from jaxdiv.models.layers import check_heads
 from jaxdiv.runs import config_keys
 from jaxdiv.runs.config_keys import ConfigKey, check_value
-from jaxdiv.runs.specs import RunSpec
+from jaxdiv.runs.specs import RunSpec, parse_learning_rates
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -27,13 +27,31 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 _TREE = config_keys.keys_of(RunSpec)
 KEYS: dict[str, ConfigKey] = flatten(_TREE)
 DECIDE_NO_RESULT = ("config.mesh", "config.checkpoint", "config.log")
+_OF_IMAGES = {
+    "teacher.kind": models.CLASSIFIER,
+    "student.kind": models.CLASSIFIER,
+    "data.sequence_length": 1,
+    "data.context": config_keys.CORPUS,
+    "data.files": "",
+    "evaluation.contexts": config_keys.IMAGES,
+    "teacher.padded_vocabulary": 0,
+}
 
 
 def check(config: Mapping) -> None:
     """Raises ValueError at the first wrong key: one line with key, value and what is allowed."""
     check_each(config)
-    run = RunSpec.from_config(config)
-    (_check_images if run.data.is_images else _check_texts)(run, config)
+    run, values = RunSpec.from_config(config), flatten(config)
+    parse_learning_rates(run.student.learning_rates, [loss.text for loss in run.losses])
+    if run.data.is_images:
+        for key, allowed in _OF_IMAGES.items():
+            if values[key] != allowed:
+                raise ValueError(
+                    f"`config.{key}` must be {allowed!r} if the data are images, "
+                    f"got {values[key]!r}"
+                )
+    else:
+        _check_texts(run, values)
     vocabulary, padded = run.data.vocabulary, run.teacher.padded_vocabulary
     if 0 < padded < vocabulary:
         raise ValueError(
@@ -44,12 +62,50 @@ def check(config: Mapping) -> None:
         raise ValueError(
             f"`config.mesh` may have one axis of {config_keys.REST}, got {config['mesh']}"
         )
-    for stage in (run.teacher_stage, run.student_stage):
-        _check_below(
-            f"{stage.name}.optimizer.warmup_steps",
-            stage.optimizers[0].warmup_steps,
-            f"{stage.name}.steps",
-            stage.steps,
+    for stage in ("teacher", "student"):
+        _check_below(values, f"{stage}.optimizer.warmup_steps", f"{stage}.steps")
+
+
+def _check_texts(run: RunSpec, values: Mapping[str, Any]) -> None:
+    teacher, student = run.teacher, run.student
+    for name in ("teacher", "student"):
+        if values[f"{name}.kind"] == models.CLASSIFIER:
+            raise ValueError(
+                f"`config.{name}.kind` is classifier, which is for `config.data.kind` images"
+            )
+    if config_keys.IMAGES in run.evaluation.contexts:
+        raise ValueError(
+            "`config.evaluation.contexts` has images, which is for `config.data.kind` images"
+        )
+    for key, low in {"data.vocabulary": 257, "data.sequence_length": 2}.items():
+        check_value(f"`config.{key}`", config_keys.whole(low), values[key])
+    kangaroo = student.kind == "kangaroo"
+    if kangaroo and student.exit_layer > teacher.depth:
+        raise ValueError(
+            "`config.student.exit_layer` must be at most `config.teacher.depth` = "
+            f"{teacher.depth}, got {student.exit_layer}"
+        )
+    widths = {"teacher": teacher.width, "student": teacher.width if kangaroo else student.width}
+    for name, width in widths.items():
+        try:
+            check_heads(width, values[f"{name}.heads"], values[f"{name}.kv_heads"])
+        except ValueError as error:
+            raise ValueError(f"config.{name}: {error}") from None
+    if run.data.context != config_keys.CORPUS:
+        _check_below(values, "data.context_prompt", "data.sequence_length")
+        if run.on_policy is None:
+            raise ValueError(
+                f"`config.data.context_share` = {run.data.context_share} of "
+                f"`config.student.batch_size` = {student.batch_size} rounds to no row; raise it, "
+                "or set `config.data.context` to corpus"
+            )
+    _check_below(values, "evaluation.prompt_tokens", "evaluation.document_tokens")
+
+
+def _check_below(values: Mapping[str, Any], key: str, limit: str) -> None:
+    if values[key] >= values[limit]:
+        raise ValueError(
+            f"`config.{key}` must be below `config.{limit}` = {values[limit]}, got {values[key]}"
         )
 
 
@@ -80,91 +136,16 @@ def _check_group(prefix: str, keys: Mapping, group: Any) -> None:
             check_value(f"`{prefix}.{name}`", key.rule, group[name])
 
 
-def _check_below(key, value, limit_key, limit):
-    if value >= limit:
-        raise ValueError(
-            f"`config.{key}` must be below `config.{limit_key}` = {limit}, got {value}"
-        )
-
-
-def _check_images(run: RunSpec, config: Mapping) -> None:
-    for key, allowed in {
-        "teacher.kind": models.CLASSIFIER,
-        "student.kind": models.CLASSIFIER,
-        "data.sequence_length": 1,
-        "data.context": config_keys.CORPUS,
-        "data.files": "",
-        "evaluation.contexts": config_keys.IMAGES,
-        "teacher.padded_vocabulary": 0,
-    }.items():
-        group, name = key.split(".")
-        if config[group][name] != allowed:
-            raise ValueError(
-                f"`config.{key}` must be {allowed!r} if the data are images, "
-                f"got {config[group][name]!r}"
-            )
-
-
-def _check_texts(run: RunSpec, config: Mapping) -> None:
-    data, teacher, student, evaluation = run.data, run.teacher, run.student, run.evaluation
-    for name, model in (("teacher", teacher), ("student", student)):
-        if model.kind == models.CLASSIFIER:
-            raise ValueError(
-                f"`config.{name}.kind` is classifier, which is for `config.data.kind` images"
-            )
-    if config_keys.IMAGES in evaluation.contexts:
-        raise ValueError(
-            "`config.evaluation.contexts` has images, which is for `config.data.kind` images"
-        )
-    check_value("`config.data.vocabulary`", config_keys.whole(257), data.vocabulary)
-    check_value("`config.data.sequence_length`", config_keys.whole(2), data.sequence_length)
-    kangaroo = student.kind == "kangaroo"
-    if kangaroo and student.exit_layer > teacher.depth:
-        raise ValueError(
-            "`config.student.exit_layer` must be at most `config.teacher.depth` = "
-            f"{teacher.depth}, got {student.exit_layer}"
-        )
-    _check_heads("config.teacher", teacher.width, teacher)
-    _check_heads("config.student", teacher.width if kangaroo else student.width, student)
-    if config["data"]["context"] != config_keys.CORPUS:
-        prompt, share = config["data"]["context_prompt"], config["data"]["context_share"]
-        _check_below("data.context_prompt", prompt, "data.sequence_length", data.sequence_length)
-        if run.on_policy is None:
-            raise ValueError(
-                f"`config.data.context_share` = {share} of `config.student.batch_size` = "
-                f"{run.student_stage.batch_size} rounds to no row; raise it, or set "
-                "`config.data.context` to corpus"
-            )
-    _check_below(
-        "evaluation.prompt_tokens",
-        evaluation.prompt_tokens,
-        "evaluation.document_tokens",
-        evaluation.document_tokens,
-    )
-
-
-def _check_heads(prefix, width, model):
-    try:
-        check_heads(width, model.heads, model.kv_heads)
-    except ValueError as error:
-        raise ValueError(f"{prefix}: {error}") from None
-
-
 def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
     """Returns both values of each dotted key, such as `config.seed`, in which two configs differ.
 
     Tuples equal lists, since config.json has no tuples.
     """
-    leaves = [
-        {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in flatten(config, "config.").items()
-        }
+    one, other = (
+        {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(config, "config.").items()}
         for config in (one, other)
-    ]
-    pairs = {
-        key: tuple(part.get(key) for part in leaves) for key in sorted({**leaves[0], **leaves[1]})
-    }
+    )
+    pairs = {key: (one.get(key), other.get(key)) for key in sorted(one | other)}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 

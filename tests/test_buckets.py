@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxdiv import files
-from jaxdiv.runs import lock, manifests, metrics, trackers
+from jaxdiv.runs import lock, metrics, step_folders, trackers
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students
@@ -116,7 +116,7 @@ def test_a_bucket_out_of_reach_is_reported_and_damages_nothing(bucket, root):
         with pytest.raises(OSError, match=r"gs://bucket/a/run can't be reached: OSError"):
             Workdir(root)
         with pytest.raises(OSError, match="403"):
-            manifests.fault(root / "2")
+            step_folders.manifest_fault(root / "2")
     finally:
         bucket.refuses = False
     check(root, 2)
@@ -139,12 +139,12 @@ def test_after_any_killed_save_the_newest_whole_step_counts(bucket, root, every)
     before = dict(bucket.objects)
     bucket.changes.clear()
     save(root, 2, keep=1)
-    changes, manifest = list(bucket.changes), f"a/run/2/{manifests.NAME}"
+    changes, manifest = list(bucket.changes), f"a/run/2/{step_folders.MANIFEST}"
     counts_from = [name for name, _ in changes].index(manifest) + 1
     for name, content in changes[:counts_from]:
         assert name.startswith("a/run/2/")
         assert content is not None
-    assert changes[counts_from] == (f"a/run/1/{manifests.NAME}", None)
+    assert changes[counts_from] == (f"a/run/1/{step_folders.MANIFEST}", None)
     around = (counts_from - 1, counts_from, counts_from + 1)
     for count in {*range(0, len(changes) + 1, every), *around}:
         left = dict(before)
@@ -158,8 +158,8 @@ def test_after_any_killed_save_the_newest_whole_step_counts(bucket, root, every)
             assert all("checkpoint gs://bucket/a/run/2 is damaged" in line for line in damaged)
             checkpoints.save(2, values(2), {"at": 2})
         check(root, 2)
-        listed = files.read_json(root / "2" / manifests.NAME)["sha256"]
-        assert {*listed, manifests.NAME} == set(files.below(root / "2"))
+        listed = files.read_json(root / "2" / step_folders.MANIFEST)["sha256"]
+        assert {*listed, step_folders.MANIFEST} == set(files.below(root / "2"))
 
 
 @pytest.mark.parametrize("cut", [slice(0, -1), None])

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxdiv.runs import manifests
+from jaxdiv.runs import step_folders
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.training.state import TrainState, population
 
@@ -129,7 +129,7 @@ def test_any_flipped_bit_is_noticed(tmp_path):
         with Checkpoints(tmp_path, read_only=True) as checkpoints:
             assert checkpoints.latest() == 1 or (
                 # White space of the manifest is all that may change unseen.
-                path.name == manifests.NAME and json.loads(flipped) == json.loads(content)
+                path.name == step_folders.MANIFEST and json.loads(flipped) == json.loads(content)
             )
         path.write_bytes(content)
 
@@ -167,7 +167,7 @@ def test_a_failed_save_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state.to_checkpoint(), {})
         checkpoints.wait()
-        monkeypatch.setattr(manifests, "write", full)
+        monkeypatch.setattr(step_folders, "write_manifest", full)
         checkpoints.save(2, state.to_checkpoint(), {})
         concurrent.futures.wait([checkpoints._saving])
         message = rf"checkpoint {tmp_path}/2 can't be saved.*No space left"

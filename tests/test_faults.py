@@ -25,9 +25,9 @@ cli.run(distill.main, resumes=True)
 SLOW_SAVES = f"""import time
 from experiments.common import startup
 startup.begin("__main__")
-from jaxdiv.runs import manifests
-write = manifests.write
-manifests.write = lambda folder: (time.sleep(5), write(folder))
+from jaxdiv.runs import step_folders
+write = step_folders.write_manifest
+step_folders.write_manifest = lambda folder: (time.sleep(5), write(folder))
 {RUN}"""
 
 

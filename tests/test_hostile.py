@@ -18,7 +18,7 @@ from jaxdiv.data import documents, hf_tokenizer, pipeline, tokenizer
 from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs import lock, manifests, metrics, progress, trackers
+from jaxdiv.runs import lock, metrics, progress, step_folders, trackers
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.speculative import trees
@@ -164,7 +164,9 @@ def test_parsers_long(name):
 
 
 def read_manifest(path):
-    assert manifests.fault(path.parent) is None or isinstance(manifests.fault(path.parent), str)
+    assert step_folders.manifest_fault(path.parent) is None or isinstance(
+        step_folders.manifest_fault(path.parent), str
+    )
 
 
 def read_lock(path):
@@ -224,7 +226,7 @@ def wholes(tmp_path_factory):
     results.write_csv(reporting_cases.frame(losses=("ce", "tv"), seeds=1), run / "results.csv")
     (run / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     (run / "lock.json").write_text('{"host": "elsewhere", "process": 12}')
-    manifests.write(run)
+    step_folders.write_manifest(run)
     llama_folders.write(far, llama_folders.make_decoder())
     (far / "model.safetensors.index.json").write_text(
         json.dumps(

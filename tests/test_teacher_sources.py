@@ -6,7 +6,7 @@ import pytest
 
 from configs import smoke
 from jaxdiv.models import llama
-from jaxdiv.runs import manifests
+from jaxdiv.runs import step_folders
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import sharding, teacher, teacher_sources
 from tests import llama_folders
@@ -109,7 +109,7 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     spec = run.spec()
 
     def damage():
-        (run.teacher / "0" / manifests.NAME).unlink()
+        (run.teacher / "0" / step_folders.MANIFEST).unlink()
 
     teacher._take_over(spec, run, sharding.single_device_mesh())
     damage()
@@ -117,7 +117,7 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     printed = capsys.readouterr().err
     assert f"checkpoint {run.teacher}/0 is damaged" in printed
     assert "taking the teacher over again" in printed
-    assert manifests.fault(run.teacher / "0") is None
+    assert step_folders.manifest_fault(run.teacher / "0") is None
     damage()
     llama_folders.write(tmp_path / "llama", llama_folders.make_decoder(seed=1))
     with pytest.raises(

@@ -6,7 +6,7 @@ Nothing else imports Orbax. docs/runs.md says why its CheckpointManager is not u
 import concurrent.futures
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
 from jaxdiv import files
-from jaxdiv.runs import manifests, processes
+from jaxdiv.runs import processes
 from jaxdiv.runs.progress import emit_event
 from jaxdiv.runs.step_folders import StepFolders
 
@@ -30,7 +30,6 @@ class Checkpoints:
 
     Args:
       folder: the folder of the steps.
-      every: steps between saves, for the training loop to read.
       keep: the number of newest whole steps that are kept; None for all.
       read_only: leaves the folder as it is, even a save of another process under way in it.
 
@@ -39,24 +38,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        folder: pathlib.PurePath,
-        *,
-        every: int = 1,
-        keep: int | None = None,
-        read_only: bool = False,
+        self, folder: pathlib.PurePath, *, keep: int | None = None, read_only: bool = False
     ):
-        self._steps = StepFolders(folder)
-        self.folder, self.every, self.keep = self._steps.folder, every, keep
-        self._read_only = read_only
+        self._steps, self._keep, self._read_only = StepFolders(folder), keep, read_only
+        self.folder = self._steps.folder
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"no checkpoint in {self.folder}; train first")
         if not read_only:
             if processes.is_first():
                 self._steps.open()
             processes.barrier(f"{self.folder} open")
-        # Each step is checked once, since whoever opens a folder reads from it at once.
-        self._faults: dict[int, str | None] = {}
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "finish_save")
         self._saving: concurrent.futures.Future | None = None
@@ -73,18 +64,9 @@ class Checkpoints:
             self._worker.shutdown()
             self._orbax.close()
 
-    def _fault(self, step):
-        if step not in self._faults:
-            self._faults[step] = manifests.fault(self._steps.path(step))
-        return self._faults[step]
-
-    def _latest(self):
-        steps = reversed(self._steps.numbers())
-        return next((step for step in steps if self._fault(step) is None), None)
-
     def latest(self) -> int | None:
         """Returns the newest whole step, or None. Of several processes only the first reads."""
-        step = self._latest() if processes.is_first() else None
+        step = self._steps.latest() if processes.is_first() else None
         step = processes.broadcast_from_first(-1 if step is None else step)
         return None if step < 0 else step
 
@@ -92,10 +74,11 @@ class Checkpoints:
         """Returns a message on each step above the newest whole one; only in the first process."""
         if not processes.is_first():
             return []
-        latest, steps = self._latest(), self._steps.numbers()
-        newer = steps if latest is None else [step for step in steps if step > latest]
+        latest, steps = self._steps.latest(), self._steps
         return [
-            f"checkpoint {self._steps.path(step)} is damaged: {self._fault(step)}" for step in newer
+            f"checkpoint {steps.path(step)} is damaged: {steps.fault(step)}"
+            for step in steps.numbers()
+            if latest is None or step > latest
         ]
 
     def save(self, step: int, tree: Any, progress: dict) -> None:
@@ -106,11 +89,7 @@ class Checkpoints:
         """
         self.wait()
         with self._naming_failures(step):
-            is_new = False
-            if processes.is_first():
-                is_new = step not in self._steps.numbers() or self._fault(step) is not None
-                if is_new:
-                    self._steps.clear_draft(step)
+            is_new = processes.is_first() and self._steps.begin(step)
             if not processes.broadcast_from_first(is_new):
                 return
             path = self._steps.draft(step) / STATE
@@ -133,12 +112,8 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if not processes.is_first():
                 return
-            draft = self._steps.draft(step)
-            files.write_json(draft / PROGRESS, progress)
-            manifests.write(draft)
-            self._steps.commit(step)
-            self._faults[step] = None
-            self._prune(step)
+            files.write_json(self._steps.draft(step) / PROGRESS, progress)
+            self._steps.commit(step, self._keep)
         emit_event("checkpoint", step=step, path=str(self._steps.path(step)))
 
     @contextlib.contextmanager
@@ -153,13 +128,6 @@ class Checkpoints:
                 f"stay, from which the same command goes on ({_cause(error)})"
             ) from error
 
-    def _prune(self, newest):
-        whole = [step for step in self._steps.numbers() if self._faults.get(step) is None]
-        damaged = [step for step, fault in self._faults.items() if fault and step < newest]
-        for step in [*(whole[: -self.keep] if self.keep else []), *damaged]:
-            self._steps.remove(step)
-            self._faults.pop(step, None)
-
     def require(self, step: int | None) -> None:
         """Raises FileNotFoundError if `step` is not reached, ValueError if it is damaged."""
         steps = self._steps.numbers()
@@ -170,7 +138,7 @@ class Checkpoints:
                 f"{self.folder} is at step {steps[-1]} of {step}; finish it with the command that "
                 "began it"
             )
-        if fault := self._fault(step):
+        if fault := self._steps.fault(step):
             raise ValueError(
                 f"checkpoint {self._steps.path(step)} is damaged: {fault}; the command that began "
                 "the run goes on from an older step"
@@ -194,11 +162,22 @@ class Checkpoints:
             step = max(self._steps.numbers(), default=None)
         if processes.is_first():
             self.require(step)
-        abstract = jax.tree.map(_abstract, target)
-        arrays, path = _by_name(abstract), self._steps.path(step)
+        arrays, path = _by_name(target), self._steps.path(step)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        for name, leaf in arrays.items():
+            sharding = getattr(leaf, "sharding", None) or here
+            arrays[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         try:
             saved = self._orbax.metadata(path / STATE).item_metadata.tree
-            _check_arrays(path, saved, arrays)
+            # Orbax would cast to the target's type silently.
+            for name, leaf in arrays.items():
+                if name not in saved:
+                    raise _WrongArray(f"checkpoint {path} has no array {name}")
+                stored, shape = (f"{np.dtype(x.dtype)}{list(x.shape)}" for x in (saved[name], leaf))
+                if stored != shape:
+                    raise _WrongArray(
+                        f"checkpoint {path}: {name} is {stored}, not {shape} as this config has it"
+                    )
             arguments = ocp_args.PyTreeRestore(
                 item=arrays,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(arrays),
@@ -210,7 +189,7 @@ class Checkpoints:
         except Exception as error:
             raise ValueError(f"checkpoint {path} can't be read ({_cause(error)})") from error
         leaves = [restored[name] for name in arrays]
-        tree = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+        tree = jax.tree.unflatten(jax.tree.structure(target), leaves)
         return tree, files.read_json(path / PROGRESS)
 
 
@@ -218,39 +197,12 @@ class _WrongArray(ValueError):
     """A saved array is missing or has another shape or type."""
 
 
-def _check_arrays(path: pathlib.PurePath, saved: Mapping, arrays: Mapping) -> None:
-    # Orbax would cast to the target's type silently.
-    for name, leaf in arrays.items():
-        stored = saved.get(name)
-        if stored is None:
-            raise _WrongArray(f"checkpoint {path} has no array {name}")
-        texts = [f"{np.dtype(x.dtype)}{list(x.shape)}" for x in (stored, leaf)]
-        if texts[0] != texts[1]:
-            raise _WrongArray(
-                f"checkpoint {path}: {name} is {texts[0]}, not {texts[1]} as this config has it"
-            )
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves by dotted path, whatever types of nodes hold them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _cause(error):
     # tensorstore appends a page of its own specification.
     return f"{type(error).__name__}: " + str(error).split(" [tensorstore_spec", 1)[0]
-
-
-def _abstract(leaf):
-    sharding = getattr(leaf, "sharding", None)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by dotted path, whatever types of nodes hold them."""
-    attributes = {
-        jax.tree_util.DictKey: "key",
-        jax.tree_util.FlattenedIndexKey: "key",
-        jax.tree_util.SequenceKey: "idx",
-        jax.tree_util.GetAttrKey: "name",
-    }
-    return {
-        ".".join(str(getattr(entry, attributes[type(entry)])) for entry in path): leaf
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }

@@ -113,9 +113,7 @@ def run_stage(
     is_first = processes.is_first()
     with (
         progress.event_fields(stage=spec.name),
-        Checkpoints(
-            training.folder, every=spec.checkpoint.every, keep=spec.checkpoint.keep
-        ) as checkpoints,
+        Checkpoints(training.folder, keep=spec.checkpoint.keep) as checkpoints,
         files.cached(workdir.curves) as curves,
     ):
         state = _restore(training, checkpoints, mesh)
@@ -230,7 +228,7 @@ def _fit(
                 record.add(number, state, batch, metrics, start)
                 if number == trace.last:
                     record.flush()
-            is_due = number % checkpoints.every == 0 or number == last
+            is_due = number % training.spec.checkpoint.every == 0 or number == last
             # Several processes agree on the step to stop at, for which they wait for the device.
             asks = is_due or number % _SIGNAL_STEPS == 0 or not processes.is_multiprocess()
             signum = processes.maximum(*signums or [0]) if asks else 0

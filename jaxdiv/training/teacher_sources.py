@@ -18,7 +18,7 @@ from jaxdiv import files, models
 from jaxdiv.data import hf_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
-from jaxdiv.runs import manifests
+from jaxdiv.runs import step_folders
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.specs import RunSpec, TeacherSpec
 from jaxdiv.runs.workdir import Workdir
@@ -157,7 +157,7 @@ class RunSource:
         return _restore(self._spec, self.run, vocab_size(self.run), mesh).params
 
     def facts(self) -> dict[str, str]:
-        manifest = self.run.teacher / str(self._spec.last_step) / manifests.NAME
+        manifest = self.run.teacher / str(self._spec.last_step) / step_folders.MANIFEST
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
         # A teacher that the run took over itself keeps the fingerprint of its first source.
         fingerprint = self.run.facts().get(SOURCE_FINGERPRINT) or digest

@@ -1,37 +1,40 @@
 """Several processes as one run: the first one logs and writes, all stop at the same step, and all
 end with one cause.
 
-In a run of one process that is the first one, and nothing here waits.
+In a run of one process that is the first one, and nothing here waits. In others the first process
+has a TCP link to each other one. A process that fails reports its cause over its links, and the
+first passes on what it receives. A message is one line of JSON; the first line over a link is the
+key that only processes of the run know.
 """
 
-import functools
+import contextlib
 import glob
+import hmac
 import importlib.util
 import json
 import os
 import secrets
 import socket
+import socketserver
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxdiv.runs.failure_links import FailureLinks
-
 AUTO = "auto"
 _POLL_SECONDS = 1  # between attempts to reach the first process
 _START_SECONDS = 300  # in which the first process must start
-_CONNECT_SECONDS = 10  # in which the other processes link with the first
+_CONNECT_SECONDS = 10  # in which the other processes link with the first, and say the key
 _FAILURE_SECONDS = 3  # in which the failure of another process is reported here
 _LEAVE_SECONDS = 10  # in which the other processes end after a failure
 
-_links: FailureLinks | None = None  # of a run of several processes
+_ACCEPTED = b"accepted\n"
+_links: set[socket.socket] | None = None  # of a run of several processes
 _is_ending = threading.Lock()
 
 
@@ -50,20 +53,16 @@ def initialize(
     Raises:
       ValueError: the processes can't be found, or did not start in time.
     """
-    arguments, host = {}, ""
+    arguments, host = (), ""
     if coordinator not in ("", AUTO):
-        arguments = {
-            "coordinator_address": coordinator,
-            "num_processes": count,
-            "process_id": number,
-        }
+        arguments = coordinator, count, number
         host = _wait_for_first(coordinator, number)
     elif not coordinator and not _is_on_tpu():
         return
     # JAX's handler of SIGTERM would replace the training loop's, which saves a checkpoint.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(*arguments)
     except Exception as error:  # libraries raise errors of many types
         if not coordinator:  # a TPU without the service that knows its slice, as in a container
             return
@@ -111,21 +110,24 @@ def _connect(host: str, report: Callable[[str, int], None]) -> None:
     of another then ends it without a cause.
     """
     global _links
-    _links = FailureLinks(functools.partial(_end_by_failure, report))
-    message = b""
+    _links, address = set(), None
     if is_first():
         key = secrets.token_hex(16)
-        address = host or _own_address(), _links.listen(key), key
-        message = json.dumps(address).encode()
-    padded = np.zeros(512, np.uint8)
-    padded[: len(message)] = np.frombuffer(message, np.uint8)
-    padded = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
+        server = _Server(("", 0), lambda link, *_: _accept(link, key, report))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = host or _own_address(), server.server_address[1], key
+    message = np.frombuffer(json.dumps(address).ljust(512).encode(), np.uint8)
+    message = np.asarray(multihost_utils.broadcast_one_to_all(message), np.uint8)
     if is_first():
-        _links.wait(lambda count: count == jax.process_count() - 1, _CONNECT_SECONDS)
+        _wait_for_links(jax.process_count() - 1, _CONNECT_SECONDS)
         return
-    first, port, key = json.loads(padded.tobytes().rstrip(b"\0"))
+    first, port, key = json.loads(message.tobytes())
     try:
-        _links.connect(first, port, key)
+        link = socket.create_connection((first, port), timeout=_CONNECT_SECONDS)
+        link.sendall(f"{key}\n".encode())
+        stream = link.makefile("rb")
+        if stream.readline(len(_ACCEPTED)) != _ACCEPTED:
+            raise OSError("it refuses the connection")
     except OSError as error:
         warnings.warn(
             f"process {jax.process_index()} can't reach the first process at {first}:{port} "
@@ -133,6 +135,59 @@ def _connect(host: str, report: Callable[[str, int], None]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+        return
+    _links.add(link)
+    threading.Thread(target=_listen, args=(link, stream, report), daemon=True).start()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads, request_queue_size = True, 128
+
+
+def _accept(link: socket.socket, key: str, report: Callable[[str, int], None]) -> None:
+    """Listens to a process that has connected and knows the key."""
+    link.settimeout(_CONNECT_SECONDS)
+    with contextlib.suppress(OSError):
+        stream = link.makefile("rb")
+        if hmac.compare_digest(stream.readline(256).rstrip(), key.encode()):
+            link.sendall(_ACCEPTED)
+            _links.add(link)
+            _listen(link, stream, report)
+
+
+def _listen(
+    link: socket.socket, messages: Iterable[bytes], report: Callable[[str, int], None]
+) -> None:
+    """Ends this process after a failure that the other one reports; returns when that ends.
+
+    The process ends even while it waits for the other one.
+    """
+    link.settimeout(None)
+    with contextlib.suppress(OSError, ValueError):
+        for message in messages:
+            failure = json.loads(message)
+            if _is_ending.acquire(blocking=False):
+                if is_first():
+                    _send(message)
+                report(f"{failure['process']} ended: {failure['cause']}", failure["code"])
+                # In a thread of its own, since the first process still reads here until this link
+                # ends.
+                threading.Thread(target=_leave, args=(failure["code"],), daemon=True).start()
+    _links.discard(link)
+
+
+def _send(message: bytes) -> None:
+    """Sends a message over every link; a process that has ended is skipped."""
+    for link in list(_links):
+        with contextlib.suppress(OSError):
+            link.sendall(message)
+
+
+def _wait_for_links(count: int, seconds: float) -> None:
+    """Waits until this process has so many links, but not longer than `seconds`."""
+    deadline = time.monotonic() + seconds
+    while len(_links) != count and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _own_address() -> str:
@@ -192,26 +247,15 @@ def check_for_failure() -> None:
 def fail(cause: str, code: int) -> None:
     """Ends this process and reports its cause in all others; does nothing in a single process."""
     if _links is not None:
-        host = socket.gethostname()
-        number = jax.process_index()
-        _links.send({"process": number, "host": host, "cause": cause, "code": code})
+        process = f"process {jax.process_index()} on {socket.gethostname()}"
+        failure = {"process": process, "cause": cause, "code": code}
+        _send(f"{json.dumps(failure)}\n".encode())
         _leave(code)
-
-
-def _end_by_failure(report: Callable[[str, int], None], failure: Mapping[str, Any]) -> None:
-    """Ends this process because of another one's failure, even while it waits for that one."""
-    if not _is_ending.acquire(blocking=False):
-        return
-    if is_first():
-        _links.send(failure)
-    process, host, cause = failure["process"], failure["host"], failure["cause"]
-    report(f"process {process} on {host} ended: {cause}", failure["code"])
-    threading.Thread(target=_leave, args=(failure["code"],), daemon=True).start()
 
 
 def _leave(code: int) -> None:
     """Ends this process; the first one waits for the others, which JAX aborts when it ends."""
     sys.stderr.flush()
     if is_first():
-        _links.wait(lambda count: count == 0, _LEAVE_SECONDS)
+        _wait_for_links(0, _LEAVE_SECONDS)
     os._exit(code)

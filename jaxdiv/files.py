@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -113,23 +114,20 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             _send(temporary, path)
         return
     try:
-        yield from _replacing(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(path)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"{path} can't be written: {error.strerror or error}") from error
 
 
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        # mkstemp's files are private; the result gets the mode of any new file.
-        os.chmod(name, 0o666 & ~umask())
-        yield pathlib.Path(name)
-        os.replace(name, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+def _beside(path):
+    """Returns the path of a hidden file or folder; tempfile's would be private to the user."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
 
 
 def _send(file, path):
@@ -206,9 +204,9 @@ def making_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} is there already and not an empty folder; give another")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
-        temporary.chmod(0o777 & ~umask())
         yield temporary
         os.replace(temporary, path)
     finally:

@@ -44,9 +44,9 @@ class Trace:
     """
 
     def __init__(self, folder: pathlib.PurePath, name: str, steps: range, *, done: int):
-        self._folder, self._name, self._running = folder, name, False
+        self._folder, self._name, self._running = folder, name, contextlib.ExitStack()
         self._cache = files.BucketCache(folder)
-        self._steps = range(max(steps.start, done + 1), max(steps.stop, done + 1))
+        self._steps = steps[max(done + 1 - steps.start, 0) :]
         if self._steps:
             self._cache.local.mkdir(exist_ok=True)
         if left_out := len(steps) - len(self._steps):
@@ -59,7 +59,7 @@ class Trace:
         return self
 
     def __exit__(self, *_):
-        self._stop()
+        self._running.close()
         self._cache.close()
 
     @property
@@ -73,18 +73,15 @@ class Trace:
         if number not in self._steps:
             yield
             return
-        if not self._running:
+        if number == self._steps[0]:
             jax.profiler.start_trace(self._cache.local)
-            self._running = True
+            self._running.callback(self._stop)
         with jax.profiler.StepTraceAnnotation(self._name, step_num=number):
             yield
         if number == self.last:
-            self._stop()
+            self._running.close()
 
     def _stop(self) -> None:
-        if not self._running:
-            return
-        self._running = False
         try:
             jax.profiler.stop_trace()
             self._cache.send()

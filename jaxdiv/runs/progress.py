@@ -94,25 +94,21 @@ def bar(
       tokens: tokens of each unit, for the rate; 0 for none.
     """
     with event_fields(stage=name, step=done):
-        if _emit:
-            yield from _emit_progress(total, unit)
-        else:
+        if not _emit:
             yield from _show_bar(name, total, done, unit, tokens)
+            return
+        emit_event("progress", of=total, unit=unit)
+        last = time.monotonic()
 
+        def advance():
+            nonlocal last
+            _fields["step"] += 1
+            if time.monotonic() - last >= _BAR_SECONDS:
+                emit_event("progress", of=total, unit=unit)
+                last = time.monotonic()
 
-def _emit_progress(total: int, unit: str) -> Iterator[Callable[[], None]]:
-    emit_event("progress", of=total, unit=unit)
-    last = time.monotonic()
-
-    def advance():
-        nonlocal last
-        _fields["step"] += 1
-        if time.monotonic() - last >= _BAR_SECONDS:
-            emit_event("progress", of=total, unit=unit)
-            last = time.monotonic()
-
-    yield advance
-    emit_event("progress", of=total, unit=unit)
+        yield advance
+        emit_event("progress", of=total, unit=unit)
 
 
 def _show_bar(

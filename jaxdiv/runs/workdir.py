@@ -114,20 +114,23 @@ class Workdir:
                 f"{self.root} holds a run of another config: {listed}", tuple(refused)
             )
         facts = self.facts()
-        for name, value in _environment().items():
-            if facts.get(name, value) != value:
-                self._record(f"{name} {value} in place of {facts[name]}")
+        differs = {
+            name: (facts[name], value)
+            for name, value in _environment().items()
+            if facts.get(name, value) != value
+        }
         # The first steps of these students had the learning rates of a shorter schedule.
-        steps = changes.get("config.student.steps")
-        if steps and self.students.exists():
-            self._record(f"config.student.steps {steps[1]} in place of {steps[0]}")
-
-    def _record(self, text):
-        facts = self.facts()
+        steps = "config.student.steps"
+        if steps in changes and self.students.exists():
+            differs[steps] = changes[steps]
         notes = list(filter(None, str(facts.get(RESUMED_WITH, "")).split("; ")))
-        if text not in notes:
-            progress.log(f"{self.root} goes on with {text}")
-            files.write_json(self._facts, {**facts, RESUMED_WITH: "; ".join([*notes, text])})
+        for name, (before, after) in differs.items():
+            note = f"{name} {after} in place of {before}"
+            if note not in notes:
+                progress.log(f"{self.root} goes on with {note}")
+                notes.append(note)
+        if notes:
+            files.write_json(self._facts, {**facts, RESUMED_WITH: "; ".join(notes)})
 
     def save_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.PurePath:
         """Saves the batch of a step that went wrong as not_finite.npz, and returns its path."""

@@ -35,7 +35,8 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context((_mark_bucket if files.in_bucket(folder) else _lock)(folder))
+            path = _mark_bucket(folder) if files.in_bucket(folder) else _lock(folder, stack)
+            stack.callback(path.unlink, missing_ok=True)  # before the lock's release
         except OSError as error:
             raise OSError(
                 f"work folder {folder} can't be written to: {error.strerror or error}"
@@ -43,69 +44,49 @@ def hold(folder: str | os.PathLike) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
+def _lock(folder: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
+    """Locks a folder until `stack` is closed, and returns the file that names this process."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-
-    def write_holder(file: int) -> None:
-        holder, host = _holder(os.pread(file, _MAX_BYTES, 0))
-        if host not in (None, socket.gethostname()):
-            # This happens after a machine was taken away. A file system without locks between
-            # hosts would look alike.
-            progress.log(
-                f"work folder {folder} was in use by {holder}, which no longer holds it: "
-                "continuing here"
-            )
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(_this_process()).encode(), 0)
-
-    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False, on_acquired=write_holder)
     try:
-        lock.acquire()
+        stack.enter_context(filelock.FileLock(path, timeout=0, fallback_to_soft=False))
     except filelock.Timeout:
-        content = b""
-        with contextlib.suppress(FileNotFoundError):  # the holder has ended since
-            content = path.read_bytes()[:_MAX_BYTES]
-        holder, _ = _holder(content)
         raise ValueError(
-            f"work folder {folder} is in use by {holder}; wait for it or stop it"
+            f"work folder {folder} is in use by {_holder(path)[0]}; wait for it or stop it"
         ) from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+    holder, host = _holder(path)
+    if host not in (None, socket.gethostname()):
+        # This happens after a machine was taken away. A file system without locks between hosts
+        # would look alike.
+        progress.log(
+            f"work folder {folder} was in use by {holder}, which no longer holds it: continuing "
+            "here"
+        )
+    path.write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+    return path
 
 
-@contextlib.contextmanager
-def _mark_bucket(folder: pathlib.PurePath) -> Iterator[None]:
+def _mark_bucket(folder: pathlib.PurePath) -> pathlib.PurePath:
+    """Warns of other runs in a bucket, and returns the file that names this process."""
     path = folder / NAME
     progress.log(
         f"work folder {folder} is in a bucket, which has no locks: make sure that no second run "
         "writes there"
     )
     if path.exists():
-        progress.log(
-            f"{path} names {_holder(path.read_bytes())[0]}, which was killed or still writes there"
-        )
+        progress.log(f"{path} names {_holder(path)[0]}, which was killed or still writes there")
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    files.write_json(path, {**_this_process(), "time": time})
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+    process = {"host": socket.gethostname(), "process": os.getpid(), "time": time}
+    files.write_json(path, process)
+    return path
 
 
-def _this_process():
-    return {"host": socket.gethostname(), "process": os.getpid()}
-
-
-def _holder(content: bytes) -> tuple[str, str | None]:
+def _holder(path: pathlib.PurePath) -> tuple[str, str | None]:
     """Returns the holder that a lock file names, for messages, and its host; None if no host."""
     try:
-        holder = json.loads(content)
+        with path.open("rb") as file:
+            holder = json.loads(file.read(_MAX_BYTES))
         since = f" since {holder['time']}" if "time" in holder else ""
         return f"process {holder['process']} on {holder['host']}{since}", str(holder["host"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "another process", None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return "another process", None  # which may have ended since

@@ -4,10 +4,9 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -15,11 +14,9 @@ from tensorboardX.summary import scalar
 
 from jaxdiv import files
 from jaxdiv.runs import progress
-from jaxdiv.runs.trackers import TrackedStage
+from jaxdiv.runs.trackers import Clock, Students, TrackedStage
 
 CURVE_COLUMNS = ["step", "loss", "seed", "metric", "value"]
-Students = Mapping[str, np.ndarray]  # metric to values [losses, seeds]
-Clock = Mapping[str, float]
 
 
 class Curves:

@@ -9,6 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+Students = Mapping[str, np.ndarray]  # metric to values [losses, seeds]
+Clock = Mapping[str, float]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrackedStage:
@@ -39,9 +42,7 @@ class TrackedStage:
         """Returns True if the students are measured on held-out text after `step`."""
         return step % self.every == 0 or step == self.steps
 
-    def by_loss(
-        self, students: Mapping[str, np.ndarray]
-    ) -> dict[str, dict[str, list[float | None]]]:
+    def by_loss(self, students: Students) -> dict[str, dict[str, list[float | None]]]:
         """Returns `{metric: {loss: [one number a seed]}}`, with None for non-finite values."""
         return {
             metric: {
@@ -51,7 +52,7 @@ class TrackedStage:
             for metric, values in students.items()
         }
 
-    def flat(self, students: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def flat(self, students: Students) -> dict[str, float]:
         """Returns `{"metric/loss/seed": number}`."""
         return {
             f"{metric}/{loss}/{seed}": value
@@ -64,9 +65,7 @@ class TrackedStage:
 class Tracker(Protocol):
     """Stores or shows the numbers of one stage. Its OSErrors end the run with one line."""
 
-    def write(
-        self, step: int, students: Mapping[str, np.ndarray], clock: Mapping[str, float]
-    ) -> None:
+    def write(self, step: int, students: Students, clock: Clock) -> None:
         """Takes the numbers after `step`; called once for each step, in order.
 
         Args:
@@ -83,7 +82,7 @@ class Tracker(Protocol):
 @contextlib.contextmanager
 def open_trackers(
     stage: TrackedStage, makers: Sequence[Callable[[TrackedStage], Tracker]]
-) -> Iterator[Callable[[int, Mapping[str, np.ndarray], float], None]]:
+) -> Iterator[Callable[[int, Students, float], None]]:
     """Yields `write(step, students, seconds)`, which calls `write` of a tracker of each maker."""
     with contextlib.ExitStack() as closing:
         trackers = [closing.enter_context(contextlib.closing(make(stage))) for make in makers]

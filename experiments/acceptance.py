@@ -14,6 +14,8 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
+import itertools
+
 from absl import flags
 
 from experiments.common import cli, run_results
@@ -65,16 +67,20 @@ def main(_):
     if not WORKDIR.value or not all(WORKDIR.value):
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     runs = [Workdir(path) for path in WORKDIR.value]
-    for i, run in enumerate(runs):
-        _check_alike(run, runs[:i])
+    run_specs = [run.spec() for run in runs]
+    for one, other in itertools.combinations(runs, 2):
+        _check_alike(one, other)
     output = runs[0].root
     if OUTPUT.value:
         output = files.path_of(OUTPUT.value)
     elif len(runs) > 1:
         output = output.with_name("+".join(run.root.name for run in runs))
     contexts = _parse(CONTEXTS, "evaluation.contexts", config_keys.names_in)
-    if DECODE.value:
-        _check_decodable(runs, contexts)
+    for spec in run_specs if DECODE.value else ():
+        run_data.require_text(spec.data)
+        if not set(contexts or spec.evaluation.contexts) & set(schema.GENERATED_TEMPERATURES):
+            generated = ", ".join(schema.GENERATED_TEMPERATURES)
+            raise ValueError(f"--decode needs one of the contexts {generated}; give --contexts")
     measured = run_results.measure(
         runs,
         contexts=contexts,
@@ -87,38 +93,22 @@ def main(_):
     return 0
 
 
-def _check_alike(run: Workdir, others: list[Workdir]) -> None:
-    """Raises ValueError unless the run can be pooled with the others under its losses' names."""
-    config, names = run.config(), f"and {run.root} can't be pooled:"
-    for other in others:
-        if run.root.resolve() == other.root.resolve():
-            raise ValueError(f"--workdir names {run.root} twice")
-    for other in others:
-        shared = set(other.spec().seeds) & set(run.spec().seeds)
-        if shared:
-            raise ValueError(
-                f"{other.root} {names} both have students of seed {min(shared)}; "
-                f"give each run a `config.seed` of its own"
-            )
-    for first in others[:1]:
-        for key, (one, other) in run_config.differences(first.config(), config).items():
-            if not run_config.within(key, _MAY_DIFFER):
-                raise ValueError(
-                    f"{first.root} {names} {key} is {one!r} and {other!r}; measure each by itself"
-                )
-        for fact in (DATA_READY, run_data.TOKENIZER):
-            if first.facts().get(fact) != run.facts().get(fact):
-                raise ValueError(f"{first.root} {names} each has another {fact}")
-
-
-def _check_decodable(runs, contexts):
-    for run in runs:
-        spec = run.spec()
-        run_data.require_text(spec.data)
-        names = contexts or spec.evaluation.contexts
-        if not set(names) & set(schema.GENERATED_TEMPERATURES):
-            generated = ", ".join(schema.GENERATED_TEMPERATURES)
-            raise ValueError(f"--decode needs one of the contexts {generated}; give --contexts")
+def _check_alike(one: Workdir, other: Workdir) -> None:
+    """Raises ValueError unless two runs can be pooled under their losses' names."""
+    pair = f"{one.root} and {other.root} can't be pooled:"
+    if one.root.resolve() == other.root.resolve():
+        raise ValueError(f"--workdir names {one.root} twice")
+    if shared := set(one.spec().seeds) & set(other.spec().seeds):
+        raise ValueError(
+            f"{pair} both have students of seed {min(shared)}; "
+            f"give each run a `config.seed` of its own"
+        )
+    for key, (a, b) in run_config.differences(one.config(), other.config()).items():
+        if not run_config.within(key, _MAY_DIFFER):
+            raise ValueError(f"{pair} {key} is {a!r} and {b!r}; measure each by itself")
+    for fact in (DATA_READY, run_data.TOKENIZER):
+        if one.facts().get(fact) != other.facts().get(fact):
+            raise ValueError(f"{pair} each has another {fact}")
 
 
 def _parse(flag, key, parse):

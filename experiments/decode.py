@@ -16,20 +16,19 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
-import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
 from absl import flags
 
-from experiments.common import cli, interrupts, prompts, time_breakdown, transcript
+from experiments.common import cli, prompts, time_breakdown, transcript
 from jaxdiv import schema, speculative
 from jaxdiv.data.tokenizer import Tokenizer
-from jaxdiv.models import Drafter
+from jaxdiv.models import Drafter, KangarooAdapter
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
 
@@ -81,101 +80,22 @@ TIME_SPLIT = flags.DEFINE_bool("time_split", False, "Time drafting and verificat
 OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "Text, or a JSON object a text.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Drafting:
-    """The drafter and its options; all fields are None for plain decoding.
-
-    Attributes:
-      draft: the draft argument of `speculative.prepare`.
-      name: of the drafter, as in --draft.
-      loss, seed: of a student.
-      rule, gamma, eta, tree: as `speculative.prepare` has them.
-    """
-
-    draft: Drafter | str | None = None
-    name: str | None = None
-    loss: str | None = None
-    seed: int | None = None
-    rule: str | None = None
-    gamma: int | None = None
-    eta: float | None = None
-    tree: speculative.Tree | None = None
-
-    @property
-    def is_lossless(self) -> bool:
-        return self.rule is None or speculative.RULES[self.rule].lossless
-
-    @property
-    def options(self) -> dict:
-        """Returns the arguments of `speculative.prepare` about drafting."""
-        names = () if self.draft is None else ("rule", "gamma", "eta", "tree")
-        return {name: getattr(self, name) for name in names}
-
-    def __str__(self) -> str:
-        if self.draft is None:
-            return "Plain decoding, without drafts."
-        student = f" of {self.loss}, seed {self.seed}" if self.loss else ""
-        drafts = (
-            f"the tree {TREE.value}" if self.tree else f"a chain of {self.gamma}, eta {self.eta:g}"
-        )
-        return (
-            f"Drafted by {self.name}{student}: {drafts}; "
-            f"rule {self.rule}, temperature {TEMPERATURE.value:g}."
-        )
-
-
 def main(_):
     if not WORKDIR.value:
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     run = Workdir(WORKDIR.value)
     run_data.require_text(run.spec().data)
     tokenizer = Tokenizer.load(run.tokenizer)
-    drafting = Drafting() if BASELINE.value else _load_drafting(run)
+    draft, options, entries = (None, {}, {}) if BASELINE.value else _load_draft(run)
     loaded = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
     texts = [text for text in loaded for _ in range(NUM_SAMPLES.value)]
     seeds = [SAMPLING_SEED.value + i for i in range(len(texts))]
     page = transcript.Transcript(tokenizer, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
-    stream = page.stream if streams else None
-    decoding = _prepare(run, tokenizer, drafting, texts, seeds, stream)
-
-    compiled, compile_seconds = _timed(decoding.compile)
-    if streams:
-        page.begin(texts[0])
-    decoded, seconds = _timed(compiled)
-    if OUTPUT.value == "jsonl":
-        _print_json(texts, seeds, decoded, tokenizer, drafting)
-    elif streams:
-        page.end()
-    else:
-        page.texts(texts, seeds, decoded)
-
-    page.print(f"\n{drafting}")
-    page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
-    if TIME_SPLIT.value:
-        ((cost,), _) = _timed(lambda: time_breakdown.milliseconds([decoding], repeats=TIMINGS))
-        page.print(time_breakdown.sentence(cost))
-    if not drafting.is_lossless:
-        page.print(
-            f"The rule `{drafting.rule}` is lossy: "
-            "the texts are not distributed as the target's own."
-        )
-    return 0
-
-
-def _prepare(
-    run: Workdir,
-    tokenizer: Tokenizer,
-    drafting: Drafting,
-    texts: Sequence[str],
-    seeds: Sequence[int],
-    stream: Callable | None,
-) -> speculative.Decoding:
-    """Returns the decoding that the flags ask for, by the run's teacher."""
     target = teacher.restore(run.spec().teacher, run, tokenizer.vocab_size).module().unrolled()
-    return speculative.prepare(
+    decoding = speculative.prepare(
         target,
-        drafting.draft,
+        draft,
         [tokenizer.encode(text) for text in texts],
         max_tokens=MAX_TOKENS.value,
         temperature=TEMPERATURE.value,
@@ -183,35 +103,85 @@ def _prepare(
         top_p=TOP_P.value,
         stop=tokenizer.end_of_text,
         seeds=seeds,
-        stream=stream,
-        **drafting.options,
+        stream=page.stream if streams else None,
+        **options,
     )
+    compiled, compile_seconds = _timed(decoding.compile)
+    if streams:
+        page.begin(texts[0])
+    decoded, seconds = _timed(compiled)
+
+    lossless = not options or speculative.RULES[RULE.value].lossless
+    if OUTPUT.value == "jsonl":
+        for i, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
+            line = {
+                "prompt": text,
+                "tokens": decoded.tokens[i].tolist(),
+                "text": tokenizer.decode(decoded.tokens[i]),
+                "target_calls": int(decoded.counts.target_calls[i]),
+                "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
+                **{name: entries.get(name) for name in ("draft", "loss", "seed", "rule")},
+                "lossless": lossless,
+                "temperature": TEMPERATURE.value,
+                "sampling_seed": seed,
+            }
+            print(json.dumps(line))
+    elif streams:
+        page.end()
+    else:
+        page.texts(texts, seeds, decoded)
+
+    page.print(f"\n{_sentence(options, entries)}")
+    page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
+    if TIME_SPLIT.value:
+        ((cost,), _) = _timed(lambda: time_breakdown.milliseconds([decoding], repeats=TIMINGS))
+        page.print(time_breakdown.sentence(cost))
+    if not lossless:
+        page.print(
+            f"The rule `{RULE.value}` is lossy: the texts are not distributed as the target's own."
+        )
+    return 0
 
 
-def _load_drafting(run: Workdir) -> Drafting:
-    """Returns the drafting that the flags ask for, with a student from its checkpoint."""
-    spec = run.spec()
+def _load_draft(run: Workdir) -> tuple[Drafter | str, dict[str, Any], dict[str, Any]]:
+    """Returns the draft that the flags ask for, its options, and its entries in a JSON line."""
     tree = None if TREE.value is None else speculative.parse(TREE.value)
+    draft, seed = speculative.LOOKUP, None
+    if DRAFT.value == STUDENT:
+        spec = run.spec()
+        names = spec.student_stage.members
+        if LOSS.value is None:
+            raise ValueError(
+                f"give the student's loss, such as --loss={names[0]}; "
+                f"{run.root} has {', '.join(names)}"
+            )
+        seed = spec.seeds[0] if SEED.value is None else SEED.value
+        student = students.restore_one(str(run.root), loss=LOSS.value, seed=seed)
+        draft = student.module().unrolled()
+    elif LOSS.value is not None or SEED.value is not None:
+        raise ValueError(f"--loss and --seed are of a student; --draft={DRAFT.value} has none.")
     gamma, eta = GAMMA.value, ETA.value
     if gamma is None:
         gamma = GAMMA_OF_CHAINS if tree is None else tree.depth
-    is_student = DRAFT.value == STUDENT
     if eta is None:
-        is_kangaroo = is_student and spec.student.kind == "kangaroo"
-        eta = KANGAROO_ETA if is_kangaroo and tree is None else 0.0
-    options = {"name": DRAFT.value, "rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
-    if not is_student:
-        if LOSS.value is not None or SEED.value is not None:
-            raise ValueError(f"--loss and --seed are of a student; --draft={DRAFT.value} has none.")
-        return Drafting(speculative.LOOKUP, **options)
-    if LOSS.value is None:
-        names = spec.student_stage.members
-        raise ValueError(
-            f"give the student's loss, such as --loss={names[0]}; {run.root} has {', '.join(names)}"
-        )
-    seed = spec.seeds[0] if SEED.value is None else SEED.value
-    student = students.restore_one(str(run.root), loss=LOSS.value, seed=seed)
-    return Drafting(student.module().unrolled(), loss=LOSS.value, seed=seed, **options)
+        eta = KANGAROO_ETA if isinstance(draft, KangarooAdapter) and tree is None else 0.0
+    options = {"rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
+    entries = {"draft": DRAFT.value, "loss": LOSS.value, "seed": seed, "rule": RULE.value}
+    return draft, options, entries
+
+
+def _sentence(options: dict[str, Any], entries: dict[str, Any]) -> str:
+    """Returns what drafted and how; no options are plain decoding."""
+    if not options:
+        return "Plain decoding, without drafts."
+    student = f" of {entries['loss']}, seed {entries['seed']}" if entries["loss"] else ""
+    drafts = f"a chain of {options['gamma']}, eta {options['eta']:g}"
+    if options["tree"]:
+        drafts = f"the tree {TREE.value}"
+    return (
+        f"Drafted by {entries['draft']}{student}: {drafts}; "
+        f"rule {RULE.value}, temperature {TEMPERATURE.value:g}."
+    )
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -225,34 +195,9 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
         # doesn't know yet, and Python would wait for it forever.
         future = futures.ThreadPoolExecutor(1).submit(function)
         return future.result(), time.perf_counter() - start
-    except interrupts.Interrupted as interrupted:
+    except startup.Interrupted as interrupted:
         cli.log("\nerror: interrupted")
         os._exit(128 + interrupted.signum)
-
-
-def _print_json(
-    texts: Sequence[str],
-    seeds: Sequence[int],
-    decoded: speculative.Decoded,
-    tokenizer: Tokenizer,
-    drafting: Drafting,
-) -> None:
-    for i, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
-        line = {
-            "prompt": text,
-            "tokens": decoded.tokens[i].tolist(),
-            "text": tokenizer.decode(decoded.tokens[i]),
-            "target_calls": int(decoded.counts.target_calls[i]),
-            "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
-            "draft": drafting.name,
-            "loss": drafting.loss,
-            "seed": drafting.seed,
-            "rule": drafting.rule,
-            "lossless": drafting.is_lossless,
-            "temperature": TEMPERATURE.value,
-            "sampling_seed": seed,
-        }
-        print(json.dumps(line))
 
 
 if __name__ == "__main__":

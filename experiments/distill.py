@@ -16,6 +16,7 @@ startup.begin(__name__)
 
 import shlex
 import sys
+from collections.abc import Iterable
 
 from absl import flags
 
@@ -68,30 +69,22 @@ def main(_):
     return 0
 
 
-def _remedy(keys, workdir):
+def _remedy(keys: Iterable[str], workdir: Workdir) -> str:
     """Returns the command for a folder of its own, with the old teacher where that can serve."""
     path, number = workdir.root, 2
     while (new := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
-    arguments = _arguments_without("workdir", "config.teacher.checkpoint")
-    command = ["python", "-m", "experiments.distill", *arguments, f"--workdir={new}"]
+    command, arguments = ["python", "-m", "experiments.distill"], iter(sys.argv[1:])
+    for argument in arguments:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name not in ("workdir", "config.teacher.checkpoint"):
+            command.append(argument)
+        elif not equals:
+            next(arguments, None)  # its value
+    command.append(f"--workdir={new}")
     if all(run_config.within(key, _AFTER_TEACHER) for key in keys):
         command.append(f"--config.teacher.checkpoint={path}")
     return f"Give it a folder of its own: {shlex.join(command)}"
-
-
-def _arguments_without(*names):
-    """Returns the command line without some flags, whose values may follow `=` or a space."""
-    arguments, skip = [], False
-    for argument in sys.argv[1:]:
-        name, equals, _ = argument.lstrip("-").partition("=")
-        if skip:
-            skip = False
-        elif argument.startswith("-") and name in names:
-            skip = not equals
-        else:
-            arguments.append(argument)
-    return arguments
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProce
     code = (
         "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
     )
-    done = runs.end(runs.start_code(code, json.dumps([name, commands])))
+    done = runs.end(runs.start_fork(code, json.dumps([name, commands])))
     assert done.returncode == 0, done.stderr
     return [subprocess.CompletedProcess(*ended) for ended in json.loads(done.stdout)]
 

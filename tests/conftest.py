@@ -25,6 +25,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import runs
+
 # XLA ends at once over a flag that it does not know, and later ones do not know the second.
 os.environ.setdefault(
     "XLA_FLAGS",
@@ -50,6 +52,12 @@ def _forget_programs():
     """Frees a file's compiled programs, which the next one cannot use and which take gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """A folder of text files, enough for a smoke run."""
+    return runs.write_texts(tmp_path_factory.mktemp("data") / "texts")
 
 
 # What takes longest comes first, so that no worker is left with it alone at the end.

@@ -13,27 +13,53 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
+from tests import forks
+
 LIMIT = 600  # seconds that a test waits for a process, or for what one writes
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = "--config=configs/smoke.py"
 
 
-def start(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """Starts a program of experiments/."""
+def start(name: str, *arguments: str) -> subprocess.Popen:
+    """Starts a program of experiments/, whose imports are done."""
+    module = f"experiments.{name}"
+    return start_fork(
+        f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)",
+        *arguments,
+    )
+
+
+def start_fork(code: str, *arguments: str) -> subprocess.Popen:
+    """Starts code, which may change a program as a test needs it, where imports are done."""
+    return _start(forks.command(code, *map(str, arguments)))
+
+
+def start_fresh(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts a program of experiments/ in an interpreter of its own, as a user does."""
     return start_python("-m", f"experiments.{name}", *arguments, **environment)
 
 
 def start_code(code: str, *arguments: str) -> subprocess.Popen:
-    """Starts Python on code, which may change a program as a test needs it."""
+    """Starts Python on code."""
     return start_python("-c", code, *arguments)
 
 
 def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen:
-    """Starts Python as the head of a process group; variables that are None are left out."""
+    """Starts Python; variables that are None are left out."""
+    return _start([sys.executable, *map(str, arguments)], **environment)
+
+
+def send_signal(process: subprocess.Popen, signum: int) -> None:
+    """Sends a signal to a process that `start` or another function here has started."""
+    os.killpg(process.pid, signum)
+
+
+def _start(command: list[str], **environment: str | None) -> subprocess.Popen:
+    """Starts a command as the head of a process group."""
     defaults = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONFAULTHANDLER": "1"}
     variables = {**os.environ, **defaults, **environment}
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
+        command,
         cwd=ROOT,
         text=True,
         stdin=subprocess.PIPE,
@@ -64,7 +90,7 @@ def line(process: subprocess.Popen) -> str:
 
 def give_up(process: subprocess.Popen, limit: float = LIMIT) -> NoReturn:
     """Kills a process and its children after `limit` seconds; fails the test with its stacks."""
-    process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
+    send_signal(process, signal.SIGABRT)  # faulthandler prints the stacks
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=10)
     with contextlib.suppress(ProcessLookupError):

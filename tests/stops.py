@@ -70,7 +70,7 @@ def stop_when(process, condition, sign, *, delay=0.0):
     """Sends `sign` some seconds after `condition()` is true, and waits for the process's end."""
     wait_until(process, condition)
     time.sleep(delay)
-    process.send_signal(sign)
+    runs.send_signal(process, sign)
     return runs.end(process)
 
 

@@ -55,8 +55,7 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    texts = runs.write_texts(tmp_path_factory.mktemp("data") / "texts")
+def folder(tmp_path_factory, texts):
     return commands.untrained(tmp_path_factory.mktemp("decode") / "run", texts)
 
 
@@ -299,10 +298,10 @@ def test_a_closed_pipe_ends_a_program_quietly(lines):
 
 DEAF = """import os, signal, threading, time
 from experiments import decode
-from experiments.common import interrupts
+from experiments.common import startup
 start = threading.Thread.start
 {}
-with interrupts.Raising():
+with startup.Interrupts():
     decode._timed(lambda: ({}, time.sleep(3600)))
 """
 
@@ -310,16 +309,16 @@ with interrupts.Raising():
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_call_that_does_not_listen(sign):
     # The pause: on a busy machine a thread may run before its starter waits for it.
-    process = runs.start_code(DEAF.format("", "time.sleep(0.5), print('on', flush=True)"))
+    process = runs.start_fork(DEAF.format("", "time.sleep(0.5), print('on', flush=True)"))
     assert runs.line(process) == "on\n"
-    process.send_signal(sign)
+    runs.send_signal(process, sign)
     check_interrupted(runs.end(process), sign)
 
 
 def test_a_signal_ends_a_call_whose_thread_is_being_started():
     patch = "def begin(thread): start(thread); os.kill(os.getpid(), signal.SIGTERM)\n"
     code = DEAF.format(patch + "threading.Thread.start = begin", "None")
-    check_interrupted(runs.end(runs.start_code(code)), signal.SIGTERM)
+    check_interrupted(runs.end(runs.start_fork(code)), signal.SIGTERM)
 
 
 def check_interrupted(done, sign):

@@ -1,12 +1,8 @@
 """Bad input to the programs: one line, exit code 2, nothing started."""
 
-import collections
-
 import pytest
 
 from tests import commands, runs
-
-TEXTS = "TEXTS"  # replaced by a folder of text files
 
 # Flags of `distill --config=configs/smoke.py`, and parts of the message.
 SMOKE_CASES = {
@@ -28,10 +24,9 @@ SMOKE_CASES = {
     "--workdri=x": ["workdri", "workdir"],
     "losses=ce": ["unexpected argument 'losses=ce'"],
     "--config.teacher.checkpoint=/nowhere": ["/nowhere is not the folder of a run"],
-    "--config.student.batch_size=500000": ["`config.student`", "tokens"],
 }
 LONG_PROMPT = [
-    "--config.data.files=TEXTS/*.txt",
+    "--config.data.files=TEXTS/*.txt",  # TEXTS: replaced by a folder of text files
     "--config.evaluation.document_tokens=2048",
     "--config.evaluation.prompt_tokens=2040",
 ]
@@ -65,6 +60,11 @@ CASES = {
             "no document has more than 2040 tokens; the longest has",
         ],
     ),
+    "too large a batch": (
+        "distill",
+        [runs.SMOKE, LONG_PROMPT[0], "--config.student.batch_size=500000"],
+        ["`config.student`", "tokens"],
+    ),
     "classes": (
         "distill",
         [commands.DIGITS, "--config.data.vocabulary=11"],
@@ -84,27 +84,19 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def refusals(tmp_path_factory):
-    """Every case's ended command and the root of all folders; the first has its own process."""
-    root, arguments = tmp_path_factory.mktemp("refused"), collections.defaultdict(dict)
-    runs.write_texts(root / TEXTS)
-    for i, (case, (program, flags, _)) in enumerate(CASES.items()):
-        folder = [f"--workdir={root / str(i)}"] if program in ("distill", "teacher") else []
-        flags = [flag.replace(TEXTS, str(root / TEXTS)) for flag in flags]
-        arguments[program][case] = [*flags, *folder]
-    first = next(iter(CASES))
-    ended = {first: runs.run("distill", *arguments["distill"].pop(first))}
-    for program, by_case in arguments.items():
-        ended |= zip(by_case, commands.many(program, list(by_case.values())), strict=True)
-    return root, ended
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line(refusals, case):
-    root, ended = refusals
-    runs.check_refusal(ended[case], *CASES[case][2])
-    assert not list(root.glob("*/teacher"))
+def test_bad_input_is_one_line(case, tmp_path, texts):
+    program, flags, parts = CASES[case]
+    if program in ("distill", "teacher"):
+        flags = [*flags, f"--workdir={tmp_path / 'run'}"]
+    done = runs.run(program, *(flag.replace("TEXTS", str(texts)) for flag in flags))
+    runs.check_refusal(done, *parts)
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_bad_input_is_one_line_in_a_fresh_interpreter():
+    program, flags, parts = CASES["no run"]
+    runs.check_refusal(runs.end(runs.start_fresh(program, *flags)), *parts)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

@@ -21,10 +21,10 @@ def check_not_measured(folder):
     runs.check_refusal(done, f"of {STEPS}; finish it with the command that began it")
 
 
-def test_signals_and_kills_change_nothing(tmp_path):
-    texts = runs.write_texts(tmp_path / "texts")
+def test_signals_and_kills_change_nothing(tmp_path, texts):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    runs.succeed("distill", *flags(whole, texts))
+    done = runs.end(runs.start_fresh("distill", *flags(whole, texts)))
+    assert done.returncode == 0, done.stderr
 
     code, printed = stop(cut, texts, stage="teacher", after=5, sign=signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, printed

@@ -26,14 +26,17 @@ OTHERS = ["--config.losses=ce,0.5*kl+0.5*tv", "--config.seed=7"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run and what it printed."""
+def finished(tmp_path_factory, texts):
+    """A finished run in an interpreter of its own, and what it printed."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
-    return folder, runs.succeed("distill", runs.SMOKE, f"--workdir={folder}")
+    flags = [f"--workdir={folder}", f"--config.data.files={texts}/*.txt"]
+    done = runs.end(runs.start_fresh("distill", runs.SMOKE, *flags))
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 @pytest.fixture(scope="module")
-def again(finished):
+def again(finished, texts):
     """Ended commands: the run again, another config in its folder, and that in one of its own."""
     folder, _ = finished
     elsewhere = [f"--config.teacher.checkpoint={folder}", "--config.evaluation.contexts=corpus"]
@@ -43,7 +46,8 @@ def again(finished):
         [f"--workdir={folder}-2", *elsewhere, *OTHERS],
     ]
     before = digests(folder)
-    ended = commands.many("distill", [[runs.SMOKE, *flags] for flags in arguments])
+    data = f"--config.data.files={texts}/*.txt"
+    ended = commands.many("distill", [[runs.SMOKE, data, *flags] for flags in arguments])
     return before, *ended
 
 
@@ -219,9 +223,8 @@ def check_same_teacher(*folders):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, tmp_path, tmp_path_factory):
+def test_a_teacher_goes_out_and_comes_back_and_teaches(finished, texts, tmp_path, tmp_path_factory):
     folder, run = finished[0], Workdir(tmp_path / "run")
-    texts = runs.write_texts(tmp_path_factory.mktemp("data") / "texts")
     images = commands.of_images(tmp_path_factory.mktemp("images"))
     refusals = {
         "--loss=klx": "no students of loss 'klx'; it has ce, kl, tv",

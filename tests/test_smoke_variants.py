@@ -5,7 +5,7 @@ Decoder students are trained in test_smoke, on a teacher that came back from its
 
 import pytest
 
-from tests import commands, runs
+from tests import commands
 from tests.fixtures_data import write_tfds
 from tests.smoke_runs import SHORT, check_short, read
 
@@ -19,10 +19,9 @@ DIVERGING = {
 
 
 @pytest.fixture(scope="module")
-def variants(tmp_path_factory):
+def variants(tmp_path_factory, texts):
     """Each variant's ended command and its folder."""
     folder = tmp_path_factory.mktemp("variants")
-    texts = runs.write_texts(folder / "texts")
     splits = {"train": [path.read_text(encoding="utf-8") for path in sorted(texts.glob("*.txt"))]}
     write_tfds(folder / "data", splits, name="notes", feature="body")
     files = f"--config.data.files={texts}/*.txt"

@@ -47,13 +47,12 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def ended(tmp_path_factory, texts):
     """The folder of all runs, and ended commands by name: finished, refused, stopped, failed."""
     folder = tmp_path_factory.mktemp("watched")
     page = (runs.ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     (folder / "my_trackers.py").write_text(example + MORE, encoding="utf-8")
-    texts = runs.write_texts(folder / "texts")
 
     def flags(name, *more):
         data = [runs.SMOKE, f"--workdir={folder / name}", f"--config.data.files={texts}/*.txt"]
@@ -201,7 +200,7 @@ cli.run(main)
 
 
 def test_warnings_and_threads_errors_are_reported_as_json():
-    done = runs.end(runs.start_code(TALKS, "--log_format", "json", "--traceback"))
+    done = runs.end(runs.start_fork(TALKS, "--log_format", "json", "--traceback"))
     records = [(event["event"], event.get("text"), event.get("code")) for event in events(done)]
     assert records == [
         ("warning", "UserWarning: old", None),
@@ -211,7 +210,7 @@ def test_warnings_and_threads_errors_are_reported_as_json():
 
 
 def test_a_signal_while_importing_is_reported_as_json(tmp_path):
-    process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
+    process = runs.start_fresh("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
     (error,) = events(stops.stop_while_importing(process))
     code = 128 + signal.SIGTERM
     assert (error["event"], error["text"], error["code"]) == ("error", "interrupted", code)

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from experiments.common import interrupts, json_logging
+from experiments.common import startup
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.progress import log
 
@@ -61,9 +61,9 @@ def overrides(config: flags.FlagHolder) -> dict[str, Any]:
 def define_log_format() -> None:
     """Declares --log_format=text or json; `run` itself reads it, even from a wrong command line."""
     flags.DEFINE_enum(
-        json_logging.FLAG,
+        startup.LOG_FORMAT,
         "text",
-        json_logging.FORMATS,
+        startup.LOG_FORMATS,
         "The form of standard error: lines and bars, or JSON, an object a line.",
     )
 
@@ -92,7 +92,7 @@ def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> N
       main: the program; its result is the exit code.
       resumes: whether the same command continues an interrupted run.
     """
-    with _as_json() if json_logging.is_requested(sys.argv) else contextlib.nullcontext():
+    with _as_json() if startup.is_json_requested() else contextlib.nullcontext():
         app.run(lambda argv: _guarded(main, argv, resumes), flags_parser=_parse)
 
 
@@ -100,15 +100,18 @@ def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> N
 def _as_json():
     """Turns all that Python writes on standard error within the block into events."""
 
+    def emit(event, **fields):
+        sys.stderr.write(startup.json_line(event, **fields))  # one call, since threads write, too
+        sys.stderr.flush()
+
     def warn(message, kind, *_):
         progress.emit_event("warning", text=f"{kind.__name__}: {message}")
 
     def fail(error):
-        progress.emit_event(
-            "warning", text=f"in a thread: {error.exc_type.__name__}: {error.exc_value}"
-        )
+        text = f"in a thread: {error.exc_type.__name__}: {error.exc_value}"
+        progress.emit_event("warning", text=text)
 
-    with progress.redirect_events(json_logging.emit), warnings.catch_warnings():
+    with progress.redirect_events(emit), warnings.catch_warnings():
         warnings.showwarning = warn
         before, threading.excepthook = threading.excepthook, fail
         try:
@@ -125,7 +128,7 @@ def _guarded(main: Callable, argv: Sequence[str], resumes: bool) -> None:
         _fail(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     enable_compilation_cache()
     sys.unraisablehook = _unraisable
-    interrupt = interrupts.Raising()
+    interrupt = startup.Interrupts()
     try:
         with interrupt:
             _join_processes(resumes)
@@ -168,12 +171,12 @@ def _join_processes(resumes: bool) -> None:
 
 def _libraries_log():
     """Returns whether libraries may log errors in their own words."""
-    return TRACEBACK.value and not json_logging.is_requested(sys.argv)
+    return TRACEBACK.value and not startup.is_json_requested()
 
 
 def _unraisable(error):
     # A signal may arrive in a callback from which no error comes back.
-    if isinstance(error.exc_value, interrupts.Interrupted):
+    if isinstance(error.exc_value, startup.Interrupted):
         code = 128 + error.exc_value.signum
         _print_error("interrupted", code)
         os._exit(code)
@@ -182,8 +185,14 @@ def _unraisable(error):
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
+    """Parses the command line; what is wrong with it, or with the config file, ends the program."""
+    files = [x.removeprefix("--config=") for x in argv if x.startswith("--config=")]
+    files += [value for flag, value in itertools.pairwise(argv) if flag == "--config"]
     try:
-        _check_config_file(argv)
+        for file in files:
+            if not pathlib.Path(file.split(":")[0]).is_file():
+                known = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py")))) or "none"
+                raise flags.Error(f"--config={file}: there is no such file; known: {known}")
         return flags.FLAGS(argv)
     except flags.Error as error:
         whole_number = "invalid literal for int() with base 10:"
@@ -196,26 +205,15 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         _fail(f"the config can't be read: {type(error).__name__}: {error}")
 
 
-def _check_config_file(argv):
-    values = [x.removeprefix("--config=") for x in argv if x.startswith("--config=")]
-    values += [value for flag, value in itertools.pairwise(argv) if flag == "--config"]
-    for value in values:
-        if not pathlib.Path(value.split(":")[0]).is_file():
-            configs = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py"))))
-            raise flags.Error(
-                f"--config={value}: there is no such file; known: {configs or 'none'}"
-            )
-
-
-def _unknown_key(argv, error):
+def _unknown_key(argv: Sequence[str], error: Exception) -> str:
+    """Returns the message for a key that the config lacks, which only the error's text names."""
     key = re.search(r"'([^']+)'", str(error).replace("\\", ""))
     name = key[1] if key else str(error)
-    arguments = [x for x in argv if x.startswith("--config.") and name in re.split(r"[.=]", x)] or [
-        f"--config.{name}"
-    ]
+    arguments = [x for x in argv if x.startswith("--config.") and name in re.split(r"[.=]", x)]
+    argument = arguments[0] if arguments else f"--config.{name}"
     similar = re.search(r'Did you mean "([^"]+)"', str(error))
     remedy = f"did you mean `{similar[1]}`?" if similar else "docs/config.md lists the keys"
-    return f"{arguments[0]}: there is no config key `{name}`; {remedy}"
+    return f"{argument}: there is no config key `{name}`; {remedy}"
 
 
 def _fail(message, code=BAD_INPUT):

@@ -1,7 +1,7 @@
 """Tokens a target call and speed-up, counted by decoding itself."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,59 +34,53 @@ def with_decoding(
     groups = {
         loss: (model, seeds) for loss, model, seeds in measurement.student_groups(spec, run, data)
     }
-    pairs = [(loss, seed) for loss, finite in measured.losses.items() for seed in finite]
+    students = [(loss, seed) for loss, finite in measured.losses.items() for seed in finite]
     prompts, _ = contexts.prompts(spec.evaluation, data)
-    limits = {
-        "max_tokens": spec.evaluation.generated_tokens,
-        "stop": data.tokenizer.end_of_text,
-    }
 
-    def student(loss, seed):
-        model, seeds = groups[loss]
-        return model.student(seeds.index(seed)).module().unrolled()
-
-    def decode(draft, **options):
-        """Returns (the decoded texts, the seconds that it took)."""
-        decoding = speculative.prepare(target, draft, prompts, **limits, **options)
+    def decode(student=None, **options):
+        """Returns tokens [K], target calls [K] and seconds; without a student, plain decoding's."""
+        draft = None
+        if student is not None:
+            loss, seed = student
+            model, seeds = groups[loss]
+            draft = model.student(seeds.index(seed)).module().unrolled()
+            options["gamma"] = gamma
+        options |= {
+            "max_tokens": spec.evaluation.generated_tokens,
+            "stop": data.tokenizer.end_of_text,
+        }
+        decoding = speculative.prepare(target, draft, prompts, **options)
         start = time.perf_counter()
-        return decoding.run(), time.perf_counter() - start
+        decoded = decoding.run()
+        seconds = time.perf_counter() - start
+        return [len(text) for text in decoded.tokens], decoded.counts.target_calls, seconds
 
-    def decode_all(context):
-        """Returns (tokens [K], calls [K], seconds, plain decoding's seconds a token) by student."""
-        rows = {loss: [] for loss, _ in pairs}
-        with progress.bar(context, len(pairs), unit="students") as advance:
+    # All students have one shape, so these calls compile for every student and temperature.
+    decode()
+    decode(students[0])
+    sums = dict(measured.sums)
+    for context in (name for name in names if name in schema.GENERATED_TEMPERATURES):
+        temperature = schema.GENERATED_TEMPERATURES[context]
+        rows = {loss: [] for loss, _ in students}
+        with progress.bar(context, len(students), unit="students") as advance:
             for seed in spec.seeds:
                 # Each seed has texts of its own, so that seeds are a source of noise beside texts.
                 texts = (seed * len(prompts) + np.arange(len(prompts))) % 2**32
-                options = {"temperature": schema.GENERATED_TEMPERATURES[context], "seeds": texts}
-                plain, seconds = decode(None, **options)
-                plain_rate = seconds / sum(map(len, plain.tokens))
-                for loss in (loss for loss, other in pairs if other == seed):
-                    decoded, seconds = decode(student(loss, seed), gamma=gamma, **options)
-                    tokens = [len(text) for text in decoded.tokens]
-                    rows[loss].append((tokens, decoded.counts.target_calls, seconds, plain_rate))
+                options = {"temperature": temperature, "seeds": texts}
+                tokens, _, seconds = decode(**options)
+                plain_rate = seconds / sum(tokens)
+                for student in (student for student in students if student[1] == seed):
+                    rows[student[0]].append((*decode(student, **options), plain_rate))
                     advance()
-        return rows
-
-    # All students have one shape, so these calls compile for every student and temperature.
-    decode(None)
-    decode(student(*pairs[0]), gamma=gamma)
-    sums = dict(measured.sums)
-    for context in names:
-        if context in schema.GENERATED_TEMPERATURES:
-            for loss, rows in decode_all(context).items():
-                sums |= {(loss, key): value for key, value in _sums(context, gamma, rows)}
+        for loss, columns in rows.items():
+            tokens, calls, seconds, plain_rates = (
+                np.array(column, np.float64) for column in zip(*columns, strict=True)
+            )
+            key = Key(context, schema.DECODED_TAU, temperature, gamma)
+            sums[loss, key] = Sums(tokens, calls, tokens.mean(axis=0))
+            # The batch has one time, so a student is one number, not one a document.
+            total = tokens.sum(axis=1, keepdims=True)
+            key = Key(context, schema.SPEED_UP, temperature, gamma)
+            plain_seconds = total * plain_rates[:, None]
+            sums[loss, key] = Sums(plain_seconds, seconds[:, None], total.mean(axis=0))
     return Measurement(measured.losses, sums)
-
-
-def _sums(context: str, gamma: int, rows: Sequence[tuple]) -> Iterator[tuple[Key, Sums]]:
-    """Yields the sums of both measures over one loss's students, from their rows."""
-    temperature = schema.GENERATED_TEMPERATURES[context]
-    tokens, calls = (np.array([row[i] for row in rows], np.float64) for i in (0, 1))
-    key = Key(context, schema.DECODED_TAU, temperature, gamma)
-    yield key, Sums(tokens, calls, tokens.mean(axis=0))
-    # The batch has one time, so a student is one number, not one a document.
-    total = tokens.sum(axis=1, keepdims=True)
-    seconds, plain_rate = (np.array([row[i] for row in rows])[:, None] for i in (2, 3))
-    key = Key(context, schema.SPEED_UP, temperature, gamma)
-    yield key, Sums(total * plain_rate, seconds, total.mean(axis=0))

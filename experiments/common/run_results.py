@@ -109,7 +109,7 @@ def _about(runs: Sequence[Workdir]) -> str:
     data, teacher, student = config["data"], config["teacher"], config["student"]
     pooled = f"{len(runs)} runs, pooled; the first: " if len(runs) > 1 else ""
     after = f" after layer {student['exit_layer']}" if student["kind"] == "kangaroo" else ""
-    documents = "images" if config["data"]["kind"] == schema.IMAGES else "documents"
+    documents = "images" if data["kind"] == schema.IMAGES else "documents"
     return (
         f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer "
         f"teacher of width {teacher['width']}, {config['seeds']} a loss, trained for "
@@ -120,10 +120,9 @@ def _about(runs: Sequence[Workdir]) -> str:
 
 def _facts(runs: Sequence[Workdir]) -> dict[str, str]:
     """Returns the facts of all runs by name, and what the intervals cover."""
-    if len(runs) == 1:
-        cover = "test documents and initial values; one teacher and one order of the data serve "
-        cover += "all students"
-    else:
+    cover = "test documents and initial values; one teacher and one order of the data serve all "
+    cover += "students"
+    if len(runs) > 1:
         cover = "test documents and runs, with all that they do not share: initial values, order "
         cover += "of the data, teacher"
     facts = {"intervals cover": cover}

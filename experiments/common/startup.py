@@ -1,10 +1,15 @@
-"""The first call of every program, before its slow imports. This module imports nothing slow."""
+"""What a program needs before its slow imports: signals and JSON lines. Imports nothing slow."""
 
+import datetime
+import itertools
+import json
 import os
 import signal
 import sys
+from typing import Any
 
-from experiments.common import interrupts, json_logging
+LOG_FORMAT, LOG_FORMATS = "log_format", ("text", "json")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def begin(name: str) -> None:
@@ -19,18 +24,60 @@ def begin(name: str) -> None:
     """
     if name != "__main__":
         return
-    for signum in interrupts.SIGNALS:
-        signal.signal(signum, _end)
-    if json_logging.is_requested(sys.argv):
+    as_json = is_json_requested()
+
+    def end(signum, _frame):
+        code = 128 + signum
+        line = json_line("error", text="interrupted", code=code)
+        os.write(2, (line if as_json else "error: interrupted\n").encode())
+        os._exit(code)
+
+    for signum in _SIGNALS:
+        signal.signal(signum, end)
+    if as_json:
         # XLA reads this while it is loaded; its own lines would stand between the events.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _end(signum, _frame):
-    text, code = "interrupted", 128 + signum
-    if json_logging.is_requested(sys.argv):
-        line = json_logging.line("error", text=text, code=code)
-    else:
-        line = f"error: {text}\n"
-    os.write(2, line.encode())
-    os._exit(code)
+def is_json_requested() -> bool:
+    """Returns whether the command line asks for --log_format=json, even if the rest is wrong."""
+    arguments = [argument.lstrip("-") for argument in sys.argv]
+    pairs = itertools.pairwise(arguments)
+    return f"{LOG_FORMAT}=json" in arguments or (LOG_FORMAT, "json") in pairs
+
+
+def json_line(event: str, **fields: Any) -> str:
+    """Returns one event with the current time, as a line of JSON."""
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": time.replace("+00:00", "Z"), "event": event, **fields}) + "\n"
+
+
+class Interrupted(KeyboardInterrupt):
+    """The error that a signal becomes; `signum` is the signal's number."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+class Interrupts:
+    """Turns the first signal of a block into Interrupted, so that files and bars are closed.
+
+    A second signal ends the process at once. `signum` is the first signal, or None before it. The
+    training loop has its own way to stop.
+    """
+
+    def __enter__(self):
+        self.signum: int | None = None
+        self._before = {signum: signal.signal(signum, self._handle) for signum in _SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum, _frame):
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+        raise Interrupted(signum)

@@ -26,7 +26,6 @@ from jaxdiv.training import run_data, teacher_sources
 from tests import llama_folders, reporting_cases, runs
 from tests.fixtures_data import sentences
 
-QUICK, SLOW = {"parsers": 100, "readers": 50}, {"parsers": 10_000, "readers": 200}  # cases of each
 NASTY = [
     "<script>alert(1)</script>",
     "../../etc/passwd",
@@ -128,11 +127,10 @@ def taken_or_refused(act, *named):
     assert all(str(name) in str(error) for name in named), repr(error)
 
 
-def fuzz(check, strategy, examples, **options):
-    run = settings(max_examples=examples, suppress_health_check=list(HealthCheck), **options)(
-        given(strategy)(check)
-    )
-    run()
+def fuzz(check, strategy, examples, options):
+    """Checks so many examples; `options` are of hypothesis."""
+    quiet = settings(max_examples=examples, suppress_health_check=list(HealthCheck), **options)
+    quiet(given(strategy)(check))()
 
 
 PARSERS = {
@@ -147,20 +145,25 @@ PARSERS = {
 }
 
 
-def check_parser(name, examples, **options):
+BRIEF_AND_LONG = pytest.mark.parametrize(
+    ("cases", "options"),
+    [
+        pytest.param({"parsers": 100, "readers": 50}, {}, id="brief"),
+        pytest.param(
+            {"parsers": 10_000, "readers": 200},
+            {"derandomize": False},
+            id="long",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+
+
+@BRIEF_AND_LONG
+@pytest.mark.parametrize("name", PARSERS)
+def test_parsers(name, cases, options):
     parse, strategy = PARSERS[name]
-    fuzz(lambda value: taken_or_refused(lambda: parse(value)), strategy, examples, **options)
-
-
-@pytest.mark.parametrize("name", PARSERS)
-def test_parsers(name):
-    check_parser(name, QUICK["parsers"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PARSERS)
-def test_parsers_long(name):
-    check_parser(name, SLOW["parsers"], derandomize=False)
+    fuzz(lambda value: taken_or_refused(lambda: parse(value)), strategy, cases["parsers"], options)
 
 
 def read_manifest(path):
@@ -240,7 +243,9 @@ def wholes(tmp_path_factory):
     return folder
 
 
-def check_reader(wholes, name, examples, **options):
+@BRIEF_AND_LONG
+@pytest.mark.parametrize("name", READERS)
+def test_readers(wholes, name, cases, options):
     place, read = READERS[name]
     path = wholes / place
     whole = path.read_bytes()
@@ -250,20 +255,9 @@ def check_reader(wholes, name, examples, **options):
         taken_or_refused(lambda: read(path), path.parent)
 
     try:
-        fuzz(check, changed(whole), examples, **options)
+        fuzz(check, changed(whole), cases["readers"], options)
     finally:
         path.write_bytes(whole)
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_readers(wholes, name):
-    check_reader(wholes, name, QUICK["readers"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
-def test_readers_long(wholes, name):
-    check_reader(wholes, name, SLOW["readers"], derandomize=False)
 
 
 def test_what_a_run_leaves_out_of_its_data_is_said_and_kept(tmp_path, capsys):

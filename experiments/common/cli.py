@@ -191,8 +191,10 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         for file in files:
             if not pathlib.Path(file.split(":")[0]).is_file():
-                known = ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py")))) or "none"
-                raise flags.Error(f"--config={file}: there is no such file; known: {known}")
+                configs = (
+                    ", ".join(sorted(map(str, pathlib.Path("configs").glob("*.py")))) or "none"
+                )
+                raise flags.Error(f"--config={file}: there is no such file; known: {configs}")
         return flags.FLAGS(argv)
     except flags.Error as error:
         whole_number = "invalid literal for int() with base 10:"

@@ -1,4 +1,4 @@
-"""What a program needs before its slow imports: signals and JSON lines. Imports nothing slow."""
+"""Signals and JSON lines, which a program needs before its slow imports. Imports nothing slow."""
 
 import datetime
 import itertools

@@ -32,7 +32,7 @@ from experiments.tpu import aot, cost_model, steps
 from jaxdiv import files
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, sharding, teacher
+from jaxdiv.training import run_data, sharding, teacher_sources
 
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:1x1", "Kind and shape of the TPU slice.")
@@ -146,7 +146,7 @@ def record(
 
 def main(_):
     with tempfile.TemporaryDirectory() as empty:
-        config = teacher.resolve(
+        config = teacher_sources.resolve(
             cli.load_config(CONFIG), Workdir(empty), typed=cli.overrides(CONFIG)
         )
     spec = RunSpec.from_config(config)

@@ -25,7 +25,7 @@ from jaxdiv.runs import config as run_config
 from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import ConfigDiffers, Workdir
-from jaxdiv.training import loop, run_data, sharding, students, teacher
+from jaxdiv.training import loop, run_data, sharding, students, teacher, teacher_sources
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -42,7 +42,7 @@ _AFTER_TEACHER = (
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = teacher.resolve(cli.load_config(CONFIG), workdir, typed=cli.overrides(CONFIG))
+    config = teacher_sources.resolve(cli.load_config(CONFIG), workdir, typed=cli.overrides(CONFIG))
     spec = RunSpec.from_config(config)
     sharding.make_mesh(spec)  # raises early if this machine lacks the devices
     profile, trackers = watch_flags.profiled_steps(spec.student_stage.steps), watch_flags.trackers()

@@ -21,7 +21,7 @@ from jaxdiv.runs import config as run_config
 from jaxdiv.runs import lock
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import loop, run_data, sharding, teacher
+from jaxdiv.training import loop, run_data, sharding, teacher, teacher_sources
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -35,7 +35,7 @@ FROM_HF = flags.DEFINE_string(
 
 def main(_):
     workdir = Workdir(WORKDIR.value)
-    config = teacher.resolve(_load_config(), workdir, typed=cli.overrides(CONFIG))
+    config = teacher_sources.resolve(_load_config(), workdir, typed=cli.overrides(CONFIG))
     spec = RunSpec.from_config(config)
     sharding.make_mesh(spec)  # raises early if this machine lacks the devices
     profile = watch_flags.profiled_steps(spec.teacher_stage.steps)

@@ -16,8 +16,8 @@ from configs import smoke
 from jaxdiv import acceptance, models
 from jaxdiv.runs import config_keys
 from jaxdiv.runs.specs import MeshSpec, RunSpec
-from jaxdiv.training import on_policy, sharding, students, teacher, teacher_sources
-from jaxdiv.training.state import population
+from jaxdiv.training import on_policy, sharding, state, students, teacher
+from jaxdiv.training.step import initial_state
 
 V, ROWS, LENGTH, CHANNELS = 120, 12, 17, 4
 EXACT, SHORT = 100, 50  # steps in float64, and in float32
@@ -68,8 +68,8 @@ class Run:
 
     def __init__(self, spec, mesh):
         self.spec, self.mesh, self.rows = spec, mesh, sharding.BatchSharding(mesh, ROWS)
-        self.teachers = self._population(teacher_sources.builder(spec.teacher, V), [0])
-        self.models = self._population(students.builder(spec, V), spec.seeds)
+        self.teachers = self._population(state.teacher_builder(spec.teacher, V), [0])
+        self.models = self._population(state.student_builder(spec, V), spec.seeds)
         # Far from uniform, so that losses and their gradients are no small numbers.
         sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(
             self.teachers.params
@@ -77,7 +77,7 @@ class Run:
         self.teacher_model = self.teachers.with_params(sharpened)
 
     def _population(self, build, seeds):
-        model, exact = population(build, seeds, self.mesh), self.spec.dtype == "float64"
+        model, exact = state.population(build, seeds, self.mesh), self.spec.dtype == "float64"
         widen = jax.jit(
             lambda params: jax.tree.map(
                 lambda x: x.astype(jnp.float64 if exact else x.dtype), params
@@ -99,13 +99,13 @@ class Run:
         step = students.step(
             self.spec,
             self.models,
-            students.teacher_outputs(self.spec.student, self.teacher_model),
+            students.teacher_outputs(self.models, self.teacher_model),
             write,
             mesh=self.mesh,
         )
         return self._train(
             step,
-            students.initial_state(self.spec.student_stage, self.models, self.mesh),
+            initial_state(self.spec.student_stage, self.models, self.mesh),
             self.teacher_model.params,
             steps,
         )
@@ -114,7 +114,7 @@ class Run:
         step = teacher.step(self.spec.teacher_stage, self.teachers, mesh=self.mesh)
         return self._train(
             step,
-            teacher.initial_state(self.spec.teacher_stage, self.teachers, self.mesh),
+            initial_state(self.spec.teacher_stage, self.teachers, self.mesh),
             None,
             steps,
         )
@@ -132,7 +132,7 @@ class Run:
         *_, batch = batches(self.spec, SHORT + 1)
 
         def rates(params, frozen, inputs):
-            shared = students.teacher_forward(self.spec.student, self.teacher_model)(frozen, inputs)
+            shared = students.teacher_forward(self.models, self.teacher_model)(frozen, inputs)
 
             def one_seed(params):
                 logits = self.models.with_params(params)(inputs, shared)

@@ -300,7 +300,8 @@ def _by_hand(folder):
     spec, corpus = run.spec(), run_data.TextData.load(run)
     target = teacher.restore(spec.teacher, run, corpus.tokenizer.vocab_size)
     context = contexts.make("corpus", spec.evaluation, corpus, target)
-    shared = jax.jit(students.teacher_forward(spec.student, target))(target.params, context.inputs)
+    student = students.restore_one(str(folder), loss="ce", seed=spec.seed)
+    shared = jax.jit(students.teacher_forward(student, target))(target.params, context.inputs)
     counted, size = context.weights > 0, corpus.tokenizer.vocab_size
     bins = contributions_by_rank.rank_bins(size)
     means = []

@@ -9,7 +9,7 @@ import pytest
 
 from configs import smoke
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, students, teacher
+from jaxdiv.training import run_data, state, students, teacher
 from tests import runs
 
 
@@ -32,7 +32,7 @@ def check_saved_batch(message, run, stage):
     """Checks that the saved batch is that of the step in the message; returns the step."""
     step = int(re.search(r"not finite at step (\d+)", message)[1])
     assert f"kept in {run.root / 'not_finite.npz'}" in message
-    batches = run_data.batches(stage, run_data.TextData.load(run))
+    batches = run_data.load(run).batches(stage)
     expected = [next(batches) for _ in range(step)][-1]
     with np.load(run.root / "not_finite.npz", allow_pickle=False) as saved:
         assert saved["step"] == step
@@ -51,9 +51,8 @@ def test_in_its_own_training(prepared):
 
 def test_in_its_students_training(prepared):
     spec, run, data = prepared
-    model = teacher.population(
-        teacher.teacher_sources.builder(spec.teacher, data.tokenizer.vocab_size), [0]
-    ).student(0)
+    build = state.teacher_builder(spec.teacher, data.tokenizer.vocab_size)
+    model = state.population(build, [0]).student(0)
     broken = model.with_params(jax.tree.map(lambda x: x * jnp.nan, model.params))
     with pytest.raises(ValueError, match="the teacher's outputs are not finite") as error:
         students.train(spec, run, data, broken)

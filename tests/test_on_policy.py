@@ -16,6 +16,7 @@ from jaxdiv.runs.specs import RunSpec
 from jaxdiv.training import on_policy
 from jaxdiv.training import students as run_students
 from jaxdiv.training.state import population
+from jaxdiv.training.step import initial_state
 
 V, B, END = 64, 8, 0
 LENGTH, PROMPT = 32, 8
@@ -115,11 +116,11 @@ def test_each_student_learns_from_its_own_text_and_the_teachers_view_of_it(teach
     config, batch = make_config("student", share=1.0), make_batch()
     students = run_students.untrained(RunSpec.from_config(config), V)
     spec = RunSpec.from_config(config)
-    teach = run_students.teacher_forward(spec.student, teacher)
+    teach = run_students.teacher_forward(students, teacher)
     write = on_policy.writer(RunSpec.from_config(config).on_policy, teacher, students, END)
-    outputs = run_students.teacher_outputs(spec.student, teacher)
+    outputs = run_students.teacher_outputs(students, teacher)
     step = run_students.step(spec, students, outputs, write)
-    state = run_students.initial_state(spec.student_stage, students)
+    state = initial_state(spec.student_stage, students)
     _, metrics = step(state, teacher.params, batch)
     assert metrics["finite"].all()
     for i, text in enumerate(("kl", "tv")):

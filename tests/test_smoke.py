@@ -128,9 +128,9 @@ def test_cross_entropy_and_kl_give_the_same_students_from_disk(finished):
 def test_cross_entropy_and_kl_have_one_gradient_on_a_restored_student(finished):
     spec, data, target, run = restored(finished[0])
     batch = run_data.validation_batch(spec.student_stage, data, sharding.single_device_mesh())
-    forward = jax.jit(students.teacher_forward(spec.student, target))
-    output = forward(target.params, batch["inputs"])
     student = students.restore_one(str(run.root), loss="ce", seed=1)
+    forward = jax.jit(students.teacher_forward(student, target))
+    output = forward(target.params, batch["inputs"])
 
     def gradient(loss):
         def mean(params, output):
@@ -156,7 +156,7 @@ def test_a_student_restored_alone_is_the_one_that_was_measured(finished):
 
     @jax.jit
     def chance(inputs):
-        output = students.teacher_forward(spec.student, target)(target.params, inputs)
+        output = students.teacher_forward(student, target)(target.params, inputs)
         return acceptance.sampling(student(inputs, output), output.logits)
 
     chances, count = 0.0, 0

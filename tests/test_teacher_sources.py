@@ -8,7 +8,7 @@ from configs import smoke
 from jaxdiv.models import llama
 from jaxdiv.runs import step_folders
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import sharding, teacher, teacher_sources
+from jaxdiv.training import sharding, teacher_sources
 from tests import llama_folders
 
 
@@ -26,7 +26,7 @@ def resolve(folder, tmp_path, **changes):
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     config.update_from_flattened_dict(changes)
-    return teacher.resolve(config.to_dict(), Workdir(tmp_path / "run"), typed=changes)
+    return teacher_sources.resolve(config.to_dict(), Workdir(tmp_path / "run"), typed=changes)
 
 
 def test_sizes_of_a_llama_replace_the_configs(folder, tmp_path, capsys):
@@ -111,9 +111,9 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     def damage():
         (run.teacher / "0" / step_folders.MANIFEST).unlink()
 
-    teacher._take_over(spec, run, sharding.single_device_mesh())
+    teacher_sources.take_over(spec, run, sharding.single_device_mesh())
     damage()
-    teacher._take_over(spec, run, sharding.single_device_mesh())
+    teacher_sources.take_over(spec, run, sharding.single_device_mesh())
     printed = capsys.readouterr().err
     assert f"checkpoint {run.teacher}/0 is damaged" in printed
     assert "taking the teacher over again" in printed
@@ -123,7 +123,7 @@ def test_a_damaged_teacher_is_taken_over_again_from_the_same_files_alone(tmp_pat
     with pytest.raises(
         ValueError, match=r"the fingerprint of the teacher's files in .* as the run began with"
     ):
-        teacher._take_over(spec, run, sharding.single_device_mesh())
+        teacher_sources.take_over(spec, run, sharding.single_device_mesh())
 
 
 def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder, tmp_path):
@@ -133,7 +133,7 @@ def test_a_run_and_its_llama_give_the_same_teacher_from_disk_to_the_mesh(folder,
         sharding.single_device_mesh(),
     )
     run.initialize_or_resume(config)
-    teacher._take_over(run.spec(), run, mesh)
+    teacher_sources.take_over(run.spec(), run, mesh)
     first = teacher_sources.find(folder)
     first.tokenizer().save(run.tokenizer)
     both = [

@@ -30,6 +30,7 @@ from jaxdiv import files
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.training import students
+from jaxdiv.training.step import initial_state
 
 CONFIG = cli.define_config()
 STRETCH = flags.DEFINE_integer("stretch", 8, "Steps of a stretch.", lower_bound=2)
@@ -57,8 +58,8 @@ def stretches(
     """
     setup = RandomSetup.from_config(config)
     spec, model = setup.untrained_students(config["seeds"])
-    state = students.initial_state(spec.student_stage, model)
-    step = students.step(spec, model, students.teacher_outputs(spec.student, setup.teacher))
+    state = initial_state(spec.student_stage, model)
+    step = students.step(spec, model, students.teacher_outputs(model, setup.teacher))
     seconds, metrics = [], None
     with Checkpoints(folder, keep=1) as checkpoints:
         for number in range(2 * rounds + 2):

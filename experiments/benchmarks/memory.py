@@ -28,6 +28,7 @@ from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, run_data, sharding, students, teacher
 from jaxdiv.training.state import Model
+from jaxdiv.training.step import initial_state
 
 CONFIG = cli.define_config()
 SETTLED = flags.DEFINE_integer(
@@ -56,11 +57,11 @@ def needed(spec: RunSpec, target: Model, data: run_data.RunData) -> dict[str, in
     """Returns the bytes of what a step can't do without, by name."""
     mesh, stage = sharding.make_mesh(spec), spec.student_stage
     model = students.untrained(spec, data.vocab_size, mesh)
-    state = students.initial_state(stage, model, mesh)
-    outputs = students.teacher_outputs(spec.student, target)
+    state = initial_state(stage, model, mesh)
+    outputs = students.teacher_outputs(model, target)
     step = students.step(spec, model, outputs, mesh=mesh)
     rows = sharding.BatchSharding(mesh, stage.batch_size)
-    batch = rows.put_local(next(run_data.batches(stage, data, mesh)))
+    batch = rows.put_local(next(data.batches(stage, rows.local_rows)))
     program = step.lower(state, target.params, batch).compile()
     return {
         "teacher": _size(target.params),

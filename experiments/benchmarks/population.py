@@ -26,6 +26,7 @@ from jaxdiv import reductions
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs.specs import parse_losses
 from jaxdiv.training import run_data, students
+from jaxdiv.training.step import initial_state
 
 CONFIG = cli.define_config()
 LOSS = flags.DEFINE_string("loss", "kl", "The loss of every student.")
@@ -66,7 +67,7 @@ def training_step(
     """
     spec, population = setup.untrained_students(count)
     step = students.step(spec, population, forward)
-    state = students.initial_state(spec.student_stage, population)
+    state = initial_state(spec.student_stage, population)
 
     def call():
         nonlocal state
@@ -78,7 +79,7 @@ def training_step(
 
 def measure(setup: RandomSetup, sizes: list[int], rounds: int) -> dict:
     """Returns median seconds of the parts by name, and of each population's step by its size."""
-    forward = jax.jit(students.teacher_outputs(setup.spec.student, setup.teacher))
+    forward = jax.jit(students.teacher_outputs(setup.untrained_students(1)[1], setup.teacher))
     outputs = forward(setup.teacher.params, setup.batch["inputs"])
     contestants = {
         "teacher pass": lambda: forward(setup.teacher.params, setup.batch["inputs"]),

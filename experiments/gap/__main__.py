@@ -22,7 +22,7 @@ from jaxdiv.acceptance import RULES
 from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import loop, run_data, sharding, teacher
+from jaxdiv.training import loop, run_data, sharding, teacher, teacher_sources
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -51,7 +51,7 @@ def main(_):
         value = functools.reduce(lambda section, name: section[name], key.split("."), config)
         if value != fixed:
             raise ValueError(f"`config.{key}` is {fixed!r} in this study, got {value!r}")
-    config = teacher.resolve(config, workdir, typed=cli.overrides(CONFIG))
+    config = teacher_sources.resolve(config, workdir, typed=cli.overrides(CONFIG))
     spec = RunSpec.from_config(config)
     run_data.require_text(spec.data)
     study_causes = causes.read(text, config)

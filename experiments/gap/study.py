@@ -13,7 +13,7 @@ from jaxdiv import files
 from jaxdiv.runs import processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import loop, run_data, students
+from jaxdiv.training import loop, sharding, students
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
 
@@ -78,7 +78,7 @@ def run(
         initial_state=lambda: trainer.initial_state(mesh),
         step=trainer.step(mesh),
         teacher=teacher.params,
-        batches=run_data.batches(stage, corpus, mesh),
+        batches=corpus.batches(stage, sharding.BatchSharding(mesh, stage.batch_size).local_rows),
         measure=lambda _: {},
         report_diverged=lambda number, finite, _: students.report_diverged(stage, number, finite),
     )

@@ -61,6 +61,9 @@ class StudentWithHead:
     def with_params(self, params: Any) -> "StudentWithHead":
         return StudentWithHead(self.student, params)
 
+    def module(self) -> models.Student:
+        return self.student.module()
+
     def __call__(self, tokens: jax.Array, teacher: models.TeacherOutput) -> jax.Array:
         module = self.student.with_params(self.params["student"]).module()
         return project(module.features(tokens, teacher), self.params["head"], teacher.vocab_size)
@@ -104,7 +107,7 @@ class VariantTrainer:
     def teacher_passes(self, views: Iterable[str]) -> Callable[[Any, jax.Array], TeacherPasses]:
         """Returns a function (teacher's parameters, inputs [B, L]) -> the passes that the students
         of `views` need."""
-        forward = students.teacher_forward(self.spec.student, self.teacher)
+        forward = students.teacher_forward(self.students, self.teacher)
         views, exit_layer = set(views), self.spec.student.exit_layer
         deeper = exit_layer < self.spec.teacher.depth
         other_layer = exit_layer + 1 if deeper else exit_layer - 1

@@ -12,7 +12,7 @@ from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.schema import CORPUS
-from jaxdiv.training import run_data, sharding, teacher
+from jaxdiv.training import run_data, sharding, teacher, teacher_sources
 from jaxdiv.training.loop import Monitoring
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
@@ -39,7 +39,7 @@ def begin(
         changed since the sweep began, and a teacher that is taken over brings its tokenizer.
     """
     workdir = run.workdir
-    config = teacher.resolve(run.config, workdir, typed={})
+    config = teacher_sources.resolve(run.config, workdir, typed={})
     workdir.initialize_or_resume(config)
     spec = RunSpec.from_config(config)
     data = run_data.prepare(spec, workdir)

@@ -16,8 +16,9 @@ from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
 from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.speculative import decoding_loop
-from jaxdiv.training import on_policy, sharding, students, teacher, teacher_sources
+from jaxdiv.training import on_policy, sharding, state, students, teacher
 from jaxdiv.training.state import Model, population_shapes
+from jaxdiv.training.step import initial_state
 
 STUDENT, TEACHER, DECODE = "student", "teacher", "decode"
 NAMES = (STUDENT, TEACHER, "evaluate_teacher", "evaluate_students", DECODE)
@@ -91,16 +92,16 @@ class _Builder:
     def student(self) -> UncompiledStep:
         spec = self._spec
         write = on_policy.writer(spec.on_policy, self._teacher, self._students, end_of_text=0)
-        outputs = students.teacher_outputs(spec.student, self._teacher)
+        outputs = students.teacher_outputs(self._students, self._teacher)
         step = students.step(spec, self._students, outputs, write, mesh=self._mesh)
-        state = self._initial_state(students, spec.student_stage, self._students)
-        return self._training(spec.student_stage, step, state, self._teacher.params)
+        begin = self._initial_state(spec.student_stage, self._students)
+        return self._training(spec.student_stage, step, begin, self._teacher.params)
 
     def teacher(self) -> UncompiledStep:
         stage = self._spec.teacher_stage
         step = teacher.step(stage, self._trained_teacher, mesh=self._mesh)
-        state = self._initial_state(teacher, stage, self._trained_teacher)
-        return self._training(stage, step, state, None)
+        begin = self._initial_state(stage, self._trained_teacher)
+        return self._training(stage, step, begin, None)
 
     def evaluate_teacher(self) -> UncompiledStep:
         """Evaluates the teacher on a block of held-out windows."""
@@ -145,19 +146,19 @@ class _Builder:
 
     def _model_builders(self):
         return (
-            teacher_sources.builder(self._spec.teacher, self._vocab_size),
-            students.builder(self._spec, self._vocab_size),
+            state.teacher_builder(self._spec.teacher, self._vocab_size),
+            state.student_builder(self._spec, self._vocab_size),
         )
 
-    def _initial_state(self, trainer, stage: StageSpec, model: Model):
+    def _initial_state(self, stage: StageSpec, model: Model):
         """Returns the shapes of a stage's state before its first step."""
-        begin = functools.partial(trainer.initial_state, stage, mesh=self._mesh)
+        begin = functools.partial(initial_state, stage, mesh=self._mesh)
         shapes = jax.eval_shape(lambda params: begin(model.with_params(params)), model.params)
         return sharding.shapes(shapes, self._mesh)
 
-    def _training(self, stage, step, state, params):
+    def _training(self, stage, step, begin, params):
         rows = stage.batch_size
-        return UncompiledStep(step, (state, params, self._batch(rows)), rows * self._length)
+        return UncompiledStep(step, (begin, params, self._batch(rows)), rows * self._length)
 
     def _batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         types = {"inputs": jnp.int32, "labels": jnp.int32, "weights": jnp.float32}

@@ -127,7 +127,8 @@ def _by_row(
 ) -> dict[str, Sums]:
     """Returns sums over each row's positions, [S, R, 2, B], by source of students; one teacher
     pass serves all."""
-    forward, model = students.teacher_forward(spec.student, target), next(iter(models.values()))
+    model = next(iter(models.values()))
+    forward = students.teacher_forward(model, target)
 
     @jax.jit
     def read(params, inputs, labels):

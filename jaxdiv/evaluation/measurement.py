@@ -192,7 +192,7 @@ def compiled_passes(
       and the students' pass, of (parameters [S, ...], output, logits, batch), which returns each
       measure's sums [S, R, ...].
     """
-    forward = students.teacher_forward(spec.student, teacher)
+    forward = students.teacher_forward(student, teacher)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def read(params, inputs):

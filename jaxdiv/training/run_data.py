@@ -1,6 +1,5 @@
 """Data of a run: read, split and tokenized once, then loaded from the run's folder."""
 
-import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -13,13 +12,12 @@ from jax.sharding import Mesh
 
 from jaxdiv import files, schema
 from jaxdiv.data import images, pipeline, sources
-from jaxdiv.data.documents import SPLITS, Documents
+from jaxdiv.data.documents import SPLITS
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import sharding, teacher_sources
-from jaxdiv.training.teacher_sources import TeacherSource
 
 TOKENIZER = "tokenizer fingerprint"  # a fact of a run
 BATCH_FIELDS = ("inputs", "labels", "weights")
@@ -54,10 +52,11 @@ class TextData:
         tokens = {
             f"{split} tokens' fingerprint": self.splits[split].fingerprint for split in SPLITS
         }
-        return {**tokens, TOKENIZER: self.tokenizer.fingerprint}
+        return tokens | {TOKENIZER: self.tokenizer.fingerprint}
 
-    def batches(self, stage: StageSpec, rows: slice | None) -> Iterator:
-        """Returns the stage's training batches without end, or their `rows` alone."""
+    def batches(self, stage: StageSpec, rows: slice | None = None) -> Iterator:
+        """Returns the stage's training batches without end, in the order of its seed; all their
+        rows, or `rows` alone."""
         return pipeline.batches(
             self.splits["train"],
             sequence_length=stage.sequence_length,
@@ -92,7 +91,7 @@ class ImageData:
     def fingerprints(self) -> dict[str, str]:
         return {f"{split} images' fingerprint": self.splits[split].fingerprint for split in SPLITS}
 
-    def batches(self, stage: StageSpec, rows: slice | None) -> Iterator:
+    def batches(self, stage: StageSpec, rows: slice | None = None) -> Iterator:
         return images.batches(
             self.splits["train"], batch_size=stage.batch_size, seed=stage.data_seed, rows=rows
         )
@@ -111,16 +110,13 @@ RunData = TextData | ImageData
 
 def load(workdir: Workdir) -> RunData:
     """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed."""
-    spec = workdir.spec().data
+    spec, facts = workdir.spec().data, workdir.facts()
+    kind, paths = _files(spec, workdir)
+    splits = {split: kind.load(path) for split, path in paths.items()}
     if spec.is_images:
-        paths = {split: workdir.images / f"{split}.npz" for split in SPLITS}
-        splits = {split: images.LabelledImages.load(path) for split, path in paths.items()}
         data = ImageData(spec.vocabulary, splits)
     else:
-        paths = {split: workdir.tokens / f"{split}.npz" for split in SPLITS}
-        splits = {split: pipeline.Tokens.load(path) for split, path in paths.items()}
         data = TextData(Tokenizer.load(workdir.tokenizer), splits, spec.sequence_length)
-    facts = workdir.facts()
     for fact, fingerprint in data.fingerprints().items():
         if facts.get(fact, fingerprint) != fingerprint:
             raise ValueError(
@@ -128,6 +124,16 @@ def load(workdir: Workdir) -> RunData:
                 "with"
             )
     return data
+
+
+def _files(spec: DataSpec, workdir: Workdir) -> tuple[type, dict[str, pathlib.PurePath]]:
+    """Returns the type of a run's splits, and the file of each."""
+    kind, folder = (
+        (images.LabelledImages, workdir.images)
+        if spec.is_images
+        else (pipeline.Tokens, workdir.tokens)
+    )
+    return kind, {split: folder / f"{split}.npz" for split in SPLITS}
 
 
 def require_text(spec: DataSpec) -> None:
@@ -146,12 +152,20 @@ def prepare(spec: RunSpec, workdir: Workdir) -> RunData:
         little data for a stage or a context of the run; the message names it.
     """
     if processes.is_first() and DATA_READY not in workdir.facts():
-        (_prepare_images if spec.data.is_images else _prepare_text)(spec, workdir)
+        data, facts = (_read_images if spec.data.is_images else _read_text)(spec, workdir)
+        _check(spec, data)
+        for split, path in _files(spec.data, workdir)[1].items():
+            data.splits[split].save(path)
+        workdir.add_facts(facts | data.fingerprints())
     processes.barrier("data")
     return load(workdir)
 
 
-def _prepare_text(spec: RunSpec, workdir: Workdir) -> None:
+def _read_text(spec: RunSpec, workdir: Workdir) -> tuple[TextData, dict[str, Any]]:
+    """Reads documents, makes or takes over the tokenizer, which it saves, and tokenizes.
+
+    Returns the data, and facts of the run.
+    """
     path = spec.teacher.checkpoint
     source = teacher_sources.find(path) if path else None
     with progress.bar("data", 3, unit="parts") as advance:
@@ -167,39 +181,25 @@ def _prepare_text(spec: RunSpec, workdir: Workdir) -> None:
         )
         tokenizer.save(workdir.tokenizer)
         advance()
-        tokens = _tokenize(documents, tokenizer, source)
-        data = TextData(tokenizer, tokens, spec.data.sequence_length)
-        _check(spec, data)
-        for split in SPLITS:
-            tokens[split].save(workdir.tokens / f"{split}.npz")
+        # Tokenizing takes far longer than loading what the source's run has of the same documents.
+        run = source.run if source else None
+        has_tokens = run and all((run.tokens / f"{split}.npz").exists() for split in SPLITS)
+        if has_tokens and run.facts().get(DATA_READY) == documents.fingerprint:
+            tokens = TextData.load(run).splits
+        else:
+            tokens = pipeline.tokenize(documents, tokenizer)
         advance()
-    left_out = {"left out of the data": documents.left_out} if documents.left_out else {}
-    workdir.add_facts(
-        {
-            DATA_READY: documents.fingerprint,
-            **documents.counts,
-            **left_out,
-            **{f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS},
-            **data.fingerprints(),
-        }
-    )
+    facts = {DATA_READY: documents.fingerprint, **documents.counts}
+    if documents.left_out:
+        facts["left out of the data"] = documents.left_out
     if documents.counts["unreadable"]:
         progress.log(f"left out of the data: {documents.left_out}")
+    facts |= {f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS}
+    return TextData(tokenizer, tokens, spec.data.sequence_length), facts
 
 
-def _tokenize(
-    documents: Documents, tokenizer: Tokenizer, source: TeacherSource | None
-) -> dict[str, pipeline.Tokens]:
-    """Returns the tokens of each split: those of the source's run if its documents are the same,
-    since tokenizing takes far longer."""
-    run = source.run if source else None
-    has_tokens = run and all((run.tokens / f"{split}.npz").exists() for split in SPLITS)
-    if has_tokens and run.facts().get(DATA_READY) == documents.fingerprint:
-        return TextData.load(run).splits
-    return pipeline.tokenize(documents, tokenizer)
-
-
-def _prepare_images(spec: RunSpec, workdir: Workdir) -> None:
+def _read_images(spec: RunSpec, workdir: Workdir) -> tuple[ImageData, dict[str, Any]]:
+    """Reads images; returns the data, and facts of the run."""
     with progress.bar("data", 1, unit="parts") as advance:
         pictures = images.open_images(
             source=spec.data.source,
@@ -207,45 +207,10 @@ def _prepare_images(spec: RunSpec, workdir: Workdir) -> None:
             label=spec.data.label,
             directory=_data_folder(spec.data, workdir, images.DIGITS),
         )
-        data = ImageData(pictures.classes, dict(pictures.splits))
-        _check(spec, data)
-        for split in SPLITS:
-            data.splits[split].save(workdir.images / f"{split}.npz")
         advance()
-    counts = {f"{split} images": len(data.splits[split].labels) for split in SPLITS}
-    workdir.add_facts({DATA_READY: pictures.fingerprint, **counts, **data.fingerprints()})
-
-
-def _check(spec: RunSpec, data: RunData) -> None:
-    """Raises ValueError unless every stage and context has enough data, before hours are spent."""
-    is_images = isinstance(data, ImageData)
-    if is_images:
-        sizes = {"vocabulary": data.vocab_size, "channels": data.splits["train"].pixels.shape[-1]}
-        for key, size in sizes.items():
-            if getattr(spec.data, key) != size:
-                source = spec.data.source
-                raise ValueError(f"`config.data.{key}` must be {size}, which {source} has")
-    for split in ("validation", "test"):
-        if is_images and len(data.splits[split].labels) < 2:
-            source = spec.data.source
-            raise ValueError(f"the split `{split}` of {source} needs two images; give more")
-        if not is_images and data.splits[split].longest < 2:
-            raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
-    for stage in (spec.teacher_stage, spec.student_stage):
-        if stage is spec.student_stage or not spec.teacher.checkpoint:
-            with _naming(f"config.{stage.name}"):
-                batches(stage, data)
-    with _naming("config.evaluation.prompt_tokens"):
-        if set(spec.evaluation.contexts) - {schema.CORPUS, schema.IMAGES}:
-            pipeline.prompts(data.splits["test"], length=spec.evaluation.prompt_tokens)
-
-
-@contextlib.contextmanager
-def _naming(key):
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"`{key}`: {error}") from None
+    counts = {f"{split} images": len(pictures.splits[split].labels) for split in SPLITS}
+    facts = {DATA_READY: pictures.fingerprint, **counts}
+    return ImageData(pictures.classes, dict(pictures.splits)), facts
 
 
 def _data_folder(spec: DataSpec, workdir: Workdir, prepared_source: str) -> str:
@@ -259,6 +224,32 @@ def _data_folder(spec: DataSpec, workdir: Workdir, prepared_source: str) -> str:
     return spec.directory or folder
 
 
+def _check(spec: RunSpec, data: RunData) -> None:
+    """Raises ValueError unless every stage and context has enough data, before hours are spent."""
+    source, is_images = spec.data.source, isinstance(data, ImageData)
+    if is_images:
+        sizes = {"vocabulary": data.vocab_size, "channels": data.splits["train"].pixels.shape[-1]}
+        for key, size in sizes.items():
+            if getattr(spec.data, key) != size:
+                raise ValueError(f"`config.data.{key}` must be {size}, which {source} has")
+    for split in ("validation", "test"):
+        if is_images and len(data.splits[split].labels) < 2:
+            raise ValueError(f"the split `{split}` of {source} needs two images; give more")
+        if not is_images and data.splits[split].longest < 2:
+            raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
+    key = ""
+    try:
+        for stage in (spec.teacher_stage, spec.student_stage):
+            if stage is spec.student_stage or not spec.teacher.checkpoint:
+                key = stage.name
+                data.batches(stage)
+        key = "evaluation.prompt_tokens"
+        if set(spec.evaluation.contexts) - {schema.CORPUS, schema.IMAGES}:
+            pipeline.prompts(data.splits["test"], length=spec.evaluation.prompt_tokens)
+    except ValueError as error:
+        raise ValueError(f"`config.{key}`: {error}") from None
+
+
 def spread(
     rows_of: pipeline.Windows | Any, rows: sharding.BatchSharding
 ) -> Iterator[dict[str, jax.Array]]:
@@ -266,16 +257,6 @@ def spread(
     arrays = [getattr(rows_of, name) for name in BATCH_FIELDS]
     for block in pipeline.blocks(arrays, rows.rows):
         yield rows.put(dict(zip(BATCH_FIELDS, block, strict=True)))
-
-
-def batches(stage: StageSpec, data: RunData, mesh: Mesh | None = None) -> Iterator:
-    """Returns the stage's training batches without end, in the order of its seed.
-
-    With a mesh they hold the rows that this process's devices need, else all.
-    """
-    return data.batches(
-        stage, sharding.BatchSharding(mesh, stage.batch_size).local_rows if mesh else None
-    )
 
 
 def validation_batch(stage: StageSpec, data: RunData, mesh: Mesh) -> dict[str, jax.Array]:

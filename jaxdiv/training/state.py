@@ -1,4 +1,4 @@
-"""Training state of a population: every loss's students, with their seeds on the first axis."""
+"""The models of a run and their training state: populations, with seeds on the first axis."""
 
 import dataclasses
 import functools
@@ -12,6 +12,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxdiv import models
+from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.specs import RunSpec, TeacherSpec
+from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import sharding
 
 Build = Callable[[nnx.Rngs], nnx.Module]
@@ -122,3 +127,33 @@ def population_shapes(build: Build, seeds: int, mesh: Mesh | None = None) -> Mod
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), shapes)
     return Model(graphdef, sharding.shapes(stacked, mesh or sharding.single_device_mesh()))
+
+
+def teacher_builder(spec: TeacherSpec, vocab_size: int) -> Build:
+    """Returns the function that builds an untrained teacher."""
+    return lambda rngs: models.build_teacher(dataclasses.asdict(spec), vocab_size, rngs)
+
+
+def student_builder(spec: RunSpec, vocab_size: int) -> Build:
+    """Returns the function that builds an untrained student."""
+    student, teacher = dataclasses.asdict(spec.student), dataclasses.asdict(spec.teacher)
+    return lambda rngs: models.build_student(student, teacher, vocab_size, rngs)
+
+
+def vocab_size(workdir: Workdir) -> int:
+    """Returns the size of a run's tokenizer, or the number of its image classes."""
+    spec = workdir.spec().data
+    return spec.vocabulary if spec.is_images else Tokenizer.load(workdir.tokenizer).vocab_size
+
+
+def restore_teacher(
+    spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None
+) -> Model:
+    """Restores a run's teacher as it was saved, a population of one, spread over `mesh`.
+
+    Raises FileNotFoundError if its training did not end.
+    """
+    shapes = population_shapes(teacher_builder(spec, vocab_size), 1, mesh)
+    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
+        tree, _ = checkpoints.restore({"params": (shapes.params,)}, step=spec.last_step)
+    return shapes.with_params(tree["params"][0])

@@ -10,9 +10,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from jaxdiv.runs.specs import OptimizerSpec
+from jaxdiv.runs.specs import OptimizerSpec, StageSpec
 from jaxdiv.training import sharding
-from jaxdiv.training.state import TrainState
+from jaxdiv.training.state import Model, TrainState
 
 Batch = Mapping[str, Array]
 # objectives(indices of losses, one student's parameters for each, batch, teacher outputs) returns a
@@ -60,6 +60,17 @@ def make_optimizer(spec: OptimizerSpec, steps: int) -> optax.GradientTransformat
     }
     clip = optax.clip_by_global_norm(spec.clip_norm) if spec.clip_norm else optax.identity()
     return optax.chain(clip, updates[spec.name])
+
+
+def optimizers_of(stage: StageSpec) -> list[optax.GradientTransformation]:
+    """Returns the optimizer of each member of a stage."""
+    return [make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers]
+
+
+def initial_state(stage: StageSpec, models: Model, mesh: Mesh | None = None) -> TrainState:
+    """Returns the state, spread over `mesh`, in which every member starts from the same models."""
+    optimizers = optimizers_of(stage)
+    return TrainState.create([models.params] * len(optimizers), optimizers, mesh=mesh)
 
 
 def make_step(

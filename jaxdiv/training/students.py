@@ -1,57 +1,42 @@
 """The run's students: every loss and seed trained side by side on one teacher pass."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool
 
-from jaxdiv import models
 from jaxdiv.runs import config_keys, progress
 from jaxdiv.runs.checkpoints import Checkpoints
-from jaxdiv.runs.specs import RunSpec, StageSpec, StudentSpec
+from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import objectives, on_policy, run_data, sharding, teacher_sources
+from jaxdiv.training import objectives, on_policy, run_data, sharding, state
 from jaxdiv.training.loop import Monitoring, Training, run_stage
 from jaxdiv.training.run_data import RunData, TextData
-from jaxdiv.training.state import Model, TrainState, population, population_shapes
-from jaxdiv.training.step import Step, for_each_seed, make_optimizer, make_step
+from jaxdiv.training.state import Model, population_shapes, student_builder
+from jaxdiv.training.step import Step, for_each_seed, initial_state, make_step, optimizers_of
 
 
-def teacher_forward(spec: StudentSpec, teacher: Model) -> Callable:
+def teacher_forward(students: Model, teacher: Model) -> Callable:
     """Returns the function of (teacher's parameters, inputs [B, L]) that returns the TeacherOutput
-    that students of `spec` read."""
-    exit_layer = spec.exit_layer if spec.kind == "kangaroo" else None
+    that `students` read."""
+    exit_layer = students.module().exit_layer
     return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
 
 
-def teacher_outputs(spec: StudentSpec, teacher: Model) -> Callable:
+def teacher_outputs(students: Model, teacher: Model) -> Callable:
     """Returns the function of (teacher's parameters, inputs [B, L]) that returns the
     `TeacherOutputs` that all students share in training."""
-    forward = teacher_forward(spec, teacher)
+    forward = teacher_forward(students, teacher)
     return lambda params, inputs: objectives.teacher_outputs(forward(params, inputs))
-
-
-def builder(spec: RunSpec, vocab_size: int) -> Callable[[nnx.Rngs], models.Student]:
-    """Returns the function that builds an untrained student."""
-    student, teacher = dataclasses.asdict(spec.student), dataclasses.asdict(spec.teacher)
-    return lambda rngs: models.build_student(student, teacher, vocab_size, rngs)
 
 
 def untrained(spec: RunSpec, vocab_size: int, mesh: Mesh | None = None) -> Model:
     """Builds the students as they are before their first step, spread over `mesh`."""
-    return population(builder(spec, vocab_size), spec.seeds, mesh)
-
-
-def initial_state(stage: StageSpec, students: Model, mesh: Mesh | None = None) -> TrainState:
-    """Returns the state, spread over `mesh`, in which every loss starts from the same students."""
-    optimizers = [make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers]
-    return TrainState.create([students.params] * len(optimizers), optimizers, mesh=mesh)
+    return state.population(student_builder(spec, vocab_size), spec.seeds, mesh)
 
 
 def step(
@@ -71,12 +56,12 @@ def step(
       write: from `on_policy.writer`.
       mesh: where the state lies; None for one device.
     """
-    stage, writer = spec.student_stage, spec.on_policy and spec.on_policy.writer
+    writer = spec.on_policy and spec.on_policy.writer
     return make_step(
         teacher_forward=teacher_outputs,
         objectives=objectives.for_students(students, spec.losses, temperature=spec.temperature),
         fuse_losses=lambda shared: not shared.is_dense,
-        optimizers=[make_optimizer(optimizer, stage.steps) for optimizer in stage.optimizers],
+        optimizers=optimizers_of(spec.student_stage),
         write=write,
         batch_per_student=writer == config_keys.STUDENT_TEXT,
         mesh=mesh,
@@ -97,11 +82,10 @@ def train(
       ValueError: the teacher's outputs are not finite.
       OSError: a checkpoint or a curve can't be written.
     """
-    stage = spec.student_stage
-    mesh = sharding.make_mesh(spec)
+    stage, mesh = spec.student_stage, sharding.make_mesh(spec)
     rows = sharding.BatchSharding(mesh, stage.batch_size)
-    model = population_shapes(builder(spec, data.vocab_size), len(spec.seeds), mesh)
-    forward = teacher_outputs(spec.student, teacher)
+    model = population_shapes(student_builder(spec, data.vocab_size), len(spec.seeds), mesh)
+    forward = teacher_outputs(model, teacher)
     write = None
     if isinstance(data, TextData):
         write = on_policy.writer(spec.on_policy, teacher, model, data.tokenizer.end_of_text)
@@ -138,9 +122,9 @@ def train(
         initial_state=lambda: initial_state(stage, untrained(spec, data.vocab_size, mesh), mesh),
         step=step(spec, model, forward, write, mesh=mesh),
         teacher=teacher.params,
-        batches=run_data.batches(stage, data, mesh),
-        measure=lambda state: {
-            "acceptance": held_out_acceptance(state.params, teacher.params, held_out)
+        batches=data.batches(stage, rows.local_rows),
+        measure=lambda trained: {
+            "acceptance": held_out_acceptance(trained.params, teacher.params, held_out)
         },
         report_diverged=report,
     )
@@ -183,7 +167,7 @@ def restore(
             f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}"
         )
     mesh, index, count = mesh or sharding.single_device_mesh(), names.index(loss), len(spec.seeds)
-    shapes = population_shapes(builder(spec, vocab_size), count, mesh)
+    shapes = population_shapes(student_builder(spec, vocab_size), count, mesh)
     finite = jax.ShapeDtypeStruct((count,), jnp.bool_)
     target = {
         "params": {index: shapes.params},
@@ -205,7 +189,7 @@ def restore_one(path: str, loss: str, seed: int) -> Model:
     spec = workdir.spec()
     if seed not in spec.seeds:
         raise ValueError(f"{path} has no seed {seed}; it has {', '.join(map(str, spec.seeds))}")
-    students, finite = restore(spec, workdir, teacher_sources.vocab_size(workdir), loss)
+    students, finite = restore(spec, workdir, state.vocab_size(workdir), loss)
     index = spec.seeds.index(seed)
     if not finite[index]:
         raise ValueError(

@@ -1,90 +1,24 @@
 """The run's teacher: trained on the next token, or taken from a teacher source."""
 
-import copy
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxdiv.runs import config as run_config
-from jaxdiv.runs import processes, progress
-from jaxdiv.runs.checkpoints import Checkpoints
-from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec
-from jaxdiv.runs.workdir import DATA_READY, Workdir
-from jaxdiv.training import objectives, run_data, sharding, teacher_sources
+from jaxdiv.runs import processes
+from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec, TeacherSpec
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import objectives, run_data, sharding, state, teacher_sources
 from jaxdiv.training.loop import Monitoring, Training, run_stage
 from jaxdiv.training.run_data import RunData, TextData
-from jaxdiv.training.state import Model, TrainState, population, population_shapes
-from jaxdiv.training.step import Step, make_optimizer, make_step
-from jaxdiv.training.teacher_sources import restore
+from jaxdiv.training.state import Model
+from jaxdiv.training.step import Step, initial_state, make_step, optimizers_of
 
 # Facts of a run.
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
 ACCURACY = "teacher, accuracy on test images"
-
-
-def resolve(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Completes and checks a config: a pretrained teacher decides its sizes and vocabulary.
-
-    A folder that took a teacher over before keeps it if the config names no other, and its source
-    is not read again.
-
-    Args:
-      config: as the user has it.
-      workdir: the run's folder, which may not exist yet.
-      typed: values of keys below `config`, dotted, that the user typed and that must stay.
-
-    Returns:
-      The config that the run has.
-
-    Raises:
-      ValueError, FileNotFoundError: `config.teacher.checkpoint` holds no finished teacher or no
-        model that fits, or a typed key contradicts the teacher.
-    """
-    run_config.check_each(config)
-    path, sizes = _pretrained(config, workdir)
-    if not path:
-        run_config.check(config)
-        return dict(config)
-    resolved, changes = copy.deepcopy(dict(config)), []
-    resolved["teacher"]["checkpoint"] = path
-    for key, size in sizes.items():
-        group, name = key.split(".")
-        before, resolved[group][name] = resolved[group][name], size
-        if before != size:
-            if key in typed:
-                raise ValueError(
-                    f"`config.{key}` is {before}, but the teacher of {path} "
-                    f"(`config.teacher.checkpoint`) has {size}"
-                )
-            changes.append(f"{key}={size}")
-    run_config.check(resolved)
-    if changes:
-        progress.log(f"the teacher of {path} has {', '.join(changes)}, in place of the config's")
-    return resolved
-
-
-def _pretrained(config: Mapping, workdir: Workdir) -> tuple[str, dict[str, Any]]:
-    """Returns the teacher source's path and its sizes by dotted key; ("", {}) without a source."""
-    path = config["teacher"]["checkpoint"]
-    if DATA_READY in workdir.facts():
-        run = workdir.config()
-        run_path = run["teacher"]["checkpoint"]
-        path = path or run_path
-        if path and path == run_path and workdir.teacher.exists():
-            with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
-                if checkpoints.latest() is not None:
-                    return path, teacher_sources.sizes(run)
-    if not path:
-        return "", {}
-    source = teacher_sources.find(path)
-    try:
-        return path, source.checked_sizes()
-    except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"`config.teacher.checkpoint`: {error}") from None
 
 
 def prepare(
@@ -96,7 +30,7 @@ def prepare(
     """
     mesh = sharding.make_mesh(spec)
     if spec.teacher.checkpoint:
-        _take_over(spec, workdir, mesh)
+        teacher_sources.take_over(spec, workdir, mesh)
     else:
         _train(spec, workdir, data, mesh, monitoring)
     teacher = restore(spec.teacher, workdir, data.vocab_size, mesh)
@@ -106,6 +40,16 @@ def prepare(
         workdir.add_facts({fact: round(measure_quality(data, teacher, rows), 4)})
         processes.barrier("teacher measured")
     return teacher
+
+
+def restore(
+    spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None
+) -> Model:
+    """Restores the trained teacher from the run's folder, spread over `mesh`.
+
+    Raises FileNotFoundError if its training did not end.
+    """
+    return state.restore_teacher(spec, workdir, vocab_size, mesh).student(0)
 
 
 def quality(spec: DataSpec) -> str:
@@ -137,24 +81,11 @@ def measure_quality(data: RunData, teacher: Model, rows: sharding.BatchSharding)
     return value / float((units * windows.weights).sum())
 
 
-def _take_over(spec: RunSpec, workdir: Workdir, mesh: Mesh) -> None:
-    """Copies the source's teacher, so that the run's folder holds all that decides its results."""
-    with Checkpoints(workdir.teacher) as checkpoints:
-        if checkpoints.latest() is None:
-            for fault in checkpoints.damaged():
-                progress.log(f"{fault}; taking the teacher over again")
-            source = teacher_sources.find(spec.teacher.checkpoint)
-            teacher_sources.check_same_source(source, workdir.facts())
-            workdir.add_facts(source.facts())
-            params = source.params(spec.teacher.dtype, mesh)
-            checkpoints.save(spec.teacher.last_step, {"params": (params,)}, {})
-
-
 def _train(
     spec: RunSpec, workdir: Workdir, data: RunData, mesh: Mesh, monitoring: Monitoring | None
 ) -> None:
-    stage, build = spec.teacher_stage, teacher_sources.builder(spec.teacher, data.vocab_size)
-    model = population_shapes(build, 1, mesh)
+    stage, build = spec.teacher_stage, state.teacher_builder(spec.teacher, data.vocab_size)
+    model = state.population_shapes(build, 1, mesh)
     held_out = run_data.validation_batch(spec.student_stage, data, mesh)
     rows = sharding.BatchSharding(mesh, stage.batch_size)
 
@@ -173,21 +104,16 @@ def _train(
     training = Training(
         spec=stage,
         folder=workdir.teacher,
-        initial_state=lambda: initial_state(stage, population(build, stage.seeds, mesh), mesh),
+        initial_state=lambda: initial_state(
+            stage, state.population(build, stage.seeds, mesh), mesh
+        ),
         step=step(stage, model, mesh=mesh),
         teacher=None,
-        batches=run_data.batches(stage, data, mesh),
-        measure=lambda state: {"validation_loss": validation_loss(state.params[0], held_out)},
+        batches=data.batches(stage, rows.local_rows),
+        measure=lambda trained: {"validation_loss": validation_loss(trained.params[0], held_out)},
         report_diverged=report_diverged,
     )
     run_stage(training, workdir, mesh, monitoring)
-
-
-def initial_state(stage: StageSpec, model: Model, mesh: Mesh | None = None) -> TrainState:
-    """Returns the state, spread over `mesh`, in which the training of `model`, a population of
-    one, starts."""
-    optimizer = make_optimizer(stage.optimizers[0], stage.steps)
-    return TrainState.create([model.params], [optimizer], mesh=mesh)
 
 
 def step(stage: StageSpec, model: Model, *, mesh: Mesh | None = None) -> Step:
@@ -198,7 +124,7 @@ def step(stage: StageSpec, model: Model, *, mesh: Mesh | None = None) -> Step:
             _cross_entropy(model.with_params(params[0]), batch)
         ],
         fuse_losses=lambda shared: False,
-        optimizers=[make_optimizer(stage.optimizers[0], stage.steps)],
+        optimizers=optimizers_of(stage),
         mesh=mesh,
     )
 

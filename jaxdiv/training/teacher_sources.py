@@ -1,29 +1,28 @@
-"""Pretrained teachers: the folder of another run, or an HF folder of the Llama family.
+"""Pretrained teachers: another run's, or an HF folder of the Llama family.
 
-A new source is one class with the methods of `TeacherSource` and one line in `SOURCES`.
+A new source is one class with the methods of `RunSource` and one line in `find`.
 """
 
-import dataclasses
+import copy
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
-from jaxdiv import files, models
+from jaxdiv import files
 from jaxdiv.data import hf_tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
-from jaxdiv.runs import step_folders
+from jaxdiv.runs import config as run_config
+from jaxdiv.runs import progress, step_folders
 from jaxdiv.runs.checkpoints import Checkpoints
-from jaxdiv.runs.specs import RunSpec, TeacherSpec
-from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import sharding
-from jaxdiv.training.state import Model, population_shapes
+from jaxdiv.runs.specs import RunSpec
+from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.training import sharding, state
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"  # facts
 # Keys of `config.teacher` that describe the model.
@@ -40,71 +39,46 @@ _MODEL_KEYS = (
 )
 
 
-def builder(spec: TeacherSpec, vocab_size: int) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Returns the function that builds an untrained teacher."""
-    return lambda rngs: models.build_teacher(dataclasses.asdict(spec), vocab_size, rngs)
-
-
-def vocab_size(workdir: Workdir) -> int:
-    """Returns the size of a run's tokenizer, or the number of its image classes."""
-    spec = workdir.spec().data
-    return spec.vocabulary if spec.is_images else Tokenizer.load(workdir.tokenizer).vocab_size
-
-
-def restore(
-    spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None
-) -> Model:
-    """Restores the trained teacher from the run's folder, spread over `mesh`.
-
-    Raises FileNotFoundError if its training did not end.
-    """
-    return _restore(spec, workdir, vocab_size, mesh).student(0)
-
-
-def _restore(spec, workdir, vocab_size, mesh):
-    """Restores the population of one that was saved."""
-    shapes = population_shapes(builder(spec, vocab_size), 1, mesh)
-    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
-        tree, _ = checkpoints.restore({"params": (shapes.params,)}, step=spec.last_step)
-    return shapes.with_params(tree["params"][0])
-
-
-def sizes(config: Mapping) -> dict[str, Any]:
-    """Returns the values of a run's config that its teacher decides, by dotted key."""
-    return {
-        **{f"teacher.{key}": config["teacher"][key] for key in _MODEL_KEYS},
-        **{f"data.{key}": config["data"][key] for key in ("vocabulary", "channels")},
-    }
-
-
-@runtime_checkable
-class TeacherSource(Protocol):
-    """A pretrained teacher with its tokenizer, made from the path of `config.teacher.checkpoint`.
+class RunSource:
+    """The teacher of another run, with its tokenizer, from the path `config.teacher.checkpoint`.
 
     Attributes:
       run: the run whose tokens may be read instead of tokenizing anew; None if there is none.
     """
 
-    run: Workdir | None
+    def __init__(self, path: str | os.PathLike):
+        self.run = Workdir(path)
+        self._config = self.run.config()
+        self._spec = RunSpec.from_config(self._config).teacher
 
     def checked_sizes(self) -> dict[str, Any]:
         """Returns the values that the teacher decides, by dotted key of the config.
 
         Raises ValueError or FileNotFoundError unless parameters and tokenizer can be read.
         """
+        with Checkpoints(self.run.teacher, read_only=True) as checkpoints:
+            checkpoints.require(self._spec.last_step)
+        return _sizes(self._config)
 
     def tokenizer(self) -> Tokenizer:
         """Reads the tokenizer."""
+        return Tokenizer.load(self.run.tokenizer)
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         """Reads the parameters [1, ...] for activations of `dtype`, spread over `mesh`."""
+        return state.restore_teacher(self._spec, self.run, state.vocab_size(self.run), mesh).params
 
     def facts(self) -> dict[str, str]:
         """Returns facts for the run that takes the teacher: `SOURCE` and `SOURCE_FINGERPRINT`."""
+        manifest = self.run.teacher / str(self._spec.last_step) / step_folders.MANIFEST
+        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+        # A teacher that the run took over itself keeps the fingerprint of its first source.
+        fingerprint = self.run.facts().get(SOURCE_FINGERPRINT) or digest
+        return {SOURCE: str(self.run.root), SOURCE_FINGERPRINT: fingerprint}
 
 
 class LlamaSource:
-    """Model and tokenizer of an HF folder of the Llama family."""
+    """Model and tokenizer of an HF folder of the Llama family; the methods of `RunSource`."""
 
     run = None
 
@@ -137,53 +111,100 @@ class LlamaSource:
         return {SOURCE: str(self.folder), SOURCE_FINGERPRINT: digest.hexdigest()[:16]}
 
 
-class RunSource:
-    """The teacher of another run."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.run = Workdir(path)
-        self._config = self.run.config()
-        self._spec = RunSpec.from_config(self._config).teacher
-
-    def checked_sizes(self) -> dict[str, Any]:
-        with Checkpoints(self.run.teacher, read_only=True) as checkpoints:
-            checkpoints.require(self._spec.last_step)
-        return sizes(self._config)
-
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.run.tokenizer)
-
-    def params(self, dtype: str, mesh: Mesh) -> Any:
-        return _restore(self._spec, self.run, vocab_size(self.run), mesh).params
-
-    def facts(self) -> dict[str, str]:
-        manifest = self.run.teacher / str(self._spec.last_step) / step_folders.MANIFEST
-        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
-        # A teacher that the run took over itself keeps the fingerprint of its first source.
-        fingerprint = self.run.facts().get(SOURCE_FINGERPRINT) or digest
-        return {SOURCE: str(self.run.root), SOURCE_FINGERPRINT: fingerprint}
-
-
-def _is_hf_folder(path: str | os.PathLike) -> bool:
-    path = files.path_of(path) / llama.CONFIG
-    config = files.read_json(path) if path.is_file() else None
-    return isinstance(config, dict) and "model_type" in config
-
-
-# Tests of a path and the sources that take it. The first match counts; runs refuse other folders.
-SOURCES = ((_is_hf_folder, LlamaSource), (lambda path: True, RunSource))
+TeacherSource = RunSource | LlamaSource
 
 
 def find(path: str | os.PathLike) -> TeacherSource:
     """Opens the teacher source in `path`; raises FileNotFoundError or ValueError without one."""
-    return next(source for matches, source in SOURCES if matches(path))(path)
+    config_path = files.path_of(path) / llama.CONFIG
+    config = files.read_json(config_path) if config_path.is_file() else None
+    is_hf_folder = isinstance(config, dict) and "model_type" in config
+    return LlamaSource(path) if is_hf_folder else RunSource(path)
 
 
-def check_same_source(source: TeacherSource, facts: Mapping[str, Any]) -> None:
-    """Raises ValueError if a run's `facts` say that it took its teacher from other files."""
-    before, current = facts.get(SOURCE_FINGERPRINT), source.facts()
-    if before not in (None, current[SOURCE_FINGERPRINT]):
-        raise ValueError(
-            f"the {SOURCE_FINGERPRINT} in {current[SOURCE]} is {current[SOURCE_FINGERPRINT]}, not "
-            f"{before} as the run began with; begin another run"
-        )
+def resolve(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Completes and checks a config: a pretrained teacher decides its sizes and vocabulary.
+
+    A folder that took a teacher over before keeps it if the config names no other, and its source
+    is not read again.
+
+    Args:
+      config: as the user has it.
+      workdir: the run's folder, which may not exist yet.
+      typed: values of keys below `config`, dotted, that the user typed and that must stay.
+
+    Returns:
+      The config that the run has.
+
+    Raises:
+      ValueError, FileNotFoundError: `config.teacher.checkpoint` holds no finished teacher or no
+        model that fits, or a typed key contradicts the teacher.
+    """
+    run_config.check_each(config)
+    path, sizes = _pretrained(config, workdir)
+    resolved, changes = copy.deepcopy(dict(config)), []
+    resolved["teacher"]["checkpoint"] = path
+    for key, size in sizes.items():
+        group, name = key.split(".")
+        before, resolved[group][name] = resolved[group][name], size
+        if before != size:
+            if key in typed:
+                raise ValueError(
+                    f"`config.{key}` is {before}, but the teacher of {path} "
+                    f"(`config.teacher.checkpoint`) has {size}"
+                )
+            changes.append(f"{key}={size}")
+    run_config.check(resolved)
+    if changes:
+        progress.log(f"the teacher of {path} has {', '.join(changes)}, in place of the config's")
+    return resolved
+
+
+def _pretrained(config: Mapping, workdir: Workdir) -> tuple[str, dict[str, Any]]:
+    """Returns the teacher source's path and its sizes by dotted key; ("", {}) without a source."""
+    path = config["teacher"]["checkpoint"]
+    if DATA_READY in workdir.facts():
+        run = workdir.config()
+        run_path = run["teacher"]["checkpoint"]
+        path = path or run_path
+        if path and path == run_path and workdir.teacher.exists():
+            with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
+                if checkpoints.latest() is not None:
+                    return path, _sizes(run)
+    if not path:
+        return "", {}
+    source = find(path)
+    try:
+        return path, source.checked_sizes()
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"`config.teacher.checkpoint`: {error}") from None
+
+
+def _sizes(config: Mapping) -> dict[str, Any]:
+    """Returns the values of a run's config that its teacher decides, by dotted key."""
+    return {
+        **{f"teacher.{key}": config["teacher"][key] for key in _MODEL_KEYS},
+        **{f"data.{key}": config["data"][key] for key in ("vocabulary", "channels")},
+    }
+
+
+def take_over(spec: RunSpec, workdir: Workdir, mesh: Mesh) -> None:
+    """Copies the source's teacher, so that the run's folder holds all that decides its results.
+
+    Raises ValueError if the run took its teacher from other files before.
+    """
+    with Checkpoints(workdir.teacher) as checkpoints:
+        if checkpoints.latest() is not None:
+            return
+        for fault in checkpoints.damaged():
+            progress.log(f"{fault}; taking the teacher over again")
+        source = find(spec.teacher.checkpoint)
+        facts, before = source.facts(), workdir.facts().get(SOURCE_FINGERPRINT)
+        if before not in (None, facts[SOURCE_FINGERPRINT]):
+            raise ValueError(
+                f"the {SOURCE_FINGERPRINT} in {facts[SOURCE]} is {facts[SOURCE_FINGERPRINT]}, not "
+                f"{before} as the run began with; begin another run"
+            )
+        workdir.add_facts(facts)
+        params = source.params(spec.teacher.dtype, mesh)
+        checkpoints.save(spec.teacher.last_step, {"params": (params,)}, {})

@@ -20,29 +20,34 @@ class _Group:
 
     Attributes:
       numerator, denominator: [S, K], as in `Sums`.
-      seeds, runs: [S], each student's seed and the index of its run.
+      students: the index of each student's run, and its seed.
       tokens: the number of tokens measured in each run.
     """
 
     numerator: Float[np.ndarray, "S K"]
     denominator: Float[np.ndarray, "S K"]
-    seeds: Int[np.ndarray, " S"]
-    runs: Int[np.ndarray, " S"]
-    tokens: Mapping[int, int]
+    students: list[tuple[int, int]]
+    tokens: Sequence[int]
 
-    def take(self, index: np.ndarray | list[int]) -> "_Group":
-        arrays = (self.numerator, self.denominator, self.seeds, self.runs)
-        return _Group(*(array[index] for array in arrays), self.tokens)
+    def take(self, students: list[tuple[int, int]]) -> "_Group":
+        index = [self.students.index(student) for student in students]
+        return _Group(self.numerator[index], self.denominator[index], students, self.tokens)
 
-    def by_seed(self) -> Iterator[tuple[int, "_Group"]]:
-        for seed in np.unique(self.seeds):
-            yield int(seed), self.take(self.seeds == seed)
+    def by_seed(self) -> Iterator[tuple[int | str, "_Group"]]:
+        """Yields the students of each seed, and all of them as `POOLED`."""
+        for seed in sorted({seed for _, seed in self.students}):
+            yield seed, self.take([student for student in self.students if student[1] == seed])
+        yield POOLED, self
 
-    def students(self) -> list[tuple[int, int]]:
-        return list(zip(self.runs.tolist(), self.seeds.tolist(), strict=True))
+    @property
+    def runs(self) -> Int[np.ndarray, " S"]:
+        return np.array([run for run, _ in self.students])
 
-    def count(self) -> int:
-        return sum(self.tokens[run] for run in np.unique(self.runs))
+    def row(self, loss: str, key: Key, seed: int | str, estimate: Estimate) -> dict[str, Any]:
+        """Returns a row of results.csv."""
+        bounds = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+        count = sum(self.tokens[run] for run in set(self.runs))
+        return {"loss": loss, "seed": seed, **dataclasses.asdict(key), **bounds, "n": count}
 
 
 def rows(runs: Sequence[Measurement]) -> list[Mapping]:
@@ -66,8 +71,8 @@ def rows(runs: Sequence[Measurement]) -> list[Mapping]:
             if all((loss, key) in run.sums for run in runs)
         }
         for loss, group in groups.items():
-            for seed, part in (*group.by_seed(), (POOLED, group)):
-                results.append(_row(loss, key, seed, _ratio(key, part), part.count()))
+            for seed, part in group.by_seed():
+                results.append(part.row(loss, key, seed, _ratio(key, part)))
         if key.measure == schema.ACCEPTANCE:
             results += _differences(key, groups)
     return results
@@ -79,13 +84,11 @@ def _group(runs: Sequence[Measurement], loss: str, key: Key) -> _Group:
         raise ValueError(
             "runs measured on different documents can't be pooled; measure each by itself"
         )
-    seeds = [(i, seed) for i, run in enumerate(runs) for seed in run.losses[loss]]
     return _Group(
         numerator=np.concatenate([s.numerator for s in sums]),
         denominator=np.concatenate([s.denominator for s in sums]),
-        seeds=np.array([seed for _, seed in seeds]),
-        runs=np.array([i for i, _ in seeds]),
-        tokens={i: int(s.tokens.sum()) for i, s in enumerate(sums)},
+        students=[(i, seed) for i, run in enumerate(runs) for seed in run.losses[loss]],
+        tokens=[int(s.tokens.sum()) for s in sums],
     )
 
 
@@ -107,52 +110,31 @@ def _ratio(key: Key, group: _Group) -> Estimate:
 
 
 def _differences(key: Key, groups: Mapping[str, _Group]) -> list[dict[str, Any]]:
-    """Returns rows of acceptance minus that of the reference loss."""
+    """Returns rows of acceptance minus that of the reference loss, over the students that both
+    losses have."""
     trained = [loss for loss in groups if loss != UNTRAINED]
     if not trained:
         return []
     reference = groups["ce" if "ce" in trained else trained[0]]
-    pairs = {loss: _pair(group, reference) for loss, group in groups.items()}
-    pairs = {
-        loss: pair
-        for loss, pair in pairs.items()
-        if groups[loss] is not reference and pair[0].students()
-    }
-    pooled = {loss: _difference(*pair) for loss, pair in pairs.items()}
+    pairs, estimates = {}, {}
+    for loss, group in groups.items():
+        common = [student for student in group.students if student in reference.students]
+        if group is reference or not common:
+            continue
+        pairs[loss] = group.take(common)
+        for seed, part in pairs[loss].by_seed():
+            other = reference.take(part.students)
+            estimates[loss, seed] = statistics.paired_difference(
+                part.numerator, part.denominator, other.numerator, other.denominator, runs=part.runs
+            )
     # Whether training helped is no question, so that untrained students are not corrected for.
-    family = [loss for loss in pooled if loss != UNTRAINED]
-    p_values = [pooled[loss].p_value for loss in family]
-    levels = dict(zip(family, statistics.holm_levels(p_values), strict=True))
-    key, results = dataclasses.replace(key, measure=schema.DIFFERENCE), []
-    for loss, (group, other) in pairs.items():
-        for seed, part in group.by_seed():
-            estimate = _difference(part, other.take(group.seeds == seed))
-            results.append(_row(loss, key, seed, estimate, part.count()))
-        estimate = pooled[loss].at_level(levels[loss]) if loss in levels else pooled[loss]
-        results.append(_row(loss, key, POOLED, estimate, group.count()))
-    return results
-
-
-def _pair(group: _Group, reference: _Group) -> tuple[_Group, _Group]:
-    """Returns the students that both groups have, in one order."""
-    students, others = group.students(), reference.students()
-    common = [student for student in students if student in others]
-    return (
-        group.take([students.index(student) for student in common]),
-        reference.take([others.index(student) for student in common]),
-    )
-
-
-def _difference(group: _Group, reference: _Group) -> Estimate:
-    return statistics.paired_difference(
-        group.numerator,
-        group.denominator,
-        reference.numerator,
-        reference.denominator,
-        runs=group.runs,
-    )
-
-
-def _row(loss: str, key: Key, seed: int | str, estimate: Estimate, tokens: int) -> dict[str, Any]:
-    bounds = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {"loss": loss, "seed": seed, **dataclasses.asdict(key), **bounds, "n": tokens}
+    family = [loss for loss in pairs if loss != UNTRAINED]
+    levels = statistics.holm_levels([estimates[loss, POOLED].p_value for loss in family])
+    for loss, level in zip(family, levels, strict=True):
+        estimates[loss, POOLED] = estimates[loss, POOLED].at_level(level)
+    key = dataclasses.replace(key, measure=schema.DIFFERENCE)
+    return [
+        part.row(loss, key, seed, estimates[loss, seed])
+        for loss, group in pairs.items()
+        for seed, part in group.by_seed()
+    ]

@@ -53,12 +53,11 @@ class Context:
 def check(names: Iterable[str], data: DataSpec) -> None:
     """Raises ValueError for a context that a run on this kind of data does not have."""
     available = [name for name in schema.CONTEXTS if (name == schema.IMAGES) == data.is_images]
-    for name in names:
-        if name not in available:
-            raise ValueError(
-                f"there is no context `{name}` of a run on {data.kind}; there is "
-                f"{', '.join(available)}"
-            )
+    if unknown := [name for name in names if name not in available]:
+        raise ValueError(
+            f"there is no context `{unknown[0]}` of a run on {data.kind}; there is "
+            f"{', '.join(available)}"
+        )
 
 
 def make(
@@ -79,9 +78,7 @@ def make(
     if name in schema.GENERATED_TEMPERATURES:
         return _generate(name, spec, data, teacher, mesh or sharding.single_device_mesh())
     windows = data.windows("test", tokens=spec.document_tokens, documents=spec.documents)
-    return Context(
-        name, windows.inputs, windows.labels, windows.weights, windows.document, start=None
-    )
+    return Context(name, **vars(windows), start=None)
 
 
 def prompts(
@@ -115,8 +112,8 @@ def _generate(
     texts = rows.gather({"texts": texts})["texts"]
     start = beginnings.shape[1] - 1
     inputs, labels = texts[:, :-1], texts[:, 1:]
-    ends = np.cumsum(labels[:, start:] == data.tokenizer.end_of_text, axis=1)
-    ends_before = np.pad(ends, ((0, 0), (1, 0)))[:, :-1]
-    weights = np.zeros(labels.shape, np.float32)
-    weights[:, start:] = ends_before == 0
+    is_end = inputs == data.tokenizer.end_of_text
+    is_end[:, : start + 1] = False
+    weights = (np.cumsum(is_end, axis=1) == 0).astype(np.float32)
+    weights[:, :start] = 0
     return Context(name, inputs, labels, weights, document, start=start)

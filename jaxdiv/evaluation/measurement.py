@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +115,7 @@ def measure_students(
 
     Args:
       texts: the contexts.
-      spec: rules, temperatures and the kind of student.
+      spec: rules, temperatures and the vocabulary.
       teacher: the target that verifies.
       groups: students by loss.
       mesh: where all of them lie.
@@ -129,8 +128,7 @@ def measure_students(
     for context in texts:
         by_row = _measure_rows(context, spec, teacher, groups, mesh)
         for loss, measures in by_row.items():
-            by_document = {name: context.by_document(value) for name, value in measures.items()}
-            sums[loss] |= dict(_results(context, by_document, spec.evaluation.temperatures))
+            sums[loss] |= _sums(context, measures, spec.evaluation.temperatures)
     result = Measurement({}, {})
     for loss, _, seeds in groups:
         values = [s.numerator + s.denominator for s in sums[loss].values()]
@@ -148,12 +146,13 @@ def _measure_rows(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Returns sums over each row's tokens [S, R, ...] by loss and measure; one teacher pass serves
     all losses."""
+    count, length = context.labels.shape
     rows = sharding.BatchSharding(mesh, rows_at_once(spec, context.inputs[0].size, mesh))
     read, compare = compiled_passes(spec, teacher, groups[-1][1], context, mesh)
-    blocks = -(-len(context.inputs) // rows.rows)
     parts: dict[str, list] = {loss: [] for loss, _, seeds in groups if seeds}
-    tokens = rows.rows * context.labels.shape[1]
-    with progress.bar(context.name, blocks, unit="batches", tokens=tokens) as advance:
+    with progress.bar(
+        context.name, -(-count // rows.rows), unit="batches", tokens=rows.rows * length
+    ) as advance:
         for batch in run_data.spread(context, rows):
             shared = read(teacher.params, batch["inputs"])
             for loss, model, seeds in groups:
@@ -161,7 +160,10 @@ def _measure_rows(
                     measures = compare(model.params, *shared, batch)
                     parts[loss].append(jax.tree.map(lambda x: np.asarray(x, np.float64), measures))
             advance()
-    return {loss: _join(context, measures) for loss, measures in parts.items()}
+    return {
+        loss: jax.tree.map(lambda *blocks: np.concatenate(blocks, axis=1)[:, :count], *measures)
+        for loss, measures in parts.items()
+    }
 
 
 def rows_at_once(spec: RunSpec, length: int, mesh: Mesh) -> int:
@@ -182,7 +184,7 @@ def compiled_passes(
     """Returns the two jitted functions that measure a block of rows.
 
     Args:
-      spec: rules, temperatures and the kind of student.
+      spec: rules and temperatures.
       teacher, student: models; their parameters are not read.
       context: the kind of rows; its arrays are not read.
       mesh: where all of them lie.
@@ -247,21 +249,6 @@ def _measures(
     return measures | dict(zip(_BY_TOKEN, by_token, strict=True))
 
 
-def _join(context: Context, parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Joins the blocks' measures to [S, R, ...], and turns acceptance by token of the teacher's
-    text into what decoding along it would count."""
-    rows = len(context.inputs)
-    joined = {
-        name: np.concatenate([part[name] for part in parts], axis=1)[:, :rows] for name in parts[0]
-    }
-    if context.start is None:
-        return joined
-    lengths = context.weights[:, context.start :].sum(-1).astype(np.int32)
-    by_token = (jnp.asarray(joined.pop(name), jnp.float32) for name in _BY_TOKEN)
-    counts = _decoding_counts(*by_token, lengths)
-    return joined | {name: np.asarray(values, np.float64) for name, values in counts.items()}
-
-
 @jax.jit
 def _decoding_counts(
     sampled: Float[Array, "S R n"], greedy: Float[Array, "S R n"], lengths: Int[Array, " R"]
@@ -282,34 +269,36 @@ def _decoding_counts(
     }
 
 
-def _results(
-    context: Context, sums: Mapping[str, np.ndarray], temperatures: Sequence[float]
-) -> Iterator[tuple[Key, Sums]]:
-    """Yields key and sums of every measure that the results name, from sums [S, K, ...]."""
+def _sums(
+    context: Context, by_row: Mapping[str, np.ndarray], temperatures: Sequence[float]
+) -> dict[Key, Sums]:
+    """Returns every measure that the results name as sums over documents, from those over rows
+    [S, R, ...]."""
+    by_row = dict(by_row)
+    if context.start is not None:
+        lengths = context.weights[:, context.start :].sum(-1).astype(np.int32)
+        by_token = (jnp.asarray(by_row.pop(name), jnp.float32) for name in _BY_TOKEN)
+        counts = _decoding_counts(*by_token, lengths)
+        by_row |= {name: np.asarray(values, np.float64) for name, values in counts.items()}
+    sums = {name: context.by_document(values) for name, values in by_row.items()}
     tokens = context.by_document(context.weights.sum(-1)[None].astype(np.float64))[0]
     count = np.broadcast_to(tokens, sums[schema.ACCEPTANCE].shape[:2])
-
-    def result(
-        measure: str, temperature: float, numerator: Any, denominator: Any, gamma: int | None = None
-    ) -> tuple[Key, Sums]:
-        return (
-            Key(context.name, measure, temperature, gamma),
-            Sums(numerator, denominator, tokens),
-        )
-
-    for measure in schema.ACCEPTANCE_BY_RULE.values():
-        if measure in sums:
-            for i, temperature in enumerate(temperatures):
-                yield result(measure, temperature, sums[measure][..., i], count)
+    entries = [
+        (Key(context.name, measure, temperature), sums[measure][..., i], count)
+        for measure in schema.ACCEPTANCE_BY_RULE.values()
+        if measure in sums
+        for i, temperature in enumerate(temperatures)
+    ]
     for measure in (schema.GREEDY_MATCH, schema.ACCURACY):
         if measure in sums:
-            yield result(measure, 0.0, sums[measure], count)
-    if context.start is None:
-        return
-    at = context.temperature
-    for i in range(_MAX_GAMMA):
-        for measure in (schema.TAU, schema.TAU_GREEDY_DRAFT):
-            yield result(measure, at, count, sums[measure][..., i], i + 1)
-        yield result(schema.TAU_IID, at, sums[_AT_TEXT_TEMPERATURE], count, i + 1)
-        accepted, rounds = sums[schema.ACCEPTANCE_AT][..., i], sums["rounds"][..., i]
-        yield result(schema.ACCEPTANCE_AT, at, accepted, rounds, i + 1)
+            entries.append((Key(context.name, measure, 0.0), sums[measure], count))
+    for i in range(_MAX_GAMMA if context.start is not None else 0):
+        ratios = {
+            schema.TAU: (count, sums[schema.TAU][..., i]),
+            schema.TAU_GREEDY_DRAFT: (count, sums[schema.TAU_GREEDY_DRAFT][..., i]),
+            schema.TAU_IID: (sums[_AT_TEXT_TEMPERATURE], count),
+            schema.ACCEPTANCE_AT: (sums[schema.ACCEPTANCE_AT][..., i], sums["rounds"][..., i]),
+        }
+        for measure, ratio in ratios.items():
+            entries.append((Key(context.name, measure, context.temperature, i + 1), *ratio))
+    return {key: Sums(numerator, denominator, tokens) for key, numerator, denominator in entries}

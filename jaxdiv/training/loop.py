@@ -110,28 +110,20 @@ def run_stage(
       OSError: a checkpoint or a curve can't be written.
     """
     spec, monitoring = training.spec, monitoring or Monitoring()
-    is_first = processes.is_first()
+    is_first, tokens = processes.is_first(), spec.batch_size * spec.sequence_length
     with (
         progress.event_fields(stage=spec.name),
         Checkpoints(training.folder, keep=spec.checkpoint.keep) as checkpoints,
         files.cached(workdir.curves) as curves,
     ):
         state = _restore(training, checkpoints, mesh)
-        done, tokens = int(state.step), spec.batch_size * spec.sequence_length
+        done = int(state.step)
         steps_to_trace = monitoring.profile if is_first else range(0)
         trace = profiling.Trace(workdir.root / "profile", spec.name, steps_to_trace, done=done)
         if done == spec.steps:
             return state
-        stage = trackers.TrackedStage(
-            curves.local,
-            spec.name,
-            spec.members,
-            spec.seeds,
-            done,
-            spec.steps,
-            spec.log_every,
-            tokens,
-        )
+        counts = {"done": done, "steps": spec.steps, "every": spec.log_every, "tokens": tokens}
+        stage = trackers.TrackedStage(curves.local, spec.name, spec.members, spec.seeds, **counts)
         makers = [*BUILT_IN, *monitoring.trackers] if is_first else []
         with (
             trackers.open_trackers(stage, makers) as write,
@@ -140,8 +132,7 @@ def run_stage(
         ):
             finite = np.stack(sharding.gather(state.finite, mesh))
             record = _Record(training, stage, finite, write, advance)
-            rows = sharding.BatchSharding(mesh, spec.batch_size)
-            return _fit(state, training, record, rows, checkpoints, curves.send, trace)
+            return _fit(state, training, record, mesh, checkpoints, curves.send, trace)
 
 
 def _restore(training: Training, checkpoints: Checkpoints, mesh: Mesh) -> TrainState:
@@ -171,10 +162,9 @@ class _Record:
     ):
         self._training, self._stage, self._finite = training, stage, finite
         self._write, self._advance = write, advance
-        spec = training.spec
-        schedules = [learning_rate(optimizer, spec.steps) for optimizer in spec.optimizers]
-        steps = jnp.arange(spec.steps)
-        self._rates = np.stack([schedule(steps) for schedule in schedules], axis=1)
+        steps, optimizers = training.spec.steps, training.spec.optimizers
+        rates = [learning_rate(optimizer, steps)(jnp.arange(steps)) for optimizer in optimizers]
+        self._rates = np.stack(rates, axis=1)
         self._pending = None
         self._fetched = time.perf_counter()
 
@@ -211,13 +201,13 @@ def _fit(
     state: TrainState,
     training: Training,
     record: _Record,
-    rows: sharding.BatchSharding,
+    mesh: Mesh,
     checkpoints: Checkpoints,
     send_curves: Callable[[], None],
     trace: profiling.Trace,
 ) -> TrainState:
     """Trains from `state.step` to the last step; each checkpoint goes with the curves up to it."""
-    last = training.spec.steps
+    last, rows = training.spec.steps, sharding.BatchSharding(mesh, training.spec.batch_size)
     with _noting_signals() as signums:
         for number in range(int(state.step) + 1, last + 1):
             checkpoints.raise_error()

@@ -10,18 +10,17 @@ import optax
 import pytest
 
 import jaxdiv
-from configs import smoke
-from jaxdiv import models, reductions
+from jaxdiv import reductions
 from jaxdiv.runs import trackers
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.training import loop
 from jaxdiv.training import step as training_step
-from jaxdiv.training.state import TrainState, population
+from jaxdiv.training.state import TrainState
+from tests import training_cases as cases
+from tests.training_cases import distance
 
-CONFIG = smoke.get_config().to_dict()
-TEACHER = {**CONFIG["teacher"], "dtype": "float32"}
-OPTIMIZER = RunSpec.from_config(CONFIG).student_stage.optimizers[0]
-V, STEPS = 64, 30
+STAGE = RunSpec.from_config(cases.CONFIG).student_stage
+OPTIMIZER, STEPS = STAGE.optimizers[0], 30
 
 
 def loss_objective(text):
@@ -37,80 +36,42 @@ def optax_kl(logits, shared, _):
     return optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(shared.logits))
 
 
-def batches(count):
-    for key in jax.random.split(jax.random.key(3), count):
-        tokens = jax.random.randint(key, (4, 17), 0, V)
-        weights = jnp.ones((4, 16)).at[:, 5].set(0.0)
-        yield {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
-
-
-@pytest.fixture(scope="module")
-def world():
-    """The teacher, untrained students of two seeds, and a maker of trainers under objectives."""
-    teacher = population(lambda rngs: models.build_teacher(TEACHER, V, rngs), [0]).student(0)
-    # Sharper than at its initial values, where all distributions are nearly flat and every loss the
-    # same.
-    teacher = teacher.with_params(jax.tree.map(lambda x: 3 * x, teacher.params))
-    students = population(
-        lambda rngs: models.build_student(CONFIG["student"], TEACHER, V, rngs), [0, 1]
-    )
+def train(*objectives, start=None):
+    """Trains the students of two seeds under each objective; returns state and metrics."""
+    teacher, students = cases.teacher(), start or cases.students()
     optimizer = training_step.make_optimizer(
         dataclasses.replace(OPTIMIZER, weight_decay=0.1), STEPS
     )
 
-    def trainer(objectives):
-        def means(losses, params, batch, shared):
-            logits = [students.with_params(tree)(batch["inputs"], shared) for tree in params]
-            values = [objectives[i](z, shared, batch) for i, z in zip(losses, logits, strict=True)]
-            return [reductions.token_mean(value, batch["weights"]) for value in values]
+    def means(losses, params, batch, shared):
+        logits = [students.with_params(tree)(batch["inputs"], shared) for tree in params]
+        values = [objectives[i](z, shared, batch) for i, z in zip(losses, logits, strict=True)]
+        return [reductions.token_mean(value, batch["weights"]) for value in values]
 
-        step = training_step.make_step(
-            teacher_forward=lambda params, inputs: teacher.with_params(params)(
-                inputs, exit_layer=1
-            ),
-            objectives=means,
-            fuse_losses=lambda shared: True,
-            optimizers=[optimizer] * len(objectives),
-        )
-
-        def train(start=students, steps=STEPS):
-            state, history = (
-                TrainState.create([start.params] * len(objectives), [optimizer] * len(objectives)),
-                [],
-            )
-            for batch in batches(steps):
-                state, metrics = step(state, teacher.params, batch)
-                history.append(metrics)
-            return state, history
-
-        return train
-
-    return teacher, students, trainer
+    count = len(objectives)
+    step = training_step.make_step(
+        teacher_forward=lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=1),
+        objectives=means,
+        fuse_losses=lambda shared: True,
+        optimizers=[optimizer] * count,
+    )
+    state, history = TrainState.create([students.params] * count, [optimizer] * count), []
+    for batch in cases.batches(STEPS):
+        state, metrics = step(state, teacher.params, batch)
+        history.append(metrics)
+    return state, history
 
 
 @pytest.fixture(scope="module")
-def side_by_side(world):
+def side_by_side():
     """The state after training under tv and kl."""
-    return world[2]([loss_objective("tv"), loss_objective("kl")])()[0]
+    return train(loss_objective("tv"), loss_objective("kl"))[0]
 
 
-def distance(a, b):
-    """Relative distance of two parameter trees, by norm."""
-    gap = optax.tree.norm(jax.tree.map(jnp.subtract, a, b))
-    return float(gap / optax.tree.norm(b))
-
-
-def test_cross_entropy_and_kl_train_the_same_students_whoever_wrote_them(world):
-    _, students, trainer = world
-    objectives = [
-        loss_objective("ce"),
-        loss_objective("kl"),
-        plain_cross_entropy,
-        optax_kl,
-        loss_objective("tv"),
-    ]
-    state, metrics = trainer(objectives)()
-    assert distance(state.params[0], students.params) > 0.05
+def test_cross_entropy_and_kl_train_the_same_students_whoever_wrote_them():
+    ce, kl, tv = map(loss_objective, ("ce", "kl", "tv"))
+    state, metrics = train(ce, kl, plain_cross_entropy, optax_kl, tv)
+    assert distance(state.params[0], cases.students().params) > 0.05
     for i in (1, 2, 3):
         assert distance(state.params[i], state.params[0]) < 1e-5
     assert distance(state.params[4], state.params[0]) > 0.01
@@ -120,53 +81,32 @@ def test_cross_entropy_and_kl_train_the_same_students_whoever_wrote_them(world):
     np.testing.assert_allclose(gaps[:, 0], gaps[:, 1], rtol=1e-5)
 
 
-def test_students_side_by_side_are_students_alone(world, side_by_side):
-    _, students, trainer = world
+def test_students_side_by_side_are_students_alone(side_by_side):
+    def only(params, seed):
+        return jax.tree.map(lambda x: x[seed : seed + 1], params)
+
+    students = cases.students()
     for i, text in enumerate(("tv", "kl")):
-        train = trainer([loss_objective(text)])
         for seed in range(2):
-            one = students.with_params(
-                jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], students.params)
-            )
-            alone, _ = train(one)
-            both = jax.tree.map(lambda x, seed=seed: x[seed : seed + 1], side_by_side.params[i])
-            assert distance(both, alone.params[0]) < 1e-5
+            start = students.with_params(only(students.params, seed))
+            alone, _ = train(loss_objective(text), start=start)
+            assert distance(only(side_by_side.params[i], seed), alone.params[0]) < 1e-5
 
 
-def test_a_student_that_turns_nan_is_frozen_and_disturbs_nobody(world, side_by_side):
+def test_a_student_that_turns_nan_is_frozen_and_disturbs_nobody(side_by_side):
     def poisoned(logits, shared, batch):
         values = loss_objective("kl")(logits, shared, batch)
         return jnp.where(jnp.mean(values) < 2.5, jnp.nan, values)
 
-    state, metrics = world[2]([loss_objective("tv"), poisoned])()
+    state, metrics = train(loss_objective("tv"), poisoned)
     finite = np.array([np.asarray(m["finite"]) for m in metrics])
     assert finite[:, 0].all()
     assert finite[0, 1].all(), "the loss must be sound at first"
     assert not finite[-1, 1].any()
     assert (np.diff(finite.astype(int), axis=0) <= 0).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert (
-        distance(state.params[0], side_by_side.params[0]) < 1e-6
-    )  # of two programs, which round differently
-
-
-def test_the_mean_counts_weighted_tokens_alone(world):
-    teacher, students, _ = world
-    batch = next(iter(batches(1)))
-
-    @jax.jit
-    def distributions(inputs):
-        shared = teacher(inputs, exit_layer=1)
-        return jax.nn.softmax(shared.logits), jax.nn.log_softmax(
-            students.student(0)(inputs, shared)
-        )
-
-    p, log_q = (np.asarray(side, np.float64) for side in distributions(batch["inputs"]))
-    keep = np.asarray(batch["weights"]) > 0
-    expected = (-(p * log_q).sum(-1))[keep].mean()
-    assert keep.mean() < 1
-    _, metrics = world[2]([loss_objective("ce")])(steps=1)
-    np.testing.assert_allclose(metrics[0]["loss"][0, 0], expected, rtol=1e-5)
+    # Two programs round differently.
+    assert distance(state.params[0], side_by_side.params[0]) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -180,9 +120,7 @@ def test_optimizers_follow_schedule_clipping_and_decay(name):
     state, update, sizes = optimizer.init(params), jax.jit(optimizer.update), []
     for _ in range(10):
         updates, state = update(zero, state, params)
-        assert float(jnp.abs(updates["norm"]["scale"]).max()) == 0.0, (
-            "gains of norms are not decayed"
-        )
+        assert not updates["norm"]["scale"].any(), "gains of norms are not decayed"
         sizes.append(-float(updates["weight"]["kernel"][0]))
     rates = np.array(sizes) / (0.1 * 10.0)
     cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(8) / 8)) / 2
@@ -214,14 +152,8 @@ def test_a_steps_seconds_leave_out_its_trackers(monkeypatch):
         clock["now"] += 10
 
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock["now"])
-    spec = RunSpec.from_config(CONFIG).student_stage
-
-    def nothing(*_):
-        return {}
-
-    calls = {"initial_state": nothing, "step": nothing, "measure": nothing}
-    calls |= {"report_diverged": nothing, "batches": iter(())}
-    training = loop.Training(spec=spec, folder=pathlib.Path(), teacher=None, **calls)
+    calls = dict.fromkeys(("initial_state", "step", "measure", "report_diverged"), lambda *_: {})
+    training = loop.Training(STAGE, pathlib.Path(), teacher=None, batches=iter(()), **calls)
     stage = trackers.TrackedStage(pathlib.Path(), "student", ["kl"], [0], steps=9, every=9)
     record = loop._Record(training, stage, np.ones((1, 1), bool), write, lambda: None)
     state = TrainState(0, (), (), ())

@@ -20,30 +20,13 @@ from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import objectives, run_data, sharding, students, teacher
 from jaxdiv.training import step as training_step
-from jaxdiv.training.state import TrainState, population
+from jaxdiv.training.state import TrainState
 from tests import runs
+from tests import training_cases as cases
+from tests.training_cases import distance
 
-V, P = 64, 80
+V, P = cases.V, 80
 LOSSES = ["tv", "0.5*kl + 0.5*ce_data"]
-CONFIG = smoke.get_config().to_dict()
-TEACHER = {**CONFIG["teacher"], "dtype": "float32", "padded_vocabulary": P}
-
-
-def batch():
-    tokens = jax.random.randint(jax.random.key(3), (4, 17), 0, V)
-    weights = jnp.ones((4, 16)).at[:, 5].set(0.0).at[1, 9].set(2.0)
-    return {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": weights}
-
-
-def make_teacher(padded_vocabulary=P):
-    config = {**TEACHER, "padded_vocabulary": padded_vocabulary}
-    model = population(lambda rngs: models.build_teacher(config, V, rngs), [0]).student(0)
-    return model.with_params(jax.tree.map(lambda x: 3 * x, model.params))
-
-
-def make_students(kind):
-    config = {**CONFIG["student"], "kind": kind}
-    return population(lambda rngs: models.build_student(config, TEACHER, V, rngs), [0, 1])
 
 
 def step_of(drafters, frozen, **options):
@@ -59,46 +42,37 @@ def step_of(drafters, frozen, **options):
     )
 
 
-def dense_gradients(drafters, frozen):
+def dense_gradients(drafters, frozen, batch):
     """Losses and gradients of each loss and seed, written on whole logits."""
-    examples = batch()
 
     def mean(params, shared, loss):
-        logits = drafters.with_params(params)(examples["inputs"], shared)
-        values = jaxdiv.get(loss)(logits, shared.logits, labels=examples["labels"], temperature=1.5)
-        return reductions.token_mean(values, examples["weights"])
+        logits = drafters.with_params(params)(batch["inputs"], shared)
+        values = jaxdiv.get(loss)(logits, shared.logits, labels=batch["labels"], temperature=1.5)
+        return reductions.token_mean(values, batch["weights"])
 
     @jax.jit
     def every(params):
-        shared = frozen(examples["inputs"], exit_layer=1)
-        return [
-            jax.vmap(jax.value_and_grad(mean), (0, None, None))(params, shared, loss)
-            for loss in LOSSES
-        ]
+        shared, both = frozen(batch["inputs"], exit_layer=1), jax.value_and_grad(mean)
+        return [jax.vmap(both, (0, None, None))(params, shared, loss) for loss in LOSSES]
 
     return every(drafters.params)
-
-
-def apart(a, b):
-    """Relative distance of two trees, by norm."""
-    return float(optax.tree.norm(jax.tree.map(jnp.subtract, a, b)) / optax.tree.norm(b))
 
 
 @pytest.mark.parametrize(("kind", "memory"), [("kangaroo", 2**26), ("decoder", 2**13)])
 def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
-    drafters, frozen = make_students(kind), make_teacher()
+    drafters, frozen, (batch,) = cases.students(kind, P), cases.teacher(P), cases.batches(1)
     # Seeds in turn, and side by side as on accelerators.
     monkeypatch.setattr(sharding, "platform", lambda _: "tpu" if kind == "decoder" else "cpu")
     step = step_of(drafters, frozen)
     begin = functools.partial(
         TrainState.create, [drafters.params] * len(LOSSES), [optax.sgd(1.0)] * len(LOSSES)
     )
-    state, step_metrics = step(begin(), frozen.params, batch())
-    for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen)):
+    state, step_metrics = step(begin(), frozen.params, batch)
+    for i, (values, gradients) in enumerate(dense_gradients(drafters, frozen, batch)):
         np.testing.assert_allclose(step_metrics["loss"][i], values, rtol=1e-5)
         moved = jax.tree.map(jnp.subtract, drafters.params, state.params[i])
-        assert apart(moved, gradients) < 1e-5
+        assert distance(moved, gradients) < 1e-5
         if kind == "decoder":
             assert moved["decoder"]["head"][:, :, :V].all()
             assert not moved["decoder"]["head"][:, :, V:].any()
@@ -107,7 +81,7 @@ def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     diverging = begin()
     spoilt = jax.tree.map(lambda x: x.at[0].set(jnp.nan), diverging.params[1])
     diverging = dataclasses.replace(diverging, params=(diverging.params[0], spoilt))
-    after, step_metrics = step(diverging, frozen.params, batch())
+    after, step_metrics = step(diverging, frozen.params, batch)
     np.testing.assert_array_equal(step_metrics["finite"], [[True, True], [False, True]])
     for i, finite in ((0, slice(None)), (1, slice(1, None))):
         pairs = zip(*map(jax.tree.leaves, (after.params[i], state.params[i])), strict=True)
@@ -116,7 +90,7 @@ def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
 
 def test_what_pads_a_vocabulary_is_never_seen():
     """Padded classes have the largest logits of all here, so that any leak would show."""
-    frozen, bare = make_teacher(), make_teacher(0)
+    frozen, bare, (batch,) = cases.teacher(P), cases.teacher(), cases.batches(1)
     padded = nnx.to_pure_dict(frozen.params)
     padded["head"] = padded["head"].at[:, V::2].set(50.0).at[:, V + 1 :: 2].set(-50.0)
     padded["embedding"] = padded["embedding"].at[V:].set(jnp.nan)
@@ -126,18 +100,17 @@ def test_what_pads_a_vocabulary_is_never_seen():
         state = nnx.state(model)
         nnx.replace_by_pure_dict(state, params)
         nnx.update(model, state)
-    drafters, examples = make_students("kangaroo"), batch()
-    prompts, hot = examples["inputs"][:, :4], {"temperature": 5.0}
+    drafters, prompts, hot = cases.students(), batch["inputs"][:, :4], {"temperature": 5.0}
 
     @nnx.jit
     def read(model):
-        output, student = model(examples["inputs"], exit_layer=1), drafters.student(0)
+        output, student = model(batch["inputs"], exit_layer=1), drafters.student(0)
         rejected = objectives.for_students(drafters, ["tv"], temperature=1.0)
         with_head = objectives.TeacherOutputs(output, objectives.features_and_head(output))
         return {
             "logits": output.logits,
-            "acceptance": acceptance.sampling(student(examples["inputs"], output), output.logits),
-            "acceptance in training": rejected([0], [student.params], examples, with_head)[0],
+            "acceptance": acceptance.sampling(student(batch["inputs"], output), output.logits),
+            "acceptance in training": rejected([0], [student.params], batch, with_head)[0],
         }
 
     def outputs(model):

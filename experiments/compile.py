@@ -25,11 +25,11 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common import cli
 from experiments.tpu import aot, cost_model, steps
 from jaxdiv import files
+from jaxdiv.reporting.tables import Table
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, sharding, teacher_sources
@@ -173,25 +173,16 @@ def _print_tables(
     axes = "".join(f", {axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     title = f"Memory of a chip, GB: {mesh.size} {tpu.devices[0].device_kind}{axes}"
     rows = [memory_row(name, step, tpu) for name, step in compiled.items()]
-    console.print(_table(title, _MEMORY_COLUMNS, rows))
+    console.print(Table(_MEMORY_COLUMNS, rows, title).terminal(lines=True))
     title = "Costs of a call for a chip, and the least time for them: an estimate"
     rows = [costs_row(name, uncompiled[name], step, tpu) for name, step in compiled.items() if step]
-    console.print(_table(title, _COST_COLUMNS, rows))
+    console.print(Table(_COST_COLUMNS, rows, title).terminal(lines=True))
     console.print(
         "The least time is the longest of three, as if they overlapped entirely: products at "
         f"{kind.flops / 1e12:.0f} bfloat16 TFLOP/s, HBM at {kind.bandwidth / 1e9:,.0f} GB/s, a "
         f"chip's links at {tpu.interconnect / 1e9:.0f}. Loops without a known end (≥) count once. "
         f"A round of decoding is {steps.GAMMA} drafts of each text, all accepted."
     )
-
-
-def _table(title, columns, rows):
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "step" else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def _show_run(run: Workdir) -> None:
 
 def _print_tables(tables):
     for table in tables:
-        cli.console(110).print(table)
+        cli.console(110).print(table.terminal())
 
 
 def _write(folder, name, frame, picture):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from jaxdiv.reporting import formats, loss_table, results
+from jaxdiv.reporting import formats, loss_tables, results
 from jaxdiv.reporting.summary import summarize
 from tests import reporting_cases as cases
 
@@ -20,12 +20,12 @@ def frame():
 
 def printed(frame, width=100):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(loss_table.rich_table(summarize(frame).headline))
+    console.print(loss_tables.acceptance(summarize(frame).headline).terminal())
     return console.export_text()
 
 
 def markdown(frame):
-    return loss_table.markdown(summarize(frame).headline)
+    return loss_tables.acceptance(summarize(frame).headline).markdown()
 
 
 def rows(frame, context="corpus"):

@@ -5,26 +5,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
+import rich.table
 
 from jaxdiv import files
+from jaxdiv.reporting.tables import Table
 
 
-def table(records: Sequence[Mapping[str, Any]], **options: Any) -> Table:
-    """Returns a rich table with the records' keys as headings; text goes left, numbers right.
+def table(records: Sequence[Mapping[str, Any]], **texts: Any) -> rich.table.Table:
+    """Returns a table with the records' keys as headings; text goes left, numbers right.
 
     Args:
       records: one mapping a row, all with the keys of the first.
-      **options: of rich's `Table`, such as title and caption.
+      **texts: title and caption.
     """
-    result = Table(title_justify="left", caption_justify="left", **options)
-    for heading, value in records[0].items():
-        side = "left" if isinstance(value, str) else "right"
-        result.add_column(heading.replace("_", " "), justify=side, no_wrap=True)
-    for record in records:
-        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in record.values())
-        result.add_row(*cells)
-    return result
+    heads = [key.replace("_", " ") for key in records[0]]
+    rows = [
+        [f"{v:.3g}" if isinstance(v, float) else str(v) for v in record.values()]
+        for record in records
+    ]
+    left = [i for i, value in enumerate(records[0].values()) if isinstance(value, str)]
+    return Table(heads, rows, left=left, fold={}, **texts).terminal(lines=True)
 
 
 def write_csv(path: str | os.PathLike, records: Sequence[Mapping[str, Any]]) -> None:

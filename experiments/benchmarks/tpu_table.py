@@ -27,6 +27,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.tpu.steps import STUDENT
 from jaxdiv import files
+from jaxdiv.reporting.tables import Table
 
 RECORDS = flags.DEFINE_string("records", "tpu.json", "The JSON file of what is compiled.")
 BOUND = {"products": "products", "memory": "HBM", "links": "links"}
@@ -34,7 +35,6 @@ _COLUMNS = (
     *("config", "slice", "chips", "data × fsdp", "rows, tokens a chip", "fits", "GB a chip", "of"),
     *("least ms", "k tokens/s", "a chip", "bound by", "products", "HBM", "links"),
 )
-_TEXT_COLUMNS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +118,9 @@ def complete(path: str | os.PathLike, cells: Iterable[SliceCell]) -> dict:
 def table(records: Mapping, cells: Iterable[SliceCell]) -> str:
     """Returns Markdown: versions, a row a cell, errors, and what more chips bring."""
     entries = {c: records["cells"].get(c.command, {"error": "not compiled"}) for c in cells}
-    rule = ["---"] * _TEXT_COLUMNS + ["---:"] * (len(_COLUMNS) - _TEXT_COLUMNS)
-    rows = [_COLUMNS, rule, *(row(cell, entry) for cell, entry in entries.items())]
+    rows = [row(cell, entry) for cell, entry in entries.items()]
     lines = [", ".join(f"{name} {version}" for name, version in records["versions"].items()), ""]
-    lines += [f"| {' | '.join(map(str, cells))} |" for cells in rows]
-    lines += [""]
+    lines += [Table(_COLUMNS, rows, left=(0, 1), code=False).markdown()]
     for cell, entry in entries.items():
         if "error" in entry:
             lines.append(f"Not compiled: `{cell.command}`: {entry['error']}")

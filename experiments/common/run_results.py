@@ -11,7 +11,7 @@ from experiments.common import cli, decoded_acceptance
 from jaxdiv import schema
 from jaxdiv.evaluation import estimates, measurement
 from jaxdiv.evaluation.measurement import Measurement
-from jaxdiv.reporting import decoding_table, loss_table, page, pictures, results
+from jaxdiv.reporting import loss_tables, page, pictures, results
 from jaxdiv.reporting.summary import summarize
 from jaxdiv.runs import metrics
 from jaxdiv.runs.workdir import Workdir
@@ -94,13 +94,14 @@ def report(runs: Sequence[Workdir], frame: pd.DataFrame, *, output: pathlib.Pure
 def show(frame: pd.DataFrame, *, markdown: bool = False) -> None:
     """Prints the table of the results, as Markdown if asked."""
     summary = summarize(frame)
+    table = loss_tables.acceptance(summary.headline)
     if markdown:
-        print(loss_table.markdown(summary.headline), end="")
+        print(table.markdown(), end="")
         return
     console = cli.console(110)
-    console.print(loss_table.rich_table(summary.headline))
-    if (decoding := decoding_table.tabulate(summary)) is not None:
-        console.print(decoding_table.rich_table(decoding))
+    console.print(table.terminal())
+    if (decoding := loss_tables.decoding(summary)) is not None:
+        console.print(decoding.terminal())
 
 
 def _about(runs: Sequence[Workdir]) -> str:

@@ -1,8 +1,7 @@
-"""Reports of studies: files of tables and pictures, tables on a terminal, heat maps."""
+"""Reports of studies: files of tables and pictures, and heat maps."""
 
-import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import matplotlib
 import numpy as np
@@ -10,12 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from jaxdiv import files
-from jaxdiv.reporting import formats, style
+from jaxdiv.reporting import style
 from jaxdiv.reporting.style import Theme
 
 
@@ -36,49 +32,6 @@ def write_pictures(
             for name, draw in figures.items():
                 with files.replacing(folder / f"{name}{ending}.png") as temporary:
                     temporary.write_bytes(style.png(draw(theme)))
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyTable:
-    """A table of a study, for a terminal and for Markdown.
-
-    Attributes:
-      title: for a terminal.
-      heads: of the columns.
-      rows: cells.
-      right: the columns that are aligned to the right.
-      caption: explains the columns, for a terminal.
-      bold: the numbers of rows in bold on a terminal.
-      min_width: of the columns on a terminal.
-      code: sets the first column as code in Markdown.
-    """
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    right: Collection[int]
-    caption: str | None = None
-    bold: Collection[int] = ()
-    min_width: int | None = None
-    code: bool = True
-
-    def rich(self) -> Table:
-        """Returns the table for a terminal."""
-        table = Table(title=self.title, caption=self.caption, box=box.SIMPLE_HEAD)
-        table.pad_edge, table.collapse_padding = False, True
-        table.title_justify = table.caption_justify = "left"
-        for i, head in enumerate(self.heads):
-            justify = "right" if i in self.right else "left"
-            table.add_column(Text(head), justify=justify, overflow="fold", min_width=self.min_width)
-        for i, row in enumerate(self.rows):
-            table.add_row(*map(Text, row), style="bold" if i in self.bold else "")
-        return table
-
-    def markdown(self) -> str:
-        """Returns the table in Markdown."""
-        first = formats.code if self.code else str
-        rows = ([first(name), *cells] for name, *cells in self.rows)
-        return formats.in_markdown(self.heads, rows, self.right)
 
 
 def heat_map(

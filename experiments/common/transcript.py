@@ -4,14 +4,13 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
 
 from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.reporting.tables import Table
 from jaxdiv.speculative import BONUS, CORRECTED, DRAFTED, Counts, Decoded
 
 _STYLES = {DRAFTED: "green", CORRECTED: "magenta", BONUS: "cyan"}
@@ -96,7 +95,7 @@ class Transcript:
         ]
         self._console.print(Text(", ").join(legend))
         if decoded.counts.accepted.shape[1]:
-            self._console.print(_positions(decoded.counts))
+            self._console.print(_positions(decoded.counts).terminal())
         if steps := int(decoded.counts.draft_steps):
             self.print(f"The draft ran {steps} times.")
         self.print(
@@ -120,15 +119,9 @@ def _positions(counts: Counts) -> Table:
     drafted, accepted, lengths = (
         x.sum(axis=0) for x in (counts.drafted, counts.accepted, counts.lengths)
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in (
-        *("drafts", "rounds that drafted as many or more", "of these accepted, %"),
-        "rounds that accepted so many",
-    ):
-        table.add_column(name, justify="right")
-    table.add_row("0", "", "", str(lengths[0]))
-    rows = zip(drafted, accepted, lengths[1:], strict=True)
-    for position, (rounds, hits, ends) in enumerate(rows, start=1):
+    heads = ("drafts", "rounds that drafted as many or more", "of these accepted, %")
+    rows = [("0", "", "", str(lengths[0]))]
+    for rounds, hits, ends in zip(drafted, accepted, lengths[1:], strict=True):
         share = f"{100 * hits / rounds:.1f}" if rounds else ""
-        table.add_row(str(position), str(rounds), share, str(ends))
-    return table
+        rows.append((str(len(rows)), str(rounds), share, str(ends)))
+    return Table((*heads, "rounds that accepted so many"), rows, left=())

@@ -78,7 +78,7 @@ def main(_):
             if MARKDOWN.value:
                 print(report.table(frame).markdown(), end="")
             else:
-                cli.console(150).print(report.table(frame).rich())
+                cli.console(150).print(report.table(frame).terminal())
             names = f"{report.FILE}, {report.ACCEPTANCE} and two pictures"
             cli.log(f"\nEverything lies in {workdir.root}: {names}")
     return 0

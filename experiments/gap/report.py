@@ -10,6 +10,7 @@ from experiments.common import study_report
 from experiments.gap import pictures
 from jaxdiv import files
 from jaxdiv.reporting import formats, style
+from jaxdiv.reporting.tables import Table
 
 FILE, ACCEPTANCE = "gap.csv", "acceptance.csv"
 SIZES = (100, 10, 2)  # gaps that the table tells apart
@@ -36,7 +37,7 @@ def write(folder: str | os.PathLike, frame: pd.DataFrame, acceptance: pd.DataFra
     study_report.write_pictures(folder, figures, {"": style.LIGHT})
 
 
-def table(frame: pd.DataFrame) -> study_report.StudyTable:
+def table(frame: pd.DataFrame) -> Table:
     """Summarizes each cause in a row: acceptance of both losses, their ratios by where the cause is
     applied, the largest of all ratios, and the gap that this one shows."""
     rows, bold = [], []
@@ -63,5 +64,5 @@ def table(frame: pd.DataFrame) -> study_report.StudyTable:
             if size >= SIZES[1]:
                 bold.append(len(rows))
         rows.append([cause, *cells, largest, where, verdict])
-    right = range(1, len(_HEADS) - 2)
-    return study_report.StudyTable("KL : CE", _HEADS, rows, right, _CAPTION, bold)
+    left = (0, len(_HEADS) - 2, len(_HEADS) - 1)
+    return Table(_HEADS, rows, "KL : CE", _CAPTION, left, styles=dict.fromkeys(bold, "bold"))

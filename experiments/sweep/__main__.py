@@ -133,7 +133,7 @@ def _report(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> Non
     if MARKDOWN.value:
         print(report.markdown(results), end="")
     else:
-        tables = (table.rich() for table in report.tables(results))
+        tables = (table.terminal() for table in report.tables(results))
         parts = (*tables, report.finding(results), "", report.notes(results))
         cli.console(150).print(*parts, sep="\n", markup=False)
     cli.log(f"\nEverything lies in {plan.root}: {', '.join(report.FILES)} and pictures")

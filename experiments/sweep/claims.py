@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from experiments.common.study_report import StudyTable
 from experiments.sweep import comparisons, ranking
 from experiments.sweep.cells import Cell
 from jaxdiv import statistics
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.reporting import formats, verdicts
+from jaxdiv.reporting.tables import Table
 from jaxdiv.schema import ACCEPTANCE, CORPUS, GENERATED, GENERATED_GREEDY, TAU
 
 COLUMNS = (
@@ -122,7 +122,7 @@ def _pair(
     return tuple(measurement.sums[loss, claim.key] for measurement, loss in sides)
 
 
-def study_table(frame: pd.DataFrame) -> StudyTable:
+def study_table(frame: pd.DataFrame) -> Table:
     """Returns the table of claims.csv."""
     rows = []
     for row in frame.itertuples():
@@ -138,4 +138,4 @@ def study_table(frame: pd.DataFrame) -> StudyTable:
             [claim, row.source, row.reported, measure, f"{row.cells:g}", change, row.verdict]
         )
     heads = ["claim", "source", "reported", "measured by", "cells", "here, %", "verdict"]
-    return StudyTable("What papers report", heads, rows, (4, 5), NOTE, code=False)
+    return Table(heads, rows, "What papers report", NOTE, left=(0, 1, 2, 3, 6), code=False)

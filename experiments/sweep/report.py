@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from experiments.common import study_report
-from experiments.common.study_report import StudyTable
 from experiments.sweep import claims, pictures
 from jaxdiv import files
 from jaxdiv.reporting import formats, style, verdicts
+from jaxdiv.reporting.tables import Table
 from jaxdiv.schema import ACCEPTANCE, HEADLINE_TEMPERATURE, UNTRAINED
 
 FILES = FILE, RANKS, CLAIMS = "choose.csv", "ranks.csv", "claims.csv"
@@ -152,12 +152,12 @@ def _rates_at_ends(results: SweepResults) -> str:
     return "; ".join(entries) or "none"
 
 
-def tables(results: SweepResults) -> list[StudyTable]:
+def tables(results: SweepResults) -> list[Table]:
     """Returns ranks, differences by cell and, if there are any, what papers report."""
     parts = [("Which loss?", *_rank_rows(results))]
     parts.append(("Differences by cell, points", *_cell_rows(results)))
     study_tables = [
-        StudyTable(title, heads, rows, range(1, len(heads)), min_width=7)
+        Table(heads, rows, title, fold=dict.fromkeys(range(len(heads)), 7))
         for title, heads, *rows in parts
     ]
     if len(results.claims):

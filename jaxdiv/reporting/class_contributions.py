@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
 
 from jaxdiv.reporting import style
 from jaxdiv.reporting.style import LIGHT
+from jaxdiv.reporting.tables import Table
 
 COLUMNS = ("loss", "gauge", "class", "p", "q", "part", "share")
 _LOSSES_A_TABLE = 2
@@ -71,12 +70,11 @@ def tables(frame: pd.DataFrame) -> list[Table]:
 
 
 def _table(frame: pd.DataFrame, losses: Sequence[str]) -> Table:
+    """Returns the table of some losses; the last row has the sums of their parts."""
     classes = frame.drop_duplicates("class")
-    columns, sums, gradients = {}, {}, {}
-    columns["\nclass"] = classes["class"].map(str)
-    columns["teacher\np"], columns["student\nq"] = (
-        classes[name].map("{:g}".format) for name in "pq"
-    )
+    columns, sums, gradients = {"\nclass": classes["class"].map(str)}, {}, {}
+    columns["teacher\np"] = classes["p"].map("{:g}".format)
+    columns["student\nq"] = classes["q"].map("{:g}".format)
     for loss in losses:
         by_gauge = dict(list(frame[frame["loss"].eq(loss)].groupby("gauge")))
         gauge = next((gauge for gauge in ("raw", "fixed") if gauge in by_gauge), None)
@@ -87,15 +85,10 @@ def _table(frame: pd.DataFrame, losses: Sequence[str]) -> Table:
             sums[f"{loss}\n{gauge}"] = _decimal(rows["part"].sum())
         gradients[f"{loss}\ngradient"] = by_gauge["gradient"]["part"].map(_decimal)
     columns |= gradients
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
+    rows = [list(cells) for cells in zip(*columns.values(), strict=True)]
     if sums:
-        table.add_section()
-        table.add_row("sum", *(sums.get(name, "") for name in list(columns)[1:]))
-    return table
+        rows.append(["sum", *(sums.get(name, "") for name in list(columns)[1:])])
+    return Table(list(columns), rows, left=(), sums=bool(sums))
 
 
 def _decimal(value):

@@ -1,10 +1,6 @@
-"""Numbers, names and tables as text: what the terminal, Markdown, pages and pictures all print."""
+"""Numbers as text: what the terminal, Markdown, pages and pictures all print."""
 
 import math
-from collections.abc import Iterable, Sequence
-
-from rich import box
-from rich.table import Table
 
 DASH = "–"
 
@@ -45,26 +41,3 @@ def interval(low: float, high: float) -> str:
 def unbroken(text: str) -> str:
     """Returns the text with spaces at which no line breaks."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def code(name: str) -> str:
-    """Returns a name as code in a Markdown table, in which a backtick or bar ends neither."""
-    safe = name.replace("|", "\\|").replace("\n", " ")
-    return f"`` {safe} ``" if "`" in safe else f"`{safe}`"
-
-
-def in_markdown(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()
-) -> str:
-    """Returns a Markdown table; the columns `right` hold numbers and are aligned to the right."""
-    right = set(right)
-    rule = ["---:" if i in right else "---" for i in range(len(heads))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, rule, *rows))
-
-
-def terminal_table(title: str | None = None, caption: str | None = None) -> Table:
-    """Returns a table for the terminal, still without columns."""
-    layout = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
-    table = Table(title=title, caption=caption, **layout)
-    table.caption_justify = table.title_justify = "left"
-    return table

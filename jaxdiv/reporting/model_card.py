@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from jaxdiv import schema
-from jaxdiv.reporting import formats, results
+from jaxdiv.reporting import results
+from jaxdiv.reporting.tables import Table
 
 _ACCEPTANCES = (
     schema.ACCEPTANCE,
@@ -83,7 +84,7 @@ def _table(rows: pd.DataFrame) -> str:
         interval = f"{row.low:.4f} to {row.high:.4f}"
         numbers = (f"{row.temperature:g}", drafts, f"{row.value:.4f}", interval, f"{row.n:.0f}")
         lines.append((row.context, f"`{row.measure}`", *numbers))
-    return formats.in_markdown(_HEADS, lines)
+    return Table(_HEADS, lines, left=range(len(_HEADS)), code=False).markdown()
 
 
 def _run(config, facts):

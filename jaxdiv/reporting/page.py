@@ -15,8 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from jaxdiv import files, schema
-from jaxdiv.reporting import finding, formats, loss_table, measures, results, style, verdicts
-from jaxdiv.reporting.decoding_table import NOTE, tabulate
+from jaxdiv.reporting import finding, formats, loss_tables, measures, results, style, verdicts
 from jaxdiv.reporting.pictures import Picture
 from jaxdiv.reporting.summary import ContextSummary, Summary
 
@@ -65,15 +64,15 @@ def write_report(
         measures.context_phrase(context): list(_numbers(summary, context))
         for context in summary.frame["context"].unique()
     }
-    decoding = tabulate(summary)
+    decoding = loss_tables.decoding(summary)
+    decoding_caption = decoding and f"{decoding.title}. {decoding.caption}"
     text = environment.get_template("report.html.j2").render(
         title=f"{pathlib.Path(path).parent.resolve().name} – jaxdiv report",
         themes={"light": dataclasses.asdict(style.LIGHT), "dark": dataclasses.asdict(style.DARK)},
         summary=summary,
         finding=finding.find(summary),
         tables={table.phrase: _losses(table) for table in summary.contexts.values()},
-        decoding=decoding
-        and Grid(decoding.title, f"{decoding.title}. {NOTE}", decoding.heads, decoding.rows),
+        decoding=decoding and Grid(decoding.title, decoding_caption, decoding.heads, decoding.rows),
         pictures=pictures,
         numbers=numbers,
         facts=Grid(
@@ -96,7 +95,7 @@ def write_report(
 
 
 def _losses(table: ContextSummary) -> Grid:
-    columns = loss_table.columns(table)
+    columns = loss_tables.columns(table)
     first = [name for name in _FIRST if name in columns]
     kinds = [*first, *(name for name in columns if name not in first)]
     heads = [Markup("<br>").join(columns[name].heading.strip().split("\n")) for name in kinds]

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from rich.table import Table
 
-from jaxdiv.reporting import formats, style
+from jaxdiv.reporting import style
 from jaxdiv.reporting.style import LIGHT
+from jaxdiv.reporting.tables import Table
 
 COLUMNS = (
     "loss", "gauge", "rank_low", "rank_high",
@@ -52,15 +52,13 @@ def tables(frame: pd.DataFrame) -> list[Table]:
     teacher, shares = _shares(frame, PROBABILITY), _shares(frame, "gradient")
     tables = []
     for start in range(0, len(shares.columns), _LOSSES_A_TABLE):
-        table = formats.terminal_table()
-        table.add_column("rank", no_wrap=True)
         part = shares.iloc[:, start : start + _LOSSES_A_TABLE]
         percents = 100 * pd.concat([teacher, part], axis=1)
-        for name in percents:
-            table.add_column(name, justify="right", overflow="fold")
-        for ranks, row in percents.iterrows():
-            table.add_row(_range(*ranks), *(f"{value:.1f}" for value in row))
-        tables.append(table)
+        rows = [
+            [_range(*ranks), *(f"{value:.1f}" for value in row)]
+            for ranks, row in percents.iterrows()
+        ]
+        tables.append(Table(["rank", *percents], rows))
     return tables
 
 

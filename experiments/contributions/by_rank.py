@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,15 +9,12 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from jaxdiv.reporting import style
+from jaxdiv.evaluation.contributions_by_rank import TEACHER
+from jaxdiv.reporting import formats, style
 from jaxdiv.reporting.style import LIGHT
 from jaxdiv.reporting.tables import Table
 
-COLUMNS = (
-    "loss", "gauge", "rank_low", "rank_high",
-    "share", "share_low", "share_high", "part", "part_low", "part_high", "n",
-)  # fmt: skip
-PROBABILITY = "probability"  # the gauge of the rows that hold the teacher's probabilities
+_PROBABILITY = TEACHER[1]  # the gauge of the rows that hold the teacher's probabilities
 _FIRST_RANKS = (1, 2, 3, 5, 9, 17, 33, 129)  # of the groups of bins that a picture has colors for
 _LOSSES_A_TABLE = 10
 _ROW, _WIDTH = 0.34, 10.5  # inches
@@ -40,8 +36,7 @@ def _shares(frame: pd.DataFrame, gauge: str, *, column: str = "share") -> pd.Dat
     wide = wide.reindex(columns=rows["loss"].unique())
     if wide.empty:
         return wide
-    order = wide.iloc[0].round(4).sort_values(ascending=False, kind="stable").index
-    return wide[order]
+    return wide[wide.iloc[0].round(4).sort_values(ascending=False, kind="stable").index]
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
@@ -49,46 +44,40 @@ def tables(frame: pd.DataFrame) -> list[Table]:
 
     The teacher's own probability comes first.
     """
-    teacher, shares = _shares(frame, PROBABILITY), _shares(frame, "gradient")
-    tables = []
+    teacher, shares = _shares(frame, _PROBABILITY), _shares(frame, "gradient")
+    results = []
     for start in range(0, len(shares.columns), _LOSSES_A_TABLE):
         part = shares.iloc[:, start : start + _LOSSES_A_TABLE]
         percents = 100 * pd.concat([teacher, part], axis=1)
-        rows = [
-            [_range(*ranks), *(f"{value:.1f}" for value in row)]
-            for ranks, row in percents.iterrows()
-        ]
-        tables.append(Table(["rank", *percents], rows))
-    return tables
+        rows = [[_range(*ranks), *map("{:.1f}".format, row)] for ranks, row in percents.iterrows()]
+        results.append(Table(["rank", *percents], rows))
+    return results
 
 
 def _range(low, high):
     return f"{low}" if low == high else f"{low}–{high}"
 
 
-def render(frame: pd.DataFrame, *, subtitle: str) -> bytes:
-    """Returns the picture as a PNG file.
+def draw(frame: pd.DataFrame, *, subtitle: str) -> Figure:
+    """Draws a row a loss: the gradient's size, its direction, and the parts in the fixed gauge.
 
     Args:
-      frame: columns `COLUMNS`.
+      frame: `contributions_by_rank.rows`.
       subtitle: what was measured, in one line.
     """
-    with matplotlib.rc_context(style.rc(LIGHT)):
-        return style.png(_draw(frame, subtitle))
-
-
-def _draw(frame: pd.DataFrame, subtitle: str) -> Figure:
-    """Draws a row a loss: the gradient's size, its direction, and the parts in the fixed gauge."""
-    shares, teacher = (_group(_shares(frame, gauge)) for gauge in ("gradient", PROBABILITY))
+    shares, teacher = (_group(_shares(frame, gauge)) for gauge in ("gradient", _PROBABILITY))
     rows = [*teacher, *shares]
     directions = _group(_shares(frame, "gradient", column="part")).reindex(columns=rows)
     fixed = _group(_shares(frame, "fixed")).reindex(columns=rows)
-    height = 2.4 + _ROW * len(rows)
-    figure = style.figure(
-        height, title=finding(frame), subtitle=subtitle, theme=LIGHT, width=_WIDTH
-    )
+    top = frame[frame["gauge"].isin(["gradient", _PROBABILITY]) & frame["rank_low"].eq(1)]
+    top_labels = {
+        row.loss: formats.percent(row.share, row.share_low, row.share_high)
+        for row in top.itertuples()
+    }
+    texts = {"title": finding(frame), "subtitle": subtitle}
+    figure = style.figure(2.4 + _ROW * len(rows), **texts, theme=LIGHT, width=_WIDTH)
     panels = figure.subplots(1, 3, sharey=True, width_ratios=[1.7, 0.85, 1.4])
-    _draw_bars(panels[0], pd.concat([teacher, shares], axis=1), _top_labels(frame))
+    _draw_bars(panels[0], pd.concat([teacher, shares], axis=1), top_labels)
     _draw_directions(panels[1], directions)
     _draw_bars(panels[2], fixed, {})
     for place, loss in enumerate(rows[1:], 1):
@@ -97,18 +86,17 @@ def _draw(frame: pd.DataFrame, subtitle: str) -> Figure:
             panels[2].text(0, place, "not split this way", **text)
     titles = ("Size of the gradient, %", "Direction", "The loss in parts ≥ 0, %")
     for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(title)
+        axes.set(title=title, xticks=[])
         axes.grid(False)
         axes.spines["bottom"].set_visible(False)
-        axes.set_xticks([])
     names = ["teacher's own p", *(style.short(name) for name in shares)]
     panels[0].set_yticks(range(len(rows)), names, fontsize=10.5, color=LIGHT.ink)
     panels[0].get_yticklabels()[0].set_color(LIGHT.muted)
     panels[0].set_ylim(len(rows) - 0.45, -0.55)
-    labels = [_range(*ranks) for ranks in shares.index]
+    colors = _ramp(len(shares))
     handles = [
-        Patch(facecolor=color, label=label)
-        for color, label in zip(_ramp(len(labels)), labels, strict=True)
+        Patch(facecolor=color, label=_range(*ranks))
+        for color, ranks in zip(colors, shares.index, strict=True)
     ]
     legend = {"title": "teacher's rank of the class", "loc": "outside lower left"}
     legend |= {"alignment": "left", "frameon": False, "handlelength": 1.1, "fontsize": 9.5}
@@ -125,16 +113,6 @@ def _group(values: pd.DataFrame) -> pd.DataFrame:
     sums = values.groupby(group).sum(min_count=1)
     sums.index = pd.MultiIndex.from_frame(ends)
     return sums
-
-
-def _top_labels(frame: pd.DataFrame) -> dict[str, str]:
-    """Returns the top class's share of each loss, %, with half the width of its interval."""
-    rows = frame[frame["gauge"].isin(["gradient", PROBABILITY]) & frame["rank_low"].eq(1)]
-    labels = {}
-    for row in rows.itertuples():
-        half = 100 * max(row.share_high - row.share, row.share - row.share_low)
-        labels[row.loss] = f"{100 * row.share:.1f}" + (f" ±{half:.1f}" if np.isfinite(half) else "")
-    return labels
 
 
 def _draw_bars(axes: Axes, shares: pd.DataFrame, top_labels: Mapping[str, str]) -> None:
@@ -167,10 +145,8 @@ def _draw_directions(axes: Axes, parts: pd.DataFrame) -> None:
 
 def _ramp(count: int) -> list[str]:
     """Returns colors from deep to pale, the first ranks deepest."""
-    ends = [
-        LinearSegmentedColormap.from_list("", [LIGHT.better, end])
-        for end in (LIGHT.ink, LIGHT.paper)
-    ]
-    deep, pale = ends[0](0.85), ends[1](0.88)
-    ramp = LinearSegmentedColormap.from_list("", [deep, LIGHT.better, pale])
+    mix = LinearSegmentedColormap.from_list
+    deep = mix("", [LIGHT.better, LIGHT.ink])(0.85)
+    pale = mix("", [LIGHT.better, LIGHT.paper])(0.88)
+    ramp = mix("", [deep, LIGHT.better, pale])
     return [to_hex(ramp(x)) for x in np.linspace(0, 1, max(count, 2))[:count]]

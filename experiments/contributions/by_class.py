@@ -3,17 +3,17 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-import matplotlib
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxdiv.contributions import contributions, gauges, shares
 from jaxdiv.reporting import style
 from jaxdiv.reporting.style import LIGHT
 from jaxdiv.reporting.tables import Table
 
-COLUMNS = ("loss", "gauge", "class", "p", "q", "part", "share")
 _LOSSES_A_TABLE = 2
 _MOST_CLASSES = 10  # that a picture has room for
 _LANE = 0.13  # inches for each loss where more than two share a row
@@ -27,6 +27,26 @@ _PANELS = {
 _COLORS = (LIGHT.better, LIGHT.worse, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
+def split(losses: Sequence[str], p: np.ndarray, q: np.ndarray) -> pd.DataFrame:
+    """Returns a row for each loss, gauge and class, with its `part` and its `share` of the sizes.
+
+    Args:
+      losses: names that `jaxdiv.get` takes.
+      p, q: [V], the probabilities of teacher and student.
+    """
+    with np.errstate(divide="ignore"):
+        teacher_logits, student_logits = jnp.log(p), jnp.log(q)
+    frames = []
+    pairs = [(loss, gauge) for loss in losses for gauge in gauges(loss)]
+    for loss, gauge in pairs:
+        parts = contributions(loss, student_logits, teacher_logits, gauge=gauge)
+        columns = {"loss": loss, "gauge": gauge, "class": np.arange(len(p)), "p": p, "q": q}
+        columns["part"] = np.asarray(parts, float)
+        columns["share"] = np.asarray(shares(parts), float)
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
 def finding(frame: pd.DataFrame) -> str:
     """Returns in one line how far the losses' shares and gradients lie apart."""
     losses = list(frame["loss"].unique())
@@ -37,15 +57,13 @@ def finding(frame: pd.DataFrame) -> str:
         shares = _by_loss(frame, gauge, "share")
         if len(shares.columns) > 1:
             gap = 100 * _largest_gap(shares)
-            phrases += [
-                f"shares up to {gap:.1f} points apart" if gap >= 0.05 else "one and the same shares"
-            ]
+            apart = f"shares up to {gap:.1f} points apart"
+            phrases.append(apart if gap >= 0.05 else "one and the same shares")
             break
     gradients = _by_loss(frame, "gradient", "part")
     gap, largest = _largest_gap(gradients), gradients.abs().max().max()
-    phrases += [
-        f"gradients up to {gap:.2g} apart" if gap > _SAME * largest else "one and the same gradient"
-    ]
+    apart = f"gradients up to {gap:.2g} apart"
+    phrases.append(apart if gap > _SAME * largest else "one and the same gradient")
     few = f"{', '.join(losses[:-1])} and {losses[-1]}"
     return f"{few if len(losses) <= 3 else f'{len(losses)} losses'}: {', '.join(phrases)}"
 
@@ -63,50 +81,39 @@ def _largest_gap(values: pd.DataFrame) -> float:
 
 
 def tables(frame: pd.DataFrame) -> list[Table]:
-    """Returns tables of two losses each, a row a class: parts and shares, and the gradient."""
-    losses = list(frame["loss"].unique())
-    starts = range(0, len(losses), _LOSSES_A_TABLE)
-    return [_table(frame, losses[i : i + _LOSSES_A_TABLE]) for i in starts]
+    """Returns tables of two losses each, a row a class: parts and shares, and the gradient.
 
-
-def _table(frame: pd.DataFrame, losses: Sequence[str]) -> Table:
-    """Returns the table of some losses; the last row has the sums of their parts."""
-    classes = frame.drop_duplicates("class")
-    columns, sums, gradients = {"\nclass": classes["class"].map(str)}, {}, {}
-    columns["teacher\np"] = classes["p"].map("{:g}".format)
-    columns["student\nq"] = classes["q"].map("{:g}".format)
-    for loss in losses:
-        by_gauge = dict(list(frame[frame["loss"].eq(loss)].groupby("gauge")))
-        gauge = next((gauge for gauge in ("raw", "fixed") if gauge in by_gauge), None)
-        if gauge:
-            rows = by_gauge[gauge]
-            columns[f"{loss}\n{gauge}"] = rows["part"].map(_decimal)
-            columns[f"{loss}\nshare"] = rows["share"].map("{:.2%}".format)
-            sums[f"{loss}\n{gauge}"] = _decimal(rows["part"].sum())
-        gradients[f"{loss}\ngradient"] = by_gauge["gradient"]["part"].map(_decimal)
-    columns |= gradients
-    rows = [list(cells) for cells in zip(*columns.values(), strict=True)]
-    if sums:
-        rows.append(["sum", *(sums.get(name, "") for name in list(columns)[1:])])
-    return Table(list(columns), rows, left=(), sums=bool(sums))
-
-
-def _decimal(value):
-    return f"{round(value, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
-
-
-def render(frame: pd.DataFrame) -> bytes:
-    """Returns the picture as a PNG file.
-
-    Args:
-      frame: columns `COLUMNS`, one row a loss, gauge and class.
+    The last row has the sums of the parts.
     """
-    with matplotlib.rc_context(style.rc(LIGHT)):
-        return style.png(_draw(frame))
+
+    def decimal(value: float) -> str:
+        return f"{round(value, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
+
+    results, losses, classes = [], frame["loss"].unique(), frame.drop_duplicates("class")
+    for start in range(0, len(losses), _LOSSES_A_TABLE):
+        columns = {"\nclass": classes["class"].map(str)}
+        columns["teacher\np"] = classes["p"].map("{:g}".format)
+        columns["student\nq"] = classes["q"].map("{:g}".format)
+        sums, gradients = {}, {}
+        for loss in losses[start : start + _LOSSES_A_TABLE]:
+            by_gauge = dict(list(frame[frame["loss"].eq(loss)].groupby("gauge")))
+            gauge = next((gauge for gauge in ("raw", "fixed") if gauge in by_gauge), None)
+            if gauge:
+                rows = by_gauge[gauge]
+                columns[f"{loss}\n{gauge}"] = rows["part"].map(decimal)
+                columns[f"{loss}\nshare"] = rows["share"].map("{:.2%}".format)
+                sums[f"{loss}\n{gauge}"] = decimal(rows["part"].sum())
+            gradients[f"{loss}\ngradient"] = by_gauge["gradient"]["part"].map(decimal)
+        columns |= gradients
+        cells = [list(row) for row in zip(*columns.values(), strict=True)]
+        if sums:
+            cells.append(["sum", *(sums.get(name, "") for name in list(columns)[1:])])
+        results.append(Table(list(columns), cells, left=(), sums=bool(sums)))
+    return results
 
 
-def _draw(frame: pd.DataFrame) -> Figure:
-    """Draws a panel a gauge, a row a class."""
+def draw(frame: pd.DataFrame) -> Figure:
+    """Draws a panel a gauge, a row a class, under `style.rc(LIGHT)`."""
     losses = list(frame["loss"].unique())
     sizes = _by_loss(frame, "gradient", "part").abs().max(axis=1)
     classes = sorted(sizes.nlargest(_MOST_CLASSES).index)
@@ -118,7 +125,12 @@ def _draw(frame: pd.DataFrame) -> Figure:
     height = 2.0 + len(classes) * max(0.52, lanes)
     figure = style.figure(height, title=finding(frame), subtitle=subtitle.strip(), theme=LIGHT)
     panels = figure.subplots(1, len(gauges), sharey=True, squeeze=False)[0]
-    marks = _marks(losses)
+    colors = itertools.cycle(_COLORS)
+    marks = {loss: {"color": next(colors), "marker": "o", "markersize": 6.5} for loss in losses}
+    if len(losses) == 2:  # a ring, so that both show where they agree
+        marks[losses[1]] |= {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 2}
+    for loss in losses[len(_COLORS) :]:
+        marks[loss]["marker"] = "^"
     for axes, gauge in zip(panels, gauges, strict=True):
         column = "part" if gauge == "gradient" else "share"
         _draw_panel(axes, _by_loss(frame, gauge, column).reindex(index=classes), gauge, marks)
@@ -132,17 +144,6 @@ def _draw(frame: pd.DataFrame) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=6, frameon=False)
     return figure
-
-
-def _marks(losses: Sequence[str]) -> dict[str, dict]:
-    """Returns each loss's mark; the second of two is a ring, so that both show where they agree."""
-    colors = itertools.cycle(_COLORS)
-    marks = {loss: {"color": next(colors), "marker": "o", "markersize": 6.5} for loss in losses}
-    if len(losses) == 2:
-        marks[losses[1]] |= {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 2}
-    for loss in losses[len(_COLORS) :]:
-        marks[loss] |= {"marker": "^"}
-    return marks
 
 
 def _draw_panel(axes: Axes, values: pd.DataFrame, gauge: str, marks: Mapping[str, dict]) -> None:

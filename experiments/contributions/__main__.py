@@ -15,19 +15,23 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
+import functools
 import math
+import pathlib
+from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from absl import flags
+from matplotlib.figure import Figure
 
 import jaxdiv
-from experiments.common import cli
+from experiments.common import cli, study_report
+from experiments.contributions import by_class, by_rank
 from jaxdiv import files, schema
-from jaxdiv.contributions import contributions, gauges, shares
 from jaxdiv.evaluation import contributions_by_rank
-from jaxdiv.reporting import class_contributions, rank_contributions
+from jaxdiv.reporting.style import LIGHT
+from jaxdiv.reporting.tables import Table
 from jaxdiv.runs.workdir import Workdir
 
 P = flags.DEFINE_string(
@@ -72,20 +76,6 @@ def distribution(name: str, text: str | None) -> np.ndarray:
     return values
 
 
-def split(losses: tuple[str, ...], p: np.ndarray, q: np.ndarray) -> pd.DataFrame:
-    """Returns parts and shares of each loss in each gauge, in `class_contributions.COLUMNS`."""
-    with np.errstate(divide="ignore"):
-        teacher_logits, student_logits = jnp.log(p), jnp.log(q)
-    rows = []
-    for loss in losses:
-        for gauge in gauges(loss):
-            parts = contributions(loss, student_logits, teacher_logits, gauge=gauge)
-            columns = p, q, np.asarray(parts, float), np.asarray(shares(parts), float)
-            for i, numbers in enumerate(zip(*columns, strict=True)):
-                rows.append((loss, gauge, i, *numbers))
-    return pd.DataFrame(rows, columns=list(class_contributions.COLUMNS))
-
-
 def main(_):
     if WORKDIR.value and (P.value or Q.value):
         raise ValueError("give --p and --q, or --workdir, not both")
@@ -111,12 +101,11 @@ def _show_distributions() -> None:
     for loss in losses:
         if jaxdiv.get(loss).needs_labels:
             raise ValueError(f"`{loss}` is of data labels, which two distributions have none of")
-    frame = split(losses, p, q)
-    _print_tables(class_contributions.tables(frame))
-    print(class_contributions.finding(frame))
+    frame = by_class.split(losses, p, q)
+    _print(by_class.tables(frame), by_class.finding(frame))
     if OUTPUT.value:
-        picture = class_contributions.render(frame)
-        _write(files.path_of(OUTPUT.value), "contributions", frame, picture)
+        draw = functools.partial(by_class.draw, frame)
+        _write(files.path_of(OUTPUT.value), "contributions", frame, draw)
 
 
 def _show_run(run: Workdir) -> None:
@@ -126,10 +115,8 @@ def _show_run(run: Workdir) -> None:
         jaxdiv.get(loss)  # raises for an unknown loss before anything is computed
     student = STUDENT.value or contributions_by_rank.common_student(members)
     measured = contributions_by_rank.measure(run, losses=losses, student=student)
-    rows, columns = contributions_by_rank.rows(measured), list(rank_contributions.COLUMNS)
-    frame = pd.DataFrame(rows, columns=columns)
-    _print_tables(rank_contributions.tables(frame))
-    print(rank_contributions.finding(frame))
+    frame = pd.DataFrame(contributions_by_rank.rows(measured))
+    _print(by_rank.tables(frame), by_rank.finding(frame))
     students = {
         contributions_by_rank.OWN: "each loss on its own students",
         schema.UNTRAINED: "all losses on untrained students",
@@ -139,20 +126,22 @@ def _show_run(run: Workdir) -> None:
         f"Mean share over the {positions.sum():,.0f} positions of {len(positions)} held-out "
         f"documents; {students}. ±: 95% interval."
     )
-    picture = rank_contributions.render(frame, subtitle=subtitle)
-    _write(files.path_of(OUTPUT.value or run.root), "contributions_by_rank", frame, picture)
+    draw = functools.partial(by_rank.draw, frame, subtitle=subtitle)
+    _write(files.path_of(OUTPUT.value or run.root), "contributions_by_rank", frame, draw)
 
 
-def _print_tables(tables):
+def _print(tables: Sequence[Table], finding: str) -> None:
     for table in tables:
         cli.console(110).print(table.terminal())
+    print(finding)
 
 
-def _write(folder, name, frame, picture):
+def _write(
+    folder: pathlib.PurePath, name: str, frame: pd.DataFrame, draw: Callable[[], Figure]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-    with files.replacing(folder / f"{name}.png") as temporary:
-        temporary.write_bytes(picture)
+    study_report.write_tables(folder, {f"{name}.csv": frame})
+    study_report.write_pictures(folder, {name: lambda _: draw()}, {"": LIGHT})
     cli.log(f"\nWritten to {folder}: open {folder / f'{name}.png'}")
 
 

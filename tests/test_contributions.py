@@ -234,7 +234,7 @@ REFUSED = {
 def test_bad_input_is_refused_by_name(tmp_path):
     images = [f"--workdir={commands.of_images(tmp_path / 'images')}"]
     arguments = [*(text.split() for text in REFUSED), [], images]
-    *ended, bare, of_text = commands.many("contributions", arguments)
+    *ended, bare, of_text = commands.many("contributions.__main__", arguments)
     runs.check_refusal(of_text, commands.OF_TEXT)
     for process, message in zip(ended, REFUSED.values(), strict=True):
         runs.check_refusal(process, "error: " + message)

@@ -256,7 +256,7 @@ def test_killed_runs_in_a_bucket_end_as_one_on_a_disk_and_serve_all_readers(buck
     assert succeed("report", of_run, "--markdown") == table
     succeed("acceptance", of_run, "--temperatures=0.7", "--output=gs://bucket/again")
     assert "again/report.html" in bucket.objects
-    succeed("contributions", of_run)
+    succeed("contributions.__main__", of_run)
     assert "run/contributions_by_rank.csv" in bucket.objects
     assert re.search(
         r"\d+ tokens in \d+ target calls", succeed("decode", of_run, "--loss=kl", "--max_tokens=8")

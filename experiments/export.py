@@ -18,7 +18,7 @@ from absl import flags
 from experiments.common import cli
 from jaxdiv import files
 from jaxdiv.data.tokenizer import FILE, Tokenizer
-from jaxdiv.models import Decoder, KangarooAdapter, llama, llama_tensors
+from jaxdiv.models import Decoder, KangarooAdapter, llama
 from jaxdiv.reporting import model_card, results
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
@@ -87,8 +87,7 @@ def _write_student(
             f"python -m experiments.acceptance --workdir={run.root}"
         )
     if isinstance(student, KangarooAdapter):
-        tensors = llama_tensors.adapter_tensors(student)
-        llama.write(folder, llama.adapter_config(student, target), tensors)
+        llama.write_adapter(folder, student, target)
         kind = f"Kangaroo adapter after layer {student.exit_layer}"
         library, use = "jaxdiv", _ADAPTER
     else:
@@ -110,8 +109,7 @@ def _write_decoder(folder, decoder, tokenizer, config):
     settings = config["evaluation"]
     generated = settings["prompt_tokens"] + settings["generated_tokens"]
     longest = max(config["data"]["sequence_length"], generated)
-    sizes = llama.decoder_config(decoder, end_of_text=tokenizer.end_of_text, longest=longest)
-    llama.write(folder, sizes, llama_tensors.decoder_tensors(decoder))
+    llama.write_decoder(folder, decoder, end_of_text=tokenizer.end_of_text, longest=longest)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxdiv.data import Tokenizer
 from jaxdiv.data.tokenizer import FILE
-from jaxdiv.models import Decoder, DecoderOptions, llama, llama_tensors
+from jaxdiv.models import Decoder, DecoderOptions, llama
 from tests.fixtures_data import sentences
 
 V = 300
@@ -31,8 +31,7 @@ def write(folder: pathlib.Path, decoder: Decoder) -> Tokenizer:
     """Writes `decoder` and a tokenizer as a Llama folder."""
     folder.mkdir(exist_ok=True)
     bpe = Tokenizer.train(sentences(50), V)
-    config = llama.decoder_config(decoder, end_of_text=bpe.end_of_text, longest=64)
-    llama.write(folder, config, llama_tensors.decoder_tensors(decoder))
+    llama.write_decoder(folder, decoder, end_of_text=bpe.end_of_text, longest=64)
     bpe.save(folder / FILE)
     return bpe
 

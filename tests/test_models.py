@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxdiv import models
-from jaxdiv.models import layers, llama_tensors
+from jaxdiv.models import layers, llama
 from tests import llama_folders
 
 V, B, L = 40, 3, 10
@@ -83,11 +83,11 @@ def assert_close(actual, expected, tolerance=1e-5):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_decoder_equals_the_reference(tokens, kv_heads):
     decoder = make_teacher(kv_heads=kv_heads)
-    output, sizes = run(decoder, tokens, 2), llama_tensors.sizes(decoder)
-    assert sizes == {key: (TEACHER | {"kv_heads": kv_heads, "vocab_size": V})[key] for key in sizes}
+    output, sizes = run(decoder, tokens, 2), dataclasses.asdict(decoder.options)
+    assert sizes == TEACHER | {"kv_heads": kv_heads, "vocab_size": V}
     for row in range(B):
         states, logits = llama_folders.forward(
-            llama_tensors.decoder_tensors(decoder), np.asarray(tokens[row]), sizes
+            llama.decoder_tensors(decoder), np.asarray(tokens[row]), sizes
         )
         assert_close(output.logits[row], logits)
         assert_close(output.hidden[row], states[2])
@@ -95,7 +95,7 @@ def test_decoder_equals_the_reference(tokens, kv_heads):
 
 def test_kangaroo_equals_the_reference(output, tokens):
     student = make_student("kangaroo")
-    logits, tensors = draft(student, tokens, output), llama_tensors.adapter_tensors(student)
+    logits, tensors = draft(student, tokens, output), llama.adapter_tensors(student)
     for row in range(B):
         expected = llama_folders.adapter_logits(
             tensors, output.hidden[row], output.head, TEACHER | {"kv_heads": 1}

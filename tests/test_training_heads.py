@@ -14,7 +14,7 @@ import jaxdiv
 from configs import large_vocab, smoke
 from jaxdiv import acceptance, models, reductions, speculative
 from jaxdiv.fused import chunks
-from jaxdiv.models import llama_tensors
+from jaxdiv.models import llama
 from jaxdiv.runs import metrics
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
@@ -116,7 +116,7 @@ def test_what_pads_a_vocabulary_is_never_seen():
     def outputs(model):
         return read(model) | {
             "text": models.generate(model, prompts, length=12, key=jax.random.key(1), **hot),
-            "exported": llama_tensors.decoder_tensors(model),
+            "exported": llama.decoder_tensors(model),
         }
 
     wide, narrow = map(outputs, both)

@@ -32,7 +32,7 @@ from experiments.benchmarks.decoding import (
 )
 from experiments.common import cli, timing
 from jaxdiv import schema, speculative
-from jaxdiv.models import DecoderStudent, llama, llama_tensors
+from jaxdiv.models import DecoderStudent, llama
 
 GAMMA = flags.DEFINE_integer(
     "gamma", schema.HEADLINE_GAMMA, "Drafts a round, of both.", lower_bound=1
@@ -50,8 +50,7 @@ def transformers_model(decoder, length: int):
         ) from None
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
-        config = llama.decoder_config(decoder, end_of_text=0, longest=length)
-        llama.write(pathlib.Path(folder), config, llama_tensors.decoder_tensors(decoder))
+        llama.write_decoder(pathlib.Path(folder), decoder, end_of_text=0, longest=length)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
     return model

@@ -2,11 +2,11 @@
 
 from jaxdiv.models.builders import CLASSIFIER, build_student, build_teacher
 from jaxdiv.models.classifier import Classifier, ClassifierStudent
-from jaxdiv.models.decoder import Cache, Decoder, DecoderOptions, TeacherOutput
-from jaxdiv.models.decoder_student import DecoderStudent
+from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput
 from jaxdiv.models.generation import draft_text, generate
 from jaxdiv.models.kangaroo import KangarooAdapter
-from jaxdiv.models.student import Drafter, Student
+from jaxdiv.models.layers import DecoderOptions
+from jaxdiv.models.student import DecoderStudent, Drafter, Student
 
 __all__ = [
     "CLASSIFIER",

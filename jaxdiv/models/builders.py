@@ -1,21 +1,18 @@
 """Registry of the models that a run's config names by their `kind`."""
 
-from flax import nnx
+from collections.abc import Mapping
 
-from jaxdiv.models import classifier, decoder, decoder_student, kangaroo
-from jaxdiv.models.classifier import Classifier
-from jaxdiv.models.decoder import Config, Decoder
-from jaxdiv.models.student import Student
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxdiv.models.classifier import Classifier, ClassifierStudent
+from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.kangaroo import KangarooAdapter
+from jaxdiv.models.layers import DecoderOptions
+from jaxdiv.models.student import DecoderStudent, Student
 
 CLASSIFIER = "classifier"
-
-# Each builds a model from (its config, the teacher's config, vocab_size, rngs). A new draft model
-# is one file of this folder and one line here.
-STUDENTS = {
-    "kangaroo": kangaroo.build,
-    "decoder": decoder_student.build,
-    CLASSIFIER: classifier.build_student,
-}
+Config = Mapping | ConfigDict
 
 
 def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | Classifier:
@@ -24,7 +21,7 @@ def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | 
     A decoder reads depth, width, heads, kv_heads, mlp_width, padded_vocabulary, rope_base,
     norm_epsilon and dtype; a classifier channels, depth, width, norm_epsilon and dtype.
     """
-    build = classifier.build if config.get("kind") == CLASSIFIER else decoder.build
+    build = _classifier if config.get("kind") == CLASSIFIER else _decoder
     return build(config, config, vocab_size, rngs)
 
 
@@ -48,3 +45,38 @@ def build_student(
     if kind not in STUDENTS:
         raise ValueError(f"`kind` must be one of {', '.join(STUDENTS)}, got {kind!r}")
     return STUDENTS[kind](config, teacher_config, vocab_size, rngs)
+
+
+def _decoder(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
+    """Builds a decoder of `config`'s sizes; `shared`, the teacher's config, has the rest."""
+    sizes = {key: config[key] for key in ("depth", "width", "heads", "kv_heads", "mlp_width")}
+    numerics = ("padded_vocabulary", "rope_base", "norm_epsilon", "dtype")
+    sizes |= {key: shared[key] for key in numerics}
+    return Decoder(DecoderOptions(vocab_size=vocab_size, **sizes), rngs=rngs)
+
+
+def _classifier(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Classifier:
+    """Builds a classifier of `config`'s sizes; `shared`, the teacher's config, has the rest."""
+    sizes = {key: config[key] for key in ("depth", "width")}
+    sizes |= {key: shared[key] for key in ("channels", "norm_epsilon", "dtype")}
+    return Classifier(vocab_size=vocab_size, **sizes, rngs=rngs)
+
+
+def _kangaroo(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> KangarooAdapter:
+    """Builds the adapter of `config` for the teacher of `shared`."""
+    exit_layer, depth = config["exit_layer"], shared["depth"]
+    if not 1 <= exit_layer <= depth:
+        raise ValueError(
+            f"`exit_layer` must be in 1..{depth}, the teacher's depth, got {exit_layer}"
+        )
+    sizes = {key: config[key] for key in ("heads", "kv_heads", "exit_layer")}
+    sizes |= {key: shared[key] for key in ("width", "rope_base", "norm_epsilon", "dtype")}
+    return KangarooAdapter(**sizes, rngs=rngs)
+
+
+# Each builds a student from (its config, the teacher's config, vocab_size, rngs).
+STUDENTS = {
+    "kangaroo": _kangaroo,
+    "decoder": lambda *arguments: DecoderStudent(_decoder(*arguments)),
+    CLASSIFIER: lambda *arguments: ClassifierStudent(_classifier(*arguments)),
+}

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdiv.models import meshes
-from jaxdiv.models.decoder import Config, TeacherOutput
+from jaxdiv.models.decoder import TeacherOutput
 from jaxdiv.models.student import Student
 
 ImageBatch = Float[Array | np.ndarray, "B H W C"]
@@ -60,11 +60,10 @@ class Classifier(nnx.Module):
         )
 
     def __call__(self, images: ImageBatch, *, exit_layer: None = None) -> TeacherOutput:
-        """Returns features and head; there is no hidden state."""
-        return TeacherOutput(self.features(images), None, self.head[...], self.vocab_size)
+        """Returns the head, and as features the mean over the last stage's pixels, [B, 1, D].
 
-    def features(self, images: ImageBatch) -> Float[Array, "B 1 D"]:
-        """Returns the mean over the pixels of the last stage."""
+        There is no hidden state.
+        """
         hidden = meshes.shard_rows(images.astype(self.dtype))
         for conv, norm in zip(self.stages, self.norms, strict=True):
             graphdef, params = nnx.split(conv)
@@ -72,7 +71,8 @@ class Classifier(nnx.Module):
             hidden = nnx.relu(norm(conv(hidden)))
             window = tuple(min(2, side) for side in hidden.shape[1:3])  # a side of 1 stays
             hidden = nnx.max_pool(hidden, window, strides=window, padding="SAME")
-        return jnp.mean(hidden, axis=(1, 2))[:, None]
+        features = jnp.mean(hidden, axis=(1, 2))[:, None]
+        return TeacherOutput(features, None, self.head[...], self.vocab_size)
 
 
 class ClassifierStudent(Student):
@@ -83,22 +83,8 @@ class ClassifierStudent(Student):
 
     def features(self, images: ImageBatch, teacher: TeacherOutput) -> Float[Array, "B 1 D"]:
         """Returns what the head multiplies; the teacher is not read."""
-        return self.classifier.features(images)
+        return self.classifier(images).features
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D V"]:
         """Returns the student's own head."""
         return self.classifier.head[...]
-
-
-def build(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Classifier:
-    """Builds the classifier of `config`'s sizes; `shared`, the teacher's config, has the rest."""
-    arguments = {key: config[key] for key in ("depth", "width")}
-    arguments |= {key: shared[key] for key in ("channels", "norm_epsilon", "dtype")}
-    return Classifier(vocab_size=vocab_size, **arguments, rngs=rngs)
-
-
-def build_student(
-    config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs
-) -> ClassifierStudent:
-    """Builds a student of `config`'s sizes, with the teacher's classes and numerics."""
-    return ClassifierStudent(build(config, teacher_config, vocab_size, rngs))

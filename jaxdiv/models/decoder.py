@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,33 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
 from jaxdiv.models import meshes
 from jaxdiv.models.layers import (
     Activations,
     Block,
+    DecoderOptions,
     LayerCache,
     Layout,
     at_least_float32,
-    check_heads,
     empty_cache,
     layout,
     multiply,
 )
 
-Config = Mapping | ConfigDict
 TokenIds = Int[Array | np.ndarray, "B L"]
 Cache = tuple[LayerCache, ...]  # one entry a layer
 
 _GEMM_OUTPUTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["features", "hidden", "head"],
-    meta_fields=["vocab_size"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TeacherOutput:
     """Outputs of one teacher pass, shared by all students.
@@ -51,50 +44,12 @@ class TeacherOutput:
     features: Any
     hidden: Any
     head: Any
-    vocab_size: int
+    vocab_size: int = dataclasses.field(metadata={"static": True})
 
     @property
     def logits(self) -> Float[Array, "B L V"]:
         """Computes the logits in float32; nothing is cached."""
         return project(self.features, self.head, self.vocab_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderOptions:
-    """Sizes and numerics of a `Decoder`.
-
-    Attributes:
-      vocab_size: V, the number of tokens.
-      depth, width, heads, kv_heads, mlp_width: sizes of layers.
-      padded_vocabulary: P, rows of the embedding and columns of the head; logits are computed of
-        the first V alone. 0 for V.
-      rope_base: of the rotary positions.
-      norm_epsilon: of every RMSNorm.
-      dtype: of activations.
-
-    Raises:
-      ValueError: `heads` does not divide `width` into even parts, `kv_heads` does not divide
-        `heads`, or `padded_vocabulary` is neither 0 nor `vocab_size` at least.
-    """
-
-    vocab_size: int
-    depth: int
-    width: int
-    heads: int
-    kv_heads: int
-    mlp_width: int
-    padded_vocabulary: int = 0
-    rope_base: float = 10000.0
-    norm_epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-
-    def __post_init__(self):
-        check_heads(self.width, self.heads, self.kv_heads)
-        if self.padded_vocabulary and self.padded_vocabulary < self.vocab_size:
-            raise ValueError(
-                f"`padded_vocabulary` must be 0 or at least the {self.vocab_size} tokens there "
-                f"are, got {self.padded_vocabulary}"
-            )
 
 
 class Decoder(nnx.Module):
@@ -110,20 +65,14 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, options: DecoderOptions, *, rngs: nnx.Rngs):
-        width, kv_heads = options.width, options.kv_heads
-        rows = options.padded_vocabulary or options.vocab_size
+        width, rows = options.width, options.padded_vocabulary or options.vocab_size
+        self.options, self.dtype = options, options.dtype
         self.vocab_size, self.depth = options.vocab_size, options.depth
-        self.kv_heads, self.head_width = kv_heads, width // options.heads
-        self.rope_base, self.dtype = options.rope_base, jnp.dtype(options.dtype)
+        self.kv_heads, self.head_width = options.kv_heads, options.head_width
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (rows, width)) * width**-0.5)
-
-        sizes = {"width": width, "heads": options.heads, "kv_heads": kv_heads}
-        sizes["mlp_width"] = options.mlp_width
-        numerics = {"norm_epsilon": options.norm_epsilon, "dtype": self.dtype}
-        make_layers = nnx.vmap(lambda key: Block(**sizes, **numerics, rngs=nnx.Rngs(key)))
+        make_layers = nnx.vmap(lambda key: Block(options, rngs=nnx.Rngs(key)))
         self.layers = make_layers(jax.random.split(rngs.params(), self.depth))
-        epsilon = options.norm_epsilon
-        self.norm = nnx.RMSNorm(width, epsilon=epsilon, dtype=self.dtype, rngs=rngs)
+        self.norm = nnx.RMSNorm(width, epsilon=options.norm_epsilon, dtype=self.dtype, rngs=rngs)
         self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
     def __call__(self, tokens: TokenIds, *, exit_layer: int | None = None) -> TeacherOutput:
@@ -187,7 +136,7 @@ class Decoder(nnx.Module):
         where = layout(
             positions,
             head_width=self.head_width,
-            rope_base=self.rope_base,
+            rope_base=self.options.rope_base,
             cache=None if cache is None else cache[0],
             slots=slots,
             visible=visible,
@@ -254,11 +203,3 @@ def project(
         head.astype(features.dtype),
         preferred_element_type=at_least_float32(features.dtype),
     )
-
-
-def build(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
-    """Builds the decoder of `config`'s sizes; `shared`, the teacher's config, has the rest."""
-    sizes = ("depth", "width", "heads", "kv_heads", "mlp_width")
-    numerics = ("padded_vocabulary", "rope_base", "norm_epsilon", "dtype")
-    arguments = {key: config[key] for key in sizes} | {key: shared[key] for key in numerics}
-    return Decoder(DecoderOptions(vocab_size=vocab_size, **arguments), rngs=rngs)

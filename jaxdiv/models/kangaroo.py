@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxdiv.models.decoder import Cache, Config, Decoder, TeacherOutput, TokenIds
+from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, TokenIds
 from jaxdiv.models.layers import Activations, Attention, LayerCache, empty_cache, layout
 from jaxdiv.models.student import Drafter
 
@@ -82,21 +82,3 @@ class KangarooAdapter(Drafter):
                 f"the draft reads layer {self.exit_layer} of width {width}, but the target has "
                 f"{target.depth} layers of width {target_width}; it is another model's."
             )
-
-
-def build(
-    config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs
-) -> KangarooAdapter:
-    """Builds the adapter of `config` (heads, kv_heads, exit_layer) for this teacher.
-
-    Raises ValueError for an exit layer beyond the teacher's depth.
-    """
-    exit_layer, depth = config["exit_layer"], teacher_config["depth"]
-    if not 1 <= exit_layer <= depth:
-        raise ValueError(
-            f"`exit_layer` must be in 1..{depth}, the teacher's depth, got {exit_layer}"
-        )
-    arguments = {key: config[key] for key in ("heads", "kv_heads", "exit_layer")}
-    shared = ("width", "rope_base", "norm_epsilon", "dtype")
-    arguments |= {key: teacher_config[key] for key in shared}
-    return KangarooAdapter(**arguments, rngs=rngs)

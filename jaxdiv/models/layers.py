@@ -1,5 +1,7 @@
 """Parts of a Llama-style layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,57 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 Activations = Float[Array, "B L D"]
+
+
+def check_heads(width: int, heads: int, kv_heads: int) -> None:
+    """Raises ValueError if the heads can't share the width, or the query heads the key heads."""
+    if heads < 1 or width % heads or (width // heads) % 2:
+        raise ValueError(f"`heads` must divide the width {width} into even parts, got {heads}")
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"`kv_heads` must divide `heads` = {heads}, got {kv_heads}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOptions:
+    """Sizes and numerics of a `Decoder`.
+
+    Attributes:
+      vocab_size: V, the number of tokens.
+      depth, width, heads, kv_heads, mlp_width: sizes of layers.
+      padded_vocabulary: P, rows of the embedding and columns of the head; logits are computed of
+        the first V alone. 0 for V.
+      rope_base: of the rotary positions.
+      norm_epsilon: of every RMSNorm.
+      dtype: of activations.
+
+    Raises:
+      ValueError: `heads` does not divide `width` into even parts, `kv_heads` does not divide
+        `heads`, or `padded_vocabulary` is neither 0 nor `vocab_size` at least.
+    """
+
+    vocab_size: int
+    depth: int
+    width: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    padded_vocabulary: int = 0
+    rope_base: float = 10000.0
+    norm_epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        check_heads(self.width, self.heads, self.kv_heads)
+        if self.padded_vocabulary and self.padded_vocabulary < self.vocab_size:
+            raise ValueError(
+                f"`padded_vocabulary` must be 0 or at least the {self.vocab_size} tokens there "
+                f"are, got {self.padded_vocabulary}"
+            )
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
 
 
 class LayerCache(NamedTuple):
@@ -191,14 +244,6 @@ def _write(
     return LayerCache(put(cache.keys, keys), put(cache.values, values))
 
 
-def check_heads(width: int, heads: int, kv_heads: int) -> None:
-    """Raises ValueError if the heads can't share the width, or the query heads the key heads."""
-    if heads < 1 or width % heads or (width // heads) % 2:
-        raise ValueError(f"`heads` must divide the width {width} into even parts, got {heads}")
-    if kv_heads < 1 or heads % kv_heads:
-        raise ValueError(f"`kv_heads` must divide `heads` = {heads}, got {kv_heads}")
-
-
 class SwiGLU(nnx.Module):
     """Computes down(silu(gate(x)) * up(x)), gate and up by one GEMM (2002.05202, equation 6)."""
 
@@ -214,23 +259,15 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm layer of the decoder."""
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        mlp_width: int,
-        norm_epsilon: float,
-        dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.attention_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
+    def __init__(self, options: DecoderOptions, *, rngs: nnx.Rngs):
+        width, shared = options.width, {"dtype": options.dtype, "rngs": rngs}
+        norm = functools.partial(nnx.RMSNorm, width, epsilon=options.norm_epsilon, **shared)
+        self.attention_norm = norm()
         self.attention = Attention(
-            width=width, heads=heads, kv_heads=kv_heads, dtype=dtype, rngs=rngs
+            width=width, heads=options.heads, kv_heads=options.kv_heads, **shared
         )
-        self.mlp_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = SwiGLU(width=width, mlp_width=mlp_width, dtype=dtype, rngs=rngs)
+        self.mlp_norm = norm()
+        self.mlp = SwiGLU(width=width, mlp_width=options.mlp_width, **shared)
 
     def __call__(
         self, hidden: Activations, layout: Layout, cache: LayerCache | None = None

@@ -1,5 +1,10 @@
-"""Reads and writes models as Llama folders: config.json and safetensors."""
+"""Reads and writes models as Llama folders: config.json and safetensors.
 
+`_SIZES`, `_NUMERICS` and `_UNSUPPORTED` say what keys of config.json mean, `_views` and
+`_attention_views` what tensors do, in both directions.
+"""
+
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,14 +16,14 @@ import numpy as np
 from flax import nnx
 
 from jaxdiv import files
-from jaxdiv.models import llama_tensors, safetensors_io
-from jaxdiv.models.decoder import Decoder, DecoderOptions
+from jaxdiv.models import safetensors_io
+from jaxdiv.models.decoder import Decoder
 from jaxdiv.models.kangaroo import KangarooAdapter
-from jaxdiv.models.layers import check_heads
+from jaxdiv.models.layers import DecoderOptions
 from jaxdiv.models.safetensors_io import Tensors
 
 CONFIG = "config.json"
-# The decoder's names of its sizes, and Llama's.
+# The decoder's options, and their keys in config.json.
 _SIZES = {
     "depth": "num_hidden_layers",
     "width": "hidden_size",
@@ -27,7 +32,7 @@ _SIZES = {
     "mlp_width": "intermediate_size",
     "vocab_size": "vocab_size",
 }
-_FREQUENCIES = ".rotary_emb.inv_freq"  # old Llamas store them; they follow from rope_theta
+_NUMERICS = {"rope_base": "rope_theta", "norm_epsilon": "rms_norm_eps"}
 # Features of some Llamas that the decoder lacks: the only value that it can take.
 _UNSUPPORTED = {
     "hidden_act": "silu",
@@ -36,73 +41,61 @@ _UNSUPPORTED = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
 }
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FREQUENCIES = ".rotary_emb.inv_freq"  # old Llamas store them; they follow from rope_theta
+_LARGEST = 2**20  # of a size: a damaged number would ask for shapes that no array can have
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """Returns the arguments of `Decoder`, except dtype and rngs, from a Llama folder's config.json.
+def read_config(folder: str | os.PathLike) -> DecoderOptions:
+    """Reads the options of the decoder, in float32, from a Llama folder's config.json.
 
     Raises:
       ValueError: it is missing, no Llama's, or the model has what the decoder lacks; the key is
         named.
     """
     path = pathlib.Path(folder) / CONFIG
-    config = _read_object(path)
-    if config.get("model_type") != "llama":
-        raise ValueError(f"{path}: `model_type` must be llama, is {config.get('model_type')!r}")
-    for key, value in _UNSUPPORTED.items():
-        if config.get(key) not in (None, value):
-            raise ValueError(
-                f"{path}: `{key}` must be {value!r}, all that the decoder has, is {config[key]!r}"
-            )
-    config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
-    for key in _SIZES.values():
-        if not isinstance(config.get(key), int) or config[key] < 1:
-            raise ValueError(
-                f"{path}: `{key}` must be a whole number of at least 1, is {config.get(key)!r}"
-            )
-    sizes = {name: config[key] for name, key in _SIZES.items()}
-    try:
-        check_heads(sizes["width"], sizes["heads"], sizes["kv_heads"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    head_width = sizes["width"] // sizes["heads"]
-    if config.get("head_dim") not in (None, head_width):
-        raise ValueError(
-            f"{path}: `head_dim` must be hidden_size / num_attention_heads = {head_width}, "
-            f"is {config['head_dim']!r}"
-        )
-    numbers = {
-        "rope_theta": _rope_theta(path, config),
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
-    }
-    for key, value in numbers.items():
-        if not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{path}: `{key}` must be a number above 0, is {value!r}")
-    rope_base, norm_epsilon = map(float, numbers.values())
-    return sizes | {"rope_base": rope_base, "norm_epsilon": norm_epsilon}
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is not there; a Llama folder has one")
     config = files.read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold an object")
-    return config
 
+    def require(holds: bool, key: str, rule: str, value: Any) -> None:
+        if not holds:
+            raise ValueError(f"{path}: `{key}` must be {rule}, is {value!r}")
 
-def _rope_theta(path: pathlib.Path, config: Mapping[str, Any]) -> Any:
-    """Returns the base of the rotary positions, which stands in one of three places."""
+    kind = config.get("model_type")
+    require(kind == "llama", "model_type", "llama", kind)
+    for key, only in _UNSUPPORTED.items():
+        value = config.get(key)
+        require(value in (None, only), key, f"{only!r}, all that the decoder has", value)
+    # The base of the rotary positions stands in one of three places.
     base = config.get("rope_theta", 10000.0)
     for key in ("rope_parameters", "rope_scaling"):
         rope = config.get(key) or {}
+        require(isinstance(rope, dict), key, "an object", rope)
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise ValueError(
-                f"{path}: `{key}` must be of type default, all that the decoder has, is {kind!r}"
-            )
+        require(kind == "default", key, "of type default, all that the decoder has", kind)
         base = rope.get("rope_theta", base)
-    return base
+    defaults = {"num_key_value_heads": config.get("num_attention_heads"), "rms_norm_eps": 1e-6}
+    config = defaults | config | {"rope_theta": base}
+    for key in _SIZES.values():
+        value = config.get(key)
+        is_size = isinstance(value, int) and 1 <= value <= _LARGEST
+        require(is_size, key, f"a whole number in 1..{_LARGEST}", value)
+    for key in _NUMERICS.values():
+        value = config[key]
+        require(isinstance(value, int | float) and value > 0, key, "a number above 0", value)
+    sizes = {name: config[key] for name, key in _SIZES.items()}
+    numerics = {name: float(config[key]) for name, key in _NUMERICS.items()}
+    try:
+        options = DecoderOptions(**sizes, **numerics)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    value, width = config.get("head_dim"), options.head_width
+    rule = f"hidden_size / num_attention_heads = {width}"
+    require(value in (None, width), "head_dim", rule, value)
+    return options
 
 
 def weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -110,26 +103,12 @@ def weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     return Tensors(folder, ignore=_FREQUENCIES).files
 
 
-def check(folder: str | os.PathLike) -> tuple[dict[str, Any], bool, Tensors]:
+def check(folder: str | os.PathLike) -> None:
     """Checks that `read` can read the folder; of the weights only headers are opened.
 
-    Returns the decoder's arguments, whether its head is tied, and its tensors. Raises ValueError
-    as `read` does, except for values that are not finite.
+    Raises ValueError as `read` does, except for values that are not finite.
     """
-    arguments, path = read_config(folder), pathlib.Path(folder) / CONFIG
-    tied = bool(_read_object(path).get("tie_word_embeddings", False))
-    tensors = Tensors(folder, ignore=_FREQUENCIES)
-    # A damaged number would ask for the shapes of billions of tensors.
-    if arguments["depth"] > len(tensors.shapes):
-        raise ValueError(
-            f"{path}: `{_SIZES['depth']}` is {arguments['depth']}, more than the "
-            f"{len(tensors.shapes)} tensors that lie beside it"
-        )
-    expected = llama_tensors.shapes(arguments)
-    if tied and llama_tensors.HEAD not in tensors.shapes:
-        del expected[llama_tensors.HEAD]
-    tensors.check(expected)
-    return arguments, tied, tensors
+    _open(folder, jnp.float32)
 
 
 def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
@@ -152,37 +131,120 @@ def read_split(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[
 
     The parameters are NumPy arrays, since they may exceed the memory of one accelerator.
     """
-    arguments, tied, tensors = check(folder)
-    parameters = llama_tensors.parameters(arguments, tensors, tied=tied)
-    for path, value in jax.tree_util.tree_leaves_with_path(parameters):
-        if not np.isfinite(value).all():
-            raise ValueError(
-                f"{folder}: {jax.tree_util.keystr(path)} of the weights has values that are not "
-                "finite"
-            )
-    options = DecoderOptions(**arguments, dtype=dtype)
-    empty = nnx.eval_shape(lambda: Decoder(options, rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.split(empty)
-    nnx.replace_by_pure_dict(params, parameters)
+    tensors, decoder, sources = _open(folder, dtype)
+    graphdef, params = nnx.split(decoder)
+    arrays = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), nnx.to_pure_dict(params))
+    for name, view in _views(arrays, decoder.options).items():
+        view[...] = tensors[sources[name]]
+        if not np.isfinite(view).all():
+            raise ValueError(f"{folder}: {sources[name]} has values that are not finite")
+    nnx.replace_by_pure_dict(params, arrays)
     return graphdef, params
 
 
-def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[str, Any]:
-    """Returns the config.json that describes a decoder as a Llama.
+def _open(folder: str | os.PathLike, dtype: Any) -> tuple[Tensors, Decoder, dict[str, str]]:
+    """Opens a folder and checks its sizes.
+
+    Returns its tensors, the decoder with shapes as parameters, and by the name of each of Llama's
+    tensors the name of the one to read, which for a tied head is the embedding.
+    """
+    options = dataclasses.replace(read_config(folder), dtype=dtype)
+    path, tensors = pathlib.Path(folder) / CONFIG, Tensors(folder, ignore=_FREQUENCIES)
+    if options.depth > len(tensors.shapes):
+        raise ValueError(
+            f"{path}: `{_SIZES['depth']}` is {options.depth}, more than the "
+            f"{len(tensors.shapes)} tensors that lie beside it"
+        )
+    decoder = nnx.eval_shape(lambda: Decoder(options, rngs=nnx.Rngs(0)))
+    # Arrays without memory, whose views have the tensors' shapes.
+    arrays = jax.tree.map(
+        lambda x: np.broadcast_to(np.int8(0), x.shape), nnx.to_pure_dict(nnx.state(decoder))
+    )
+    shapes = {name: view.shape for name, view in _views(arrays, options).items()}
+    sources = {name: name for name in shapes}
+    if files.read_json(path).get("tie_word_embeddings", False):
+        sources[_HEAD] = _EMBEDDING
+        if _HEAD not in tensors.shapes:
+            del shapes[_HEAD]
+    tensors.check(shapes)
+    return tensors, decoder, sources
+
+
+def _views(params: Mapping[str, Any], options: DecoderOptions) -> dict[str, np.ndarray]:
+    """Returns a decoder's parameters as Llama's tensors by name: views, to be read or filled.
+
+    Llama's matrices are [outputs, inputs], ours [inputs, outputs]. Our qkv and gate_up are several
+    of its matrices side by side, and our layers are stacked on the first axis. The padding of the
+    vocabulary has no place in a Llama.
+    """
+    views = {
+        _EMBEDDING: params["embedding"][: options.vocab_size],
+        "model.norm.weight": params["norm"]["scale"],
+        _HEAD: params["head"].T[: options.vocab_size],
+    }
+    for i in range(options.depth):
+        layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
+        gate, up = np.split(layer["mlp"]["gate_up"]["kernel"].T, 2)
+        parts = {
+            **_attention_views(layer, options.heads, options.kv_heads),
+            "post_attention_layernorm": layer["mlp_norm"]["scale"],
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": layer["mlp"]["down"]["kernel"].T,
+        }
+        views |= {f"model.layers.{i}.{name}.weight": view for name, view in parts.items()}
+    return views
+
+
+def _attention_views(layer: Mapping[str, Any], heads: int, kv_heads: int) -> dict[str, np.ndarray]:
+    """Returns the views of a layer's first norm and its attention, as `_views` does."""
+    qkv = layer["attention"]["qkv"]["kernel"].T
+    head_width = len(qkv) // (heads + 2 * kv_heads)
+    query, keys, values = np.split(qkv, [heads * head_width, (heads + kv_heads) * head_width])
+    return {
+        "input_layernorm": layer["attention_norm"]["scale"],
+        "self_attn.q_proj": query,
+        "self_attn.k_proj": keys,
+        "self_attn.v_proj": values,
+        "self_attn.o_proj": layer["attention"]["out"]["kernel"].T,
+    }
+
+
+def decoder_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
+    """Returns Llama's tensors of a decoder, the head untied, without padding of the vocabulary."""
+    return _views(_arrays(decoder), decoder.options)
+
+
+def adapter_tensors(adapter: KangarooAdapter) -> dict[str, np.ndarray]:
+    """Returns a Kangaroo adapter's tensors by the names in its authors' code."""
+    arrays, attention = _arrays(adapter), adapter.attention
+    parts = _attention_views(arrays, attention.heads, attention.kv_heads)
+    views = {f"layers.0.{name}.weight": view for name, view in parts.items()}
+    return {"norm.weight": arrays["norm"]["scale"], **views}
+
+
+def _arrays(model: nnx.Module) -> dict[str, Any]:
+    return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+def write_decoder(
+    folder: pathlib.Path, decoder: Decoder, *, end_of_text: int, longest: int
+) -> None:
+    """Writes a decoder as a Llama folder: config.json and safetensors.
 
     Args:
+      folder: a folder that exists.
       decoder: the model.
       end_of_text: id of the token that ends a document.
       longest: tokens of the longest text that the model is meant for.
     """
-    arguments = llama_tensors.sizes(decoder)
-    return {
+    options = decoder.options
+    config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{key: arguments[name] for name, key in _SIZES.items()},
-        "head_dim": decoder.head_width,
-        "rope_theta": arguments["rope_base"],
-        "rms_norm_eps": arguments["norm_epsilon"],
+        **{key: getattr(options, name) for name, key in _SIZES.items()},
+        "head_dim": options.head_width,
+        **{key: getattr(options, name) for name, key in _NUMERICS.items()},
         **{key: _UNSUPPORTED[key] for key in ("hidden_act", "attention_bias", "mlp_bias")},
         "tie_word_embeddings": False,
         "max_position_embeddings": longest,
@@ -190,12 +252,14 @@ def decoder_config(decoder: Decoder, *, end_of_text: int, longest: int) -> dict[
         "eos_token_id": end_of_text,
         "torch_dtype": "float32",
     }
+    files.write_json(folder / CONFIG, config)
+    safetensors_io.save(folder, decoder_tensors(decoder))
 
 
-def adapter_config(adapter: KangarooAdapter, teacher: Decoder) -> dict[str, Any]:
-    """Returns the config.json of a Kangaroo adapter: its sizes, and those of its target."""
+def write_adapter(folder: pathlib.Path, adapter: KangarooAdapter, target: Decoder) -> None:
+    """Writes a Kangaroo adapter: its tensors, and a config.json with its sizes and its target's."""
     attention = adapter.attention
-    return {
+    config = {
         "architectures": ["KangarooAdapter"],
         "model_type": "kangaroo_adapter",
         "exit_layer": adapter.exit_layer,
@@ -206,11 +270,7 @@ def adapter_config(adapter: KangarooAdapter, teacher: Decoder) -> dict[str, Any]
         "rope_theta": adapter.rope_base,
         "rms_norm_eps": adapter.norm.epsilon,
         "torch_dtype": "float32",
-        "target": {key: llama_tensors.sizes(teacher)[name] for name, key in _SIZES.items()},
+        "target": {key: getattr(target.options, name) for name, key in _SIZES.items()},
     }
-
-
-def write(folder: pathlib.Path, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes config.json and the safetensors."""
-    files.write_json(folder / CONFIG, dict(config))
-    safetensors_io.save(folder, tensors)
+    files.write_json(folder / CONFIG, config)
+    safetensors_io.save(folder, adapter_tensors(adapter))

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float32
@@ -36,14 +36,23 @@ class Tensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._path_of: dict[str, pathlib.Path] = {}
         for path in self.files:
-            for name, shape in _headers(path):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"can't read {path}: {error}") from None
+            for name, header in headers.items():
+                if header.get_dtype() not in _TYPES:
+                    raise ValueError(
+                        f"{path}: {name} is {header.get_dtype()}; known: {', '.join(_TYPES)}"
+                    )
                 if name.endswith(ignore):
                     continue
                 if name in self.shapes:
                     raise ValueError(
                         f"tensor {name} stands twice, in {self._path_of[name]} and in {path}"
                     )
-                self._path_of[name], self.shapes[name] = path, shape
+                self._path_of[name], self.shapes[name] = path, tuple(header.get_shape())
 
     def __getitem__(self, name: str) -> Float32[np.ndarray, "..."]:
         with safe_open(self._path_of[name], framework="numpy") as file:
@@ -57,7 +66,7 @@ class Tensors:
                     f"{self.files[0].parent} lacks the tensor {name} {list(shape)} that its "
                     "config.json asks for"
                 )
-            if self.shapes[name] != tuple(shape):
+            if self.shapes[name] != shape:
                 raise ValueError(
                     f"{self._path_of[name]}: {name} is {list(self.shapes[name])}, not "
                     f"{list(shape)} as config.json has it"
@@ -90,21 +99,6 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
             f"{folder} holds no *.safetensors; other formats can carry code and are not read"
         )
     return paths
-
-
-def _headers(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields name and shape of each tensor of a file."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118
-                header = file.get_slice(name)
-                if header.get_dtype() not in _TYPES:
-                    raise ValueError(
-                        f"{path}: {name} is {header.get_dtype()}; known: {', '.join(_TYPES)}"
-                    )
-                yield name, tuple(header.get_shape())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"can't read {path}: {error}") from None
 
 
 def save(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:

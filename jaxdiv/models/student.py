@@ -1,6 +1,6 @@
 """The interface of students: what training, evaluation and decoding ask of them.
 
-A new draft model is one file beside `kangaroo.py` with a `Drafter` and its `build`, and one line in
+A new draft model is one file beside `kangaroo.py` with a `Drafter`, and one entry of
 `builders.STUDENTS`.
 """
 
@@ -75,3 +75,39 @@ class Drafter(Student):
     def check_target(self, target: Decoder) -> None:
         """Raises ValueError if the drafter can't draft for `target`."""
         raise NotImplementedError
+
+
+class DecoderStudent(Drafter):
+    """A small decoder that drafts from the tokens alone and shares only the vocabulary."""
+
+    def __init__(self, decoder: Decoder):
+        self.decoder, self.vocab_size = decoder, decoder.vocab_size
+
+    def features(self, tokens: TokenIds, teacher: TeacherOutput) -> Activations:
+        """Returns what the head multiplies; the teacher is not read."""
+        return self.decoder(tokens).features
+
+    def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
+        """Returns the student's own head."""
+        return self.decoder.head[...]
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        return self.decoder.init_cache(batch, length)
+
+    def extend(
+        self, tokens: TokenIds, hidden: Float[Array, "B L W"], cache: Cache, **where: jax.Array
+    ) -> tuple[Activations, Cache]:
+        """Extends the cache as `Drafter.extend` does; the teacher's hidden states are not read."""
+        model = self.decoder
+        states, cache = model.run_layers(model.embed(tokens), 0, model.depth, cache=cache, **where)
+        return model.norm(states), cache
+
+    def unrolled(self) -> "DecoderStudent":
+        return DecoderStudent(self.decoder.unrolled())
+
+    def check_target(self, target: Decoder) -> None:
+        if self.vocab_size != target.vocab_size:
+            raise ValueError(
+                f"the draft has {self.vocab_size} tokens and the target {target.vocab_size}; both "
+                "need one tokenizer."
+            )

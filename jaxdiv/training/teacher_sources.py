@@ -86,17 +86,17 @@ class LlamaSource:
         if files.in_bucket(path):
             raise ValueError(f"{path}: a Llama folder is read from this machine alone; copy it")
         self.folder = pathlib.Path(path)
-        self._arguments = llama.read_config(path)
+        self._options = llama.read_config(path)
 
     def checked_sizes(self) -> dict[str, Any]:
         llama.check(self.folder)
         self.tokenizer()
-        arguments = {**self._arguments, "kind": "decoder", "padded_vocabulary": 0}
-        keys = {f"teacher.{key}": arguments[key] for key in _MODEL_KEYS}
-        return {**keys, "data.vocabulary": arguments["vocab_size"]}
+        options = {"kind": "decoder", **dataclasses.asdict(self._options)}
+        keys = {f"teacher.{key}": options[key] for key in _MODEL_KEYS}
+        return {**keys, "data.vocabulary": self._options.vocab_size}
 
     def tokenizer(self) -> Tokenizer:
-        return hf_tokenizer.read(self.folder, vocab_size=self._arguments["vocab_size"])
+        return hf_tokenizer.read(self.folder, vocab_size=self._options.vocab_size)
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         _, params = llama.read_split(self.folder, dtype=dtype)

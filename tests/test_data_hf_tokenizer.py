@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from jaxdiv.data import Tokenizer, hf_tokenizer
+from jaxdiv.data import Tokenizer, tokenizer
 from tests.fixtures_data import sentences
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -54,7 +54,7 @@ def piece(tmp_path_factory):
     folder = tmp_path_factory.mktemp("piece")
     sentence_piece().save(str(folder / "tokenizer.json"))
     write(folder, "config.json", eos_token_id=2)
-    bpe = hf_tokenizer.read(folder, vocab_size=270)
+    bpe = tokenizer.read_folder(folder, vocab_size=270)
     bpe.save(folder / "run" / "tokenizer.json")
     return Tokenizer.load(folder / "run" / "tokenizer.json")
 
@@ -92,13 +92,13 @@ TOKENIZER, GENERATION, MODEL = "tokenizer_config.json", "generation_config.json"
 def test_the_end_of_text_is_that_of_the_first_file(folder, files, end_of_text):
     for name, settings in files.items():
         write(folder, name, **settings)
-    assert hf_tokenizer.read(folder, vocab_size=265).end_of_text == end_of_text
+    assert tokenizer.read_folder(folder, vocab_size=265).end_of_text == end_of_text
 
 
 def test_unusable_tokenizers_are_named(folder):
     def refused(message, vocab_size=265):
         with pytest.raises(ValueError, match=message):
-            hf_tokenizer.read(folder, vocab_size=vocab_size)
+            tokenizer.read_folder(folder, vocab_size=vocab_size)
 
     refused("does not say which token ends a document: set `eos_token`")
     write(folder, MODEL, eos_token_id=2)
@@ -131,9 +131,9 @@ def test_a_byte_level_one_with_its_own_pattern_of_words(tmp_path):
     bpe.train_from_iterator(sentences(20), trainer)
     bpe.save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, TOKENIZER, eos_token="<|end|>")
-    tokenizer = hf_tokenizer.read(tmp_path, vocab_size=290)
+    bpe = tokenizer.read_folder(tmp_path, vocab_size=290)
     text = "the quick é€ <|end|>\n"
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
-    assert tokenizer.end_of_text not in ids
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert bpe.byte_lengths[ids].sum() == len(text.encode())
+    assert bpe.end_of_text not in ids

@@ -7,7 +7,7 @@ import sysconfig
 import pytest
 
 from jaxdiv import data
-from jaxdiv.data import python_stdlib
+from jaxdiv.data import sources
 from jaxdiv.data.documents import SPLITS, Text, fingerprint, split_by_hash
 from tests import runs
 from tests.fixtures_data import sentences, write_tfds
@@ -46,7 +46,7 @@ def library(root, files):
 
 
 def open_library(root, files, directory):
-    return python_stdlib.open_stdlib(directory=str(directory), root=library(root, files))
+    return sources.open_stdlib(directory=str(directory), root=library(root, files))
 
 
 def modules(count):
@@ -89,7 +89,7 @@ def test_unreadable_and_empty_sources_are_counted(tmp_path):
     files = {"latin.py": b"# caf\xe9", "blank.py": " \n", "test/skipped.py": "x"}
     root = library(tmp_path / "a", modules(5) | files)
     (root / "dangling.py").symlink_to(root / "nowhere.py")
-    documents = python_stdlib.open_stdlib(directory=str(tmp_path / "d"), root=root)
+    documents = sources.open_stdlib(directory=str(tmp_path / "d"), root=root)
     assert documents.counts == {"documents": 5, "bytes": 30, "unreadable": 2, "empty": 1}
 
 

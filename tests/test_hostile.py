@@ -14,7 +14,7 @@ import jaxdiv
 from configs import smoke
 from experiments.common import cli, prompts
 from jaxdiv import data, files
-from jaxdiv.data import documents, hf_tokenizer, pipeline, tokenizer
+from jaxdiv.data import documents, pipeline, tokenizer
 from jaxdiv.models import llama, safetensors_io
 from jaxdiv.reporting import results
 from jaxdiv.runs import config as run_config
@@ -200,7 +200,7 @@ READERS = {
     "llama index": ("llama/model.safetensors.index.json", lambda path: llama.check(path.parent)),
     "llama tokenizer": (
         "llama/tokenizer.json",
-        lambda path: hf_tokenizer.read(path.parent, vocab_size=llama_folders.V),
+        lambda path: tokenizer.read_folder(path.parent, vocab_size=llama_folders.V),
     ),
     "teacher source": (
         "llama/config.json",

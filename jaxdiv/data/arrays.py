@@ -1,5 +1,7 @@
 """Arrays in npz files, written atomically and read without pickle."""
 
+import dataclasses
+import hashlib
 import os
 
 import numpy as np
@@ -7,18 +9,27 @@ import numpy as np
 from jaxdiv import files
 
 
-def save(path: str | os.PathLike, **arrays: np.ndarray) -> None:
-    """Writes `arrays` by their names."""
-    with files.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+class StoredArrays:
+    """Base of frozen dataclasses of arrays, which have a `KIND` and raise ValueError for others."""
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over all arrays."""
+        content = b"".join(array.tobytes() for array in vars(self).values())
+        return hashlib.sha256(content).hexdigest()[:16]
 
-def load(path: str | os.PathLike, kind: str, *names: str) -> list[np.ndarray]:
-    """Reads the arrays of these names. Raises ValueError, naming file and `kind`, if it can't."""
-    try:
-        with files.path_of(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
-    except Exception as error:  # zipfile, zlib and NumPy have many errors for a damaged file
-        raise ValueError(
-            f"can't read {kind} from {path}: {type(error).__name__}: {error}"
-        ) from None
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an npz file, atomically."""
+        with files.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **vars(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "StoredArrays":
+        """Reads a file that `save` wrote. Raises ValueError, naming the file, if it is another."""
+        try:
+            with files.path_of(path).open("rb") as file, np.load(file, allow_pickle=False) as npz:
+                return cls(**{field.name: npz[field.name] for field in dataclasses.fields(cls)})
+        except Exception as error:  # zipfile, zlib and NumPy have many errors for a damaged file
+            raise ValueError(
+                f"can't read {cls.KIND} from {path}: {type(error).__name__}: {error}"
+            ) from None

@@ -1,5 +1,6 @@
 """Documents in three splits, whatever their source."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -53,21 +54,20 @@ class Documents:
             for split in SPLITS
         }
         texts = {split: tuple(item.text for item in ordered[split]) for split in SPLITS}
-        omitted = {
-            "no UTF-8 text": sorted(name for record in records for name in record.unreadable),
-            "empty": sorted(name for record in records for name in record.empty),
-        }
+        unreadable = sorted(name for record in records for name in record.unreadable)
+        empty = sorted(name for record in records for name in record.empty)
         messages = []
-        for kind, names in omitted.items():
-            more = [f"{len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
+        for kind, names in (("no UTF-8 text", unreadable), ("empty", empty)):
+            shown = names[:_NAMES_SHOWN]
+            if names[_NAMES_SHOWN:]:
+                shown.append(f"{len(names) - _NAMES_SHOWN} more")
             if names:
-                shown = ", ".join([*names[:_NAMES_SHOWN], *more])
-                messages.append(f"{len(names)} {kind} ({shown})")
+                messages.append(f"{len(names)} {kind} ({', '.join(shown)})")
         counts = {
             "documents": sum(map(len, texts.values())),
             "bytes": sum(len(text.encode()) for split in texts.values() for text in split),
-            "unreadable": len(omitted["no UTF-8 text"]),
-            "empty": len(omitted["empty"]),
+            "unreadable": len(unreadable),
+            "empty": len(empty),
         }
         left_out = "; ".join(messages)
         return cls(**texts, counts=counts, left_out=left_out, fingerprint=fingerprint(ordered))
@@ -80,21 +80,17 @@ def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> TextRecords:
     """
     texts, unreadable, empty = [], [], []
     for name, content in records:
-        is_bytes = isinstance(content, bytes)
-        if not is_bytes and not content.is_file():
-            unreadable.append(name)
-            continue
-        try:
-            size = len(content) if is_bytes else content.stat().st_size
-            if size > MOST_BYTES:
-                raise ValueError(
-                    f"document {name} has {size:,} bytes, of at most {MOST_BYTES:,}; cut it into "
-                    "more files or leave it out"
-                )
-            text = (content if is_bytes else content.read_bytes()).decode()
-        except (OSError, UnicodeDecodeError):
-            text = "\0"
-        if "\0" in text:  # NUL is in no text
+        is_bytes, text = isinstance(content, bytes), "\0"  # NUL is in no text
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if is_bytes or content.is_file():
+                size = len(content) if is_bytes else content.stat().st_size
+                if size > MOST_BYTES:
+                    raise ValueError(
+                        f"document {name} has {size:,} bytes, of at most {MOST_BYTES:,}; cut it "
+                        "into more files or leave it out"
+                    )
+                text = (content if is_bytes else content.read_bytes()).decode()
+        if "\0" in text:
             unreadable.append(name)
         elif text.strip():
             texts.append(Text(name, text))
@@ -118,13 +114,18 @@ def split_by_hash(
         )
     splits = {split: [] for split in ("train", *held_out)}
     for item in sorted(texts, key=lambda item: fraction(item.name)):
-        place = fraction(item.name)
-        split = "test" if place >= 0.9 else "validation" if place >= 0.8 else "train"
-        splits[split if split in held_out else "train"].append(item)
+        splits[split_of(item.name, held_out)].append(item)
     for split in splits.values():
         if not split:
             split.append(max(splits.values(), key=len).pop())
     return splits
+
+
+def split_of(name: str, held_out: Sequence[str]) -> str:
+    """Returns the split of a record: by a hash of its name, a tenth go to each of `held_out`."""
+    place = fraction(name)
+    split = "test" if place >= 0.9 else "validation" if place >= 0.8 else "train"
+    return split if split in held_out else "train"
 
 
 def fraction(name: str) -> float:

@@ -2,33 +2,38 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping
 
 import grain
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
-from jaxdiv.data import arrays, digits, orders, tfds_sets
-from jaxdiv.data.documents import SPLITS, fraction
+from jaxdiv.data import arrays, pipeline, tfds_sets
+from jaxdiv.data.documents import SPLITS, fraction, split_of
 
-DIGITS = digits.NAME
-# Data sets that are prepared on first use: functions of the TFDS data folder.
-BUILTIN = {DIGITS: digits.prepare}
+DIGITS = "digits"
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledImages:
+class LabelledImages(arrays.StoredArrays):
     """Images, `pixels` [n, H, W, C], with their classes, `labels` [n]."""
 
     pixels: UInt8[np.ndarray, "n H W C"]
     labels: Int32[np.ndarray, " n"]
 
+    KIND = "images"
+
+    def __post_init__(self):
+        form = (self.pixels.dtype, self.pixels.ndim, self.labels.dtype, self.labels.shape)
+        if form != (np.uint8, 4, np.int32, self.pixels.shape[:1]):
+            raise ValueError("these are no images with their classes")
+
     @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits over pixels and labels."""
-        return hashlib.sha256(self.pixels.tobytes() + self.labels.tobytes()).hexdigest()[:16]
+    def names(self) -> list[str]:
+        """A hash of each image, by which it is ordered and split."""
+        return [hashlib.sha256(image.tobytes()).hexdigest() for image in self.pixels]
 
     def take(self, numbers: np.ndarray | slice) -> "LabelledImages":
         """Returns the images of these numbers."""
@@ -41,23 +46,6 @@ class LabelledImages:
             "labels": self.labels[:, None],
             "weights": np.ones((len(self.labels), 1), np.float32),
         }
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an npz file, atomically."""
-        arrays.save(path, pixels=self.pixels, labels=self.labels)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "LabelledImages":
-        """Reads a file that `save` wrote. Raises ValueError, naming the file, if it is another."""
-        pixels, labels = arrays.load(path, "images", "pixels", "labels")
-        if (pixels.dtype, pixels.ndim, labels.dtype, labels.shape) != (
-            *(np.uint8, 4, np.int32),
-            pixels.shape[:1],
-        ):
-            raise ValueError(
-                f"can't read images from {path}: it holds no images with their classes"
-            )
-        return cls(pixels, labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,18 +81,22 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Ima
     """
     if source in BUILTIN:
         BUILTIN[source](directory)
-    builder = tfds_sets.find(source, directory, DIGITS)
-    classes = _check_features(builder.info, source, feature, label)
+    features = {
+        feature: ("images", tfds.features.Image),
+        label: ("classes", tfds.features.ClassLabel),
+    }
+    builder = tfds_sets.find(source, directory, builtin=DIGITS, features=features)
+    image, classes = builder.info.features[feature], builder.info.features[label].num_classes
+    shape, dtype = image.shape, image.np_dtype
+    if not all(shape) or dtype != np.uint8:
+        raise ValueError(
+            f"the images of TFDS data set `{source}` must have one size, in uint8; they have "
+            f"{shape}, in {np.dtype(dtype)}"
+        )
     splits = {}
-    with tfds_sets.reading(source, builder):
-        data = builder.as_data_source(file_format="array_record")
-        for split in [split for split in SPLITS if split in data]:
-            records = [(record[feature], int(record[label])) for record in data[split]]
-            pixels = np.stack([image for image, _ in records]).astype(np.uint8)
-            labels = np.array([number for _, number in records], np.int32)
-            images = LabelledImages(pixels, labels)
-            splits[split] = images.take(np.argsort(_hash_order(images), kind="stable"))
-    for split, images in splits.items():
+    for split, records in tfds_sets.read(builder, feature, label).items():
+        pixels, labels = zip(*records, strict=True)
+        images = LabelledImages(np.stack(pixels).astype(np.uint8), np.array(labels, np.int32))
         # TFDS has -1 for an image without a class.
         outside = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
         if outside.size:
@@ -112,52 +104,17 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Ima
                 f"TFDS data set `{source}`, split `{split}`: {outside.size} images have no class "
                 f"in 0..{classes - 1}, the first {images.labels[outside[0]]}"
             )
-    if "train" not in splits:
+        splits[split] = images.take(np.argsort([*map(fraction, images.names)], kind="stable"))
+    missing = [split for split in SPLITS if split not in splits]
+    if "train" in missing:
         raise ValueError(
-            f"TFDS data set `{source}` has no split `train`; it has "
-            f"{', '.join(builder.info.splits)}"
+            f"TFDS data set `{source}` has no images in a split `train`; it has "
+            f"{', '.join(builder.info.splits) or 'none'}"
         )
-    return ImageDataset(_add_missing(splits), classes)
-
-
-def _check_features(info: tfds.core.DatasetInfo, source: str, feature: str, label: str) -> int:
-    """Returns the number of classes. Raises ValueError for a missing or unsuitable feature."""
-    features = dict(info.features.items())
-    for name, kind, plural in (
-        (feature, tfds.features.Image, "images"),
-        (label, tfds.features.ClassLabel, "classes"),
-    ):
-        candidates = [key for key, value in features.items() if isinstance(value, kind)]
-        if name not in candidates:
-            raise ValueError(
-                f"TFDS data set `{source}` has no {plural} `{name}`; it has "
-                f"{', '.join(candidates) or 'none'}"
-            )
-    shape, dtype = features[feature].shape, features[feature].np_dtype
-    if not all(shape) or dtype != np.uint8:
-        raise ValueError(
-            f"the images of TFDS data set `{source}` must have one size, in uint8; they have "
-            f"{shape}, in {np.dtype(dtype)}"
-        )
-    return features[label].num_classes
-
-
-def _hash_order(images: LabelledImages) -> Float64[np.ndarray, " n"]:
-    """Hashes each image to a number in [0, 1)."""
-    return np.array(
-        [fraction(hashlib.sha256(image.tobytes()).hexdigest()) for image in images.pixels]
-    )
-
-
-def _add_missing(splits: Mapping[str, LabelledImages]) -> dict[str, LabelledImages]:
-    """Cuts a missing validation or test split from train."""
-    train, places = splits["train"], _hash_order(splits["train"])
-    parts, rest = dict(splits), np.ones(len(places), bool)
-    for name, low, high in (("validation", 0.8, 0.9), ("test", 0.9, 1.0)):
-        if name not in splits:
-            inside = (places >= low) & (places < high)
-            parts[name], rest = train.take(inside), rest & ~inside
-    return parts | {"train": train.take(rest)}
+    train = splits["train"]
+    homes = np.array([split_of(name, missing) for name in train.names])
+    splits |= {split: train.take(homes == split) for split in ("train", *missing)}
+    return ImageDataset(splits, classes)
 
 
 def batches(
@@ -174,6 +131,38 @@ def batches(
             f"a batch of {batch_size} needs as many images, got {count}; use a smaller batch_size"
         )
     rows = rows or slice(None)
-    return orders.endless(
+    return pipeline.endless(
         count, batch_size, seed, lambda numbers: images.take(numbers[rows]).batch()
     )
+
+
+def prepare_digits(directory: str) -> None:
+    """Writes scikit-learn's handwritten digits, 1,797 images of 8 x 8, as a TFDS data set.
+
+    A hash puts a fifth into the test. Raises ValueError if `directory` can't be written.
+    """
+
+    def records(split):
+        from sklearn.datasets import load_digits  # takes seconds, which other data do not need
+
+        digits = load_digits()
+        for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+            if (fraction(str(number)) >= 0.8) == (split == "test"):
+                image = PIL.Image.fromarray((pixels * _BRIGHTNESS).astype(np.uint8))
+                yield number, {"image": image, "label": int(label)}
+
+    tfds_sets.prepare(
+        DIGITS,
+        directory,
+        description="Handwritten digits of scikit-learn.",
+        features={
+            "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        },
+        splits={split: records(split) for split in ("train", "test")},
+    )
+
+
+_BRIGHTNESS = 15  # pixels of scikit-learn are 0..16
+# Data sets that are prepared on first use: functions of the TFDS data folder.
+BUILTIN = {DIGITS: prepare_digits}

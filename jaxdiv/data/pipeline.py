@@ -1,16 +1,14 @@
 """Token batches from texts: packing, shuffling, sharding and evaluation windows."""
 
 import dataclasses
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Int, Int32, Int64
 
 from jaxdiv import schema
-from jaxdiv.data import arrays, orders
+from jaxdiv.data import arrays
 from jaxdiv.data.documents import MOST_BYTES, SPLITS, Documents
 from jaxdiv.data.tokenizer import Tokenizer
 
@@ -18,7 +16,7 @@ _GROUP = 64  # documents that are encoded at once, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class Tokens(arrays.StoredArrays):
     """Documents one after the other, each ended by the end of text.
 
     Attributes:
@@ -28,6 +26,18 @@ class Tokens:
 
     ids: Int32[np.ndarray, " n"]
     offsets: Int64[np.ndarray, " offsets"]
+
+    KIND = "tokens"
+
+    def __post_init__(self):
+        ids, offsets = self.ids, self.offsets
+        if (
+            (ids.dtype, ids.ndim, offsets.dtype, offsets.ndim) != (np.int32, 1, np.int64, 1)
+            or offsets[:1].tolist() != [0]
+            or offsets[-1] != len(ids)
+            or (np.diff(offsets) <= 0).any()
+        ):
+            raise ValueError("these are no documents one after the other")
 
     @property
     def end_of_text(self) -> int:
@@ -39,33 +49,9 @@ class Tokens:
         return len(self.offsets) - 1
 
     @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits over ids and offsets."""
-        return hashlib.sha256(self.ids.tobytes() + self.offsets.tobytes()).hexdigest()[:16]
-
-    @property
     def longest(self) -> int:
         """Tokens of the longest document, its end of text included; 0 without documents."""
         return int(np.diff(self.offsets).max(initial=0))
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an npz file, atomically."""
-        arrays.save(path, ids=self.ids, offsets=self.offsets)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Tokens":
-        """Reads a file that `save` wrote. Raises ValueError, naming the file, if it is another."""
-        ids, offsets = arrays.load(path, "tokens", "ids", "offsets")
-        if (ids.dtype, ids.ndim, offsets.dtype, offsets.ndim) != (np.int32, 1, np.int64, 1) or not (
-            len(offsets)
-            and offsets[0] == 0
-            and offsets[-1] == len(ids)
-            and (np.diff(offsets) > 0).all()
-        ):
-            raise ValueError(
-                f"can't read tokens from {path}: it holds no documents one after the other"
-            )
-        return cls(ids=ids, offsets=offsets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +149,29 @@ def batches(
             "weights": (inputs != tokens.end_of_text).astype(np.float32),
         }
 
-    return orders.endless(windows, batch_size, seed, make)
+    return endless(windows, batch_size, seed, make)
+
+
+def endless(
+    examples: int,
+    batch_size: int,
+    seed: int,
+    make: Callable[[Int[np.ndarray, " B"]], Mapping[str, np.ndarray]],
+) -> grain.DatasetIterator:
+    """Iterates over batches `make(numbers)` of examples; each epoch has its own order."""
+    # Grain shuffles epoch e by seed + e: neighboring seeds would share their orders.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    dataset = grain.MapDataset.range(examples).shuffle(seed=spread).repeat()
+    # Grain can't take the length of an endless data set in batches of one.
+    dataset = (
+        dataset.batch(batch_size)
+        if batch_size > 1
+        else dataset.map(lambda number: np.array([number]))
+    )
+    # A batch takes microseconds: threads would only take cores from training.
+    return iter(
+        dataset.map(make).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    )
 
 
 def evaluation_windows(

@@ -1,22 +1,27 @@
-"""Opens a corpus: a built-in one, a prepared TFDS data set, or a user's own files.
+"""Opens a corpus: Python's own sources, a prepared TFDS data set, or a user's own files.
 
-A further built-in corpus is a module with its opener and one line in `BUILTIN`; a further format
-of files goes into `_open_files`.
+A further built-in corpus is an opener with one line in `BUILTIN`; a further format of files goes
+into `_open_files`.
 """
 
 import glob
 import hashlib
 import os
 import pathlib
+import platform
+import re
+import sysconfig
 
 import tensorflow_datasets as tfds
 
-from jaxdiv.data import documents, python_stdlib, tfds_sets
-from jaxdiv.data.documents import SPLITS, Documents
+from jaxdiv.data import documents, tfds_sets
+from jaxdiv.data.documents import SPLITS, Documents, Text
 
-PYTHON_STDLIB = python_stdlib.NAME
-# Corpora that are prepared on first use: functions of the TFDS data folder.
-BUILTIN = {PYTHON_STDLIB: python_stdlib.open_stdlib}
+PYTHON_STDLIB = "python_stdlib"
+# Folders of the standard library that hold no sources of its own, or tests.
+EXCLUDED = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+)
 
 
 def open_documents(*, source: str, feature: str, files: str, directory: str) -> Documents:
@@ -64,22 +69,11 @@ def _open_files(pattern: str) -> Documents:
 
 def _open_tfds(name: str, feature: str, directory: str) -> Documents:
     """Opens a TFDS data set; texts are named by their hash, so equal ones share a split."""
-    builder = tfds_sets.find(name, directory, PYTHON_STDLIB)
-    features = builder.info.features.items()
-    text_features = [key for key, value in features if isinstance(value, tfds.features.Text)]
-    if feature not in text_features:
-        raise ValueError(
-            f"TFDS data set `{name}` has no text feature `{feature}`; it has "
-            f"{', '.join(text_features) or 'none'}"
-        )
-    with tfds_sets.reading(name, builder):
-        data = builder.as_data_source(file_format="array_record")
-        texts = {
-            split: [record[feature] for record in data[split]] for split in SPLITS if split in data
-        }
+    features = {feature: ("text feature", tfds.features.Text)}
+    builder = tfds_sets.find(name, directory, builtin=PYTHON_STDLIB, features=features)
     records = {
-        split: documents.read((hashlib.sha256(text).hexdigest(), text) for text in texts[split])
-        for split in texts
+        split: documents.read((hashlib.sha256(text).hexdigest(), text) for (text,) in values)
+        for split, values in tfds_sets.read(builder, feature).items()
     }
     splits = {split: part.texts for split, part in records.items()}
     missing = [split for split in SPLITS if not splits.get(split)]
@@ -90,3 +84,56 @@ def _open_tfds(name: str, feature: str, directory: str) -> Documents:
         )
     splits |= documents.split_by_hash(splits["train"], missing)
     return Documents.of(splits, list(records.values()))
+
+
+def open_stdlib(*, directory: str, root: pathlib.Path | None = None) -> Documents:
+    """Opens the sources of Python's standard library, as a TFDS data set of records {path, text}.
+
+    Args:
+      directory: the TFDS data folder where the set is prepared unless it is there. Empty: TFDS's
+        own.
+      root: the library's folder; that of the running Python if None.
+
+    Raises:
+      ValueError: no sources below `root`, `directory` can't be written, or its copy is damaged.
+    """
+    root = root or pathlib.Path(sysconfig.get_paths()["stdlib"])
+    paths = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(set(folders) - EXCLUDED)
+        paths += [pathlib.Path(folder, name) for name in sorted(names) if name.endswith(".py")]
+    records = documents.read((path.relative_to(root).as_posix(), path) for path in paths)
+    if not records.texts:
+        raise ValueError(f"no Python sources below {root}; use `files` or another `source`")
+    splits = documents.split_by_hash(records.texts)
+    fingerprint = documents.fingerprint(splits)
+    # The name has a hash of the content: the library of another Python is another data set.
+    python = f"{platform.python_implementation()}_{platform.python_version()}".lower()
+    builder = tfds_sets.prepare(
+        PYTHON_STDLIB,
+        directory,
+        config=f"{re.sub('[^a-z0-9]+', '_', python)}_{fingerprint}",
+        description="Sources of Python's standard library, without its tests.",
+        features={"path": tfds.features.Text(), "text": tfds.features.Text()},
+        splits={
+            split: ((item.name, {"path": item.name, "text": item.text}) for item in texts)
+            for split, texts in splits.items()
+        },
+    )
+    try:
+        prepared = {
+            split: [Text(path.decode(), text.decode()) for path, text in values]
+            for split, values in tfds_sets.read(builder, "path", "text").items()
+        }
+        is_whole = documents.fingerprint(prepared) == fingerprint
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"the copy of {PYTHON_STDLIB} in {builder.data_dir} is damaged; delete that folder"
+        )
+    return Documents.of(prepared, [records])
+
+
+# Corpora that are prepared on first use: functions of the TFDS data folder.
+BUILTIN = {PYTHON_STDLIB: open_stdlib}

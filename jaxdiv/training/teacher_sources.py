@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxdiv import files
-from jaxdiv.data import hf_tokenizer
+from jaxdiv.data import tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
 from jaxdiv.runs import config as run_config
@@ -96,7 +96,7 @@ class LlamaSource:
         return {**keys, "data.vocabulary": self._options.vocab_size}
 
     def tokenizer(self) -> Tokenizer:
-        return hf_tokenizer.read(self.folder, vocab_size=self._options.vocab_size)
+        return tokenizer.read_folder(self.folder, vocab_size=self._options.vocab_size)
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
         _, params = llama.read_split(self.folder, dtype=dtype)

@@ -27,6 +27,13 @@ def tokens_of(*sizes, start=100):
     return data.Tokens(ids=ids, offsets=offsets)
 
 
+TOKENS = tokens_of(31, 2, 50, 1, 17)  # 101 tokens: 20 windows of 5
+
+
+def batches(**changes):
+    return data.batches(TOKENS, **({"sequence_length": 5, "batch_size": 4, "seed": 0} | changes))
+
+
 def take(iterator, count):
     return list(itertools.islice(iterator, count))
 
@@ -35,38 +42,28 @@ def stack(batches, name):
     return np.concatenate([batch[name] for batch in batches])
 
 
-TOKENS = tokens_of(31, 2, 50, 1, 17)  # 101 tokens: 20 windows of 5
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
 
 
-def batches(**changes):
-    return data.batches(TOKENS, **({"sequence_length": 5, "batch_size": 4, "seed": 0} | changes))
+@pytest.mark.parametrize(("batch_size", "count"), [(4, 15), (3, 20)])
+def test_every_token_is_a_label_once_an_epoch(batch_size, count):
+    labels = stack(take(batches(batch_size=batch_size), count), "labels")
+    # Batches that do not divide an epoch lose nothing.
+    for epoch in labels.reshape(3, -1):
+        assert collections.Counter(epoch.tolist()) == collections.Counter(TOKENS.ids[1:].tolist())
 
 
-def test_every_token_is_a_label_once_an_epoch():
-    epochs = stack(take(batches(), 15), "labels").reshape(3, -1)
-    for labels in epochs:
-        assert collections.Counter(labels.tolist()) == collections.Counter(TOKENS.ids[1:].tolist())
-
-
-def test_batches_that_do_not_divide_an_epoch_lose_nothing():
-    labels = stack(take(batches(batch_size=3), 20), "labels")  # 60 rows: three epochs of 20
-    counts = collections.Counter(labels.ravel().tolist())
-    assert counts == collections.Counter(TOKENS.ids[1:].tolist() * 3)
-
-
-def test_labels_follow_inputs():
-    for batch in take(batches(), 5):
-        assert {name: (x.shape, x.dtype.name) for name, x in batch.items()} == {
-            "inputs": ((4, 5), "int32"),
-            "labels": ((4, 5), "int32"),
-            "weights": ((4, 5), "float32"),
-        }
-        np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["labels"][:, :-1])
-
-
-def test_no_token_is_predicted_across_documents():
+def test_labels_follow_inputs_within_documents():
     five = take(batches(), 5)
     inputs, labels, weights = (stack(five, name) for name in ("inputs", "labels", "weights"))
+    assert inputs.shape == labels.shape == weights.shape == (20, 5)
+    assert (inputs.dtype, labels.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
+    np.testing.assert_array_equal(inputs[:, 1:], labels[:, :-1])
     np.testing.assert_array_equal(weights, np.where(inputs == END, 0.0, 1.0))
     document = np.searchsorted(TOKENS.offsets, np.arange(101), side="right")
     place = {(int(a), int(b)): i for i, (a, b) in enumerate(itertools.pairwise(TOKENS.ids))}
@@ -82,33 +79,27 @@ def test_each_epoch_and_each_seed_has_its_own_order():
         orders |= {(seed, epoch): inputs[epoch].tobytes() for epoch in range(3)}
     assert len(set(orders.values())) == 12
     assert_same(take(batches(seed=3), 12), take(batches(seed=3), 12))
-
-
-def test_resuming_gives_the_same_batches():
-    whole = take(batches(batch_size=3), 25)
-    iterator = batches(batch_size=3)
-    take(iterator, 11)
-    state = iterator.get_state()
-    again = batches(batch_size=3)
-    again.set_state(state)
-    assert_same(take(again, 14), whole[11:])
-    assert_same(take(iterator, 14), whole[11:])
-
-
-def test_a_batch_may_have_one_row():
     first, second = take(batches(batch_size=1), 2)
     assert first["inputs"].shape == (1, 5)
     assert not np.array_equal(first["inputs"], second["inputs"])
 
 
+def test_resuming_gives_the_same_batches():
+    whole = take(batches(batch_size=3), 25)
+    iterator, again = batches(batch_size=3), batches(batch_size=3)
+    take(iterator, 11)
+    again.set_state(iterator.get_state())
+    assert_same(take(again, 14), whole[11:])
+    assert_same(take(iterator, 14), whole[11:])
+
+
 def test_processes_share_the_global_batch():
-    whole = take(batches(), 12)
     shards = [take(batches(rows=rows), 12) for rows in (slice(0, 1), slice(1, 4), slice(4, 4))]
     joined = [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for parts in zip(*shards, strict=True)
     ]
-    assert_same(joined, whole)
+    assert_same(joined, take(batches(), 12))
 
 
 @pytest.mark.parametrize(
@@ -151,38 +142,35 @@ def test_prompts():
         data.prompts(TOKENS, length=50)
 
 
-def test_tokenize_ends_each_document():
+def test_tokens_are_documents_that_end_and_survive_a_file(tmp_path):
     texts = tuple(sentences(150))
     splits = {"train": texts, "validation": texts[:2], "test": texts[5:6]}
-    documents = data.Documents(**splits, counts={}, left_out="", fingerprint="")
     bpe = data.Tokenizer.train(texts, 300)
-    tokens = data.tokenize(documents, bpe)
-    counts = {split: part.documents for split, part in tokens.items()}
-    assert counts == {"train": 150, "validation": 2, "test": 1}
-    train = tokens["train"]
+    tokens = data.tokenize(data.Documents(**splits, counts={}, left_out="", fingerprint=""), bpe)
+    assert {split: part.documents for split, part in tokens.items()} == {
+        split: len(part) for split, part in splits.items()
+    }
+    path = tmp_path / "train.npz"
+    tokens["train"].save(path)
+    train = data.Tokens.load(path)
     assert train.end_of_text == bpe.end_of_text
     for k, text in enumerate(texts):
         ids = train.ids[train.offsets[k] : train.offsets[k + 1]]
         assert ids.tolist() == [*bpe.encode(text), bpe.end_of_text]
+    for damage in (
+        lambda: path.write_bytes(path.read_bytes()[:100]),
+        lambda: np.savez(path, ids=train.ids, offsets=train.offsets[:-1]),
+        lambda: np.savez(path, ids=train.ids, offsets=train.offsets[:0]),
+    ):
+        damage()
+        with pytest.raises(ValueError, match=r"can't read tokens from .*train\.npz"):
+            data.Tokens.load(path)
 
 
-def test_tokens_survive_a_file(tmp_path):
-    path = tmp_path / "train.npz"
-    TOKENS.save(path)
-    again = data.Tokens.load(path)
-    np.testing.assert_array_equal(again.ids, TOKENS.ids)
-    np.testing.assert_array_equal(again.offsets, TOKENS.offsets)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"can't read tokens from .*train\.npz"):
-        data.Tokens.load(path)
-
-
-def assert_same(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
+def prepared(config, folder):
+    run = Workdir(folder)
+    run.initialize_or_resume(config.to_dict())
+    return run_data.prepare(RunSpec.from_config(config.to_dict()), run)
 
 
 def test_a_lent_teachers_tokens_serve_for_the_same_documents(tmp_path, monkeypatch):
@@ -202,9 +190,3 @@ def test_a_lent_teachers_tokens_serve_for_the_same_documents(tmp_path, monkeypat
     third = prepared(config, tmp_path / "third")
     assert third.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert third.fingerprints() != first.fingerprints()
-
-
-def prepared(config, folder):
-    run = Workdir(folder)
-    run.initialize_or_resume(config.to_dict())
-    return run_data.prepare(RunSpec.from_config(config.to_dict()), run)

@@ -18,23 +18,13 @@ def open_documents(**changes):
     return data.open_documents(**arguments | changes)
 
 
-def open_tiny(folder, splits, *, source="tiny_text", feature="text", **options):
-    write_tfds(folder, splits, feature=feature, **options)
-    return open_documents(source=source, feature=feature, directory=str(folder))
+def open_tiny(folder, splits, feature="text"):
+    write_tfds(folder, splits, feature=feature)
+    return open_documents(source="tiny_text", feature=feature, directory=str(folder))
 
 
 def all_texts(documents):
     return [text for split in SPLITS for text in getattr(documents, split)]
-
-
-@pytest.fixture(scope="module")
-def stdlib_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("stdlib")
-
-
-@pytest.fixture(scope="module")
-def stdlib(stdlib_folder):
-    return open_documents(source="python_stdlib", directory=str(stdlib_folder))
 
 
 def library(root, files):
@@ -53,11 +43,12 @@ def modules(count):
     return {f"p/m{i}.py": f"x = {i}\n" for i in range(count)}
 
 
-def test_stdlib_is_whole_and_splits_share_nothing(stdlib):
+def test_stdlib_is_whole_and_prepared_once(tmp_path):
+    stdlib = open_documents(source="python_stdlib", directory=str(tmp_path))
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     hidden = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    sources = [p for p in root.rglob("*.py") if not hidden & set(p.relative_to(root).parts)]
-    texts = [path.read_bytes() for path in sources]
+    paths = [p for p in root.rglob("*.py") if not hidden & set(p.relative_to(root).parts)]
+    texts = [path.read_bytes() for path in paths]
     full = [text for text in texts if text.strip()]
     assert sorted(all_texts(stdlib)) == sorted(text.decode() for text in full)
     assert stdlib.counts == {
@@ -68,12 +59,9 @@ def test_stdlib_is_whole_and_splits_share_nothing(stdlib):
     }
     shares = [len(getattr(stdlib, split)) / len(full) for split in SPLITS]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.05)
-
-
-def test_stdlib_is_prepared_once(stdlib, stdlib_folder):
-    times = {path: path.stat().st_mtime_ns for path in stdlib_folder.rglob("*")}
-    assert open_documents(source="python_stdlib", directory=str(stdlib_folder)) == stdlib
-    assert {path: path.stat().st_mtime_ns for path in stdlib_folder.rglob("*")} == times
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert open_documents(source="python_stdlib", directory=str(tmp_path)) == stdlib
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
 
 
 def test_stdlib_splits_by_relative_path_and_knows_its_python(tmp_path):
@@ -133,27 +121,26 @@ def test_tfds_by_name_and_feature_keeps_its_splits(tmp_path):
 
 def test_tfds_cuts_missing_splits_from_train(tmp_path):
     texts = sentences(300)
-    splits = {"train": [*texts, "", b"\xff\xfe"], "test": ["the end"]}
-    documents = open_tiny(tmp_path, splits)
+    documents = open_tiny(tmp_path / "a", {"train": [*texts, "", b"\xff"], "test": ["the end"]})
     assert documents.test == ("the end",)
     assert sorted(documents.train + documents.validation) == sorted(texts)
     assert len(documents.validation) == pytest.approx(30, abs=16)
     size = sum(map(len, texts)) + len("the end")
     assert documents.counts == {"documents": 301, "bytes": size, "unreadable": 1, "empty": 1}
-
-
-def test_tfds_never_puts_one_text_in_two_cut_splits(tmp_path):
-    documents = open_tiny(tmp_path, {"train": sentences(100) * 2})
-    splits = [set(getattr(documents, split)) for split in SPLITS]
+    # Equal texts share a split.
+    twice = open_tiny(tmp_path / "b", {"train": sentences(100) * 2})
+    splits = [set(getattr(twice, split)) for split in SPLITS]
     assert sum(map(len, splits)) == len(set.union(*splits)) == 100
-    assert documents.counts["documents"] == 200
+    assert twice.counts["documents"] == 200
 
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     write_tfds(folder, {"train": sentences(5)})
-    write_tfds(folder, {"train": sentences(5)}, name="parquet_text", file_format="parquet")
+    write_tfds(folder, {"train": sentences(5)}, name="parquet_text")
+    for path in folder.glob("parquet_text/**/dataset_info.json"):
+        path.write_text(path.read_text().replace('"array_record"', '"parquet"'))
     write_tfds(folder, {"test": sentences(5)}, name="test_text")
     (folder / "file").write_text("")
     return folder
@@ -184,32 +171,22 @@ def test_refusals_are_one_line(tiny_folder, changes, message):
 
 def test_files_by_glob(tmp_path):
     texts = {f"a/{i}/t{i}.txt": text for i, text in enumerate(sentences(50))}
-    library(tmp_path / "x", texts | {"a/skip.md": "no", "a/blank.txt": "", "a/latin.txt": b"\xe9"})
-    library(tmp_path / "elsewhere", texts)
-    documents = open_documents(files=str(tmp_path / "x" / "**" / "*.txt"))
-    assert sorted(all_texts(documents)) == sorted(texts.values())
-    assert (documents.counts["unreadable"], documents.counts["empty"]) == (1, 1)
-    moved = open_documents(files=str(tmp_path / "elsewhere" / "**" / "*.txt"))
-    assert moved.fingerprint == documents.fingerprint
-
-
-def test_files_without_text_are_counted_and_named(tmp_path):
-    texts = {f"t{i}.txt": text for i, text in enumerate(sentences(20))}
     no_texts = {"zeros.txt": bytes(100), "utf16.txt": "é".encode("utf-16"), "blank.txt": "\n"}
-    root = library(tmp_path, texts | no_texts)
+    root = library(tmp_path / "x", texts | no_texts | {"a/skip.md": "no"})
     (root / "nowhere.txt").symlink_to(root / "none")
     (root / "folder.txt").mkdir()
     os.mkfifo(root / "pipe.txt")
     (root / os.fsdecode(b"\xff.txt")).write_bytes(b"\xff")
-    documents = open_documents(files=str(root / "*.txt"))
+    documents = open_documents(files=str(root / "**" / "*.txt"))
     assert sorted(all_texts(documents)) == sorted(texts.values())
-    assert documents.counts["documents"] == 20
-    assert (documents.counts["unreadable"], documents.counts["empty"]) == (5, 1)
+    size = sum(map(len, texts.values()))
+    assert documents.counts == {"documents": 50, "bytes": size, "unreadable": 5, "empty": 1}
     names = "nowhere.txt, pipe.txt, utf16.txt, zeros.txt, \udcff.txt"
     assert documents.left_out == f"5 no UTF-8 text ({names}); 1 empty (blank.txt)"
-    library(tmp_path, {f"blank{i}.txt": "" for i in range(9)})
-    left_out = open_documents(files=str(root / "*.txt")).left_out
-    assert left_out.endswith("blank2.txt, blank3.txt, 5 more)")
+    library(tmp_path / "elsewhere", texts | {f"blank{i}.txt": "" for i in range(9)})
+    moved = open_documents(files=str(tmp_path / "elsewhere" / "**" / "*.txt"))
+    assert moved.fingerprint == documents.fingerprint
+    assert moved.left_out.endswith("blank3.txt, blank4.txt, 4 more)")
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):

@@ -1,7 +1,7 @@
 """Reads and writes models as Llama folders: config.json and safetensors.
 
-`_SIZES`, `_NUMERICS` and `_UNSUPPORTED` say what keys of config.json mean, `_views` and
-`_attention_views` what tensors do, in both directions.
+`_SIZES`, `_NUMERICS` and `_UNSUPPORTED` say what keys of config.json mean, `_views` where tensors
+lie in our parameters, both for reading and for writing.
 """
 
 import dataclasses
@@ -103,14 +103,6 @@ def weight_files(folder: str | os.PathLike) -> list[pathlib.Path]:
     return Tensors(folder, ignore=_FREQUENCIES).files
 
 
-def check(folder: str | os.PathLike) -> None:
-    """Checks that `read` can read the folder; of the weights only headers are opened.
-
-    Raises ValueError as `read` does, except for values that are not finite.
-    """
-    _open(folder, jnp.float32)
-
-
 def read(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
     """Reads a Llama folder as a decoder, with float32 weights whatever type is stored.
 
@@ -131,7 +123,7 @@ def read_split(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[
 
     The parameters are NumPy arrays, since they may exceed the memory of one accelerator.
     """
-    tensors, decoder, sources = _open(folder, dtype)
+    tensors, decoder, sources = check(folder, dtype=dtype)
     graphdef, params = nnx.split(decoder)
     arrays = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), nnx.to_pure_dict(params))
     for name, view in _views(arrays, decoder.options).items():
@@ -142,11 +134,14 @@ def read_split(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[
     return graphdef, params
 
 
-def _open(folder: str | os.PathLike, dtype: Any) -> tuple[Tensors, Decoder, dict[str, str]]:
-    """Opens a folder and checks its sizes.
+def check(
+    folder: str | os.PathLike, *, dtype: Any = jnp.float32
+) -> tuple[Tensors, Decoder, dict[str, str]]:
+    """Checks that `read` can read the folder; of the weights only headers are opened.
 
     Returns its tensors, the decoder with shapes as parameters, and by the name of each of Llama's
-    tensors the name of the one to read, which for a tied head is the embedding.
+    tensors the name of the one to read, which for a tied head is the embedding. Raises ValueError
+    as `read` does, except for values that are not finite.
     """
     options = dataclasses.replace(read_config(folder), dtype=dtype)
     path, tensors = pathlib.Path(folder) / CONFIG, Tensors(folder, ignore=_FREQUENCIES)

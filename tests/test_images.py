@@ -54,12 +54,16 @@ def test_a_run_on_digits_is_a_run(finished):
     assert Workdir(folder).facts()[teacher.ACCURACY] > 0.7
 
 
+def restored(folder):
+    run = Workdir(folder)
+    spec, data = run.spec(), run_data.load(run)
+    return run, spec, data, teacher.restore(spec.teacher, run, data.vocab_size)
+
+
 def test_agreement_is_what_the_logits_say(finished):
     """One student, restored by itself, against NumPy."""
     folder, _ = finished
-    run = Workdir(folder)
-    spec, data = run.spec(), run_data.load(run)
-    frozen = teacher.restore(spec.teacher, run, data.vocab_size)
+    run, _, data, frozen = restored(folder)
     student = students.restore_one(str(folder), loss="kl", seed=1)
     batch = data.splits["test"].batch()
     inputs = jnp.asarray(batch["inputs"])
@@ -98,9 +102,7 @@ class Stopping:
 def test_a_run_that_was_stopped_ends_the_same(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("students", "curves"))
-    run = Workdir(tmp_path / "run")
-    spec, data = run.spec(), run_data.load(run)
-    frozen = teacher.restore(spec.teacher, run, data.vocab_size)
+    run, spec, data, frozen = restored(tmp_path / "run")
     monitoring = loop.Monitoring(trackers=[lambda stage: Stopping()])
     with pytest.raises(loop.Stopped, match="after step 37"):
         students.train(spec, run, data, frozen, monitoring)
@@ -118,8 +120,9 @@ def open_images(source, directory, feature="image"):
     )
 
 
-def pixels_of(part):
-    return {image.tobytes() for image in part.pixels}
+def labels_of(part):
+    pairs = zip(part.pixels, part.labels.tolist(), strict=True)
+    return {image.tobytes(): label for image, label in pairs}
 
 
 def test_digits_are_split_once(finished):
@@ -128,7 +131,7 @@ def test_digits_are_split_once(finished):
     assert sum(sizes.values()) == 1797
     assert splits.classes == 10
     assert sizes["train"] > 1000 < 10 * min(sizes.values())
-    each = [pixels_of(part) for part in splits.splits.values()]
+    each = [set(labels_of(part)) for part in splits.splits.values()]
     assert len(set.union(*each)) == sum(map(len, each))
 
 
@@ -156,26 +159,15 @@ def test_tfds_sets_by_name(tmp_path):
     }
     write_tfds_images(tmp_path, arrays, name="tiny", classes=4)
     splits = open_images("tiny", tmp_path).splits
-    parts = {name: pixels_of(part) for name, part in splits.items()}
-    assert parts["test"] == {image.tobytes() for image in arrays["test"]}
+    test, train, validation = (labels_of(splits[name]) for name in ("test", "train", "validation"))
+    assert set(test) == {image.tobytes() for image in arrays["test"]}
     labels = {image.tobytes(): number % 4 for number, image in enumerate(arrays["train"])}
-    assert parts["train"] | parts["validation"] == set(labels)
-    assert not parts["train"] & parts["validation"]
-    assert parts["validation"]
-    for image, label in zip(splits["train"].pixels, splits["train"].labels, strict=True):
-        assert labels[image.tobytes()] == label
-    write_tfds(tmp_path, {"train": ["a", "b"]}, name="words")
-    for source, feature, message in (
-        ("tiny", "picture", "has no images `picture`; it has image"),
-        ("words", "image", "has no images `image`; it has none"),
-        ("mnist", "image", "TFDS data set `mnist` is not prepared in"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            open_images(source, tmp_path, feature)
+    assert train | validation == labels
+    assert len(train) + len(validation) == len(labels) > len(train)
 
 
 def test_tfds_sets_that_are_no_images_with_classes(tmp_path):
-    """An image without a class, sizes that differ, and more than a byte a pixel."""
+    """No feature or set of this name, no class, sizes that differ, more than a byte a pixel."""
     pixels = np.arange(6 * 4 * 4, dtype=np.uint16).reshape(6, 4, 4, 1)
     small = pixels.astype(np.uint8)
     for name, splits, first, message in (
@@ -186,6 +178,16 @@ def test_tfds_sets_that_are_no_images_with_classes(tmp_path):
         write_tfds_images(tmp_path, splits, name=name, classes=4, first=first)
         with pytest.raises(ValueError, match=message):
             open_images(name, tmp_path)
+    write_tfds(tmp_path, {"train": ["a", "b"]}, name="words")
+    write_tfds_images(tmp_path, {"test": small}, name="tests", classes=4)
+    for source, feature, message in (
+        ("a", "picture", "has no images `picture`; it has image"),
+        ("words", "image", "has no images `image`; it has none"),
+        ("mnist", "image", "TFDS data set `mnist` is not prepared in"),
+        ("tests", "image", "has no images in a split `train`; it has test"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_images(source, tmp_path, feature)
 
 
 def test_damaged_images_are_named(tmp_path):
@@ -203,13 +205,16 @@ def test_damaged_images_are_named(tmp_path):
 
 
 def test_a_classifier_halves_its_images_and_is_no_decoder():
-    shape = {"kind": models.CLASSIFIER, "depth": 5, "width": 2, "channels": 3}
-    numerics = {"norm_epsilon": 1e-5, "dtype": "float32"}
-    model = models.build_teacher(shape | numerics, 7, nnx.Rngs(0))
-    output = model(jnp.ones((2, 8, 8, 3)))
-    assert output.features.shape == (2, 1, 32)
-    assert output.logits.shape == (2, 1, 7)
-    assert output.hidden is None
+    config = {"kind": models.CLASSIFIER, "depth": 5, "width": 2, "channels": 3}
+    config |= {"norm_epsilon": 1e-5, "dtype": "float32"}
+
+    @nnx.eval_shape
+    def shapes():
+        output = models.build_teacher(config, 7, nnx.Rngs(0))(jnp.ones((2, 8, 8, 3)))
+        assert output.hidden is None
+        return output.features, output.logits
+
+    assert [x.shape for x in shapes] == [(2, 1, 32), (2, 1, 7)]
 
 
 FOR_IMAGES = r"which is for `config\.data\.kind` images"

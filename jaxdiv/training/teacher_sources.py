@@ -91,7 +91,7 @@ class LlamaSource:
     def checked_sizes(self) -> dict[str, Any]:
         llama.check(self.folder)
         self.tokenizer()
-        options = {"kind": "decoder", **dataclasses.asdict(self._options)}
+        options = {"kind": "decoder", **vars(self._options)}
         keys = {f"teacher.{key}": options[key] for key in _MODEL_KEYS}
         return {**keys, "data.vocabulary": self._options.vocab_size}
 

@@ -31,7 +31,7 @@ MESHES = (
 
 def spec_of(dtype, kind):
     config = smoke.get_config()
-    config.losses, config.dtype = "kl,tv,0.5*jsd + 0.5*ce_data", dtype
+    config.losses, config.dtype = "kl,0.5*tv + 0.5*ce_data", dtype
     config.student.kind = kind
     config.teacher.padded_vocabulary = 128
     config.student.steps = config.teacher.steps = EXACT
@@ -41,11 +41,8 @@ def spec_of(dtype, kind):
     if kind == models.CLASSIFIER:
         config.teacher.kind, config.teacher.padded_vocabulary = kind, 0
         config.data.kind, config.data.channels = config_keys.IMAGES, CHANNELS
-        config.losses, config.teacher.depth, config.student.depth = (
-            "kl",
-            2,
-            2,
-        )  # convolutions take long to compile
+        config.losses = "kl"  # convolutions take long to compile
+        config.teacher.depth = config.student.depth = 2
         config.teacher.width, config.student.width = 8, 4
     return RunSpec.from_config(config.to_dict())
 
@@ -71,28 +68,16 @@ class Run:
         self.teachers = self._population(state.teacher_builder(spec.teacher, V), [0])
         self.models = self._population(state.student_builder(spec, V), spec.seeds)
         # Far from uniform, so that losses and their gradients are no small numbers.
-        sharpened = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))(
-            self.teachers.params
-        )
-        self.teacher_model = self.teachers.with_params(sharpened)
+        sharpen = jax.jit(lambda params: jax.tree.map(lambda x: 3 * x[0], params))
+        self.teacher_model = self.teachers.with_params(sharpen(self.teachers.params))
 
     def _population(self, build, seeds):
-        model, exact = state.population(build, seeds, self.mesh), self.spec.dtype == "float64"
-        widen = jax.jit(
-            lambda params: jax.tree.map(
-                lambda x: x.astype(jnp.float64 if exact else x.dtype), params
-            )
-        )
+        model = state.population(build, seeds, self.mesh)
+        widen = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(self.spec.dtype), params))
         return model.with_params(widen(model.params))
 
-    def whole(self, tree):
-        """Returns a tree's whole arrays on every process."""
-        return jax.tree.map(
-            np.asarray, jax.jit(lambda tree: sharding.replicate(tree, self.mesh))(tree)
-        )
-
     def students(self, steps):
-        """Returns the state after so many steps, and each step's metrics."""
+        """Returns the state after so many steps."""
         write = on_policy.writer(
             self.spec.on_policy, self.teacher_model, self.models, end_of_text=0
         )
@@ -103,29 +88,18 @@ class Run:
             write,
             mesh=self.mesh,
         )
-        return self._train(
-            step,
-            initial_state(self.spec.student_stage, self.models, self.mesh),
-            self.teacher_model.params,
-            steps,
-        )
+        start = initial_state(self.spec.student_stage, self.models, self.mesh)
+        return self._train(step, start, self.teacher_model.params, steps)
 
     def teacher(self, steps):
         step = teacher.step(self.spec.teacher_stage, self.teachers, mesh=self.mesh)
-        return self._train(
-            step,
-            initial_state(self.spec.teacher_stage, self.teachers, self.mesh),
-            None,
-            steps,
-        )
+        start = initial_state(self.spec.teacher_stage, self.teachers, self.mesh)
+        return self._train(step, start, None, steps)
 
     def _train(self, step, state, frozen, steps):
-        history = []
         for batch in batches(self.spec, steps):
-            local = {name: values[self.rows.local_rows] for name, values in batch.items()}
-            state, metrics = step(state, frozen, self.rows.put_local(local))
-            history.append(jax.tree.map(np.asarray, metrics))
-        return state, history
+            state, _ = step(state, frozen, self.rows.put(batch))
+        return state
 
     def accepted(self, state):
         """Mean acceptance of each loss's students on another batch, [losses, S]."""
@@ -148,29 +122,24 @@ class Run:
         )
 
 
-def check_close(values, expected, atol, what):
-    for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=what)
-
-
 def mesh_of(spec, sizes):
     return sharding.make_mesh(dataclasses.replace(spec, mesh=MeshSpec(**sizes)))
 
 
-def alone():
-    return sharding.single_device_mesh(jax.local_devices()[0])
-
-
 def check_exact(kind, meshes=MESHES, stages=("students", "teacher"), steps=EXACT):
     spec = spec_of("float64", kind)
-    one = Run(spec, alone())
-    expected = {stage: one.whole(getattr(one, stage)(steps)[0].params) for stage in stages}
+    one = Run(spec, sharding.single_device_mesh())
+    expected = {
+        stage: sharding.gather(getattr(one, stage)(steps).params, one.mesh) for stage in stages
+    }
     for sizes in meshes:
         run = Run(spec, mesh_of(spec, sizes))
         for stage, right in expected.items():
-            state, _ = getattr(run, stage)(steps)
+            state = getattr(run, stage)(steps)
             check_spread(state, run.mesh)
-            check_close(run.whole(state.params), right, 1e-8, f"{kind} {stage} {sizes}")
+            params = sharding.gather(state.params, run.mesh)
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(right), strict=True):
+                np.testing.assert_allclose(a, b, 0, 1e-8, err_msg=f"{kind} {stage} {sizes}")
 
 
 def check_spread(state, mesh):
@@ -189,42 +158,35 @@ def check_spread(state, mesh):
 def check_float32(kind):
     """Checks the first step's gradients, and acceptance after a few steps."""
     spec = spec_of("float32", kind)
+    changes = {"name": "sgd", "learning_rate": 1.0, "warmup_steps": 0}
+    changes |= dict.fromkeys(("beta1", "weight_decay", "clip_norm"), 0.0)
+    sgd = dataclasses.replace(spec.student.optimizer, **changes)
+    sgd_student = dataclasses.replace(spec.student, optimizer=sgd)
 
     def gradients(run):
         """Returns gradients, as differences of one step of SGD."""
-        stage = spec.student_stage
-        sgd = dataclasses.replace(
-            stage.optimizers[0],
-            name="sgd",
-            learning_rate=1.0,
-            beta1=0.0,
-            weight_decay=0.0,
-            clip_norm=0.0,
-            warmup_steps=0,
+        again = Run(dataclasses.replace(spec, student=sgd_student), run.mesh)
+        before, afters = sharding.gather(
+            (again.models.params, again.students(1).params), again.mesh
         )
-        stage = dataclasses.replace(stage, optimizers=(sgd,) * len(stage.members))
-        again = Run(dataclasses.replace(spec, student_stage=stage), run.mesh)
-        state, _ = again.students(1)
-        before = again.whole(again.models.params)
-        return [jax.tree.map(np.subtract, before, after) for after in again.whole(state.params)]
+        return [jax.tree.map(np.subtract, before, after) for after in afters]
 
-    one = Run(spec, alone())
-    right, accepted = gradients(one), one.accepted(one.students(SHORT)[0])
+    one = Run(spec, sharding.single_device_mesh())
+    right, accepted = gradients(one), one.accepted(one.students(SHORT))
     for sizes in MESHES:
         run = Run(spec, mesh_of(spec, sizes))
         for values, expected in zip(gradients(run), right, strict=True):
             off = optax.tree.norm(jax.tree.map(np.subtract, values, expected))
             assert off < 1e-5 * optax.tree.norm(expected), (kind, sizes, off)
-        np.testing.assert_allclose(
-            run.accepted(run.students(SHORT)[0]), accepted, rtol=0, atol=1e-4
-        )
+        rates = run.accepted(run.students(SHORT))
+        np.testing.assert_allclose(rates, accepted, rtol=0, atol=1e-4)
 
 
 def main(which):
     assert jax.device_count() == 8
     if which == "some":
         check_exact("decoder", [MESHES[2]], ["students"], steps=5)
-        check_exact("kangaroo", [MESHES[0], MESHES[-1]], ["students"], steps=5)
+        check_exact("kangaroo", [MESHES[-1]], ["students"], steps=5)
         check_exact(models.CLASSIFIER, [MESHES[2]], ["students"], steps=5)
         return
     check = check_exact if jax.config.jax_enable_x64 else check_float32

@@ -20,23 +20,14 @@ from jaxdiv.models import llama
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import progress, step_folders
 from jaxdiv.runs.checkpoints import Checkpoints
+from jaxdiv.runs.config_keys import DECODER_SIZES
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import sharding, state
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"  # facts
 # Keys of `config.teacher` that describe the model.
-_MODEL_KEYS = (
-    "kind",
-    "depth",
-    "width",
-    "heads",
-    "kv_heads",
-    "mlp_width",
-    "padded_vocabulary",
-    "rope_base",
-    "norm_epsilon",
-)
+_MODEL_KEYS = ("kind", *DECODER_SIZES, "padded_vocabulary", "rope_base", "norm_epsilon")
 
 
 class RunSource:

@@ -19,7 +19,7 @@ startup.begin(__name__)
 
 import dataclasses
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import jax
 from absl import flags
@@ -101,24 +101,34 @@ def costs_row(
     name: str, step: steps.UncompiledStep, compiled: CompiledStep, tpu: aot.Slice
 ) -> list[str]:
     """Returns a step's row of the table of costs; what bounds the step takes 100% of its time."""
-    costs, least = compiled.costs, aot.Roofline.of(compiled.costs, tpu)
-    collectives = [
-        f"{each.count} {kind}: {_round(each.sent / 1e6)}"
-        for kind, each in costs.collectives.items()
-    ]
+    costs, parts = compiled.costs, tpu.least_seconds(compiled.costs).values()
+    seconds, collectives = max(parts), costs.collectives.items()
     return [
         name,
         ("≥ " if costs.unknown else "") + _round(costs.flops / 1e9),
         _round(costs.traffic / 1e9),
-        "\n".join(collectives) or "none",
-        _round(1e3 * least.seconds),
-        *(f"{part / least.seconds:.0%}" for part in dataclasses.astuple(least)),
-        _round(step.predictions / least.seconds / 1e6),
+        "\n".join(f"{each.runs} {kind}: {_round(each.sent / 1e6)}" for kind, each in collectives)
+        or "none",
+        _round(1e3 * seconds),
+        *(f"{part / seconds:.0%}" for part in parts),
+        _round(step.predictions / seconds / 1e6),
     ]
 
 
-def _round(number):
+def _round(number: float) -> str:
     return f"{number:,.3g}" if number < 1000 else f"{number:,.0f}"
+
+
+def record(
+    step: steps.UncompiledStep, compiled: CompiledStep | None, tpu: aot.Slice
+) -> dict[str, object]:
+    """Returns a step's entry for --json: predictions of a call, bytes of a chip, least seconds."""
+    hbm = tpu.kind.hbm * 10**9
+    entry = {"fits": fits(compiled, tpu), "hbm": hbm, "predictions": step.predictions}
+    if compiled is not None:
+        seconds = tpu.least_seconds(compiled.costs)
+        entry |= {"memory": compiled.memory.total, "seconds": seconds}
+    return entry
 
 
 def choose(names: Collection[str], step_names: Collection[str]) -> Collection[str]:
@@ -130,18 +140,6 @@ def choose(names: Collection[str], step_names: Collection[str]) -> Collection[st
                 f"known: {', '.join(step_names)}"
             )
     return names or step_names
-
-
-def record(
-    step: steps.UncompiledStep, compiled: CompiledStep | None, tpu: aot.Slice
-) -> dict[str, object]:
-    """Returns a step's entry for --json: predictions of a call, bytes of a chip, least seconds."""
-    entry = {"fits": fits(compiled, tpu), "hbm": tpu.kind.hbm * 10**9}
-    entry["predictions"] = step.predictions
-    if compiled is not None:
-        entry["memory"] = compiled.memory.total
-        entry["seconds"] = dataclasses.asdict(aot.Roofline.of(compiled.costs, tpu))
-    return entry
 
 
 def main(_):
@@ -156,33 +154,24 @@ def main(_):
     mesh = sharding.make_mesh(spec, tpu.devices)
     uncompiled = steps.build(spec, mesh, names)
     compiled = {name: compile_step(spec, step, mesh) for name, step in uncompiled.items()}
-    _print_tables(uncompiled, compiled, tpu, mesh)
+    kind, finished = tpu.kind, {name: step for name, step in compiled.items() if step}
+    axes = "".join(f", {axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    title = f"Memory of a chip, GB: {mesh.size} {tpu.devices[0].device_kind}{axes}"
+    rows = [memory_row(name, step, tpu) for name, step in compiled.items()]
+    costs_title = "Costs of a call for a chip, and the least time for them: an estimate"
+    costs = [costs_row(name, uncompiled[name], step, tpu) for name, step in finished.items()]
+    Console(width=120).print(
+        Table(_MEMORY_COLUMNS, rows, title).terminal(lines=True),
+        Table(_COST_COLUMNS, costs, costs_title).terminal(lines=True),
+        "The least time is the longest of three, as if they overlapped entirely: products at "
+        f"{kind.flops / 1e12:.0f} bfloat16 TFLOP/s, HBM at {kind.bandwidth / 1e9:,.0f} GB/s, a "
+        f"chip's links at {tpu.interconnect / 1e9:.0f}. Loops without a known end (≥) count once. "
+        f"A round of decoding is {steps.GAMMA} drafts of each text, all accepted.",
+    )
     if JSON.value:
         entries = {name: record(uncompiled[name], step, tpu) for name, step in compiled.items()}
         files.write_json(JSON.value, {"mesh": dict(mesh.shape), "steps": entries})
     return int(not all(fits(compiled[name], tpu) for name in names if name != steps.DECODE))
-
-
-def _print_tables(
-    uncompiled: Mapping[str, steps.UncompiledStep],
-    compiled: Mapping[str, CompiledStep | None],
-    tpu: aot.Slice,
-    mesh: Mesh,
-) -> None:
-    console, kind = Console(width=120), tpu.kind
-    axes = "".join(f", {axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    title = f"Memory of a chip, GB: {mesh.size} {tpu.devices[0].device_kind}{axes}"
-    rows = [memory_row(name, step, tpu) for name, step in compiled.items()]
-    console.print(Table(_MEMORY_COLUMNS, rows, title).terminal(lines=True))
-    title = "Costs of a call for a chip, and the least time for them: an estimate"
-    rows = [costs_row(name, uncompiled[name], step, tpu) for name, step in compiled.items() if step]
-    console.print(Table(_COST_COLUMNS, rows, title).terminal(lines=True))
-    console.print(
-        "The least time is the longest of three, as if they overlapped entirely: products at "
-        f"{kind.flops / 1e12:.0f} bfloat16 TFLOP/s, HBM at {kind.bandwidth / 1e9:,.0f} GB/s, a "
-        f"chip's links at {tpu.interconnect / 1e9:.0f}. Loops without a known end (≥) count once. "
-        f"A round of decoding is {steps.GAMMA} drafts of each text, all accepted."
-    )
 
 
 if __name__ == "__main__":

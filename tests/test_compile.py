@@ -193,16 +193,14 @@ def test_costs_of_evaluation_and_decoding():
     ],
 )
 def test_an_axis_has_two_links_if_it_is_a_ring(kind, sizes, links):
-    chip = aot.CHIPS[kind]
-    assert chip.interconnect(sizes) == links * chip.link
+    assert slice_of(16, sizes, kind).interconnect == links * aot.CHIPS[kind].link
 
 
-def test_the_least_time_is_the_longest_of_three():
+def test_the_least_time_is_each_parts_amount_over_its_rate():
     sent = {"all-gather": cost_model.Collective(1, 9e9, 9e9)}
     costs = cost_model.Costs(flops=197e12, traffic=2 * 8.19e11, collectives=sent)
-    least = aot.Roofline.of(costs, slice_of(16, sizes=(2, 4)))
-    assert (least.products, least.memory, least.seconds) == (1, 2, 2)
-    assert least.links == 9e9 / (2 * 4.5e10)
+    least = slice_of(16, sizes=(2, 4)).least_seconds(costs)
+    assert least == {"products": 1, "memory": 2, "links": 9e9 / (2 * 4.5e10)}
 
 
 def test_memory_that_an_output_takes_over_counts_once():

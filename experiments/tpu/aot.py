@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.experimental import topologies
@@ -41,22 +41,11 @@ class Chip:
     bandwidth: float
     link: float
     ring: int
-    options: tuple[tuple[str, str], ...] = ()
-
-    def interconnect(self, sizes: Sequence[int]) -> float:
-        """Returns the bytes a second that a chip sends along all axes of more than one chip.
-
-        A line of chips has half the links of a ring. A three-dimensional slice has rings only if
-        it consists of whole cubes.
-        """
-        closed = [size % self.ring == 0 for size in sizes]
-        closed = [all(closed)] * len(sizes) if len(sizes) == 3 else closed
-        axes = zip(sizes, closed, strict=True)
-        return self.link * sum(1 + ring for size, ring in axes if size > 1)
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 CHIPS = {
-    "v4": Chip(32, 275e12, 1.228e12, 4.5e10, ring=4, options=(("chip_config_name", "megacore"),)),
+    "v4": Chip(32, 275e12, 1.228e12, 4.5e10, ring=4, options={"chip_config_name": "megacore"}),
     "v5e": Chip(16, 197e12, 8.19e11, 4.5e10, ring=16),
     "v5p": Chip(95, 459e12, 2.765e12, 9e10, ring=4),
     "v6e": Chip(32, 918e12, 1.638e12, 9e10, ring=16),
@@ -73,8 +62,26 @@ class Slice:
 
     @property
     def interconnect(self) -> float:
-        """Returns the bytes that a chip sends a second."""
-        return self.kind.interconnect(self.sizes)
+        """Returns the bytes a second that a chip sends along all axes of more than one chip.
+
+        A line of chips has half the links of a ring. A three-dimensional slice has rings only if
+        it consists of whole cubes.
+        """
+        closed = [size % self.kind.ring == 0 for size in self.sizes]
+        closed = [all(closed)] * len(closed) if len(closed) == 3 else closed
+        axes = zip(self.sizes, closed, strict=True)
+        return self.kind.link * sum(1 + ring for size, ring in axes if size > 1)
+
+    def least_seconds(self, costs: Costs) -> dict[str, float]:
+        """Returns the seconds for products, HBM traffic and collectives, each at full rate.
+
+        A call takes the longest of them if all three overlap entirely.
+        """
+        return {
+            "products": costs.flops / self.kind.flops,
+            "memory": costs.traffic / self.kind.bandwidth,
+            "links": costs.sent / self.interconnect if costs.sent else 0.0,
+        }
 
 
 def describe_slice(topology: str) -> Slice:
@@ -102,7 +109,7 @@ def describe_slice(topology: str) -> Slice:
     single = {"chips_per_host_bounds": (1, 1, 1)} if set(sizes) == {1} else {}
     try:
         description = topologies.get_topology_desc(
-            topology_name=topology, platform="tpu", **single, **dict(kind.options)
+            topology_name=topology, platform="tpu", **single, **kind.options
         )
     except Exception as error:  # libtpu raises many types
         raise ValueError(
@@ -133,23 +140,3 @@ class Memory:
 def elements(text: str) -> collections.Counter:
     """Counts the arrays in a compiled program's text by their number of elements."""
     return collections.Counter(array.elements for array in hlo.arrays(text))
-
-
-@dataclasses.dataclass(frozen=True)
-class Roofline:
-    """The least seconds for a call's products, HBM traffic and collectives, each at full rate."""
-
-    products: float
-    memory: float
-    links: float
-
-    @classmethod
-    def of(cls, costs: Costs, tpu: Slice) -> "Roofline":
-        kind, sent = tpu.kind, costs.sent
-        links = sent / tpu.interconnect if sent else 0.0
-        return cls(costs.flops / kind.flops, costs.traffic / kind.bandwidth, links)
-
-    @property
-    def seconds(self) -> float:
-        """Returns the time of a call if all three overlap entirely."""
-        return max(self.products, self.memory, self.links)

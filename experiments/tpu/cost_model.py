@@ -6,9 +6,14 @@ of a program is the partitioned one, so every number is of one device.
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from experiments.tpu import hlo, loop_counts, matrix_products, memory_traffic
+import numpy as np
+
+from experiments.tpu import hlo, loop_counts, memory_traffic
 
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
@@ -23,30 +28,24 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1,
 }
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
+class Collective(NamedTuple):
     """All collectives of one kind.
 
     Attributes:
-      count: the number of runs.
+      runs: their number.
       size: bytes of their operands.
       sent: bytes that a device sends around a ring, as JAX's "scaling book" counts them. Of n
         devices, each sends (n-1)/n of the result of all-gather and of the operand of
         reduce-scatter and all-to-all, and twice that for all-reduce.
     """
 
-    count: int = 0
+    runs: int = 0
     size: float = 0
     sent: float = 0
-
-    def plus(self, other: "Collective", times: int = 1) -> "Collective":
-        return Collective(
-            self.count + other.count * times,
-            self.size + other.size * times,
-            self.sent + other.sent * times,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,8 @@ class Costs:
         """Returns the sum of these costs and `other`, run `times` times."""
         collectives = dict(self.collectives)
         for kind, each in other.collectives.items() if times else ():
-            collectives[kind] = collectives.get(kind, Collective()).plus(each, times)
+            pairs = zip(collectives.get(kind, Collective()), each, strict=True)
+            collectives[kind] = Collective(*(total + part * times for total, part in pairs))
         return Costs(
             self.flops + other.flops * times,
             self.traffic + other.traffic * times,
@@ -94,57 +94,78 @@ def estimate(text: str) -> Costs:
     Raises:
       ValueError: the text is no compiled program, or has groups of devices of an unknown form.
     """
-    module = hlo.parse(text)
+    entry, devices = hlo.parse(text)
 
     @functools.cache
-    def total(name: str) -> Costs:
-        computation, costs = module.computations[name], Costs()
-        for instruction in computation.instructions.values():
-            costs = costs.plus(instruction_costs(computation, instruction))
-        return costs
+    def total(computation: hlo.Computation) -> Costs:
+        return functools.reduce(Costs.plus, map(costs, computation.instructions), Costs())
 
-    def instruction_costs(computation, instruction):
-        opcode, attributes = instruction.opcode, instruction.attributes
+    def costs(instruction: hlo.Instruction) -> Costs:
+        opcode = instruction.opcode
         if opcode == "while":
-            body = total(instruction.called("body")[0])
-            count, early = loop_counts.trips(module, computation, instruction)
+            (body,) = map(total, instruction.called("body"))
+            count, early = loop_counts.trips(instruction)
             if count is None:
                 return dataclasses.replace(body, unknown=(body,))
             return Costs(bounded=int(early)).plus(body, count)
         is_async_call = opcode.endswith("-start") and instruction.called("calls")
         if opcode in ("call", "conditional") or is_async_call:
-            branches = [total(name) for key in _CALLS for name in instruction.called(key)]
-            return max(branches, key=lambda costs: (costs.flops, costs.traffic))
+            branches = [total(branch) for key in _CALLS for branch in instruction.called(key)]
+            return max(branches, key=lambda branch: (branch.flops, branch.traffic))
         ends_async = opcode.endswith(("-done", "-update"))
-        if opcode in _FREE or ends_async or "AllocateBuffer" in attributes:
+        if opcode in _FREE or ends_async or "AllocateBuffer" in instruction.attributes:
             return Costs()
-        traffic = memory_traffic.count(module, computation, instruction)
-        return Costs(traffic=traffic).plus(_work(module, computation, instruction))
+        return Costs(traffic=memory_traffic.count(instruction)).plus(_work(instruction, devices))
 
-    return total(module.entry)
+    return total(entry)
 
 
-def _work(
-    module: hlo.Module,
-    computation: hlo.Computation,
-    instruction: hlo.Instruction,
-    fused: bool = False,
-) -> Costs:
+def _work(instruction: hlo.Instruction, devices: int, fused: bool = False) -> Costs:
     """Returns an instruction's products and collectives; for a fusion those inside it."""
     if instruction.opcode == "fusion":
-        inner, costs = module.fused(instruction), Costs()
-        for each in inner.instructions.values():
-            costs = costs.plus(_work(module, inner, each, fused=True))
-        return costs
+        (inner,) = instruction.called("calls")
+        parts = (_work(each, devices, fused=True) for each in inner.instructions)
+        return functools.reduce(Costs.plus, parts, Costs())
     kind = instruction.opcode.removesuffix("-start")
     if kind not in _SENT:
-        return Costs(flops=matrix_products.flops(computation, instruction))
-    if hlo.continues_async(computation, instruction):
+        return Costs(flops=_flops(instruction))
+    if instruction.continues_async:
         return Costs()
     # A TPU runs a fused sum, of which each device keeps one part, as a reduce-scatter.
-    if fused and {user.opcode for user in computation.users(instruction.name)} == {"dynamic-slice"}:
+    if fused and {user.opcode for user in instruction.users} == {"dynamic-slice"}:
         kind = "reduce-scatter"
-    operands = computation.operand_arrays(instruction)
-    size = sum(array.bytes for arrays in operands for array in arrays)
-    sent = size * _SENT[kind](hlo.group_size(instruction, module.devices))
+    size = sum(array.bytes for operand in instruction.operands for array in operand.arrays)
+    sent = size * _SENT[kind](hlo.group_size(instruction.attributes, devices))
     return Costs(collectives={kind: Collective(1, size, sent)})
+
+
+def _flops(instruction: hlo.Instruction) -> int:
+    """Returns multiplications plus additions; 0 for an instruction that is no product.
+
+    A TPU's program writes most matrix products as convolutions. Nothing is multiplied where a
+    window lies over padding or between dilated elements.
+    """
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0
+    (result,), left, right = instruction.arrays, *(x.arrays[0] for x in instruction.operands)
+    if instruction.opcode == "dot":
+        summed = [left.sizes[axis] for axis in instruction.numbers("lhs_contracting_dims")]
+        return 2 * result.elements * math.prod(summed)
+    labels = _LABELS.search(instruction.attributes).groups()
+    image, kernel, output = (
+        dict(zip(names, array.sizes, strict=True))
+        for names, array in zip(labels, (left, right, result), strict=True)
+    )
+    window = _WINDOW.search(instruction.attributes)
+    fields = dict(part.split("=") for part in window[1].split()) if window else {}
+    products = 2 * output["b"] * output["f"] * kernel["i"]
+    for axis, name in enumerate(sorted(filter(str.isdigit, labels[0]))):
+        # Padding before and after the axis is written as 1_2.
+        numbers = {key: int(x.split("x")[axis].split("_")[0]) for key, x in fields.items()}
+        stride, padding = numbers.get("stride", 1), numbers.get("pad", 0)
+        input_dilation, window_dilation = numbers.get("lhs_dilate", 1), numbers.get("rhs_dilate", 1)
+        starts = np.arange(output[name]) * stride - padding
+        places = starts + np.arange(numbers.get("size", 1))[:, None] * window_dilation
+        inside = (places >= 0) & (places % input_dilation == 0)
+        products *= int(np.sum(inside & (places // input_dilation < image[name])))
+    return products

@@ -1,4 +1,4 @@
-"""Reads XLA's text of a compiled program: computations, their instructions and array types."""
+"""Reads XLA's text of a compiled program as a graph: instructions, their operands and arrays."""
 
 import dataclasses
 import math
@@ -10,7 +10,6 @@ _MEMORY_SPACE = re.compile(r"S\((\d+)\)")
 _COMPUTATION = re.compile(r"(ENTRY )?%(\S+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
 _NAME = re.compile(r"%([\w.\-]+)")
-_ASYNC_START, _ASYNC_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,77 +30,71 @@ class Array:
         return -(-self.elements * self.bits // 8)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: without `%`.
-      opcode: such as `dot`.
       type: of the result.
+      opcode: such as `dot`.
       literal: the text between the parentheses.
       attributes: the text after them.
+      operands: the instructions that it reads.
+      computations: those of the program, by name.
+      users: the instructions that read it, in their order.
     """
 
-    name: str
-    opcode: str
     type: str
+    opcode: str
     literal: str
     attributes: str
-
-    @property
-    def operands(self) -> list[str]:
-        return _NAME.findall(self.literal)
+    operands: list["Instruction"]
+    computations: Mapping[str, "Computation"]
+    users: list["Instruction"] = dataclasses.field(default_factory=list)
 
     @property
     def arrays(self) -> list[Array]:
         """Returns the arrays of the result, a tuple's one by one."""
         return list(arrays(self.type))
 
-    def called(self, attribute: str) -> list[str]:
-        """Returns the names of the computations in `calls`, `body` or another attribute."""
+    def called(self, attribute: str) -> list["Computation"]:
+        """Returns the computations that `calls`, `body` or another attribute names."""
         match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
-        return _NAME.findall(match[1]) if match else []
+        return [self.computations[name] for name in _NAME.findall(match[1])] if match else []
 
     def numbers(self, attribute: str) -> list[int]:
         """Returns the numbers of an attribute such as `lhs_contracting_dims={0,1}` or `index=3`."""
         match = re.search(rf"\b{attribute}=\{{?([\d,]*)", self.attributes)
         return [int(n) for n in match[1].split(",") if n] if match else []
 
-
-@dataclasses.dataclass(frozen=True)
-class Computation:
-    """A sequence of instructions, by name; operands stand before their users."""
-
-    root: Instruction
-    instructions: Mapping[str, Instruction]
-
-    def users(self, name: str) -> list[Instruction]:
-        return [user for user in self.instructions.values() if name in user.operands]
-
-    def operand_arrays(self, instruction: Instruction) -> list[list[Array]]:
-        """Returns the arrays of each operand."""
-        return [self.instructions[name].arrays for name in instruction.operands]
+    @property
+    def starts_async(self) -> bool:
+        """Returns whether it starts a collective that runs beside other fusions, as on TPUs."""
+        return "AsyncCollectiveStart" in self.attributes
 
     @property
-    def parameters(self) -> list[str]:
-        """Returns the names of the parameters in their order."""
-        parameters = [x for x in self.instructions.values() if x.opcode == "parameter"]
-        return [x.name for x in sorted(parameters, key=lambda x: int(x.literal))]
+    def continues_async(self) -> bool:
+        """Returns whether it stands for a collective that an earlier fusion started.
+
+        A TPU's program names such a collective again in every fusion that runs beside it.
+        """
+        if any("AsyncCollectiveDone" in x.attributes for x in (self, *self.users)):
+            return True
+        beside = "async_collective_fusion_config" in self.attributes
+        return beside and not any(user.starts_async for user in self.users)
 
 
-@dataclasses.dataclass(frozen=True)
-class Module:
-    """A compiled program; `devices` is the number of devices that run it together."""
+@dataclasses.dataclass(eq=False)
+class Computation:
+    """A sequence of instructions, in which operands stand before their users."""
 
-    entry: str
-    computations: Mapping[str, Computation]
-    devices: int
+    root: Instruction
+    instructions: list[Instruction]
 
-    def fused(self, fusion: Instruction) -> Computation:
-        """Returns the computation that a fusion consists of."""
-        (name,) = fusion.called("calls")
-        return self.computations[name]
+    @property
+    def parameters(self) -> list[Instruction]:
+        parameters = [x for x in self.instructions if x.opcode == "parameter"]
+        return sorted(parameters, key=lambda x: int(x.literal))
 
 
 def arrays(text: str) -> Iterator[Array]:
@@ -115,8 +108,11 @@ def arrays(text: str) -> Iterator[Array]:
         )
 
 
-def parse(text: str) -> Module:
+def parse(text: str) -> tuple[Computation, int]:
     """Parses the text of `jax.stages.Compiled.as_text`.
+
+    Returns:
+      The computation that the program begins with, and how many devices run it together.
 
     Raises:
       ValueError: the text is no scheduled program.
@@ -128,26 +124,29 @@ def parse(text: str) -> Module:
                 name, instructions = match[2], {}
                 entry = name if match[1] else entry
         elif line.startswith("}"):
-            computations[name], name = Computation(root, instructions), None
+            computations[name] = Computation(root, list(instructions.values()))
+            name = None
         elif match := _INSTRUCTION.match(line):
-            instruction = _parse_instruction(match[2], line[match.end() :])
-            instructions[instruction.name] = instruction
+            rest = line[match.end() :]
+            kind, rest = _split_parentheses(rest) if rest[0] == "(" else rest.split(" ", 1)
+            opcode, rest = rest.strip().split("(", 1)
+            literal, attributes = _split_parentheses("(" + rest)
+            operands = [instructions[operand] for operand in _NAME.findall(literal)]
+            instruction = Instruction(
+                kind, opcode, literal[1:-1], attributes, operands, computations
+            )
+            for operand in dict.fromkeys(operands):
+                operand.users.append(instruction)
+            instructions[match[2]] = instruction
             root = instruction if match[1] else root
     if entry is None:
         raise ValueError("this text is no compiled program: it has no ENTRY computation")
     head = text.split("\n", 1)[0]
     counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", head)
-    return Module(entry, computations, math.prod(map(int, counts)))
+    return computations[entry], math.prod(map(int, counts))
 
 
-def _parse_instruction(name, rest):
-    kind, rest = _split_parentheses(rest) if rest.startswith("(") else rest.split(" ", 1)
-    opcode, rest = rest.strip().split("(", 1)
-    literal, attributes = _split_parentheses("(" + rest)
-    return Instruction(name, opcode, kind, literal[1:-1], attributes)
-
-
-def _split_parentheses(text):
+def _split_parentheses(text: str) -> tuple[str, str]:
     """Splits a text after the parenthesis that closes its first one."""
     depth = 0
     for place, character in enumerate(text):
@@ -157,13 +156,12 @@ def _split_parentheses(text):
     raise ValueError(f"a parenthesis is not closed in {text[:60]!r}")
 
 
-def group_size(instruction: Instruction, devices: int) -> int:
-    """Returns how many of all `devices` a collective runs over.
+def group_size(attributes: str, devices: int) -> int:
+    """Returns how many of all `devices` a collective with these attributes runs over.
 
     Raises:
       ValueError: its groups are in none of the three forms that XLA had when this was written.
     """
-    attributes = instruction.attributes
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return match[1].count(",") + 1
     if match := re.search(r"replica_groups=\[([\d,]+)\]<=", attributes):
@@ -179,20 +177,3 @@ def group_size(instruction: Instruction, devices: int) -> int:
             f"a compiled program has groups of devices in a form that is not known: {match[0]}"
         )
     return devices
-
-
-def starts_async(instruction: Instruction) -> bool:
-    """Returns whether it starts a collective that runs beside other fusions, as on TPUs."""
-    return _ASYNC_START in instruction.attributes
-
-
-def continues_async(fused: Computation, instruction: Instruction) -> bool:
-    """Returns whether it stands for a collective that an earlier fusion started.
-
-    A TPU's program names such a collective again in every fusion that runs beside it.
-    """
-    users = fused.users(instruction.name)
-    if any(_ASYNC_DONE in x.attributes for x in (instruction, *users)):
-        return True
-    beside = "async_collective_fusion_config" in instruction.attributes
-    return beside and not any(map(starts_async, users))

@@ -38,13 +38,10 @@ ROUNDS = flags.DEFINE_integer(
     "rounds", 6, "Stretches with and without a save, each.", lower_bound=1
 )
 _PATIENCE = 600  # seconds for a start
-
-_CONFIG_FILE = """import json, pathlib
-from ml_collections import ConfigDict
+_CONFIG_FILE = """from ml_collections import ConfigDict
 
 def get_config():
-    text = pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
-    return ConfigDict(json.loads(text))
+    return ConfigDict({config!r})
 """
 
 
@@ -82,8 +79,7 @@ def stretches(
 def start(config: dict, run: pathlib.Path, cache: pathlib.Path) -> float:
     """Returns the seconds from a process's start to its first training step, and then kills it."""
     file = cache / "config.py"
-    files.write_text(file, _CONFIG_FILE)
-    files.write_json(file.with_suffix(".json"), config)
+    files.write_text(file, _CONFIG_FILE.format(config=config))
     command = [sys.executable, "-m", "experiments.distill", f"--config={file}", f"--workdir={run}"]
     curve = run / "curves" / "teacher.jsonl"
     curve.unlink(missing_ok=True)

@@ -27,8 +27,9 @@ from absl import flags
 from flax import nnx
 from rich.console import Console
 
-from experiments.benchmarks import tables
-from experiments.common import cli, time_breakdown, timing
+from experiments.benchmarks import harness
+from experiments.common import cli, timing
+from experiments.common.time_breakdown import DRAFT, PROMPT, VERIFY, milliseconds
 from jaxdiv import models, speculative
 from jaxdiv.data import pipeline
 from jaxdiv.runs.workdir import Workdir
@@ -43,10 +44,8 @@ TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Sampling temperatu
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Texts decoded together, by commas.")
 TEXTS = flags.DEFINE_integer("texts", 8, "Prompts.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", 128, "New tokens of each.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "How often each is timed; the medians count.", lower_bound=1
-)
-OUTPUT = flags.DEFINE_string("output", None, "A CSV file for the numbers.")
+ROUNDS = harness.define_rounds(5)
+OUTPUT = harness.define_output()
 
 PROMPT_TOKENS = 32
 PIECE_TOKENS = 512
@@ -125,20 +124,17 @@ def contestants(pair: TrainedPair) -> dict[str, dict]:
     return settings | {f"lookup γ={gamma}": {"draft": speculative.LOOKUP, "gamma": gamma}}
 
 
-def program_name(contestant: str) -> str:
-    """Returns the name without the threshold: contestants that differ in it share a program."""
-    return contestant.split(" η=")[0]
-
-
 def compile_seconds(pair: TrainedPair, prompts: np.ndarray) -> dict[str, float]:
-    """Returns how long each program takes to compile for so many prompts."""
-    seconds = {}
+    """Returns by contestant how long its program takes to compile for so many prompts."""
+    programs, seconds = {}, {}
     for name, settings in contestants(pair).items():
-        if program_name(name) not in seconds:
+        program = name.split(" η=")[0]  # contestants that differ in the threshold share a program
+        if program not in programs:
             decoding = pair.prepare(prompts=prompts, **settings)
             start = time.perf_counter()
             decoding.compile()
-            seconds[program_name(name)] = time.perf_counter() - start
+            programs[program] = time.perf_counter() - start
+        seconds[name] = programs[program]
     return seconds
 
 
@@ -149,15 +145,12 @@ def measure(
     groups = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
     results = {}
 
-    def call(name, settings):
-        def decode():
-            results[name] = [
-                pair.decode(prompts=group, temperature=temperature, **settings) for group in groups
-            ]
+    def decode(name, settings):
+        settings = {"temperature": temperature, **settings}
+        results[name] = [pair.decode(prompts=group, **settings) for group in groups]
 
-        return decode
-
-    calls = {name: call(name, settings) for name, settings in contestants(pair).items()}
+    entered = contestants(pair).items()
+    calls = {name: functools.partial(decode, name, settings) for name, settings in entered}
     seconds = timing.interleaved(calls | {_WEIGHTS: _copy(pair.target)}, rounds=ROUNDS.value)
     plain = [text for result in results["plain"] for text in result.tokens]
     records = []
@@ -182,7 +175,7 @@ def measure(
     return records, 1e3 * float(np.median(seconds[_WEIGHTS])) / 2
 
 
-def _copy(model):
+def _copy(model: nnx.Module):
     """Returns a call that reads and writes as many bytes as the model's parameters have."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
@@ -196,51 +189,44 @@ def _copy(model):
     return call
 
 
-def predicted_speed_up(tau: float, plain: dict[str, float], drafted: dict[str, float]) -> float:
-    """Returns the speed-up that the parts' milliseconds and the tokens a target call give."""
-
-    def text_ms(cost, rounds):
-        a_round = cost[time_breakdown.DRAFT] + cost[time_breakdown.VERIFY]
-        return cost[time_breakdown.PROMPT] + rounds * a_round
-
-    return text_ms(plain, TOKENS.value) / text_ms(drafted, TOKENS.value / tau)
-
-
 def time_of_rounds(
     pair: TrainedPair, prompts: np.ndarray, temperature: float, gamma: int, tau: float
 ) -> str:
-    """Returns a line that says where the time of a chain's rounds goes."""
+    """Returns a line that says where the time of a chain's rounds goes.
+
+    The parts' milliseconds and the tokens a target call predict a speed-up.
+    """
     settings = [{"draft": None}, {"draft": pair.student, "gamma": gamma}]
     decodings = [pair.prepare(prompts=prompts, temperature=temperature, **s) for s in settings]
-    costs = time_breakdown.milliseconds(decodings, repeats=ROUNDS.value)
+    costs = milliseconds(decodings, repeats=ROUNDS.value)
+    plain, drafted = (
+        cost[PROMPT] + rounds * (cost[DRAFT] + cost[VERIFY])
+        for cost, rounds in zip(costs, (TOKENS.value, TOKENS.value / tau), strict=True)
+    )
     parts = (", ".join(f"{part} {ms:.2f}" for part, ms in cost.items()) for cost in costs)
     return (
         f"γ={gamma}, batch {len(prompts)}, ms: plain: {'; chain: '.join(parts)}; "
-        f"predicted speed-up {predicted_speed_up(tau, *costs):.2f}"
+        f"predicted speed-up {plain / drafted:.2f}"
     )
 
 
 def measure_and_print(pair: TrainedPair) -> list[dict]:
     """Prints a table for each temperature and batch and the time of rounds; returns all records."""
-    gammas, batches = list(map(int, GAMMAS.value)), list(map(int, BATCHES.value))
-    temperatures = list(map(float, TEMPERATURES.value))
-    count = TEXTS.value
+    batches, temperatures = list(map(int, BATCHES.value)), list(map(float, TEMPERATURES.value))
+    count, console, records = TEXTS.value, Console(width=140), []
     prompts = varied_prompts(pair, count) if 0 in temperatures else pair.prompts[:count]
-    console = Console(width=140)
     compiling = {batch: compile_seconds(pair, prompts[:batch]) for batch in batches}
-    records = []
     for temperature, batch in itertools.product(temperatures, batches):
         measured, reading = measure(pair, prompts, temperature, batch)
         for record in measured:
-            record["compile_s"] = compiling[batch][program_name(record["setting"])]
-        console.print(tables.table(measured, title="Decoding"))
-        plain = measured[0]["ms_a_round"]
+            record["compile_s"] = compiling[batch][record["setting"]]
+        harness.print_table(measured, width=140, title="Decoding")
         console.print(
-            f"Reading the weights {reading:.2f} ms; plain decoding {plain / reading:.2f} × that a "
-            "token."
+            f"Reading the weights {reading:.2f} ms; plain decoding "
+            f"{measured[0]['ms_a_round'] / reading:.2f} × that a token."
         )
         records += measured
-    for gamma in gammas:
+    for gamma in map(int, GAMMAS.value):
         tau = next(r["tau"] for r in records if r["setting"] == f"γ={gamma} η=0")
         console.print(time_of_rounds(pair, prompts[: batches[0]], temperatures[0], gamma, tau))
     return records
@@ -254,8 +240,7 @@ def main(_):
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         records = measure_and_print(TrainedPair.load(WORKDIR.value, LOSS.value).unrolled)
-    if OUTPUT.value:
-        tables.write_csv(OUTPUT.value, records)
+    harness.write_csv(OUTPUT.value, records)
     return 0
 
 

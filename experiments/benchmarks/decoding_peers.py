@@ -13,14 +13,15 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
+import functools
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 from absl import flags
-from rich.console import Console
 
-from experiments.benchmarks import tables
+from experiments.benchmarks import harness
 from experiments.benchmarks.decoding import (
     LOSS,
     ROUNDS,
@@ -56,14 +57,12 @@ def transformers_model(decoder, length: int):
     return model
 
 
-def jaxdiv_calls(pair: TrainedPair, prompts: np.ndarray, gamma: int) -> dict:
+def jaxdiv_calls(pair: TrainedPair, prompts: np.ndarray, gamma: int) -> dict[str, Callable]:
     """Returns by name a call that decodes every prompt by jaxdiv."""
 
     def call(draft, **settings):
-        return lambda: [
-            pair.unrolled.decode(draft, prompt[None], temperature=0.0, **settings).tokens[0]
-            for prompt in prompts
-        ]
+        decode = functools.partial(pair.unrolled.decode, draft, temperature=0.0, **settings)
+        return lambda: [decode(prompt[None]).tokens[0] for prompt in prompts]
 
     return {
         "plain": call(None),
@@ -72,7 +71,7 @@ def jaxdiv_calls(pair: TrainedPair, prompts: np.ndarray, gamma: int) -> dict:
     }
 
 
-def transformers_calls(pair: TrainedPair, prompts: np.ndarray, gamma: int) -> dict:
+def transformers_calls(pair: TrainedPair, prompts: np.ndarray, gamma: int) -> dict[str, Callable]:
     """Returns by name a call that decodes every prompt by transformers."""
     length = prompts.shape[1] + TOKENS.value
     target = transformers_model(pair.target, length)
@@ -82,26 +81,19 @@ def transformers_calls(pair: TrainedPair, prompts: np.ndarray, gamma: int) -> di
     draft.generation_config.assistant_confidence_threshold = 0.0
     import torch
 
-    def decode(prompt, settings):
+    def decode(prompt, **settings):
         ids = torch.tensor(prompt[None], dtype=torch.long)
-        text = target.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=TOKENS.value,
-            min_new_tokens=None,
-            do_sample=False,
-            **settings,
-        )
+        settings |= {"max_new_tokens": TOKENS.value, "min_new_tokens": None, "do_sample": False}
+        text = target.generate(ids, attention_mask=torch.ones_like(ids), **settings)
         return text[0, prompts.shape[1] :].numpy()
 
-    settings = {
-        "plain": {},
-        f"draft γ={gamma}": {"assistant_model": draft},
-        f"lookup γ={gamma}": {"prompt_lookup_num_tokens": gamma},
-    }
+    def call(**settings):
+        return lambda: [decode(prompt, **settings) for prompt in prompts]
+
     return {
-        f"transformers: {name}": lambda each=each: [decode(prompt, each) for prompt in prompts]
-        for name, each in settings.items()
+        "transformers: plain": call(),
+        f"transformers: draft γ={gamma}": call(assistant_model=draft),
+        f"transformers: lookup γ={gamma}": call(prompt_lookup_num_tokens=gamma),
     }
 
 
@@ -113,7 +105,7 @@ def main(_):
         raise ValueError(
             f"{WORKDIR.value} has Kangaroo students, which transformers lacks; train kind `decoder`"
         )
-    prompts = varied_prompts(pair, TEXTS.value)
+    prompts, count = varied_prompts(pair, TEXTS.value), TEXTS.value
     inputs = pair, prompts, GAMMA.value
     calls = transformers_calls(*inputs) | jaxdiv_calls(*inputs)
     texts = {name: call() for name, call in calls.items()}
@@ -125,13 +117,13 @@ def main(_):
         records.append(
             {
                 "": name,
-                "tokens a second": TEXTS.value * TOKENS.value / float(np.median(seconds[name])),
+                "tokens a second": count * TOKENS.value / float(np.median(seconds[name])),
                 "× its own plain": float(np.median(seconds[plain] / seconds[name])),
-                "texts as ours plain": f"{same} of {TEXTS.value}",
+                "texts as ours plain": f"{same} of {count}",
             }
         )
-    title = f"Greedy, batch 1, {TEXTS.value} texts of {TOKENS.value} tokens"
-    Console(width=110).print(tables.table(records, title=title))
+    title = f"Greedy, batch 1, {count} texts of {TOKENS.value} tokens"
+    harness.print_table(records, width=110, title=title)
     return 0
 
 

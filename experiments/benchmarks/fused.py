@@ -14,35 +14,30 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
 
 import jaxdiv
-from experiments.benchmarks import peers, tables
+from experiments.benchmarks import harness, peers
 from experiments.common import cli, timing
 from jaxdiv.divergences import registry
 from jaxdiv.fused import chunks
 
 LOSSES = flags.DEFINE_list("losses", ["kl"], "Losses by name, by commas.")
-TOKENS = flags.DEFINE_integer("tokens", 4096, "Tokens, N.", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 256, "Of the students' hidden states, D.", lower_bound=1)
+TOKENS, WIDTH, VOCABULARY, CHUNK = harness.define_head_sizes(
+    tokens=4096, width=256, vocabulary=32768
+)
 TEACHER_WIDTH = flags.DEFINE_integer(
     "teacher_width", None, "Of the teacher's; the students' if not given.", lower_bound=1
 )
-VOCABULARY = flags.DEFINE_integer("vocabulary", 32768, "Classes, V.", lower_bound=2)
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Type of hidden states and heads."
-)
-CHUNK = flags.DEFINE_integer(
-    "chunk", None, "Tokens a chunk; what the library chooses if not given.", lower_bound=1
 )
 STUDENTS = flags.DEFINE_integer(
     "students", 1, "Students on one teacher, each with its own head.", lower_bound=1
@@ -50,27 +45,26 @@ STUDENTS = flags.DEFINE_integer(
 FROZEN = flags.DEFINE_bool(
     "frozen", False, "No gradient by the head, as Kangaroo has it; the students share it."
 )
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "How often each is timed; the medians count.", lower_bound=1
-)
-OUTPUT = flags.DEFINE_string("output", None, "A CSV file for the numbers.")
+ROUNDS = harness.define_rounds(5)
+OUTPUT = harness.define_output()
 
 FUSED = "fused"
 
 
-@dataclasses.dataclass(frozen=True)
-class HeadInputs:
+class HeadInputs(NamedTuple):
     """Hidden states and heads of S students and their teacher.
 
     Attributes:
       hidden: [S, N, D].
       head: [S, D, V], or a frozen one [D, V].
-      teacher: ([N, D'], [D', V]).
+      teacher_hidden: [N, D'].
+      teacher_head: [D', V].
     """
 
     hidden: jax.Array
     head: jax.Array
-    teacher: tuple[jax.Array, jax.Array]
+    teacher_hidden: jax.Array
+    teacher_head: jax.Array
 
     @classmethod
     def random(cls) -> "HeadInputs":
@@ -84,74 +78,61 @@ class HeadInputs:
             jax.random.normal(key, shape, DTYPE.value)
             for key, shape in zip(keys, shapes, strict=True)
         )
-        return cls(hidden, head * width**-0.5, (teacher_hidden, teacher_head * wide**-0.5))
+        return cls(hidden, head * width**-0.5, teacher_hidden, teacher_head * wide**-0.5)
 
-    def student(self, i: int) -> tuple[jax.Array, jax.Array]:
-        """Returns hidden states [N, D] and head [D, V] of one student."""
-        return self.hidden[i], self.head if FROZEN.value else self.head[i]
+    def of_student(self, i: int) -> tuple[jax.Array, ...]:
+        """Returns hidden states [N, D] and head [D, V] of one student, and the teacher's."""
+        head = self.head if FROZEN.value else self.head[i]
+        return self.hidden[i], head, self.teacher_hidden, self.teacher_head
 
 
 def contestants(loss: str, inputs: HeadInputs) -> dict[str, tuple[Callable[[], Any], float]]:
     """Returns by name a compiled call, and the bytes of its temporaries."""
-    if STUDENTS.value > 1:
-        together = _compile(
-            _gradient(_fused_students, loss), (inputs.hidden, inputs.head, *inputs.teacher)
+
+    def fused(*arguments):
+        return jaxdiv.linear_divergence(loss, *arguments, chunk=CHUNK.value).sum()
+
+    def fused_students(hidden, head, *teacher):
+        heads = [head] * len(hidden) if FROZEN.value else list(head)
+        values, _ = jaxdiv.linear_divergences(
+            [loss] * len(hidden), list(hidden), heads, *teacher, chunk=CHUNK.value
         )
-        alone, size = _compile(_gradient(_fused, loss), (*inputs.student(0), *inputs.teacher))
-        students = [inputs.student(i) for i in range(STUDENTS.value)]
-        program = alone.func
+        return sum(each.sum() for each in values)
 
-        def calls():
-            return [program(*student, *inputs.teacher) for student in students]
+    def gradient(function):
+        return jax.value_and_grad(function, argnums=0 if FROZEN.value else (0, 1))
 
-        return {FUSED: together, "calls": (calls, size)}
-    functions = {FUSED: _gradient(_fused, loss), "dense": _gradient(_dense, jaxdiv.get(loss))}
+    def on_whole_logits(loss):
+        values = peers.on_whole_logits(loss)
+        return gradient(lambda *arguments: values(*arguments).sum())
+
+    if STUDENTS.value > 1:
+        together, size = harness.compiled(gradient(fused_students), *inputs)
+        students = [inputs.of_student(i) for i in range(STUDENTS.value)]
+        alone, size_alone = harness.compiled(gradient(fused), *students[0])
+        return {
+            FUSED: (functools.partial(together, *inputs), size),
+            "calls": (lambda: [alone(*student) for student in students], size_alone),
+        }
+    functions = {FUSED: gradient(fused), "dense": on_whole_logits(jaxdiv.get(loss))}
     name = registry.canonical(loss) if loss.isidentifier() else loss
-    if name in (plain := peers.load("jnp").losses):
-        functions["jnp"] = _gradient(_dense, plain[name])
-    functions["products"] = jax.jit(_products)
-    arguments = (*inputs.student(0), *inputs.teacher)
-    return {name: _compile(function, arguments) for name, function in functions.items()}
-
-
-def _compile(function, arguments: tuple) -> tuple[functools.partial, float]:
-    program = function.lower(*arguments).compile()
-    memory = program.memory_analysis()
-    size = memory.temp_size_in_bytes if memory else float("nan")
-    return functools.partial(program, *arguments), size
-
-
-def _gradient(function, loss):
-    arguments = 0 if FROZEN.value else (0, 1)
-    return jax.jit(jax.value_and_grad(functools.partial(function, loss), argnums=arguments))
-
-
-def _fused(loss, hidden, head, *teacher):
-    return jaxdiv.linear_divergence(loss, hidden, head, *teacher, chunk=CHUNK.value).sum()
-
-
-def _fused_students(loss, hidden, head, *teacher):
-    count = len(hidden)
-    heads = [head if FROZEN.value else head[i] for i in range(count)]
-    values, _ = jaxdiv.linear_divergences(
-        [loss] * count, list(hidden), heads, *teacher, chunk=CHUNK.value
-    )
-    return sum(each.sum() for each in values)
-
-
-def _dense(loss, hidden, head, teacher_hidden, teacher_head):
-    sides = (hidden, head), (teacher_hidden, teacher_head)
-    return loss(*(jnp.matmul(*side, preferred_element_type=jnp.float32) for side in sides)).sum()
+    if name in (plain := peers.load("jnp")):
+        functions["jnp"] = on_whole_logits(plain[name])
+    functions["products"] = _products
+    student, entered = inputs.of_student(0), {}
+    for name, function in functions.items():
+        program, size = harness.compiled(function, *student)
+        entered[name] = functools.partial(program, *student), size
+    return entered
 
 
 def _products(hidden, head, teacher_hidden, teacher_head):
     """Computes both sides' logits, and the student's in place of the gradient by logits."""
-    float32 = {"preferred_element_type": jnp.float32}
-    teacher_logits = jnp.matmul(teacher_hidden, teacher_head, **float32)
-    logits = jnp.matmul(hidden, head, **float32).astype(hidden.dtype)
-    by_hidden = jnp.matmul(logits, head.T, **float32)
-    by_head = () if FROZEN.value else jnp.matmul(hidden.T, logits, **float32)
-    return teacher_logits, by_hidden, by_head
+    matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    teacher_logits = matmul(teacher_hidden, teacher_head)
+    logits = matmul(hidden, head).astype(hidden.dtype)
+    by_head = () if FROZEN.value else matmul(hidden.T, logits)
+    return teacher_logits, matmul(logits, head.T), by_head
 
 
 def measure(loss: str, inputs: HeadInputs) -> list[dict]:
@@ -180,15 +161,13 @@ def main(_):
     records = [record for loss in losses for record in measure(loss, inputs)]
     tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
     chunk = min(CHUNK.value or chunks.size(tokens, classes, width), tokens)
-    console = Console(width=120, highlight=False)
-    console.print(
+    print(
         f"N = {tokens}, D = {width}, D' = {TEACHER_WIDTH.value or width}, V = {classes}, "
         f"{DTYPE.value}, {STUDENTS.value} student(s), {'frozen' if FROZEN.value else 'trained'} "
         f"head, chunks of {chunk} tokens"
     )
-    console.print(tables.table(records))
-    if OUTPUT.value:
-        tables.write_csv(OUTPUT.value, records)
+    harness.print_table(records, width=120)
+    harness.write_csv(OUTPUT.value, records)
     return 0
 
 

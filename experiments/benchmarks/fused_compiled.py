@@ -17,23 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
 
 import jaxdiv
-from experiments.benchmarks import tables
+from experiments.benchmarks import harness, peers
 from experiments.common import cli
 from experiments.tpu import aot, cost_model
 from jaxdiv.fused import chunks
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Kind and shape of the TPU slice.")
-TOKENS = flags.DEFINE_integer("tokens", 8192, "Tokens, N.", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 2048, "Of both sides' hidden states, D.", lower_bound=1)
-VOCABULARY = flags.DEFINE_integer("vocabulary", 128256, "Classes, V.", lower_bound=2)
+TOKENS, WIDTH, VOCABULARY, CHUNK = harness.define_head_sizes(
+    tokens=8192, width=2048, vocabulary=128256
+)
 CLASSES_OVER = flags.DEFINE_integer(
     "classes_over", 1, "Chips that the heads' classes are spread over.", lower_bound=1
-)
-CHUNK = flags.DEFINE_integer(
-    "chunk", None, "Tokens a chunk; what the library chooses if not given.", lower_bound=1
 )
 
 AXIS = "tensor"
@@ -61,21 +57,15 @@ def compiled(function, over: jax.sharding.Mesh) -> jax.stages.Compiled:
     return step.lower(hidden, head, hidden, head).compile()
 
 
-def fused(*sides):
-    return jaxdiv.linear_divergence("kl", *sides, chunk=CHUNK.value).mean()
-
-
-def dense(hidden, head, teacher_hidden, teacher_head):
-    sides = (hidden, head), (teacher_hidden, teacher_head)
-    logits = (jnp.matmul(*side, preferred_element_type=jnp.float32) for side in sides)
-    return jaxdiv.forward_kl(*logits).mean()
-
-
 def main(_):
-    over = mesh()
+    over, dense = mesh(), peers.on_whole_logits(jaxdiv.forward_kl)
     tokens, width, classes = TOKENS.value, WIDTH.value, VOCABULARY.value
+    functions = {
+        "fused": lambda *sides: jaxdiv.linear_divergence("kl", *sides, chunk=CHUNK.value).mean(),
+        "dense": lambda *sides: dense(*sides).mean(),
+    }
     records = []
-    for name, function in (("fused", fused), ("dense", dense)):
+    for name, function in functions.items():
         program = compiled(function, over)
         memory = aot.Memory.of(program)
         collectives = cost_model.estimate(program.as_text()).collectives.values()
@@ -93,7 +83,7 @@ def main(_):
         f"{TOPOLOGY.value}, classes over {over.size}: N = {tokens}, D = {width}, V = {classes}, "
         f"bfloat16, chunks of {CHUNK.value or chunks.size(tokens, classes, width)}"
     )
-    Console(width=120).print(tables.table(records, title=title))
+    harness.print_table(records, width=120, title=title)
     return 0
 
 

@@ -12,20 +12,18 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
-import dataclasses
 import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from rich.console import Console
 
-from experiments.benchmarks import peers, tables
+from experiments.benchmarks import harness, peers
 from experiments.common import cli, timing
 from jaxdiv.divergences import registry
 
@@ -33,39 +31,27 @@ LOSSES = flags.DEFINE_list("losses", None, "Losses by name, by commas; all of th
 ROWS = flags.DEFINE_integer("rows", 512, "Rows of logits, N.", lower_bound=1)
 VOCABULARY = flags.DEFINE_integer("vocabulary", 131072, "Classes, V.", lower_bound=2)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the logits.")
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 9, "How often each is timed; the medians count.", lower_bound=1
-)
+ROUNDS = harness.define_rounds(9)
 PEERS = flags.DEFINE_list(
     "peers", None, "Libraries beside jaxdiv, by commas; all that are installed unless given."
 )
-OUTPUT = flags.DEFINE_string("output", None, "A CSV file for the numbers.")
+OUTPUT = harness.define_output()
 
 KINDS = ("value", "gradient", "both")
 ALLOWED = 1e-2  # relative error, of a gradient by norm, up to which a loss is called correct
 NEAR = 1e-3  # student = teacher + NEAR * noise
 
 
-@dataclasses.dataclass(frozen=True)
-class LogitPair:
+# By kind, a function of (student logits, target), and the bytes of its temporaries.
+Contestant = dict[str, tuple[Callable[[jax.Array, jax.Array], Any], float]]
+
+
+class LogitPair(NamedTuple):
     """Logits [N, V] of both sides, and the loss's target: the teacher's logits, or labels [N]."""
 
     student: jax.Array
     teacher: jax.Array
     target: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """One loss of one library, compiled for inputs of one size.
-
-    Attributes:
-      calls: by kind, a function from `LogitPair` to the array or arrays.
-      temporaries: by kind, bytes beyond inputs and outputs; empty where the framework lacks them.
-    """
-
-    calls: dict[str, Callable[[LogitPair], Any]]
-    temporaries: dict[str, int]
 
 
 def takes_labels(loss: str) -> bool:
@@ -83,17 +69,13 @@ def random_inputs(loss: str, rows: int, vocabulary: int, dtype, distance: float 
     return LogitPair(student, teacher, labels if takes_labels(loss) else teacher)
 
 
-def contestant(library: peers.Library, loss: str, inputs: LogitPair) -> Contestant:
-    """Returns the library's loss, ready for such inputs."""
-    function = library.losses[loss]
-    if library.framework == peers.TORCH:
+def contestant(library: str, function: Callable, inputs: LogitPair) -> Contestant:
+    """Returns a library's loss in each of KINDS, compiled for such inputs."""
+    if library == "torch":
         return _torch_contestant(function)
-    return _jax_contestant(function, inputs, cast=library.name != "jaxdiv")
 
-
-def _jax_contestant(function: Callable, inputs: LogitPair, cast: bool) -> Contestant:
     def value(student, target):
-        if cast:
+        if library != "jaxdiv":
             student = student.astype(jnp.float32)
             target = target if target.ndim == 1 else target.astype(jnp.float32)
         return function(student, target)
@@ -101,16 +83,10 @@ def _jax_contestant(function: Callable, inputs: LogitPair, cast: bool) -> Contes
     def total(student, target):
         return jnp.sum(value(student, target))
 
-    functions = {"value": value, "gradient": jax.grad(total), "both": jax.value_and_grad(total)}
-    calls, temporaries = {}, {}
-    for kind, each in functions.items():
-        compiled = jax.jit(each).lower(inputs.student, inputs.target).compile()
-        calls[kind] = functools.partial(
-            lambda compiled, at: compiled(at.student, at.target), compiled
-        )
-        if (memory := compiled.memory_analysis()) is not None:
-            temporaries[kind] = memory.temp_size_in_bytes
-    return Contestant(calls, temporaries)
+    functions = value, jax.grad(total), jax.value_and_grad(total)
+    arguments = inputs.student, inputs.target
+    programs = (harness.compiled(each, *arguments) for each in functions)
+    return dict(zip(KINDS, programs, strict=True))
 
 
 def _torch_contestant(function: Callable) -> Contestant:
@@ -118,41 +94,42 @@ def _torch_contestant(function: Callable) -> Contestant:
 
     torch.set_num_threads(os.cpu_count())
 
-    def compute(inputs):
-        student, target = (torch.from_dlpack(array) for array in (inputs.student, inputs.target))
+    def compute(student, target):
+        student, target = torch.from_dlpack(student), torch.from_dlpack(target)
         student = student.detach().requires_grad_()
         target = target.float() if target.is_floating_point() else target
         return student, function(student.float(), target)
 
-    def value(inputs):
+    def value(student, target):
         with torch.no_grad():
-            return compute(inputs)[1]
+            return compute(student, target)[1]
 
-    def both(inputs):
-        student, values = compute(inputs)
+    def both(student, target):
+        student, values = compute(student, target)
         return values.detach().sum(), torch.autograd.grad(values.sum(), student)[0]
 
-    calls = {"value": value, "gradient": lambda inputs: both(inputs)[1], "both": both}
-    return Contestant(calls, temporaries={})
+    functions = value, lambda student, target: both(student, target)[1], both
+    return {kind: (each, math.nan) for kind, each in zip(KINDS, functions, strict=True)}
 
 
 def errors(contestant: Contestant, loss: str, inputs: LogitPair) -> tuple[float, float]:
     """Returns the largest relative errors of value and (by norm) gradient over two of the rows."""
-    rows = np.unique([0, inputs.student.shape[0] - 1])
-    value, gradient = (
-        np.asarray(array.float() if hasattr(array, "float") else array, np.float64)
-        for array in (contestant.calls[kind](inputs)[rows] for kind in ("value", "gradient"))
-    )
-    right_value, right_gradient = reference(loss, inputs, rows)
-    value_error = np.abs(value - right_value) / np.abs(right_value)
-    distance = np.linalg.norm(gradient - right_gradient, axis=-1)
-    gradient_error = distance / np.linalg.norm(right_gradient, axis=-1)
-    return float(np.max(value_error)), float(np.max(gradient_error))
+    rows, largest = np.unique([0, inputs.student.shape[0] - 1]), []
+    for kind, right in zip(("value", "gradient"), reference(loss, inputs, rows), strict=True):
+        call, _ = contestant[kind]
+        array = call(inputs.student, inputs.target)[rows]
+        array = np.asarray(array.float() if hasattr(array, "float") else array, np.float64)
+        # Values are one number a row, gradients a vector.
+        distance, size = (
+            np.linalg.norm(each.reshape(len(rows), -1), axis=-1) for each in (array - right, right)
+        )
+        largest.append(float(np.max(distance / size)))
+    return tuple(largest)
 
 
 def reference(loss: str, inputs: LogitPair, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns values and gradients of some rows by the plain formula in float64."""
-    function = peers.load("jnp").losses[loss]
+    function = peers.load("jnp")[loss]
     student, target = (np.asarray(array[rows]) for array in (inputs.student, inputs.target))
     with jax.enable_x64(True):
         student = jnp.asarray(student, jnp.float64)
@@ -162,7 +139,7 @@ def reference(loss: str, inputs: LogitPair, rows: np.ndarray) -> tuple[np.ndarra
 
 
 def measure(
-    losses: Sequence[str], libraries: Sequence[peers.Library], *, rounds: int, **sizes: Any
+    losses: Sequence[str], libraries: Mapping[str, peers.Losses], *, rounds: int, **sizes: Any
 ) -> Iterator[dict]:
     """Yields a record for each loss and each library that has it, jaxdiv's first.
 
@@ -171,35 +148,31 @@ def measure(
 
     Args:
       losses: full names.
-      libraries: as `peers.load` returns them.
+      libraries: by name, jaxdiv's first.
       rounds: how often each is timed.
       **sizes: rows, vocabulary and dtype of `random_inputs`.
     """
     add = jax.jit(jnp.add)
     for loss in losses:
-        at = {
-            "random": random_inputs(loss, **sizes),
-            "near": random_inputs(loss, **sizes, distance=NEAR),
-        }
-        inputs = at["random"]
+        inputs = random_inputs(loss, **sizes)
+        at = {"random": inputs, "near": random_inputs(loss, **sizes, distance=NEAR)}
         entered = {
-            library.name: contestant(library, loss, inputs)
-            for library in libraries
-            if loss in library.losses
+            library: contestant(library, functions[loss], inputs)
+            for library, functions in libraries.items()
+            if loss in functions
         }
-        turns = {"pass": lambda inputs=inputs: add(inputs.student, inputs.teacher)}
-        for library, each in entered.items():
-            for kind, call in each.calls.items():
-                turns[library, kind] = functools.partial(call, inputs)
+        turns = {"pass": functools.partial(add, inputs.student, inputs.teacher)}
+        for library, kinds in entered.items():
+            for kind, (call, _) in kinds.items():
+                turns[library, kind] = functools.partial(call, inputs.student, inputs.target)
         seconds = timing.interleaved(turns, rounds=rounds)
-        for library, each in entered.items():
+        for library, kinds in entered.items():
             record = {"loss": loss, "library": library}
-            for kind in KINDS:
+            for kind, (_, size) in kinds.items():
                 record[kind] = float(np.median(seconds[library, kind] / seconds["pass"]))
-                size = each.temporaries.get(kind, math.nan)
                 record[f"{kind}_temporaries"] = size / inputs.student.nbytes
             for name, where in at.items():
-                record[f"{name}_value"], record[f"{name}_gradient"] = errors(each, loss, where)
+                record[f"{name}_value"], record[f"{name}_gradient"] = errors(kinds, loss, where)
             yield record
 
 
@@ -218,18 +191,17 @@ def row(record: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, st
     first = record is reference
     ratios = " ".join(f"{reference[kind] / record[kind]:.2f}" for kind in KINDS)
     memory = (record[f"{kind}_temporaries"] for kind in KINDS)
-    error = {
-        name: f"{record[f'{name}_value']:.0e} {record[f'{name}_gradient']:.0e}"
-        for name in ("random", "near")
-    }
+    error, near = (
+        f"{record[f'{at}_value']:.0e} {record[f'{at}_gradient']:.0e}" for at in ("random", "near")
+    )
     return {
         "loss": record["loss"] if first else "",
         "library": record["library"],
         **{kind: f"{record[kind]:.2f}" for kind in KINDS},
         "jaxdiv /": "" if first else ratios,
         "memory": " ".join("–" if math.isnan(size) else f"{size:.1f}" for size in memory),
-        "error": error["random"],
-        "error near": error["near"],
+        "error": error,
+        "error near": near,
         "checked": verdict(record),
     }
 
@@ -255,7 +227,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
 
 def losses_by_name(names: Sequence[str] | None) -> list[str]:
     """Returns full names, all that a peer has for None. Raises ValueError for one without peer."""
-    available = peers.load("jnp").losses
+    available = sorted(peers.load("jnp"))
     full = [registry.canonical(name.strip()) for name in names or available]
     for name in full:
         if name not in available:
@@ -263,49 +235,44 @@ def losses_by_name(names: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(full))
 
 
-def installed_libraries(names: Sequence[str] | None) -> tuple[list[peers.Library], dict[str, str]]:
-    """Returns jaxdiv with the named peers, and the reasons why others are left out.
+def installed_libraries(names: Sequence[str] | None) -> dict[str, peers.Losses]:
+    """Returns jaxdiv's losses and those of the named peers, by library.
+
+    Without names, peers that can't be imported are left out and logged.
 
     Raises:
-      ValueError: if a named peer can't be imported; without names, it is left out.
+      ValueError: if a named peer can't be imported.
     """
-    libraries, left_out = [peers.load("jaxdiv")], {}
-    for name in names or peers.names()[1:]:
-        if name == "jaxdiv":
-            continue
+    libraries = {}
+    for name in dict.fromkeys(["jaxdiv", *(names or peers.LIBRARIES)]):
         try:
-            libraries.append(peers.load(name))
+            libraries[name] = peers.load(name)
         except ImportError as error:
             if names:
                 raise ValueError(
                     f"--peers={name}: can't be imported ({error}); pip install -e '.[peers]'"
                 ) from None
-            left_out[name] = str(error)
-    return libraries, left_out
+            cli.log(f"{name} is left out: {error}")
+    return libraries
 
 
 def main(_):
     losses = losses_by_name(LOSSES.value)
-    libraries, left_out = installed_libraries(PEERS.value)
     if OUTPUT.value and os.path.isdir(OUTPUT.value):
         raise ValueError(f"--output={OUTPUT.value} is a folder; give a CSV file")
-    for name, reason in left_out.items():
-        cli.log(f"{name} is left out: {reason}")
-    dtype = jnp.dtype(DTYPE.value)
+    libraries = installed_libraries(PEERS.value)
     sizes = {"rows": ROWS.value, "vocabulary": VOCABULARY.value}
     records = []
-    for record in measure(losses, libraries, **sizes, dtype=dtype, rounds=ROUNDS.value):
+    for record in measure(losses, libraries, **sizes, dtype=DTYPE.value, rounds=ROUNDS.value):
         records.append(record)
         cli.log(f"measured {record['loss']} of {record['library']}")
-    jaxdiv_records = {r["loss"]: r for r in records if r["library"] == "jaxdiv"}
-    rows = [row(record, jaxdiv_records[record["loss"]]) for record in records]
+    first = {record["loss"]: record for record in records if record["library"] == "jaxdiv"}
+    rows = [row(record, first[record["loss"]]) for record in records]
     machine = f"{os.cpu_count()} cores, JAX {jax.__version__}"
-    title = f"{ROWS.value} × {VOCABULARY.value} {dtype.name}, {machine}"
-    Console(width=150).print(tables.table(rows, title=title, caption=summary(records)))
-    if OUTPUT.value:
-        tables.write_csv(
-            OUTPUT.value, [record | sizes | {"dtype": dtype.name} for record in records]
-        )
+    title = f"{ROWS.value} × {VOCABULARY.value} {DTYPE.value}, {machine}"
+    harness.print_table(rows, width=150, title=title, caption=summary(records))
+    sizes["dtype"] = DTYPE.value
+    harness.write_csv(OUTPUT.value, [record | sizes for record in records])
     return 0
 
 

@@ -39,18 +39,18 @@ SETTLED = flags.DEFINE_integer(
 class MemoryTracker:
     """A tracker of bytes after each step: of arrays on devices, and of the process."""
 
-    def __init__(self, history: list[tuple[int, int]]):
-        self._history = history
+    def __init__(self):
+        self.history: list[tuple[int, int]] = []
 
     def write(self, step: int, students: Mapping, clock: Mapping) -> None:
         """Appends (bytes of the arrays that live, bytes of the process)."""
         live = {id(x): x for x in jax.live_arrays() if not x.is_deleted()}
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         size = sum(x.nbytes for x in live.values())
-        self._history.append((size, pages * resource.getpagesize()))
+        self.history.append((size, pages * resource.getpagesize()))
 
     def close(self) -> None:
-        """Does nothing: the history belongs to the caller."""
+        """Does nothing: the history outlives the training."""
 
 
 def needed(spec: RunSpec, target: Model, data: run_data.RunData) -> dict[str, int]:
@@ -63,30 +63,26 @@ def needed(spec: RunSpec, target: Model, data: run_data.RunData) -> dict[str, in
     rows = sharding.BatchSharding(mesh, stage.batch_size)
     batch = rows.put_local(next(data.batches(stage, rows.local_rows)))
     program = step.lower(state, target.params, batch).compile()
-    return {
-        "teacher": _size(target.params),
-        "students": _size(state.params),
-        "optimizer states": _size(state.opt_state),
-        "temporaries": aot.Memory.of(program).temporaries,
+    parts = {
+        "teacher": target.params,
+        "students": state.params,
+        "optimizer states": state.opt_state,
     }
-
-
-def _size(tree):
-    return sum(x.nbytes for x in jax.tree.leaves(tree))
+    sizes = {name: sum(x.nbytes for x in jax.tree.leaves(tree)) for name, tree in parts.items()}
+    return sizes | {"temporaries": aot.Memory.of(program).temporaries}
 
 
 def train(config: Mapping) -> tuple[np.ndarray, dict[str, int]]:
     """Returns bytes [steps, 2] of arrays and process after each step, and what a step needs."""
-    history: list[tuple[int, int]] = []
-    spec = RunSpec.from_config(config)
+    tracker, spec = MemoryTracker(), RunSpec.from_config(config)
     with tempfile.TemporaryDirectory(prefix="jaxdiv-memory-") as name:
         run = Workdir(name)
         run.initialize_or_resume(config)
         data = run_data.prepare(spec, run)
         target = teacher.prepare(spec, run, data)
-        monitoring = loop.Monitoring(trackers=[lambda stage: MemoryTracker(history)])
+        monitoring = loop.Monitoring(trackers=[lambda stage: tracker])
         students.train(spec, run, data, target, monitoring)
-        return np.array(history), needed(spec, target, data)
+        return np.array(tracker.history), needed(spec, target, data)
 
 
 def main(_):

@@ -17,9 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from rich.console import Console
 
-from experiments.benchmarks import tables
+from experiments.benchmarks import harness
 from experiments.benchmarks.random_setup import RandomSetup
 from experiments.common import cli, timing
 from jaxdiv import reductions
@@ -31,9 +30,7 @@ from jaxdiv.training.step import initial_state
 CONFIG = cli.define_config()
 LOSS = flags.DEFINE_string("loss", "kl", "The loss of every student.")
 SIZES = flags.DEFINE_list("students", ["1", "2", "4", "8", "16"], "Numbers of students, by commas.")
-ROUNDS = flags.DEFINE_integer(
-    "rounds", 15, "How often each is timed; the medians count.", lower_bound=1
-)
+ROUNDS = harness.define_rounds(15)
 
 
 def plain_gradient(setup: RandomSetup, outputs: Any) -> Callable[[], Any]:
@@ -59,11 +56,7 @@ def training_step(
 ) -> Callable[[], Any]:
     """Returns a call of a training step of `count` students, each going on from the one before.
 
-    Args:
-      setup: the teacher and the batch.
-      count: the number of students.
-      forward: the step's pass of the teacher.
-      teacher: its first argument.
+    `forward` is the step's pass of the teacher, and `teacher` its first argument.
     """
     spec, population = setup.untrained_students(count)
     step = students.step(spec, population, forward)
@@ -92,20 +85,6 @@ def measure(setup: RandomSetup, sizes: list[int], rounds: int) -> dict:
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-def rows(seconds: dict, sizes: list[int]) -> list[dict]:
-    """Returns a row a population; times in milliseconds."""
-    teacher, student = seconds["teacher pass"], seconds["student step"]
-    records = []
-    for count in sizes:
-        ratio = seconds[count] / seconds[1]
-        ideal = (teacher + count * student) / (teacher + student)
-        columns = {"× one run": ratio, "ideal ×": ideal, "over ideal": ratio / ideal}
-        columns["× faster than separate"] = count / ratio
-        record = {"students": count, "step, ms": f"{1e3 * seconds[count]:.1f}"}
-        records.append(record | {name: f"{value:.2f}" for name, value in columns.items()})
-    return records
-
-
 def main(_):
     config = cli.load_config(CONFIG)
     run_config.check(config)
@@ -120,12 +99,20 @@ def main(_):
     sizes = [int(text) for text in SIZES.value]
     seconds = measure(setup, sizes, ROUNDS.value)
     teacher, student = seconds["teacher pass"], seconds["student step"]
+    rows = []
+    for count in sizes:
+        ratio = seconds[count] / seconds[1]
+        ideal = (teacher + count * student) / (teacher + student)
+        columns = {"× one run": ratio, "ideal ×": ideal, "over ideal": ratio / ideal}
+        columns["× faster than separate"] = count / ratio
+        row = {"students": count, "step, ms": f"{1e3 * seconds[count]:.1f}"}
+        rows.append(row | {name: f"{value:.2f}" for name, value in columns.items()})
     title = (
         f"Teacher pass T = {1e3 * teacher:.1f} ms, student step s = {1e3 * student:.1f} ms, "
         f"{student / seconds['plain gradient']:.2f} × a plain jax.grad"
     )
     caption = "ideal = (T + N·s) / (T + s); separate = N runs of one student"
-    Console(width=110).print(tables.table(rows(seconds, sizes), title=title, caption=caption))
+    harness.print_table(rows, width=110, title=title, caption=caption)
     return 0
 
 

@@ -12,7 +12,6 @@ from experiments.common import startup
 
 startup.begin(__name__)
 
-import dataclasses
 import importlib.metadata
 import math
 import os
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from absl import flags
 
@@ -37,8 +37,7 @@ _COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class SliceCell:
+class SliceCell(NamedTuple):
     """A row of the table.
 
     Attributes:
@@ -119,48 +118,49 @@ def table(records: Mapping, cells: Iterable[SliceCell]) -> str:
     """Returns Markdown: versions, a row a cell, errors, and what more chips bring."""
     entries = {c: records["cells"].get(c.command, {"error": "not compiled"}) for c in cells}
     rows = [row(cell, entry) for cell, entry in entries.items()]
-    lines = [", ".join(f"{name} {version}" for name, version in records["versions"].items()), ""]
-    lines += [Table(_COLUMNS, rows, left=(0, 1), code=False).markdown()]
-    for cell, entry in entries.items():
-        if "error" in entry:
-            lines.append(f"Not compiled: `{cell.command}`: {entry['error']}")
-    return "\n".join([*lines, *scaling(entries)])
+    errors = [
+        f"Not compiled: `{cell.command}`: {entry['error']}"
+        for cell, entry in entries.items()
+        if "error" in entry
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in records["versions"].items())
+    markdown = Table(_COLUMNS, rows, left=(0, 1), code=False).markdown()
+    return "\n".join([versions, "", markdown, *errors, *scaling(entries)])
 
 
-def least_seconds(entry: Mapping) -> float | None:
-    """Returns the longest of a step's three times, or None where it was not compiled."""
-    seconds = entry.get("steps", {}).get(STUDENT, {}).get("seconds")
-    return seconds and max(seconds.values())
-
-
-def row(cell: SliceCell, entry: Mapping) -> list:
+def row(cell: SliceCell, entry: Mapping) -> list[str]:
     """Returns the table's cells of one record."""
     mesh = f"{cell.chips // cell.fsdp} × {cell.fsdp}"
-    columns = [f"`{pathlib.Path(cell.config).stem}`", f"`{cell.topology}`", cell.chips, mesh]
+    columns = [f"`{pathlib.Path(cell.config).stem}`", f"`{cell.topology}`", f"{cell.chips}", mesh]
     if "error" in entry:
-        columns += [cell.rows, "not compiled"]
-        return columns + [""] * (len(_COLUMNS) - len(columns))
-    step, seconds = entry["steps"][STUDENT], least_seconds(entry)
-    fits, room = ("yes" if step["fits"] else "no"), f"{step['hbm'] / 1e9:.0f}"
-    columns += [f"{cell.rows}, {step['predictions'] / cell.chips:,.0f}", fits]
-    if not seconds:
-        columns += ["", room]
-        return columns + [""] * (len(_COLUMNS) - len(columns))
-    speed = step["predictions"] / seconds / 1e3
-    bound = max(step["seconds"], key=step["seconds"].get)
-    columns += [f"{step['memory'] / 1e9:.2f}", room, f"{1e3 * seconds:,.3g}", f"{speed:,.0f}"]
-    columns += [f"{speed / cell.chips:.3g}", BOUND[bound]]
-    return columns + [f"{step['seconds'][each] / seconds:.0%}" for each in BOUND]
+        columns += [f"{cell.rows}", "not compiled"]
+    else:
+        step = entry["steps"][STUDENT]
+        columns.append(f"{cell.rows}, {step['predictions'] / cell.chips:,.0f}")
+        columns.append("yes" if step["fits"] else "no")
+        columns.append(f"{step['memory'] / 1e9:.2f}" if "memory" in step else "")
+        columns.append(f"{step['hbm'] / 1e9:.0f}")
+        if parts := step.get("seconds"):
+            seconds, speed = max(parts.values()), tokens_per_second(step)
+            columns += [f"{1e3 * seconds:,.3g}", f"{speed / 1e3:,.0f}"]
+            columns += [f"{speed / 1e3 / cell.chips:.3g}", BOUND[max(parts, key=parts.get)]]
+            columns += [f"{parts[each] / seconds:.0%}" for each in BOUND]
+    return columns + [""] * (len(_COLUMNS) - len(columns))
+
+
+def tokens_per_second(step: Mapping) -> float:
+    """Returns the predictions of a step over the longest of its three times."""
+    return step["predictions"] / max(step["seconds"].values())
 
 
 def scaling(entries: Mapping[SliceCell, Mapping]) -> Iterator[str]:
     """Yields a sentence for each config and kind of chip that has slices of several sizes."""
     groups = {}
     for cell, entry in entries.items():
-        if seconds := least_seconds(entry):
-            speed = entry["steps"][STUDENT]["predictions"] / seconds
+        step = entry.get("steps", {}).get(STUDENT, {})
+        if "seconds" in step:
             kind = pathlib.Path(cell.config).stem, cell.topology.split(":")[0]
-            groups.setdefault(kind, []).append((cell.chips, speed))
+            groups.setdefault(kind, []).append((cell.chips, tokens_per_second(step)))
     for (config, kind), sizes in groups.items():
         (few, slow), (many, fast) = min(sizes), max(sizes)
         if few < many:

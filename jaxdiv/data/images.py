@@ -130,9 +130,8 @@ def batches(
         raise ValueError(
             f"a batch of {batch_size} needs as many images, got {count}; use a smaller batch_size"
         )
-    rows = rows or slice(None)
     return pipeline.endless(
-        count, batch_size, seed, lambda numbers: images.take(numbers[rows]).batch()
+        count, batch_size, seed, lambda numbers: images.take(numbers).batch(), rows
     )
 
 

@@ -137,10 +137,9 @@ def batches(
             f"{batch_size * sequence_length + 1} tokens, got {len(tokens.ids)}; use a smaller "
             "batch_size or sequence_length, or more text"
         )
-    rows = rows or slice(None)
 
     def make(numbers):
-        positions = numbers[rows, None] * sequence_length + np.arange(sequence_length + 1)
+        positions = numbers[:, None] * sequence_length + np.arange(sequence_length + 1)
         window = tokens.ids[positions]
         inputs = np.ascontiguousarray(window[:, :-1])
         return {
@@ -149,16 +148,20 @@ def batches(
             "weights": (inputs != tokens.end_of_text).astype(np.float32),
         }
 
-    return endless(windows, batch_size, seed, make)
+    return endless(windows, batch_size, seed, make, rows)
 
 
 def endless(
     examples: int,
     batch_size: int,
     seed: int,
-    make: Callable[[Int[np.ndarray, " B"]], Mapping[str, np.ndarray]],
+    make: Callable[[Int[np.ndarray, " b"]], Mapping[str, np.ndarray]],
+    rows: slice | None,
 ) -> grain.DatasetIterator:
-    """Iterates over batches `make(numbers)` of examples; each epoch has its own order."""
+    """Iterates over batches, `make(numbers)` of the examples in `rows` or all rows.
+
+    Each epoch has its own order.
+    """
     # Grain shuffles epoch e by seed + e: neighboring seeds would share their orders.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     dataset = grain.MapDataset.range(examples).shuffle(seed=spread).repeat()
@@ -168,10 +171,9 @@ def endless(
         if batch_size > 1
         else dataset.map(lambda number: np.array([number]))
     )
+    dataset = dataset.map(lambda numbers: make(numbers[rows or slice(None)]))
     # A batch takes microseconds: threads would only take cores from training.
-    return iter(
-        dataset.map(make).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    )
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def evaluation_windows(

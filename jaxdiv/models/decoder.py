@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxdiv.models import meshes
 from jaxdiv.models.layers import (
@@ -106,21 +106,16 @@ class Decoder(nnx.Module):
         start: int,
         stop: int,
         *,
-        positions: Int[Array, "#B L"] | None = None,
         cache: Cache | None = None,
-        slots: Int[Array, "#B L"] | None = None,
-        visible: Bool[Array, "#B L T"] | None = None,
+        **where: Array | None,
     ) -> tuple[Activations, Cache | None]:
         """Runs layers `start` to `stop` (excluded).
 
         Args:
           hidden: [B, L, D], the input of layer `start`.
           start, stop: 0 <= start <= stop <= depth, static.
-          positions: [B, L] or [1, L], each token's position in its sequence; None for 0..L-1.
           cache: from `init_cache`, long enough for all slots.
-          slots: [B, L], consecutive, the tokens' places in the cache; None for their positions.
-          visible: [B, L, T] or [1, L, T], the slots that each token sees; None for those up to its
-            position. To roll back, pass earlier positions.
+          **where: `positions`, `slots` and `visible` as of `layers.layout`.
 
         Returns:
           hidden [B, L, D], and the cache with new entries for these layers, or None.
@@ -129,27 +124,17 @@ class Decoder(nnx.Module):
             raise ValueError(
                 f"`start` and `stop` must be in order in 0..{self.depth}, got {start} and {stop}"
             )
-        if positions is None:
-            positions = jnp.arange(hidden.shape[1])[None]
-        if cache is not None:
-            positions = jnp.broadcast_to(positions, hidden.shape[:2])
-        where = layout(
-            positions,
-            head_width=self.head_width,
-            rope_base=self.options.rope_base,
-            cache=None if cache is None else cache[0],
-            slots=slots,
-            visible=visible,
-        )
-        if cache is None and not isinstance(self.layers, nnx.List):
-            return self._scan_layers(hidden, start, stop, where), None
         entries = [None] * self.depth if cache is None else list(cache)
+        rotary = {"head_width": self.head_width, "rope_base": self.options.rope_base}
+        tokens = layout(hidden, cache=entries[0], **rotary, **where)
+        if cache is None and not isinstance(self.layers, nnx.List):
+            return self._scan_layers(hidden, start, stop, tokens), None
         for i in range(start, stop):
-            hidden, entries[i] = self._layer(i)(hidden, where, entries[i])
+            hidden, entries[i] = self._layer(i)(hidden, tokens, entries[i])
         return hidden, None if cache is None else tuple(entries)
 
     def _scan_layers(
-        self, hidden: Activations, start: int, stop: int, where: Layout
+        self, hidden: Activations, start: int, stop: int, tokens: Layout
     ) -> Activations:
         graphdef, params = nnx.split(self.layers)
 
@@ -158,7 +143,7 @@ class Decoder(nnx.Module):
         @functools.partial(jax.checkpoint, policy=_GEMM_OUTPUTS, prevent_cse=False)
         def body(hidden, layer):
             layer = nnx.merge(graphdef, meshes.gather_layer(layer, self.dtype))
-            return meshes.shard_rows(layer(meshes.shard_rows(hidden), where)[0]), None
+            return meshes.shard_rows(layer(meshes.shard_rows(hidden), tokens)[0]), None
 
         return jax.lax.scan(body, hidden, jax.tree.map(lambda x: x[start:stop], params))[0]
 

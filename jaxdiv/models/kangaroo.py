@@ -45,7 +45,7 @@ class KangarooAdapter(Drafter):
                 f"exit_layer={self.exit_layer}"
             )
         hidden = jax.lax.stop_gradient(teacher.hidden)
-        return self._adapt(hidden, positions=jnp.arange(hidden.shape[1])[None])[0]
+        return self._adapt(hidden)[0]
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
         """Returns the teacher's head, as a constant."""
@@ -70,9 +70,8 @@ class KangarooAdapter(Drafter):
     ) -> tuple[Activations, LayerCache | None]:
         rotary = {"head_width": self.attention.head_width, "rope_base": self.rope_base}
         hidden = hidden.astype(self.dtype)
-        mixed, cache = self.attention(
-            self.attention_norm(hidden), layout(cache=cache, **where, **rotary), cache
-        )
+        tokens = layout(hidden, cache=cache, **rotary, **where)
+        mixed, cache = self.attention(self.attention_norm(hidden), tokens, cache)
         return self.norm(hidden + mixed), cache
 
     def check_target(self, target: Decoder) -> None:

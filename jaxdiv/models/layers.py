@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -85,27 +84,32 @@ class Layout(NamedTuple):
 
 
 def layout(
-    positions: Int[Array | np.ndarray, "b L"],
+    hidden: Activations,
     *,
     head_width: int,
     rope_base: float,
     cache: LayerCache | None = None,
+    positions: Int[Array, "b L"] | None = None,
     slots: Int[Array, "b L"] | None = None,
     visible: Bool[Array, "b L T"] | None = None,
 ) -> Layout:
-    """Computes rotations and mask of tokens at `positions`.
+    """Computes rotations and mask of a pass's tokens, whose activations are `hidden`.
 
     Args:
-      positions: [b, L], the position of each token in its own sequence.
+      hidden: [B, L, D].
       head_width: even.
       rope_base: base of the geometric series of wavelengths (RoFormer, arXiv 2104.09864, section
         3.2.2).
       cache: with T slots, if the pass reads one.
-      slots: [b, L], consecutive, the tokens' places in the cache; None for their positions.
-      visible: [b, L, T], the slots of the cache, or the tokens of the pass, that each token sees;
-        None for those up to its own.
+      positions: [B, L] or [1, L], each token's position in its sequence; None for 0..L-1.
+      slots: [B, L], consecutive, the tokens' places in the cache; None for their positions.
+      visible: [B, L, T] or [1, L, T], the slots of the cache, or the tokens of the pass, that each
+        token sees; None for those up to its position. To roll back, pass earlier positions.
     """
-    positions = jnp.asarray(positions)
+    if positions is None:
+        positions = jnp.arange(hidden.shape[1])[None]
+    if cache is not None:
+        positions = jnp.broadcast_to(positions, hidden.shape[:2])
     frequencies = rope_base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
     angles = positions.astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)

@@ -61,7 +61,7 @@ class Drafter(Student):
           tokens: [B, L].
           hidden: [B, L, W], the teacher's hidden states of these tokens after `exit_layer`.
           cache: from `init_cache`.
-          **where: `positions`, `slots` and `visible` as of `Decoder.run_layers`.
+          **where: `positions`, `slots` and `visible` as of `layers.layout`.
 
         Returns:
           The tokens' features [B, L, D], and the cache with their entries.

@@ -59,13 +59,6 @@ class StoppedRun:
         check_same_end(self.whole, self.folder)
 
 
-def stop(folder, texts, *, stage, after, sign):
-    """Runs until `stage` is past step `after`, sends `sign`; returns exit code and error output."""
-    run = StoppedRun(folder, texts, folder)
-    done = run.stop(lambda: step_of(folder, stage) > after, sign)
-    return done.returncode, " ".join(done.stderr.split())
-
-
 def stop_when(process, condition, sign, *, delay=0.0):
     """Sends `sign` some seconds after `condition()` is true, and waits for the process's end."""
     wait_until(process, condition)
@@ -111,18 +104,13 @@ def arrays(folder, stage, step):
         return checkpointer.restore(path, restore_args=as_numpy)
 
 
-def check_same(folder, other, stage, step):
-    """Checks that two runs' checkpoints have the same arrays, bit for bit."""
-    left, right = arrays(folder, stage, step), arrays(other, stage, step)
-    assert left.keys() == right.keys()
-    assert len(left) > 10
-    for name, values in left.items():
-        np.testing.assert_array_equal(values, right[name], err_msg=name, strict=True)
-
-
 def check_same_end(whole, cut):
     """Checks for the same parameters and optimizer states bit for bit, results and curves."""
-    check_same(whole, cut, "teacher", TEACHER_STEPS)
-    check_same(whole, cut, "students", STEPS)
+    for stage, step in (("teacher", TEACHER_STEPS), ("students", STEPS)):
+        left, right = arrays(whole, stage, step), arrays(cut, stage, step)
+        assert left.keys() == right.keys()
+        assert len(left) > 10
+        for name, values in left.items():
+            np.testing.assert_array_equal(values, right[name], err_msg=name, strict=True)
     for name in ("results.csv", "curves/student.jsonl"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()

@@ -25,8 +25,20 @@ def find(path: str | None, *, flag: str, kind: str) -> Callable[..., Any]:
             f"`--{flag}` must be module:{kind}, such as my_project.{flag}:mine, "
             f"got {path or 'nothing'}."
         )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     module, name = path.split(":")
-    value = _import_module(module, flag)
+    try:
+        value = importlib.import_module(module)
+    except Exception as error:  # a module is a program and may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (module == missing or module.startswith(missing + ".")):
+            reason = f"there is no module `{missing}` from {os.getcwd()}."
+        elif isinstance(error, ModuleNotFoundError):
+            reason = f"it needs the module `{missing}`, which is not installed."
+        else:
+            reason = f"it can't be imported: {type(error).__name__}: {error}"
+        raise ValueError(f"--{flag}={module}: {reason}") from error
     for part in name.split("."):
         if not hasattr(value, part):
             names = [key for key, x in vars(value).items() if callable(x) and key[0] != "_"]
@@ -38,19 +50,3 @@ def find(path: str | None, *, flag: str, kind: str) -> Callable[..., Any]:
     if not callable(value):
         raise ValueError(f"--{flag}={path}: `{name}` must be a {kind}, got {type(value).__name__}.")
     return value
-
-
-def _import_module(name: str, flag: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            reason = f"there is no module `{error.name}` from {os.getcwd()}."
-        else:
-            reason = f"it needs the module `{error.name}`, which is not installed."
-        raise ValueError(f"--{flag}={name}: {reason}") from error
-    except Exception as error:  # a module is a program and may raise anything
-        reason = f"it can't be imported: {type(error).__name__}: {error}"
-        raise ValueError(f"--{flag}={name}: {reason}") from error

@@ -34,13 +34,9 @@ def measure(
     """
     measured = []
     for run in runs:
-        config = run.spec().evaluation
-        evaluation = dataclasses.replace(
-            config,
-            contexts=tuple(contexts) or config.contexts,
-            rules=tuple(rules) or config.rules,
-            temperatures=tuple(temperatures) or config.temperatures,
-        )
+        flags = {"contexts": contexts, "rules": rules, "temperatures": temperatures}
+        changes = {name: tuple(values) for name, values in flags.items() if values}
+        evaluation = dataclasses.replace(run.spec().evaluation, **changes)
         measurements = measurement.measure(run, evaluation)
         if decode_gamma:
             measurements = decoded_acceptance.with_decoding(

@@ -198,6 +198,8 @@ def test_json_lines(ended, folder):
     assert line["target_calls"] + line["accepted"] - len(line["tokens"]) in (0, 1)
     assert (line["sampling_seed"], other["sampling_seed"]) == (5, 6)
     assert line["tokens"] != other["tokens"]
+    drafting = "Drafted by student of kl, seed 0: a chain of 4, eta 0.6; rule sampling"
+    assert drafting in " ".join(ended["samples"].stderr.split())
 
 
 def test_prompts_of_files_and_greedy_texts_with_any_draft(ended):
@@ -207,6 +209,7 @@ def test_prompts_of_files_and_greedy_texts_with_any_draft(ended):
     assert tree["tokens"] == plain[2]["tokens"]
     assert plain[2]["target_calls"] == len(plain[2]["tokens"])
     assert (tree["loss"], tree["seed"]) == ("tv", 1)
+    assert "seed 1: the tree 0,1,00; rule" in " ".join(ended["tree"].stderr.split())
     for line in plain:
         assert line["accepted"] == 0
         assert {line[name] for name in ("draft", "loss", "seed", "rule")} == {None}

@@ -31,39 +31,33 @@ def row(rows, loss, measure, seed="all"):
     return result
 
 
+def seeds_of(rows, loss, measure):
+    return [r["seed"] for r in rows if (r["loss"], r["measure"]) == (loss, measure)]
+
+
 def test_differences_are_paired_signed_and_corrected():
     measured = run({"kl": 0.02, "ce": 0.0, "tv": 0.04, "untrained": -0.2})
     rows = estimates.rows([measured])
     sums = {loss: measured.sums[loss, ACCEPTANCE] for loss in measured.losses}
+    ce = sums.pop("ce")
     pairs = {
-        loss: statistics.paired_difference(
-            s.numerator, s.denominator, sums["ce"].numerator, sums["ce"].denominator
-        )
+        loss: statistics.paired_difference(s.numerator, s.denominator, ce.numerator, ce.denominator)
         for loss, s in sums.items()
-        if loss != "ce"
     }
-    levels = dict(
-        zip(
-            ("kl", "tv"),
-            statistics.holm_levels([pairs["kl"].p_value, pairs["tv"].p_value]),
-            strict=True,
-        )
-    )
-    assert max(levels.values()) > 0.95
-    for loss, level in {**levels, "untrained": 0.95}.items():
+    levels = statistics.holm_levels([pairs["kl"].p_value, pairs["tv"].p_value])
+    assert max(levels) > 0.95
+    for loss, level in zip(("kl", "tv", "untrained"), (*levels, 0.95), strict=True):
         expected, result = pairs[loss].at_level(level), row(rows, loss, "difference")
         np.testing.assert_allclose(
             [result[k] for k in ("value", "low", "high")],
             [expected.value, expected.low, expected.high],
         )
         by_seed = [row(rows, loss, "difference", seed)["value"] for seed in (0, 1, 2)]
-        one = (
-            sums[loss].numerator.sum(1) / COUNTS.sum() - sums["ce"].numerator.sum(1) / COUNTS.sum()
-        )
+        one = (sums[loss].numerator.sum(1) - ce.numerator.sum(1)) / COUNTS.sum()
         np.testing.assert_allclose(by_seed, one)
     assert row(rows, "tv", "difference")["value"] > 0.03
     assert row(rows, "untrained", "difference")["value"] < -0.19
-    assert not [r for r in rows if (r["loss"], r["measure"]) == ("ce", "difference")]
+    assert not seeds_of(rows, "ce", "difference")
     assert row(rows, "ce", "acceptance")["n"] == COUNTS.sum()
 
 
@@ -73,50 +67,30 @@ def test_without_ce_the_first_loss_is_the_reference():
 
 
 def test_only_students_that_both_have_are_paired():
-    measured = run({"ce": 0.0, "kl": 0.02, "tv": 0.01}, diverged={"kl": [1], "tv": [0, 1, 2]})
-    measured = Measurement(
-        measured.losses, {k: v for k, v in measured.sums.items() if k[0] != "tv"}
-    )
+    measured = run({"ce": 0.0, "kl": 0.02}, diverged={"kl": [1]})
+    measured.losses["tv"] = []  # all of them diverged
     rows = estimates.rows([measured])
-    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "difference")] == [
-        0,
-        2,
-        "all",
-    ]
+    assert seeds_of(rows, "kl", "difference") == [0, 2, "all"]
     assert not [r for r in rows if r["loss"] == "tv"]
 
 
 def test_runs_are_pooled_over_the_losses_that_all_have():
-    first, second = (
-        run({"ce": 0.0, "kl": 0.02, "tv": 0.1}),
-        run({"ce": 0.01, "kl": 0.02}, seeds=(3, 4, 5)),
-    )
+    first = run({"ce": 0.0, "kl": 0.02, "tv": 0.1})
+    second = run({"ce": 0.01, "kl": 0.02}, seeds=(3, 4, 5))
     rows = estimates.rows([first, second])
     assert {r["loss"] for r in rows} == {"ce", "kl"}
-    assert [r["seed"] for r in rows if (r["loss"], r["measure"]) == ("kl", "acceptance")] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        "all",
-    ]
+    assert seeds_of(rows, "kl", "acceptance") == [*range(6), "all"]
     assert row(rows, "kl", "acceptance")["n"] == 2 * COUNTS.sum()
-    other = Measurement(
-        {"ce": [3]}, {("ce", ACCEPTANCE): Sums(np.ones((1, 4)), np.ones((1, 4)), np.ones(4))}
-    )
+    sums = Sums(np.ones((1, 4)), np.ones((1, 4)), np.ones(4))
     with pytest.raises(ValueError, match="different documents can't be pooled"):
-        estimates.rows([first, other])
+        estimates.rows([first, Measurement({"ce": [3]}, {("ce", ACCEPTANCE): sums})])
 
 
 def test_tokens_a_call_stay_between_1_and_all_drafts_and_one():
     key = Key("generated", "tau", 1.0, gamma=2)
     calls = COUNTS / np.array([[1.1, 2.9, 3.0, 1.0, 2.0], [3.0, 1.2, 1.0, 2.9, 2.0]])
-    measured = Measurement(
-        {"ce": [0, 1]}, {("ce", key): Sums(np.broadcast_to(COUNTS, calls.shape), calls, COUNTS)}
-    )
-    result = row(estimates.rows([measured]), "ce", "tau")
+    sums = Sums(np.broadcast_to(COUNTS, calls.shape), calls, COUNTS)
+    result = row(estimates.rows([Measurement({"ce": [0, 1]}, {("ce", key): sums})]), "ce", "tau")
     assert 1 <= result["low"] < result["value"] < result["high"] <= 3
 
 

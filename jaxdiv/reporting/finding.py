@@ -1,7 +1,7 @@
 """The headline of a report and the sentences below it: they claim no more than the verdicts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
 
@@ -21,34 +21,32 @@ class Headline:
 
 def find(summary: Summary) -> Headline:
     """Returns the loss shown to be accepted more than the reference, or that none is."""
-    table = summary.headline
+    table, groups = summary.headline, ()
     if not table.trained:
         return Headline(Markup("No trained student has a result."))
-    top = table.trained[0]
+    row = table.trained[0]
     if len(table.trained) == 1:
-        return _finding(
-            top,
-            f"{short(top.loss)} gets {_percent(top)} of its drafts accepted.",
+        texts = [
+            f"{short(row.loss)} gets {_percent(row)} of its drafts accepted.",
             f"Sampled drafts at {_where(table)}. One loss alone: there is nothing to compare it "
             "with.",
-        )
-    if table.reference is None:
-        return _finding(
-            top,
-            f"{short(top.loss)} has the highest acceptance, but no differences were measured.",
-            _accepted(top, table),
+        ]
+    elif table.reference is None:
+        texts = [
+            f"{short(row.loss)} has the highest acceptance, but no differences were measured.",
+            _accepted(row, table),
             "Without them nothing tells whether it is more than chance.",
-        )
-    above = [row for row in table.trained if row.side > 0]
-    finding = _winner(above[0], table) if above else _no_winner(table)
-    return dataclasses.replace(finding, groups=_groups(table))
+        ]
+    else:
+        above = [row for row in table.trained if row.side > 0]
+        row = above[0] if above else row
+        texts = _describe_winner(row, table) if above else _describe_none(table)
+        groups = _groups(table)
+    headline, *sentences = map(Markup, texts)
+    return Headline(headline, sentences, row, groups)
 
 
-def _finding(row, headline, *sentences):
-    return Headline(Markup(headline), tuple(map(Markup, sentences)), row)
-
-
-def _winner(row: LossRow, table: ContextSummary) -> Headline:
+def _describe_winner(row: LossRow, table: ContextSummary) -> list[str]:
     """Names the highest loss that is shown to lie above the reference."""
     top, reference = table.trained[0], short(table.reference)
     gain = formats.unbroken(formats.points(*row.difference))
@@ -66,18 +64,19 @@ def _winner(row: LossRow, table: ContextSummary) -> Headline:
         sentences.append(f"Whether it beats {short(rival.loss)} was not tested: {test}.")
     else:
         headline = f"{name} is accepted most: {gain} points over {reference}."
-    return _finding(row, headline, *sentences)
+    return [headline, *sentences]
 
 
-def _no_winner(table: ContextSummary) -> Headline:
+def _describe_none(table: ContextSummary) -> list[str]:
+    """Says that no loss is shown to lie above the reference, or that all lie below it."""
     top, name = table.trained[0], short(table.reference)
     others = [row for row in table.trained if row.loss != table.reference]
     if top.loss == table.reference and all(row.side < 0 for row in others):
-        return _finding(top, f"{_among(others)}{name} is accepted most.", _accepted(top, table))
+        return [f"{_among(others)}{name} is accepted most.", _accepted(top, table)]
     relation = "be accepted more than" if any(row.side for row in others) else "differ from"
-    sentences = [_accepted(top, table, ", the most of all")]
-    sentences += [_against(top, table)] if top.loss != table.reference else []
-    return _finding(top, f"No loss is shown to {relation} {name}.", *sentences)
+    headline = f"No loss is shown to {relation} {name}."
+    against = [_against(top, table)] if top.loss != table.reference else []
+    return [headline, _accepted(top, table, ", the most of all"), *against]
 
 
 def short(loss: str) -> Markup:
@@ -85,20 +84,20 @@ def short(loss: str) -> Markup:
     return Markup("<code>{}</code>").format(loss if len(loss) <= 40 else f"{loss[:39]}…")
 
 
-def _among(rows):
+def _among(rows: Iterable[LossRow]) -> str:
     few = any(row.verdict == verdicts.FEW_SEEDS for row in rows)
     return "Among these students " if few else ""
 
 
-def _where(table):
+def _where(table: ContextSummary) -> str:
     return f"temperature {table.temperature:g}, {escape(table.phrase)}"
 
 
-def _percent(row):
+def _percent(row: LossRow) -> str:
     return formats.unbroken(formats.percent(*row.numbers["acceptance"])) + "%"
 
 
-def _accepted(row, table, remark=""):
+def _accepted(row: LossRow, table: ContextSummary, remark: str = "") -> str:
     drafts = f"{short(row.loss)}'s sampled drafts {_percent(row)}"
     return f"Of {drafts} are accepted at {_where(table)}{remark}."
 
@@ -126,22 +125,21 @@ def _against(row: LossRow, table: ContextSummary) -> str:
     return f"That is {points} against {short(table.reference)}{interval}: {reason}."
 
 
-def _groups(table: ContextSummary) -> tuple[Markup, ...]:
-    reference, groups = short(table.reference), {}
-    heads = {
-        (verdicts.REAL, True): f"Really above {reference}",
-        (verdicts.REAL, False): f"Really below {reference}",
-        verdicts.NOT_SHOWN: f"Not told apart from {reference}",
-        verdicts.FEW_SEEDS: "Of too few seeds to tell",
+def _groups(table: ContextSummary) -> list[Markup]:
+    """Returns a line for each verdict against the reference, with the losses that have it."""
+    reference = short(table.reference)
+    groups = {
+        f"Really above {reference}": (verdicts.REAL, True),
+        f"Really below {reference}": (verdicts.REAL, False),
+        f"Not told apart from {reference}": (verdicts.NOT_SHOWN, None),
+        "Of too few seeds to tell": (verdicts.FEW_SEEDS, None),
     }
-    for row in table.trained:
-        above = (verdicts.REAL, row.difference.value > 0)
-        if row.compared:
-            key = above if row.verdict == verdicts.REAL else row.verdict
-            groups.setdefault(heads[key], []).append(row.loss)
-    return tuple(
-        Markup(f"{head}: {names(groups[head])}.") for head in heads.values() if head in groups
-    )
+    lines = []
+    for head, (verdict, above) in groups.items():
+        rows = (row for row in table.trained if row.compared and row.verdict == verdict)
+        losses = [r.loss for r in rows if above in (None, r.difference.value > 0)]
+        lines += [Markup(f"{head}: {names(losses)}.")] if losses else []
+    return lines
 
 
 def names(losses: Sequence[str]) -> Markup:

@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import jinja2
 import pandas as pd
@@ -18,21 +17,10 @@ from jaxdiv import files, schema
 from jaxdiv.reporting import finding, formats, loss_tables, measures, results, style, verdicts
 from jaxdiv.reporting.pictures import Picture
 from jaxdiv.reporting.summary import ContextSummary, Summary
+from jaxdiv.reporting.tables import Table
 
 # The columns of the table of losses that come first, so that a narrow screen shows them.
 _FIRST = ("loss", "acceptance", "difference", "verdict", "by_seed")
-
-
-class Grid(NamedTuple):
-    """A table of the page; its texts are escaped unless they are `Markup`."""
-
-    label: str  # names the table to a screen reader; no other table has it
-    caption: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]  # the first cell of each names the row, as code where `code`
-    kinds: Sequence[str] = ()  # a CSS class for each column
-    marks: Sequence[str] = ()  # a CSS class for each row
-    code: bool = True
 
 
 def write_report(
@@ -60,29 +48,24 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = {
-        measures.context_phrase(context): list(_numbers(summary, context))
-        for context in summary.frame["context"].unique()
-    }
+    facts_caption = "Data, versions, and what the intervals cover"
     decoding = loss_tables.decoding(summary)
-    decoding_caption = decoding and f"{decoding.title}. {decoding.caption}"
+    if decoding is not None:
+        caption = f"{decoding.title}. {decoding.caption}"
+        decoding = dataclasses.replace(decoding, caption=caption)
     text = environment.get_template("report.html.j2").render(
         title=f"{pathlib.Path(path).parent.resolve().name} – jaxdiv report",
         themes={"light": dataclasses.asdict(style.LIGHT), "dark": dataclasses.asdict(style.DARK)},
         summary=summary,
         finding=finding.find(summary),
         tables={table.phrase: _losses(table) for table in summary.contexts.values()},
-        decoding=decoding and Grid(decoding.title, decoding_caption, decoding.heads, decoding.rows),
+        decoding=decoding,
         pictures=pictures,
-        numbers=numbers,
-        facts=Grid(
-            "facts",
-            "Data, versions, and what the intervals cover",
-            ("fact", "value"),
-            list(facts.items()),
-            kinds=("", "text"),
-            code=False,
-        ),
+        numbers={
+            measures.context_phrase(context): list(_numbers(summary, context))
+            for context in summary.frame["context"].unique()
+        },
+        facts=Table(("fact", "value"), list(facts.items()), "facts", facts_caption, code=False),
         config_text=config_text,
         about=about,
         measures=measures.MEASURES,
@@ -94,20 +77,30 @@ def write_report(
     files.write_text(path, text)
 
 
-def _losses(table: ContextSummary) -> Grid:
+def _losses(table: ContextSummary) -> tuple[Table, Sequence[str], Sequence[str]]:
+    """Returns the table of losses, and CSS classes of its columns and of its rows."""
     columns = loss_tables.columns(table)
-    first = [name for name in _FIRST if name in columns]
-    kinds = [*first, *(name for name in columns if name not in first)]
+    kinds = sorted(columns, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     heads = [Markup("<br>").join(columns[name].heading.strip().split("\n")) for name in kinds]
     rows = list(zip(*(columns[name].cells for name in kinds), strict=True))
     sides = {1: "better", -1: "worse", 0: ""}
     marks = ["floor" if r.verdict == verdicts.FLOOR else sides[r.side] for r in table.rows]
-    return Grid(table.title, table.title, heads, rows, kinds, marks)
+    return Table(heads, rows, table.title, table.title), kinds, marks
 
 
-def _numbers(summary: Summary, context: str) -> Iterator[Grid]:
+def _numbers(summary: Summary, context: str) -> Iterator[Table]:
     """Yields every pooled number of a context, a table a measure, and each seed's acceptance."""
     where = measures.context_phrase(context)
+
+    def pivot(rows: pd.DataFrame, heads: Sequence[str], title: str, caption: str) -> Table:
+        """Returns a table with a row a loss; `heads` has the column of each row of results."""
+        form, lines = measures.entry(rows["measure"].iloc[0]).format, {}
+        for row, head in zip(rows.itertuples(), heads, strict=True):
+            lines.setdefault(row.loss, {})[head] = form(row.value, row.low, row.high)
+        heads = list(dict.fromkeys(heads))
+        cells = [[loss, *(line.get(head, "") for head in heads)] for loss, line in lines.items()]
+        return Table(["loss", *heads], cells, f"{title}, {where}", caption)
+
     for name, rows in results.select(summary.frame, context=context).groupby("measure", sort=False):
         caption = Markup("<code>{}</code>").format(name)
         if meaning := measures.entry(name).meaning:
@@ -119,7 +112,7 @@ def _numbers(summary: Summary, context: str) -> Iterator[Grid]:
         for part in parts:
             part = part.sort_values(across, kind="stable")
             heads = ["value" if math.isnan(x) else f"{symbol} = {x:g}" for x in part[across]]
-            yield _pivot(part, heads, f"{name}, {where}", caption)
+            yield pivot(part, heads, name, caption)
     if table := summary.contexts.get(context):
         at = {"context": context, "temperature": table.temperature}
         rows = results.select(summary.frame, seed=None, measure=schema.ACCEPTANCE, **at)
@@ -127,15 +120,6 @@ def _numbers(summary: Summary, context: str) -> Iterator[Grid]:
             f"<code>acceptance</code> of each seed at T = {table.temperature:g}; "
             "results.csv has all measures of each"
         )
-        heads = [f"seed {seed}" for seed in rows["seed"]]
-        yield _pivot(rows, heads, f"acceptance of each seed, {where}", caption)
-
-
-def _pivot(rows: pd.DataFrame, heads: Sequence[str], label: str, caption: str) -> Grid:
-    """Returns a table with a row a loss; `heads` has the column of each row of results."""
-    form, lines = measures.entry(rows["measure"].iloc[0]).format, {}
-    for row, head in zip(rows.itertuples(), heads, strict=True):
-        lines.setdefault(row.loss, {})[head] = form(row.value, row.low, row.high)
-    heads = list(dict.fromkeys(heads))
-    cells = [[loss, *(line.get(head, "") for head in heads)] for loss, line in lines.items()]
-    return Grid(label, caption, ["loss", *heads], cells)
+        yield pivot(
+            rows, [f"seed {seed}" for seed in rows["seed"]], "acceptance of each seed", caption
+        )

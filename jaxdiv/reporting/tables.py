@@ -1,4 +1,4 @@
-"""A table of texts, printed alike by all programs on a terminal and in Markdown."""
+"""A table of texts, printed alike by all programs: on a terminal, in Markdown and on the page."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,8 @@ class Table:
     Attributes:
       heads: of the columns, in one line or two.
       rows: cells; the first of each names its row. A `Text` has a style on a terminal.
-      title, caption: above and below the table on a terminal.
+      title, caption: above and below the table on a terminal; no other table of a page has its
+        title.
       left: the columns of text; the others hold numbers and are aligned to the right.
       fold: the columns that fold where a terminal is narrow, with their smallest widths; all of
         them if None.

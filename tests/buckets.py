@@ -12,7 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import fsspec
 
@@ -95,10 +95,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _parse(self):
         """Returns the object's name, or None, and the query."""
         url = urlsplit(self.path)
-        _, _, name = url.path.partition("/o/")
-        return unquote(name) or None, {
-            key: values[0] for key, values in parse_qs(url.query).items()
-        }
+        name = unquote(url.path.partition("/o/")[2])
+        return name or None, dict(parse_qsl(url.query))
 
     def _matches(self, name, query):
         expected = query.get("ifGenerationMatch")
@@ -149,24 +147,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class FileSystem(fsspec.AbstractFileSystem):
-    """A substitute for gcsfs."""
+    """A substitute for gcsfs; fsspec itself has it make no folders, and copy and rename nothing."""
 
     protocol = ("gcs", "gs")
 
     def ls(self, path, detail=True, **_):
         path = self._strip_protocol(path).rstrip("/")
         _, _, below = path.partition("/")
-        whole = _ask("GET", f"?delimiter=/&prefix={quote(below + '/' if below else '', safe='')}")
+        whole = _ask(f"?delimiter=/&prefix={quote(below + '/' if below else '', safe='')}")
         entries = [_folder(f"bucket/{name.rstrip('/')}") for name in whole["prefixes"]]
         entries += [_file(item) for item in whole["items"]]
         if not entries:
-            entries = [_file(_ask("GET", "/" + quote(below, safe="")))]
+            entries = [_file(_ask("/" + quote(below, safe="")))]
         return entries if detail else [entry["name"] for entry in entries]
 
     def info(self, path, **_):
         path = self._strip_protocol(path).rstrip("/")
         try:
-            return _file(_ask("GET", "/" + quote(path.partition("/")[2], safe="")))
+            return _file(_ask("/" + quote(path.partition("/")[2], safe="")))
         except FileNotFoundError:
             self.ls(path)
             return _folder(path)
@@ -188,18 +186,6 @@ class FileSystem(fsspec.AbstractFileSystem):
 
     def rm_file(self, path):
         _send("DELETE", "/" + quote(path.partition("/")[2], safe=""))
-
-    def mkdir(self, path, **_):
-        pass
-
-    def makedirs(self, path, exist_ok=False):
-        pass
-
-    def mv(self, *_, **__):
-        raise NotImplementedError("a bucket renames nothing")
-
-    def cp_file(self, *_, **__):
-        raise NotImplementedError("nothing is copied")
 
 
 class _Writing(io.BytesIO):
@@ -223,8 +209,8 @@ def _file(item):
     return {"name": f"bucket/{item['name']}", "size": int(item["size"]), "type": "file"}
 
 
-def _ask(method, rest):
-    return json.loads(_send(method, rest))
+def _ask(rest):
+    return json.loads(_send("GET", rest))
 
 
 def _send(method, rest, content=None, upload=""):

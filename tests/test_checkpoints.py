@@ -86,10 +86,7 @@ def damage(path, how):
         (path / how).unlink()
 
 
-PARTS = ["state", "progress.json", "state/d", "state/_METADATA", "manifest.json"]
-
-
-@pytest.mark.parametrize("how", ["flipped", "cut", *PARTS])
+@pytest.mark.parametrize("how", ["flipped", "cut", "state", "progress.json", "manifest.json"])
 def test_a_damaged_step_is_named_passed_over_and_replaced(tmp_path, how):
     old, new = states()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -134,27 +131,22 @@ def test_any_flipped_bit_is_noticed(tmp_path):
         path.write_bytes(content)
 
 
-def test_the_newest_step_is_named_if_none_is_whole(tmp_path):
+def test_damaged_steps_are_named_and_go_once_training_is_past_them(tmp_path):
+    state = states()[0]
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, states()[0], {})
-    damage(tmp_path / "1", "cut")
+        checkpoints.save(3, state, {})
+    damage(tmp_path / "3", "cut")
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() is None
         assert len(checkpoints.damaged()) == 1
-        with pytest.raises(ValueError, match=rf"{tmp_path}/1 is damaged"):
-            checkpoints.restore(states()[0])
-
-
-def test_damaged_steps_do_not_count_and_go_once_training_is_past_them(tmp_path):
-    state = states()[0]
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step in (1, 2, 3):
-            checkpoints.save(step, state.to_checkpoint(), {})
-    damage(tmp_path / "3", "cut")
+        with pytest.raises(ValueError, match=rf"{tmp_path}/3 is damaged"):
+            checkpoints.restore(state)
+        for step in (1, 2):
+            checkpoints.save(step, state, {})
     (tmp_path / ".aside-4").mkdir()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest() == 2
-        checkpoints.save(4, state.to_checkpoint(), {})
+        checkpoints.save(4, state, {})
     assert sorted(os.listdir(tmp_path)) == ["2", "4"]
 
 

@@ -32,17 +32,16 @@ step_folders.write_manifest = lambda folder: (time.sleep(5), write(folder))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The texts and the folder of a run that was never stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    texts = runs.write_texts(folder / "texts")
-    runs.succeed("distill", *stops.flags(folder / "run", texts))
-    return texts, folder / "run"
+def whole(tmp_path_factory, texts):
+    """The folder of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    runs.succeed("distill", *stops.flags(folder, texts))
+    return folder
 
 
 @pytest.fixture
-def cut(whole, tmp_path):
-    return stops.StoppedRun(tmp_path / "cut", *whole)
+def cut(whole, tmp_path, texts):
+    return stops.StoppedRun(tmp_path / "cut", texts, whole)
 
 
 def saving(folder):
@@ -53,16 +52,13 @@ def moments(run, draw):
     """Yields (phase, condition, seconds) of a run's kills: each comes within so many seconds."""
     in_teacher, in_students = draw.integers(1, TEACHER_STEPS - 5), draw.integers(1, STEPS - 5)
     teacher, students = run.folder / "teacher", run.folder / "students"
-
-    def trained():
-        return (students / str(STEPS)).exists()
-
+    last = students / str(STEPS)
     yield "data preparation", lambda: (run.folder / "config.json").exists(), 0.2
     yield "teacher step", lambda: stops.step_of(run.folder, "teacher") > in_teacher, 0.05
     yield "teacher save", lambda: saving(teacher), 0.02
     yield "student step", lambda: stops.step_of(run.folder, "student") > in_students, 0.05
     yield "student save", lambda: saving(students), 0.02
-    yield "evaluation", lambda: trained() and not saving(students), 1.0
+    yield "evaluation", lambda: last.exists() and not saving(students), 1.0
 
 
 @pytest.mark.slow
@@ -260,15 +256,15 @@ def check_growing(run, disk, options):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_full_disk_goes_on_once_it_grew(whole, small_disk):
+def test_a_run_on_a_full_disk_goes_on_once_it_grew(whole, texts, small_disk):
     sizes = (f"size={1024 + 512 * i}k" for i in range(1, 100))
-    check_growing(stops.StoppedRun(small_disk / "cut", *whole), small_disk, sizes)
+    check_growing(stops.StoppedRun(small_disk / "cut", texts, whole), small_disk, sizes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small_disk", ["nr_inodes=2"], indirect=True)
-def test_a_full_inode_table_is_reported_before_any_work(whole, small_disk):
-    run = stops.StoppedRun(small_disk / "cut", *whole)
+def test_a_full_inode_table_is_reported_before_any_work(whole, texts, small_disk):
+    run = stops.StoppedRun(small_disk / "cut", texts, whole)
     done = runs.run("distill", *run.flags)
     message = f"work folder {run.folder} can't be written to: No space left on device"
     runs.check_refusal(done, message)

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,15 +20,10 @@ from tests.stops import EVERY, STEPS, TEACHER_STEPS
 EIGHT, FOUR, TWO = ({"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"} for n in (8, 4, 2))
 EXACT = {"JAX_ENABLE_X64": "1"}
 LONG = 850  # seconds for all meshes; pytest itself ends what takes 900
-EVERY_KIND_AND_TYPE = [
-    pytest.param(kind, types, id=f"{kind}-{name}")
-    for kind in ("kangaroo", "decoder", "classifier")
-    for name, types in (("float64", EXACT), ("float32", {}))
-]
 
 
-def program(which, environment, *more):
-    return runs.start_python("-m", "tests.sharded_training", which, *more, **environment)
+def train(*arguments, **environment):
+    return runs.start_python("-m", "tests.sharded_training", *arguments, **environment)
 
 
 def check_ended(*processes, limit=runs.LIMIT):
@@ -50,21 +46,20 @@ def free_port():
 
 def test_training_is_the_same_on_other_meshes():
     # Its few steps are mostly compiling.
-    quickly = {"XLA_FLAGS": f"{EIGHT['XLA_FLAGS']} --xla_backend_optimization_level=0"}
-    check_ended(program("some", quickly | EXACT))
+    quickly = f"{EIGHT['XLA_FLAGS']} --xla_backend_optimization_level=0"
+    check_ended(train("some", XLA_FLAGS=quickly, **EXACT))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "types"), EVERY_KIND_AND_TYPE)
-def test_training_is_the_same_on_every_mesh(kind, types):
-    check_ended(program(kind, EIGHT | types), limit=LONG)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "types"), EVERY_KIND_AND_TYPE)
-def test_training_is_the_same_in_two_processes(kind, types):
-    address = f"localhost:{free_port()}"
-    check_ended(*(program(kind, FOUR | types, address, "2", str(k)) for k in range(2)), limit=LONG)
+@pytest.mark.parametrize("types", [EXACT, {}], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", ["kangaroo", "decoder", "classifier"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one process", "two processes"])
+def test_training_is_the_same_on_every_mesh(kind, types, count):
+    if count == 1:
+        check_ended(train(kind, **EIGHT, **types), limit=LONG)
+    else:
+        both = kind, f"localhost:{free_port()}", "2"
+        check_ended(*(train(*both, str(k), **FOUR, **types) for k in range(2)), limit=LONG)
 
 
 def config_on(**mesh):
@@ -73,26 +68,15 @@ def config_on(**mesh):
     return RunSpec.from_config(config.to_dict())
 
 
-@pytest.mark.parametrize(
-    ("mesh", "message"),
-    [
-        (
-            {"data": 3},
-            r"is student 1 x data 3 x fsdp 1 x tensor 1, which must multiply to the 1",
-        ),
-        (
-            {"fsdp": 2},
-            r"must multiply to the 1 devices .*; an axis of -1 takes what the others leave",
-        ),
-        ({"data": 1, "student": 3}, r"must multiply to the 1 devices"),
-    ],
-)
-def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
+def test_a_mesh_that_does_not_fit_is_refused_but_for_reading():
+    message = (
+        "is student 1 x data 3 x fsdp 1 x tensor 1, which must multiply to the 1 devices that "
+        "there are; an axis of -1 takes what the others leave"
+    )
     with pytest.raises(ValueError, match=message):
-        sharding.make_mesh(config_on(**mesh))
-
-
-def test_a_folder_of_another_machine_is_read_all_the_same():
+        sharding.make_mesh(config_on(data=3))
+    with pytest.raises(ValueError, match=r"student` = 3 must divide `config.seeds` = 2"):
+        sharding.make_mesh(config_on(student=3), jax.local_devices() * 3)
     assert sharding.make_mesh_for_reading(config_on(data=64)).size == 1
 
 
@@ -121,10 +105,9 @@ def start_two(folder, texts, *more):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_devices_and_processes(tmp_path):
+def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, texts):
     """8 devices, then one, then two processes of 2: no batch is left out, and the students are
     those of one device."""
-    texts = runs.write_texts(tmp_path / "texts")
     runs.succeed("distill", *flags(tmp_path / "whole", texts))
     cut = tmp_path / "cut"
     process = runs.start_fresh("distill", *flags(cut, texts, data=2, fsdp=4), **EIGHT)
@@ -136,22 +119,15 @@ def test_a_run_goes_on_with_other_devices_and_processes(tmp_path):
     assert "goes on with devices 1 cpu in place of 8 cpu" in " ".join(done.stderr.split())
     check_ended(*start_two(cut, texts))
     for stage, steps in (("teacher", TEACHER_STEPS), ("students", STEPS)):
-        left, right = (
-            stops.arrays(tmp_path / "whole", stage, steps),
-            stops.arrays(cut, stage, steps),
-        )
-        for name, values in left.items():
+        right = stops.arrays(cut, stage, steps)
+        for name, values in stops.arrays(tmp_path / "whole", stage, steps).items():
             np.testing.assert_allclose(right[name], values, rtol=0, atol=2e-2, err_msg=name)
-    lines = [
-        (folder / "curves" / "student.jsonl").read_text().splitlines()
-        for folder in (tmp_path / "whole", cut)
-    ]
-    assert len(lines[0]) == len(lines[1]) == STEPS
+    for folder in (tmp_path / "whole", cut):
+        assert len((folder / "curves" / "student.jsonl").read_text().splitlines()) == STEPS
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_one_step_and_both_go_on(tmp_path):
-    texts = runs.write_texts(tmp_path / "texts")
+def test_a_signal_to_one_process_stops_all_at_one_step_and_both_go_on(tmp_path, texts):
     cut = tmp_path / "cut"
     first, second = start_two(cut, texts)
     stops.wait_until(first, lambda: stops.step_of(cut, "student") > EVERY)
@@ -165,8 +141,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_both_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_that_fails_ends_all_with_its_cause(tmp_path):
-    texts = runs.write_texts(tmp_path / "texts")
+def test_one_process_that_fails_ends_all_with_its_cause(tmp_path, texts):
     first, second = start_two(
         tmp_path / "run", texts, "--config.teacher.optimizer.learning_rate=1e30"
     )
@@ -177,19 +152,15 @@ def test_one_process_that_fails_ends_all_with_its_cause(tmp_path):
         first, second = start_two(tmp_path / "held", texts)
         ends = runs.end(first), runs.end(second)
     cause = f"work folder {tmp_path / 'held'} is in use by process {os.getpid()}"
-    for done, message in zip(
-        ends,
-        (f"error: {cause}", f"error: process 0 on {socket.gethostname()} ended: {cause}"),
-        strict=True,
-    ):
+    messages = f"error: {cause}", f"error: process 0 on {socket.gethostname()} ended: {cause}"
+    for done, message in zip(ends, messages, strict=True):
         assert done.returncode == 2, done.stderr
         assert message in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_leaves_no_other_waiting(tmp_path, killed):
-    texts = runs.write_texts(tmp_path / "texts")
+def test_a_killed_process_leaves_no_other_waiting(tmp_path, texts, killed):
     processes = start_two(tmp_path / "run", texts)
     stops.wait_until(processes[0], lambda: stops.step_of(tmp_path / "run", "teacher") > 5)
     processes[killed].kill()

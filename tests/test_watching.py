@@ -223,14 +223,14 @@ def test_traces_hold_the_steps_that_were_asked_for_up_to_a_signal(ended):
     ]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "4", "4:", "a:b", "4:5:6", "-1:3", "0:3", "5:4", "4:13", "٤:٥"]
-)
-def test_what_is_no_range_of_steps_is_refused(text):
-    is_range = re.fullmatch(r"\d:\d+", text, re.A)
-    with pytest.raises(ValueError, match="FIRST:LAST must be" if is_range else "it must be"):
-        profiling.parse_steps(text, 12)
+def test_a_range_of_steps_is_parsed_or_refused():
     assert list(profiling.parse_steps("3:5", 5)) == [3, 4, 5]
+    for text in ("", "4", "4:", "a:b", "4:5:6", "-1:3", "٤:٥"):
+        with pytest.raises(ValueError, match="it must be FIRST:LAST"):
+            profiling.parse_steps(text, 12)
+    for text in ("0:3", "5:4", "4:13"):
+        with pytest.raises(ValueError, match="FIRST:LAST must be within the steps 1 to 12"):
+            profiling.parse_steps(text, 12)
 
 
 def test_a_profile_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, capsys):

@@ -58,15 +58,10 @@ def values(number):
     return {"params": (np.full((2, 3), number, np.float32), np.arange(4)), "step": np.int32(number)}
 
 
-def restored(folder, **options):
-    with Checkpoints(folder, read_only=True) as checkpoints:
-        tree, progress = checkpoints.restore(values(0), **options)
-    return jax.tree.map(np.asarray, tree), progress
-
-
 def check(folder, number, **options):
     """Checks that the newest step, or `step`, is what `save` wrote."""
-    tree, progress = restored(folder, **options)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        tree, progress = checkpoints.restore(values(0), **options)
     assert progress == {"at": number}
     jax.tree.map(np.testing.assert_array_equal, tree, values(number))
 
@@ -162,14 +157,11 @@ def test_after_any_killed_save_the_newest_whole_step_counts(bucket, root, every)
         assert {*listed, step_folders.MANIFEST} == set(files.below(root / "2"))
 
 
-@pytest.mark.parametrize("cut", [slice(0, -1), None])
-def test_a_damaged_step_is_passed_over_and_replaced(bucket, root, cut):
+def test_a_damaged_step_is_passed_over_and_replaced(bucket, root):
     save(root, 1, 2)
     arrays = [name for name in bucket.objects if name.startswith("a/run/2/state/")]
-    objects = dict(bucket.objects)
-    name = max(arrays, key=lambda name: len(objects[name]))
-    content = objects.pop(name)
-    bucket.become(objects if cut is None else {**objects, name: content[cut]})
+    name = max(arrays, key=lambda name: len(bucket.objects[name]))
+    bucket.become({**bucket.objects, name: bucket.objects[name][:-1]})
     check(root, 1)
     save(root, 2)
     check(root, 2)
@@ -216,8 +208,8 @@ def test_curves_grow_locally_and_are_uploaded_whole(bucket, root):
     assert len(bucket.changes) == 1
 
 
-def test_a_run_is_read_from_a_bucket(root, tmp_path):
-    commands.untrained(root, runs.write_texts(tmp_path / "texts"))
+def test_a_run_is_read_from_a_bucket(root, texts):
+    commands.untrained(root, texts)
     run = Workdir(str(root))
     tokens = run_data.TextData.load(run).fingerprints()
     assert all(run.facts()[name] == value for name, value in tokens.items())
@@ -237,8 +229,9 @@ def succeed(name, *flags):
 
 
 @pytest.mark.slow
-def test_killed_runs_in_a_bucket_end_as_one_on_a_disk_and_serve_all_readers(bucket, tmp_path):
-    texts = runs.write_texts(tmp_path / "texts")
+def test_killed_runs_in_a_bucket_end_as_one_on_a_disk_and_serve_all_readers(
+    bucket, tmp_path, texts
+):
     runs.succeed("distill", *stops.flags(tmp_path / "disk", texts))
     flags = ["distill", *stops.flags("gs://bucket/run", texts)]
     draw = np.random.default_rng(0)

@@ -70,17 +70,14 @@ def test_more_steps_of_trained_students_and_other_versions_are_recorded(tmp_path
         run.initialize_or_resume(changed)
 
 
-def test_facts_stay_as_the_run_began(tmp_path):
+def test_a_folder_without_a_run_is_named_and_facts_stay_as_the_run_began(tmp_path):
     run = Workdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"is not the folder of a run"):
+        run.config()
     run.initialize_or_resume(config())
     run.add_facts({"python": "2.7", "more": 1})
     assert run.facts()["python"] != "2.7"
     assert run.facts()["more"] == 1
-
-
-def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not the folder of a run"):
-        Workdir(tmp_path).config()
 
 
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):

@@ -43,17 +43,28 @@ def test_checkpointing_prints_what_saves_and_starts_take():
     )
 
 
-def test_losses_prints_and_writes_a_row_for_each_loss_and_library(tmp_path):
+REFUSED = {
+    "--losses=klx": "did you mean `kl`?",
+    "--losses=z_loss": "no peer has it; known: ",
+    "--rows=0": "rows",
+    "--vocabulary=1": "vocabulary",
+    "--dtype=float16": "float32|bfloat16",
+    "--peers=numpy": "unknown library `numpy`; known: jaxdiv, jnp, optax, distrax, torch",
+    "--output=tests": "--output=tests is a folder",
+}
+
+
+def test_losses_prints_and_writes_a_row_for_each_loss_and_library_or_refuses(tmp_path):
     output = tmp_path / "losses.csv"
+    wanted = ["--losses=ce_data,kl", "--peers=jnp,optax", f"--output={output}"]
     sizes = ["--rows=3", "--vocabulary=500", "--rounds=2"]
-    printed = runs.succeed(
-        "benchmarks.losses",
-        "--losses=ce_data,kl",
-        "--peers=jnp,optax",
-        f"--output={output}",
-        *sizes,
+    done, *refused = commands.many(
+        "benchmarks.losses", [[*wanted, *sizes], *([argument] for argument in REFUSED)]
     )
-    rows = _rows(printed)
+    for process, message in zip(refused, REFUSED.values(), strict=True):
+        runs.check_refusal(process, message)
+    assert done.returncode == 0, done.stderr
+    rows = _rows(done.stdout)
     assert [row[0] for row in rows] == ["cross_entropy_data", "", "", "forward_kl", "", ""]
     assert [row[1] for row in rows] == ["jaxdiv", "jnp", "optax"] * 2
     with output.open(encoding="utf-8") as stream:
@@ -72,15 +83,8 @@ def test_fused_prints_a_row_for_each_contestant_and_its_memory():
     )
     assert one.returncode == many.returncode == 0, one.stderr + many.stderr
     rows = _rows(one.stdout)
-    assert [row[1] for row in rows] == [
-        "fused",
-        "dense",
-        "jnp",
-        "products",
-        "fused",
-        "dense",
-        "products",
-    ]
+    names = "fused dense jnp products fused dense products"
+    assert " ".join(row[1] for row in rows) == names
     memory = {row[1]: float(row[4]) for row in rows[:4]}
     assert memory["fused"] < memory["dense"] / 3
     assert [row[1] for row in _rows(many.stdout)] == ["fused", "calls"]
@@ -106,23 +110,6 @@ def test_decoding_prints_speeds_parts_and_whether_greedy_texts_are_plain_decodin
     assert re.search(
         r"γ=2, batch 2, ms: plain: prompt .*draft .*verify .*; chain: prompt .*speed-up \d", printed
     )
-
-
-REFUSED = {
-    "--losses=klx": "did you mean `kl`?",
-    "--losses=z_loss": "no peer has it; known: ",
-    "--rows=0": "rows",
-    "--vocabulary=1": "vocabulary",
-    "--dtype=float16": "float32|bfloat16",
-    "--peers=numpy": "unknown library `numpy`; known: jaxdiv, jnp, optax, distrax, torch",
-    "--output=tests": "--output=tests is a folder",
-}
-
-
-def test_losses_refuses_bad_input_in_one_line():
-    ended = commands.many("benchmarks.losses", [[argument] for argument in REFUSED])
-    for process, message in zip(ended, REFUSED.values(), strict=True):
-        runs.check_refusal(process, message)
 
 
 def test_peers_that_are_asked_for_must_be_installed(monkeypatch, capsys):

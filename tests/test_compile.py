@@ -20,10 +20,6 @@ from tests import runs
 from tests.test_fused import equations
 
 ALONE = sharding.single_device_mesh()
-STAGES = ("student", "teacher")
-COMPILED = compile.CompiledStep(
-    aot.Memory(1, 2, 3, 6), cost_model.Costs(), has_logits=True, largest=7
-)
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]"
 )
@@ -49,9 +45,15 @@ def array_sizes(step):
     return {math.prod(getattr(out.aval, "shape", ())) for out in outputs}
 
 
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
-    "changes", [{}, {"student.kind": "decoder"}, {"data.context": "student"}], ids=str
+    ("stage", "changes"),
+    [
+        ("student", {}),
+        ("student", {"student.kind": "decoder"}),
+        ("student", {"data.context": "student"}),
+        ("teacher", {}),
+    ],
+    ids=str,
 )
 def test_no_array_of_all_logits(monkeypatch, stage, changes):
     config = small(**changes)
@@ -63,12 +65,9 @@ def test_no_array_of_all_logits(monkeypatch, stage, changes):
 
 
 def test_the_large_vocabulary_is_cut_into_chunks():
-    config = large_vocab.get_config().to_dict()
-    for step in steps.build(RunSpec.from_config(config), ALONE, STAGES).values():
-        assert (
-            4 * min(steps.logits_sizes(RunSpec.from_config(config), step, ALONE))
-            > chunks.LEAST_MEMORY
-        )
+    spec = RunSpec.from_config(large_vocab.get_config().to_dict())
+    for step in steps.build(spec, ALONE, ["student", "teacher"]).values():
+        assert 4 * min(steps.logits_sizes(spec, step, ALONE)) > chunks.LEAST_MEMORY
 
 
 @pytest.mark.parametrize(("memory", "together"), [(2**26, False), (2**14, True)])
@@ -96,41 +95,47 @@ def slice_of(hbm, sizes=(1,), kind="v5e"):
     return aot.Slice(dataclasses.replace(aot.CHIPS[kind], hbm=hbm), sizes, jax.devices()[:1])
 
 
-def test_rows_of_compiled_steps(monkeypatch):
+def test_a_compiled_step_has_rows_and_a_record(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
     config = small()
-    for name, most, verdict in (("student", 1e-9, "no"), ("teacher", 1e9, "yes")):
-        step, tpu = build(config, name), slice_of(most)
-        compiled = compile.compile_step(RunSpec.from_config(config), step, ALONE)
-        label, *parts, room, fits, whole, largest = compile.memory_row(name, compiled, tpu)
-        assert (label, room, fits, whole) == (name, str(most), verdict, "no")
+    spec, step = RunSpec.from_config(config), build(config, "student")
+    compiled, logits = (
+        compile.compile_step(spec, step, ALONE),
+        steps.logits_sizes(spec, step, ALONE),
+    )
+    for most, verdict in ((1e-9, "no"), (1e9, "yes")):
+        tpu = slice_of(most)
+        label, *parts, room, fits, whole, largest = compile.memory_row("x", compiled, tpu)
+        assert (label, room, fits, whole) == ("x", str(most), verdict, "no")
         assert compile.fits(compiled, tpu) == (verdict == "yes")
         assert len(parts) == 4
-        assert (
-            0
-            < float(largest)
-            < min(steps.logits_sizes(RunSpec.from_config(config), step, ALONE)) / 1e6
-        )
-        row = compile.costs_row(name, step, compiled, tpu)
-        label, *amounts, collectives, least, products, memory, links, speed = row
-        assert (label, collectives, links) == (name, "none", "0%")
-        assert "100%" in (products, memory)
-        # A loop of training without a known end would have a ≥ here.
-        assert all(float(number) > 0 for number in (*amounts, least))
-        assert float(speed) == pytest.approx(step.predictions / 1e3 / float(least), rel=0.02)
-
-
-def test_row_of_a_step_that_does_not_fit():
-    row = compile.memory_row("student", None, slice_of(16))
-    assert row == ["student", "", "", "", "", "16", "no", "", ""]
-    assert len(row) == len(compile.memory_row("student", COMPILED, slice_of(16)))
+        assert 0 < float(largest) < min(logits) / 1e6
+    label, *amounts, collectives, least, products, memory, links, speed = compile.costs_row(
+        "x", step, compiled, tpu
+    )
+    assert (label, collectives, links) == ("x", "none", "0%")
+    assert "100%" in (products, memory)
+    # A loop of training without a known end would have a ≥ here.
+    assert all(float(number) > 0 for number in (*amounts, least))
+    assert float(speed) == pytest.approx(step.predictions / 1e3 / float(least), rel=0.02)
+    record = compile.record(step, compiled, tpu)
+    expected = {"fits": True, "hbm": 1e18, "predictions": 3 * 21}
+    assert record == expected | {
+        "memory": compiled.memory.total,
+        "seconds": tpu.least_seconds(compiled.costs),
+    }
+    assert set(record["seconds"]) == set(tpu_table.BOUND)
+    # The same step, as if XLA had refused it.
+    assert compile.memory_row("x", None, tpu) == ["x", *[""] * 4, str(most), "no", "", ""]
+    assert compile.record(step, None, tpu) == expected | {"fits": False}
 
 
 def test_steps_are_chosen_by_name():
     config = smoke.get_config().to_dict()
     chosen = ["evaluate_teacher", "student"]
-    assert list(steps.build(RunSpec.from_config(config), ALONE, chosen)) == chosen
-    assert list(compile.choose([], steps.names(RunSpec.from_config(config)))) == list(steps.NAMES)
+    spec = RunSpec.from_config(config)
+    assert list(steps.build(spec, ALONE, chosen)) == chosen
+    assert list(compile.choose([], steps.names(spec))) == list(steps.NAMES)
     config["teacher"]["checkpoint"] = "runs/other"
     names = [name for name in steps.NAMES if name != "teacher"]
     assert list(steps.names(RunSpec.from_config(config))) == names, (
@@ -143,29 +148,19 @@ def test_steps_are_chosen_by_name():
 
 def products(config, model, length):
     """Operations of a token's products in a layer of attention to `length` tokens, MLP included."""
-    width, heads, kv_heads = (
-        config["teacher"]["width"],
-        *(config[model][key] for key in ("heads", "kv_heads")),
-    )
-    projections = 2 * 2 * width * width + 2 * 2 * width * (width // heads) * kv_heads
+    width, sizes = config["teacher"]["width"], config[model]
+    by_head = width // sizes["heads"] * sizes["kv_heads"]
     mlp = 2 * 3 * width * config["teacher"]["mlp_width"] if model == "teacher" else 0
-    return projections + 2 * 2 * width * length + mlp
+    return 2 * 2 * width * (width + by_head) + 2 * 2 * width * length + mlp
 
 
 def test_costs_of_evaluation_and_decoding():
     config = smoke.get_config().to_dict()
-    names = ("evaluate_teacher", "evaluate_students", "decode")
-    uncompiled = steps.build(RunSpec.from_config(config), ALONE, names)
-    costs = {
-        name: compile.compile_step(RunSpec.from_config(config), uncompiled[name], ALONE).costs
-        for name in names
-    }
-    layers, width, settings = (
-        config["teacher"]["depth"],
-        config["teacher"]["width"],
-        config["evaluation"],
-    )
-    head, length = 2 * width * config["data"]["vocabulary"], config["data"]["sequence_length"]
+    spec, names = RunSpec.from_config(config), ("evaluate_teacher", "evaluate_students", "decode")
+    uncompiled = steps.build(spec, ALONE, names)
+    costs = {name: compile.compile_step(spec, uncompiled[name], ALONE).costs for name in names}
+    layers, width, settings = spec.teacher.depth, spec.teacher.width, spec.evaluation
+    head, length = 2 * width * spec.data.vocabulary, spec.data.sequence_length
     tokens = uncompiled["evaluate_teacher"].predictions
     assert tokens % length == uncompiled["evaluate_students"].predictions - tokens == 0
     teacher_pass = layers * products(config, "teacher", length) + head
@@ -174,14 +169,13 @@ def test_costs_of_evaluation_and_decoding():
     assert costs["evaluate_students"].flops == tokens * config["seeds"] * student_pass
     # A round: the student reads each of the drafts and the token before them, but makes no logits
     # of the last, nor more than its keys and values; the teacher's other layers read all at once.
-    slots = settings["prompt_tokens"] + settings["generated_tokens"] + steps.GAMMA
+    slots = settings.prompt_tokens + settings.generated_tokens + steps.GAMMA
     adapter = products(config, "student", slots)
     reading = layers * products(config, "teacher", slots) + adapter
     unread = adapter - products(config, "student", 0) + 2 * width**2
     round_of_one = (steps.GAMMA + 1) * (reading + head) + steps.GAMMA * head - unread
     query = 2 * width**2  # computed with keys and values or not at all
-    flops = costs["decode"].flops / settings["documents"]
-    assert flops in (round_of_one, round_of_one - query)
+    assert costs["decode"].flops / settings.documents in (round_of_one, round_of_one - query)
     assert costs["decode"].bounded == 1
 
 
@@ -222,17 +216,6 @@ def test_unknown_slices_are_refused(monkeypatch, topology):
     with pytest.raises(ValueError, match=r"libtpu, .* is not installed: pip install"):
         aot.describe_slice(topology)
     assert dict(jax.config.values) == before
-
-
-def test_records_are_what_was_planned():
-    step, tpu = steps.UncompiledStep(None, (), 1024), slice_of(16)
-    record = compile.record(step, COMPILED, tpu)
-    expected = {"fits": True, "memory": 6, "hbm": 16e9, "predictions": 1024}
-    assert {name: record[name] for name in expected} == expected
-    assert set(record["seconds"]) == set(tpu_table.BOUND)
-    missing = compile.record(step, None, tpu)
-    assert not missing["fits"]
-    assert not set(missing) & {"memory", "seconds"}
 
 
 CELLS = [

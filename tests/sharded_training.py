@@ -148,15 +148,13 @@ def check_spread(trained, mesh):
 def check_float32(kind):
     """Checks the first step's gradients, and acceptance after a few steps."""
     spec = spec_of("float32", kind)
-    stage, plain = spec.student_stage, {"beta1": 0.0, "weight_decay": 0.0, "clip_norm": 0.0}
-    sgd = dataclasses.replace(
-        stage.optimizers[0], name="sgd", learning_rate=1.0, warmup_steps=0, **plain
-    )
-    by_sgd = dataclasses.replace(stage, optimizers=(sgd,) * len(stage.members))
+    plain = {"beta1": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
+    sgd = dataclasses.replace(spec.student.optimizer, name="sgd", learning_rate=1.0, **plain)
+    student = dataclasses.replace(spec.student, optimizer=sgd)
 
     def gradients(mesh):
         """Returns gradients, as differences of one step of SGD."""
-        run = Run(dataclasses.replace(spec, student_stage=by_sgd), mesh)
+        run = Run(dataclasses.replace(spec, student=student), mesh)
         before, *after = sharding.gather((run.models.params, *run.students(1).params), mesh)
         return [jax.tree.map(np.subtract, before, params) for params in after]
 

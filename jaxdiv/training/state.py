@@ -80,25 +80,23 @@ class TrainState:
         """
         seeds = jax.tree.leaves(params[0])[0].shape[0]
 
-        def first_state(params):
-            copies = tuple(jax.tree.map(jnp.copy, tree) for tree in params)
-            pairs = zip(optimizers, copies, strict=True)
+        def first_state(*params):
+            pairs = zip(optimizers, params, strict=True)
             return cls(
                 step=jnp.zeros((), jnp.int32),
-                params=copies,
-                opt_state=tuple(jax.vmap(optimizer.init)(copy) for optimizer, copy in pairs),
-                finite=tuple(jnp.ones(seeds, bool) for _ in copies),
+                params=jax.tree.map(jnp.copy, params),
+                opt_state=tuple(jax.vmap(optimizer.init)(tree) for optimizer, tree in pairs),
+                finite=tuple(jnp.ones(seeds, bool) for _ in params),
             )
 
-        params = tuple(params)
-        shapes = jax.eval_shape(first_state, params)
+        shapes = jax.eval_shape(first_state, *params)
         out_shardings = sharding.shardings(shapes, mesh or sharding.single_device_mesh())
-        return jax.jit(first_state, out_shardings=out_shardings)(params)
+        return jax.jit(first_state, out_shardings=out_shardings)(*params)
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Returns the arrays by their names in checkpoints, where `finite` is called `alive`."""
-        fields = ("step", "params", "opt_state")
-        return {name: getattr(self, name) for name in fields} | {"alive": self.finite}
+        tree = dict(vars(self))
+        return tree | {"alive": tree.pop("finite")}
 
     @classmethod
     def from_checkpoint(cls, tree: Mapping[str, Any]) -> "TrainState":

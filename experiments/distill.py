@@ -51,13 +51,9 @@ def main(_):
             workdir.initialize_or_resume(config)
         except ConfigDiffers as error:
             raise ValueError(f"{error}. {_remedy(error.keys, workdir)}") from None
-        try:
-            data = run_data.prepare(spec, workdir)
-            model = teacher.prepare(spec, workdir, data, loop.Monitoring(trackers=trackers))
-            students.train(spec, workdir, data, model, loop.Monitoring(profile, trackers))
-        except loop.Stopped as stopped:
-            cli.log(f"{stopped}; the same command goes on from there")
-            return 128 + stopped.signum
+        data = run_data.prepare(spec, workdir)
+        model = teacher.prepare(spec, workdir, data, loop.Monitoring(trackers=trackers))
+        students.train(spec, workdir, data, model, loop.Monitoring(profile, trackers))
         measured = run_results.measure([workdir])
         if processes.is_first():
             run_results.show(run_results.write([workdir], measured, output=workdir.root))

@@ -46,11 +46,7 @@ def main(_):
         )
     with lock.hold(workdir.root):
         workdir.initialize_or_resume(config)
-        try:
-            teacher.prepare(spec, workdir, run_data.prepare(spec, workdir), monitoring)
-        except loop.Stopped as stopped:
-            cli.log(f"{stopped}; the same command goes on from there")
-            return 128 + stopped.signum
+        teacher.prepare(spec, workdir, run_data.prepare(spec, workdir), monitoring)
         quality = teacher.quality(spec.data)
         cli.log(
             f"{quality}: {workdir.facts()[quality]}. It lies in {workdir.teacher}; "

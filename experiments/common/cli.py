@@ -132,7 +132,7 @@ def _guarded(main: Callable, argv: Sequence[str], resumes: bool) -> None:
     try:
         with interrupt:
             _join_processes(resumes)
-            code = main(argv)
+            code = _run_until_stopped(main, argv) if resumes else main(argv)
             sys.stdout.flush()  # here a closed pipe can still be caught
             progress.emit_event("end", code=code or 0)
     except BrokenPipeError:
@@ -154,6 +154,17 @@ def _guarded(main: Callable, argv: Sequence[str], resumes: bool) -> None:
         processes.fail(text, UNEXPECTED)
         sys.exit(UNEXPECTED)
     sys.exit(code)
+
+
+def _run_until_stopped(main: Callable, argv: Sequence[str]) -> int | None:
+    """Runs a program that trains; a training loop that a signal stopped is an exit code as well."""
+    from jaxdiv.training import loop  # takes a second, which programs that don't train can save
+
+    try:
+        return main(argv)
+    except loop.Stopped as stopped:
+        log(f"{stopped}; the same command goes on from there")
+        return 128 + stopped.signum
 
 
 def _join_processes(resumes: bool) -> None:

@@ -7,43 +7,25 @@ python -m experiments.gap --config=configs/gap.py --workdir=runs/gap
 """
 
 from configs import quickstart
+from experiments.gap import causes
 
-_FORMULAS = (
-    "softmax_twice,without_log,arguments_swapped,"
-    "float16,float16_loss_scaling,float16_log_of_softmax,"
-    "temperature_2,temperature_10,temperature_2_without_square,temperature_10_without_square"
-)
-_REDUCTIONS = "mean_over_vocabulary,batchmean_over_rows,sum"
-_OPTIMIZERS = (
-    "sgd,adam_large_epsilon,learning_rate_tenth,learning_rate_tenfold,"
-    "no_clipping,clip_by_small_norm,clip_by_value,no_weight_decay,large_weight_decay"
-)
-_BATCHES = "untrained,labels_shifted,hard_labels,data_labels,padding_counted,teacher_not_detached"
-_KANGAROO_ONLY = "wrong_exit_layer,another_sequence,head_trained"
 _PAIRS = (
-    "mean_over_vocabulary+sgd,mean_over_vocabulary+adam_large_epsilon,batchmean_over_rows+sgd,"
-    "sum+sgd,sum+sgd+no_clipping,learning_rate_tenfold+no_clipping"
+    "mean_over_vocabulary+sgd",
+    "mean_over_vocabulary+adam_large_epsilon",
+    "batchmean_over_rows+sgd",
+    "sum+sgd",
+    "sum+sgd+no_clipping",
+    "learning_rate_tenfold+no_clipping",
 )
-_MEASURES = (
-    "measured_by_exact_match,measured_by_greedy_draft,measured_by_threshold,measured_greedily,"
-    "measured_at_temperature_0,measured_at_temperature_20,measured_on_own_text,"
-    "counted_a_call,counted_at_position_1,counted_at_position_4,"
-    "measured_by_exact_match+measured_at_temperature_20"
-)
+_MEASURES = (*causes.MEASURING, "measured_by_exact_match+measured_at_temperature_20")
 _TRAINING_AND_MEASURES = (
-    "softmax_twice+measured_greedily,temperature_10_without_square+measured_at_temperature_20,"
-    "mean_over_vocabulary+sgd+measured_greedily,mean_over_vocabulary+sgd+measured_at_temperature_20"
+    "softmax_twice+measured_greedily",
+    "temperature_10_without_square+measured_at_temperature_20",
+    "mean_over_vocabulary+sgd+measured_greedily",
+    "mean_over_vocabulary+sgd+measured_at_temperature_20",
 )
-_CAUSES = (
-    _FORMULAS,
-    _REDUCTIONS,
-    _OPTIMIZERS,
-    _BATCHES,
-    _KANGAROO_ONLY,
-    _PAIRS,
-    _MEASURES,
-    _TRAINING_AND_MEASURES,
-)
+_TRAINED = [name for name in causes.TRAINING if name != causes.BASELINE]
+_CAUSES = (*_TRAINED, *_PAIRS, *_MEASURES, *_TRAINING_AND_MEASURES)
 
 
 def get_config(form: str = "full"):
@@ -65,8 +47,8 @@ def get_config(form: str = "full"):
 
 def _quick(config):
     trained = "untrained,softmax_twice,labels_shifted,hard_labels,mean_over_vocabulary,sgd"
-    causes = f"{trained},mean_over_vocabulary+sgd,{_MEASURES},{_TRAINING_AND_MEASURES}"
-    config.causes = causes.replace("temperature_10_without_square+measured_at_temperature_20,", "")
+    both = [name for name in _TRAINING_AND_MEASURES if "temperature_10" not in name]
+    config.causes = ",".join([trained, "mean_over_vocabulary+sgd", *_MEASURES, *both])
     config.data.vocabulary = 512
     config.teacher.update(
         {"depth": 3, "width": 96, "heads": 4, "kv_heads": 2, "mlp_width": 256, "steps": 200}
@@ -76,7 +58,7 @@ def _quick(config):
 
 def _decoder(config):
     config.student.kind = "decoder"
-    config.causes = config.causes.replace(f"{_KANGAROO_ONLY},", "")
+    config.causes = ",".join(name for name in _CAUSES if name not in causes.KANGAROO_ONLY)
 
 
 _FORMS = {"full": lambda config: None, "quick": _quick, "decoder": _decoder}

@@ -1,7 +1,7 @@
 """The study of gaps: its mistakes against NumPy, its table against sums worked by hand, a small
 study."""
 
-import functools
+import itertools
 import shlex
 
 import jax
@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 
 from configs import gap as gap_config
-from experiments.gap import causes, formulas, ratios, report, variants
+from experiments.gap import causes, formulas, ratios, report, training
 from jaxdiv import models
 from jaxdiv.evaluation.measurement import Sums
-from jaxdiv.runs.specs import RunSpec
 from jaxdiv.schema import UNTRAINED
 from tests import commands, runs
 from tests.references import log_softmax
@@ -35,30 +34,27 @@ def test_formulas():
     student, teacher = logits()
     p, log_p, q = softmax(teacher), log_softmax(teacher), softmax(student)
     log_q, twice = log_softmax(student), log_softmax(q)
+    right = {"ce": -(p * log_q), "kl": p * (log_p - log_q)}
     expected = {
         formulas.softmax_twice: {"ce": -(p * twice), "kl": p * (log_p - twice)},
         formulas.without_log: {"ce": -(p * q), "kl": p * (log_p - q)},
         formulas.arguments_swapped: {"ce": -(q * log_p), "kl": q * (log_q - log_p)},
-        formulas.attached: {"ce": -(p * log_q), "kl": p * (log_p - log_q)},
-        formulas.right: {"ce": -(p * log_q), "kl": p * (log_p - log_q)},
+        formulas.attached: right,
+        formulas.right: right,
     }
     for formula, by_loss in expected.items():
         for loss, terms in by_loss.items():
             values, name = formula(student, teacher, loss), f"{formula.__name__} {loss}"
             np.testing.assert_allclose(values, terms.sum(-1), rtol=1e-5, err_msg=name)
-    for loss in formulas.LOSSES:
-        for log_of_softmax in (False, True):
-            rough = formulas.in_float16(student, teacher, loss, log_of_softmax=log_of_softmax)
-            exact = expected[formulas.right][loss].sum(-1)
-            np.testing.assert_allclose(rough, exact, rtol=0.02, atol=0.01)
+    for loss, log_of_softmax in itertools.product(formulas.LOSSES, (False, True)):
+        rough = formulas.in_float16(student, teacher, loss, log_of_softmax=log_of_softmax)
+        np.testing.assert_allclose(rough, right[loss].sum(-1), rtol=0.02, atol=0.01)
     cross_entropy = -(softmax(teacher / 3) * log_softmax(student / 3)).sum(-1)
     for squared, factor in ((True, 9), (False, 1)):
         values = formulas.right(student, teacher, "ce", temperature=3.0, squared=squared)
         np.testing.assert_allclose(values, factor * cross_entropy, rtol=1e-5)
-
-
-def test_only_the_logarithm_of_a_rounded_softmax_is_not_finite():
-    teacher, student = np.zeros((1, 1, 2), np.float32), np.array([[[0, 30.0]]], np.float32)
+    # Only the logarithm of a rounded softmax is not finite.
+    student, teacher = np.array([[[0, 30.0]]], np.float32), np.zeros((1, 1, 2), np.float32)
     for log_of_softmax in (False, True):
         values = formulas.in_float16(student, teacher, "kl", log_of_softmax=log_of_softmax)
         assert np.isfinite(values).all() != log_of_softmax
@@ -73,28 +69,30 @@ def test_views():
     output = models.TeacherOutput(features=None, hidden=hidden, head=None, vocab_size=vocab_size)
     batch = {"weights": jnp.asarray(weights), "inputs": jnp.full((rows, length), 2)}
     batch["labels"] = jnp.asarray(draw.integers(vocab_size, size=(rows, length)))
-    trainer = variants.VariantTrainer(
-        RunSpec.from_config(CONFIG), variants=(), teacher=None, students=None, padding=0
-    )
     passes = {
-        causes.UNCHANGED: (output, target),
-        causes.OTHER_LAYER: ("another", target),
-        causes.PADDED: ("padded", target),
+        causes.UNCHANGED: (batch["inputs"], output, target),
+        causes.OTHER_LAYER: (batch["inputs"], "another", target),
+        causes.PADDED: (training.pad(batch["inputs"], 0), "padded", target),
     }
-    views = {view: trainer.student_batch(view, passes, batch) for view in causes.VIEWS}
-    assert views[causes.OTHER_LAYER].output == "another"
-    assert views[causes.PADDED].output == "padded"
-    shifted = views[causes.NEXT_TOKEN]
-    np.testing.assert_allclose(shifted.target[:, :-1], target[:, 1:], rtol=1e-6)
-    np.testing.assert_array_equal(shifted.weights, weights * (np.arange(length) < length - 1))
-    other_row = views[causes.OTHER_ROW].output.hidden
+    inputs, outputs, targets, weighted = (
+        dict(zip(causes.VIEWS, parts, strict=True))
+        for parts in zip(
+            *(training.student_batch(view, passes, batch) for view in causes.VIEWS), strict=True
+        )
+    )
+    assert outputs[causes.OTHER_LAYER] == "another"
+    assert outputs[causes.PADDED] == "padded"
+    shifted = weights * (np.arange(length) < length - 1)
+    np.testing.assert_array_equal(weighted[causes.NEXT_TOKEN], shifted)
+    np.testing.assert_allclose(targets[causes.NEXT_TOKEN][:, :-1], target[:, 1:], rtol=1e-6)
+    other_row = outputs[causes.OTHER_ROW].hidden
     np.testing.assert_allclose(other_row[:3], hidden[[2, 0, 1]], rtol=1e-6)
-    top_class = softmax(np.asarray(views[causes.TOP_CLASS].target)).argmax(-1)
+    top_class = softmax(np.asarray(targets[causes.TOP_CLASS])).argmax(-1)
     np.testing.assert_array_equal(top_class, target.argmax(-1))
-    one_hot = softmax(np.maximum(views[causes.LABELS].target, -1e9))
+    one_hot = softmax(np.maximum(targets[causes.LABELS], -1e9))
     np.testing.assert_array_equal(one_hot, np.eye(vocab_size)[batch["labels"]])
-    np.testing.assert_array_equal((views[causes.PADDED].inputs == 2).sum(1), [2, 4, 6, 8])
-    np.testing.assert_array_equal(views[causes.PADDED].weights, weights)  # counted all the same
+    np.testing.assert_array_equal((inputs[causes.PADDED] == 2).sum(1), [2, 4, 6, 8])
+    np.testing.assert_array_equal(weighted[causes.PADDED], weights)  # counted all the same
 
 
 @pytest.mark.parametrize("formula", [formulas.attached, formulas.without_log, formulas.in_float16])
@@ -178,7 +176,7 @@ def test_causes_are_read_and_joined():
     assert joined.change.optimizer["name"] == "sgd"
     assert greedily.training == causes.BASELINE
     names = ["baseline:ce", "baseline:kl", "sum+sgd:ce", "sum+sgd:kl", "sum:ce", "sum:kl"]
-    assert [variant.name for variant in variants.for_causes(study)] == names
+    assert list(causes.variants(study)) == names
     every = causes.read(CONFIG["causes"], CONFIG)
     parts = {part for cause in every for part in cause.text.split("+")}
     assert {*causes.TRAINING, *causes.MEASURING} <= parts
@@ -212,20 +210,18 @@ def test_wrong_causes_are_refused(text, changes, message):
 
 def sums(rate, *, diverged=()):
     """Sums of 3 seeds and 5 documents, accepted at about `rate`."""
-    wiggle = 1 + 0.01 * np.arange(-7, 8).reshape(3, 5)
-    numerator = 100 * rate * wiggle
+    numerator = 100 * rate * (1 + 0.01 * np.arange(-7, 8).reshape(3, 5))
     numerator[list(diverged)] = np.nan
     return Sums(numerator, np.full((3, 5), 100.0), np.full(5, 100))
 
 
 def measures(accepted, exact):
-    rates = {
-        ("acceptance", 1.0): accepted,
-        ("acceptance", 20.0): 0.99,
-        ("acceptance_exact_match", 1.0): exact,
-        ("acceptance_exact_match", 20.0): 0.001,
+    return {
+        ("acceptance", 1.0): sums(accepted),
+        ("acceptance", 20.0): sums(0.99),
+        ("acceptance_exact_match", 1.0): sums(exact),
+        ("acceptance_exact_match", 20.0): sums(0.001),
     }
-    return {measure: sums(rate) for measure, rate in rates.items()}
 
 
 SUMS = {
@@ -246,9 +242,6 @@ def test_students_that_learnt_another_measure_are_trained():
     sums_by_name |= dict.fromkeys(("hard_labels:ce", "hard_labels:kl"), sharp)
     frame = ratios.table(causes.read("hard_labels", CONFIG), sums_by_name)
     assert set(frame[frame["cause"].eq("hard_labels")]["trained"]) == {"both"}
-
-
-def test_a_diverged_baseline_is_refused():
     with pytest.raises(ValueError, match="all baseline students of kl"):
         ratios.table(causes.read("sum", CONFIG), {**SUMS, "baseline:kl": {}})
 
@@ -256,11 +249,11 @@ def test_a_diverged_baseline_is_refused():
 def test_ratios_by_where_a_cause_is_applied():
     text = "sum,sgd,measured_by_exact_match,sum+measured_by_exact_match"
     frame = ratios.table(causes.read(text, CONFIG), SUMS)
-    table = frame.set_index(["cause", "applied_to", "measure", "temperature"])
-    accepted = functools.partial(lambda *key: table.loc[(*key, "acceptance", 1.0)])
+    acceptance = frame[frame["measure"].eq("acceptance")].set_index(["cause", "applied_to"])
+    accepted, at_20 = (acceptance[acceptance["temperature"].eq(t)] for t in (1, 20))
     assert frame["cause"].iloc[0] == "baseline"
     assert set(frame[frame["cause"].eq("baseline")]["applied_to"]) == {"both"}
-    for (cause, applied_to), (ce, kl) in {
+    for key, (ce, kl) in {
         ("baseline", "both"): (0.8, 0.8),
         ("sum", "both"): (0.2, 0.4),
         ("sum", "ce"): (0.2, 0.8),
@@ -270,17 +263,14 @@ def test_ratios_by_where_a_cause_is_applied():
         ("sum+measured_by_exact_match", "both"): (0.02, 0.04),
         ("sum+measured_by_exact_match", "ce"): (0.02, 0.8),
     }.items():
-        row = accepted(cause, applied_to)
-        np.testing.assert_allclose(
-            row[["ce", "kl", "ratio"]].astype(float), [ce, kl, kl / ce], rtol=1e-9
-        )
+        row, expected = accepted.loc[key], [ce, kl, kl / ce]
+        np.testing.assert_allclose(row[["ce", "kl", "ratio"]].astype(float), expected, rtol=1e-9)
         assert row["low"] <= row["ratio"] <= row["high"]
-    exact = table.loc["measured_by_exact_match"]
-    assert exact.loc[("ce", "acceptance", 20.0)]["ratio"] == pytest.approx(990)
-    assert set(exact.index.get_level_values("measure")) == {"acceptance"}
-    trained = [accepted("sum", side)["trained"] for side in ("both", "ce", "kl")]
-    assert trained == ["kl", "kl", "both"]
-    diverged = accepted("sgd", "both")
+    exact = frame[frame["cause"].eq("measured_by_exact_match")]
+    assert set(exact["measure"]) == {"acceptance"}
+    assert at_20.loc["measured_by_exact_match", "ce"]["ratio"] == pytest.approx(990)
+    assert accepted.loc["sum"]["trained"].to_dict() == {"both": "kl", "ce": "kl", "kl": "both"}
+    diverged = accepted.loc["sgd", "both"]
     assert np.isnan([diverged["ce"], diverged["ratio"], diverged["low"]]).all()
     assert diverged["kl"] == pytest.approx(0.5)
     assert diverged["trained"] == "neither"
@@ -296,22 +286,21 @@ def test_ratios_by_where_a_cause_is_applied():
 
 SMALL = shlex.split("""
 --config=configs/gap.py:quick
---config.seeds=2
+--config.seeds=3
 --config.teacher.steps=30 --config.teacher.depth=2
 --config.teacher.width=32 --config.teacher.mlp_width=64
---config.student.steps=4 --config.student.optimizer.warmup_steps=1
+--config.student.steps=16 --config.student.optimizer.warmup_steps=1
 --config.data.sequence_length=32
 --config.evaluation.documents=4 --config.evaluation.document_tokens=64
 --config.evaluation.prompt_tokens=8 --config.evaluation.generated_tokens=24
 --config.evaluation.temperatures=(0.0,1.0)
 """)
-# Every view of the teacher's pass and every part that is trained, in as few students as can be.
+# Every kind of pass of the teacher and every part that is trained, in as few students as can be.
 CAUSES = ",".join(
     [
         "untrained",
-        "float16_log_of_softmax+wrong_exit_layer",
-        "padding_counted+head_trained",
-        "hard_labels+teacher_not_detached",
+        "float16_log_of_softmax+wrong_exit_layer+head_trained",
+        "padding_counted+teacher_not_detached",
         "counted_a_call",
         "measured_on_own_text",
     ]
@@ -321,7 +310,9 @@ CAUSES = ",".join(
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gap") / "study"
-    flags = [*SMALL, f"--workdir={folder}", f"--config.causes={CAUSES}"]
+    texts = runs.write_texts(folder.parent / "texts")
+    flags = [*SMALL, f"--workdir={folder}", f"--config.data.files={texts}/*.txt"]
+    flags.append(f"--config.causes={CAUSES}")
     return folder, flags, runs.succeed("gap", *flags)
 
 
@@ -329,31 +320,29 @@ def test_study(study):
     folder, _, printed = study
     frame = pd.read_csv(folder / report.FILE)
     assert list(frame.columns) == list(ratios.COLUMNS)
-    assert "wrong_exit_layer" in printed
+    assert "counted_a_call" in printed
     assert (folder / "gap_ratios.png").stat().st_size > 10_000
-    baseline = frame[frame["cause"].eq("baseline")]
+    frame = frame.set_index(["cause", "applied_to"])
+    baseline = frame.loc["baseline"].set_index(["measure", "temperature"])
     # Both losses' gradients are equal.
     np.testing.assert_allclose(baseline["ratio"].dropna(), 1, atol=1e-4)
-    measured = {"acceptance", "greedy_match", "acceptance_typical", "tau", "accepted_a_call"}
-    assert measured <= set(baseline["measure"])
-    by_measure = dict(list(frame.set_index(["cause", "applied_to"]).groupby("measure")))
-    accepted = by_measure["acceptance"][by_measure["acceptance"]["temperature"].eq(1)]
-    trained = pd.Series({"both": "neither", "ce": "kl", "kl": "ce"})
-    assert (accepted.loc["untrained"]["trained"] == trained).all()
+    accepted = frame[frame["measure"].eq("acceptance") & frame["temperature"].eq(1)]
+    trained = {"both": "neither", "ce": "kl", "kl": "ce"}
+    assert accepted.loc["untrained"]["trained"].to_dict() == trained
+    ce = baseline.loc["acceptance", 1.0]["ce"]
     for cause, row in accepted.xs("both", level="applied_to").iterrows():
         if cause not in ("baseline", "untrained"):
-            assert row["ce"] != accepted.loc[("baseline", "both")]["ce"], cause
+            assert row["ce"] != ce, cause
             assert np.isfinite(row["kl"]), cause
     by_student = pd.read_csv(folder / report.ACCEPTANCE)
     by_student = by_student.set_index(["training", "loss", "measure", "temperature"])
     of_baseline = by_student.loc[("baseline", "ce", "acceptance", 1.0)]
-    assert of_baseline["value"] == pytest.approx(accepted.loc[("baseline", "both")]["ce"])
+    assert of_baseline["value"] == pytest.approx(ce)
     assert of_baseline["low"] < of_baseline["value"] < of_baseline["high"]
-    tau, a_call = (
-        by_measure[name].set_index("temperature", append=True)["ce"]
-        for name in ("tau", "accepted_a_call")
-    )
-    np.testing.assert_allclose(tau - 1, a_call, rtol=1e-6)
+    assert {"greedy_match", "acceptance_typical"} <= set(baseline.index.get_level_values(0))
+    for temperature in (0.0, 1.0):
+        tau, a_call = (baseline.loc[name, temperature] for name in ("tau", "accepted_a_call"))
+        assert tau["ce"] - 1 == pytest.approx(a_call["ce"], rel=1e-6)
 
 
 REFUSED = {
@@ -373,7 +362,7 @@ def test_a_second_run_measures_the_same_and_another_is_refused(study):
     others = (
         [flag, workdir] if flag.startswith("--config=") else [*flags, flag] for flag in REFUSED
     )
-    changed = [*flags, "--config.causes=softmax_twice", "--config.student.steps=5"]
+    changed = [*flags, "--config.causes=softmax_twice", "--config.student.steps=17"]
     another, again, *refused = commands.many("gap.__main__", [changed, flags, *others])
     runs.check_refusal(another, "students of other causes")  # and leaves the folder as it is
     assert again.returncode == 0, again.stderr

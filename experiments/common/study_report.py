@@ -15,18 +15,16 @@ from jaxdiv.reporting import style
 from jaxdiv.reporting.style import Theme
 
 
-def write_tables(folder: pathlib.PurePath, frames: Mapping[str, pd.DataFrame]) -> None:
-    """Writes each frame as CSV to its file name in `folder`."""
-    for name, frame in frames.items():
-        files.write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
-
-
-def write_pictures(
+def write(
     folder: pathlib.PurePath,
+    frames: Mapping[str, pd.DataFrame],
     figures: Mapping[str, Callable[[Theme], Figure]],
     themes: Mapping[str, Theme],
 ) -> None:
-    """Writes each picture as PNG in each theme, whose key ends the file's name."""
+    """Writes each frame as CSV to its file name, and each picture as PNG in each theme, whose key
+    ends the file's name."""
+    for name, frame in frames.items():
+        files.write_text(folder / name, frame.to_csv(index=False, lineterminator="\n"))
     for ending, theme in themes.items():
         with matplotlib.rc_context(style.rc(theme)):
             for name, draw in figures.items():

@@ -7,26 +7,23 @@ A cause is written as a name of `TRAINING` or `MEASURING`, or several joined by 
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from experiments.gap import formulas
+from experiments.gap.formulas import LOSSES
+from jaxdiv.schema import ACCEPTANCE_BY_RULE, EXACT_MATCH, GREEDY_DRAFT, GREEDY_MATCH, TYPICAL
 
 BASELINE = "baseline"
 # What is trained: the student alone, or the head or the teacher beside it.
 STUDENT, HEAD, TEACHER = "student", "head", "teacher"
 # How a student sees a batch and the teacher's pass over it: as they are, or by mistake.
-UNCHANGED, NEXT_TOKEN, OTHER_LAYER, OTHER_ROW = (
-    "unchanged",
-    "next_token",
-    "other_layer",
-    "other_row",
+VIEWS = UNCHANGED, NEXT_TOKEN, OTHER_LAYER, OTHER_ROW, PADDED, TOP_CLASS, LABELS = (
+    *("unchanged", "next_token", "other_layer", "other_row", "padded", "top_class", "labels"),
 )
-PADDED, TOP_CLASS, LABELS = "padded", "top_class", "labels"
-VIEWS = (UNCHANGED, NEXT_TOKEN, OTHER_LAYER, OTHER_ROW, PADDED, TOP_CLASS, LABELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +65,15 @@ class Cause:
     change: Change
     measuring: Mapping[str, Any]
 
+    def variant(self, loss: str) -> str:
+        """Returns the name in curves of the loss's students under the cause."""
+        return f"{self.training}:{loss}"
+
+
+def variants(causes: Iterable[Cause]) -> dict[str, tuple[Change, str]]:
+    """Returns the change and the loss of all students by their name, the baseline's first."""
+    return {cause.variant(loss): (cause.change, loss) for cause in causes for loss in LOSSES}
+
 
 def _temperature(value, squared=True):
     return {"formula": functools.partial(formulas.right, temperature=value, squared=squared)}
@@ -83,7 +89,6 @@ def _in_float16(scale=1.0, **options):
 TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         BASELINE: {},
-        "untrained": {"rate": 0.0},
         # The formula.
         "softmax_twice": {"formula": formulas.softmax_twice},
         "without_log": {"formula": formulas.without_log},
@@ -110,34 +115,39 @@ TRAINING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "no_weight_decay": {"optimizer": {"weight_decay": 0.0}},
         "large_weight_decay": {"optimizer": {"weight_decay": 10.0}},
         # What is read and what is trained.
+        "untrained": {"rate": 0.0},
         "labels_shifted": {"view": NEXT_TOKEN},
         "hard_labels": {"view": TOP_CLASS},
         "data_labels": {"view": LABELS},
-        "wrong_exit_layer": {"view": OTHER_LAYER},
-        "another_sequence": {"view": OTHER_ROW},
         "padding_counted": {"view": PADDED},
-        "head_trained": {"trains": HEAD},
         # The teacher learns through the target alone: what the student reads of it passes no
         # gradient on.
         "teacher_not_detached": {"formula": formulas.attached, "trains": TEACHER},
+        # What Kangaroo students read of the teacher.
+        "wrong_exit_layer": {"view": OTHER_LAYER},
+        "another_sequence": {"view": OTHER_ROW},
+        "head_trained": {"trains": HEAD},
     }
 )
-# A measure that replaces `acceptance`, a temperature that replaces the row's.
+# Measures on text that the teacher wrote, by their names in gap.csv.
+OWN_TEXT, AT_1, AT_4 = "acceptance_own_text", "acceptance_at_1", "acceptance_at_4"
+ACCEPTED_PER_CALL = "accepted_a_call"  # tokens a call without the one that the target adds
+# A measure that replaces acceptance, a temperature that replaces the row's.
 MEASURING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "measured_by_exact_match": {"measure": "acceptance_exact_match"},
-        "measured_by_greedy_draft": {"measure": "acceptance_greedy_draft"},
-        "measured_by_threshold": {"measure": "acceptance_typical"},
-        "measured_greedily": {"measure": "greedy_match", "temperature": 0.0},
+        "measured_by_exact_match": {"measure": ACCEPTANCE_BY_RULE[EXACT_MATCH]},
+        "measured_by_greedy_draft": {"measure": ACCEPTANCE_BY_RULE[GREEDY_DRAFT]},
+        "measured_by_threshold": {"measure": ACCEPTANCE_BY_RULE[TYPICAL]},
+        "measured_greedily": {"measure": GREEDY_MATCH, "temperature": 0.0},
         "measured_at_temperature_0": {"temperature": 0.0},
         "measured_at_temperature_20": {"temperature": 20.0},
-        "measured_on_own_text": {"measure": "acceptance_own_text", "temperature": 1.0},
-        "counted_a_call": {"measure": "accepted_a_call", "temperature": 1.0},
-        "counted_at_position_1": {"measure": "acceptance_at_1", "temperature": 1.0},
-        "counted_at_position_4": {"measure": "acceptance_at_4", "temperature": 1.0},
+        "measured_on_own_text": {"measure": OWN_TEXT, "temperature": 1.0},
+        "counted_a_call": {"measure": ACCEPTED_PER_CALL, "temperature": 1.0},
+        "counted_at_position_1": {"measure": AT_1, "temperature": 1.0},
+        "counted_at_position_4": {"measure": AT_4, "temperature": 1.0},
     }
 )
-_KANGAROO_ONLY = ("wrong_exit_layer", "another_sequence", "head_trained")
+KANGAROO_ONLY = ("wrong_exit_layer", "another_sequence", "head_trained")
 
 
 def read(text: str, config: Mapping) -> tuple[Cause, ...]:
@@ -179,7 +189,7 @@ def _parse(text: str) -> Cause:
 
 def _check(cause: Cause, config: Mapping) -> None:
     prefix, student = f"`config.causes`: {cause.text}", config["student"]
-    if student["kind"] != "kangaroo" and set(cause.training.split("+")) & set(_KANGAROO_ONLY):
+    if student["kind"] != "kangaroo" and set(cause.training.split("+")) & set(KANGAROO_ONLY):
         raise ValueError(
             f"{prefix} is about the teacher's hidden state or head, which a student of kind "
             f"{student['kind']} does not read; leave it out, or set `config.student.kind` to "

@@ -37,20 +37,19 @@ def softmax_twice(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Arra
 
 def without_log(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
     """Computes the loss with the student's probabilities in the place of their logarithms."""
-    p, log_p, q = jax.nn.softmax(teacher), jax.nn.log_softmax(teacher), jax.nn.softmax(student)
-    return jnp.sum(p * (_entropy_term(loss, log_p) - q), axis=-1)
-
-
-def arguments_swapped(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
-    """Computes the loss with student and teacher exchanged; gradients still reach the student."""
-    q, log_q = jax.nn.softmax(student), jax.nn.log_softmax(student)
-    return jnp.sum(q * (_entropy_term(loss, log_q) - jax.nn.log_softmax(teacher)), axis=-1)
+    p, log_p = jax.nn.softmax(teacher), jax.nn.log_softmax(teacher)
+    return jnp.sum(p * (_entropy_term(loss, log_p) - jax.nn.softmax(student)), axis=-1)
 
 
 def attached(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
     """Computes the right loss without stopping the teacher's gradient."""
     p, log_p = jax.nn.softmax(teacher), jax.nn.log_softmax(teacher)
     return jnp.sum(p * (_entropy_term(loss, log_p) - jax.nn.log_softmax(student)), axis=-1)
+
+
+def arguments_swapped(student: jax.Array, teacher: jax.Array, loss: str) -> jax.Array:
+    """Computes the loss with student and teacher exchanged; gradients still reach the student."""
+    return attached(teacher, student, loss)
 
 
 def in_float16(
@@ -79,18 +78,14 @@ def _entropy_term(loss, log_p):
     return jnp.where(jnp.isneginf(log_p), 0.0, log_p) if loss == KL else 0.0
 
 
-def _round_to_float16(x):
+@jax.custom_vjp
+def half(x: jax.Array) -> jax.Array:
+    """Rounds x and its gradient to float16; both stay of x's type."""
     # Without the barrier compilers may leave the two casts out.
     return jax.lax.optimization_barrier(x.astype(jnp.float16)).astype(x.dtype)
 
 
-@jax.custom_vjp
-def half(x: jax.Array) -> jax.Array:
-    """Rounds x and its gradient to float16; both stay of x's type."""
-    return _round_to_float16(x)
-
-
-half.defvjp(lambda x: (_round_to_float16(x), None), lambda _, g: (_round_to_float16(g),))
+half.defvjp(lambda x: (half(x), None), lambda _, g: (half(g),))
 
 
 @jax.custom_vjp

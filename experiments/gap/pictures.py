@@ -2,34 +2,38 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.common import study_report
+from experiments.gap import causes
+from experiments.gap.formulas import CE, KL
+from experiments.gap.ratios import BOTH
+from jaxdiv import schema
 from jaxdiv.reporting import style
 from jaxdiv.reporting.style import Theme
 
+_BY_RULE = schema.ACCEPTANCE_BY_RULE
 # Columns of the map: measure, temperature and heading.
 _MEASURES = (
-    ("acceptance", 1, "sampled, T=1"),
-    ("acceptance", 5, "sampled, T=5"),
-    ("acceptance", 20, "sampled, T=20"),
-    ("greedy_match", 0, "greedy match"),
-    ("acceptance_greedy_draft", 1, "greedy draft, T=1"),
-    ("acceptance_exact_match", 1, "exact match, T=1"),
-    ("acceptance_exact_match", 2, "exact match, T=2"),
-    ("acceptance_exact_match", 20, "exact match, T=20"),
-    ("acceptance_typical", 1, "threshold, T=1"),
-    ("acceptance_own_text", 1, "own text, T=1"),
-    ("acceptance_at_4", 1, "4th draft, T=1"),
-    ("accepted_a_call", 1, "a call, T=1"),
-    ("accepted_a_call", 0, "a call, T=0"),
+    (schema.ACCEPTANCE, 1, "sampled, T=1"),
+    (schema.ACCEPTANCE, 5, "sampled, T=5"),
+    (schema.ACCEPTANCE, 20, "sampled, T=20"),
+    (schema.GREEDY_MATCH, 0, "greedy match"),
+    (_BY_RULE[schema.GREEDY_DRAFT], 1, "greedy draft, T=1"),
+    (_BY_RULE[schema.EXACT_MATCH], 1, "exact match, T=1"),
+    (_BY_RULE[schema.EXACT_MATCH], 2, "exact match, T=2"),
+    (_BY_RULE[schema.EXACT_MATCH], 20, "exact match, T=20"),
+    (_BY_RULE[schema.TYPICAL], 1, "threshold, T=1"),
+    (causes.OWN_TEXT, 1, "own text, T=1"),
+    (causes.AT_4, 1, "4th draft, T=1"),
+    (causes.ACCEPTED_PER_CALL, 1, "a call, T=1"),
+    (causes.ACCEPTED_PER_CALL, 0, "a call, T=0"),
 )
-_PANELS = {"ce": "cause in CE alone", "kl": "cause in KL alone", "both": "cause in both"}
+_PANELS = {CE: "cause in CE alone", KL: "cause in KL alone", BOTH: "cause in both"}
 _RULES = {
-    "acceptance": "Sampled drafts, rejection sampling",
-    "acceptance_exact_match": "Two samples that must be equal",
+    schema.ACCEPTANCE: "Sampled drafts, rejection sampling",
+    _BY_RULE[schema.EXACT_MATCH]: "Two samples that must be equal",
 }
 _DECADES = 2  # of the color scale on either side of 1
 _LABELED = 4  # mistrained students with a label in the picture over temperature
@@ -37,9 +41,9 @@ _LABELED = 4  # mistrained students with a label in the picture over temperature
 
 def ratios(frame: pd.DataFrame, theme: Theme) -> Figure:
     """Draws KL over CE as a map of cause and measure."""
-    causes = list(frame["cause"].unique())
+    names = list(frame["cause"].unique())
     figure = style.figure(
-        2.4 + 0.235 * len(causes),
+        2.4 + 0.235 * len(names),
         title="How many times more often are KL's drafts accepted than CE's?",
         subtitle="Blue: KL above CE; orange: below; full color from 100 × on. Blank: no ratio.",
         theme=theme,
@@ -51,7 +55,7 @@ def ratios(frame: pd.DataFrame, theme: Theme) -> Figure:
     for axes, (applied_to, title) in zip(panels, _PANELS.items(), strict=True):
         rows = frame[frame["applied_to"].eq(applied_to)]
         table = rows.pivot(index="cause", columns=["measure", "temperature"], values="ratio")
-        values = table.reindex(index=causes, columns=columns).to_numpy(float)
+        values = table.reindex(index=names, columns=columns).to_numpy(float)
         limit = 10.0**_DECADES
         study_report.heat_map(
             axes,
@@ -62,7 +66,7 @@ def ratios(frame: pd.DataFrame, theme: Theme) -> Figure:
         )
         axes.set_title(title)
         axes.set_xticks(range(len(headings)), headings, rotation=40, ha="right", fontsize=8)
-        axes.set_yticks(range(len(causes)), causes, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
     return figure
 
 
@@ -77,36 +81,29 @@ def over_temperature(frame: pd.DataFrame, theme: Theme) -> Figure:
         theme=theme,
         width=11.0,
     )
-    in_training = ~frame["cause"].str.contains(r"(?:^|\+)(?:measured|counted)_")
-    students = {}
-    for measure in _RULES:
-        rows = frame[in_training & frame["measure"].eq(measure) & frame["applied_to"].eq("both")]
-        table = rows.pivot(index="cause", columns="temperature", values="ce")
-        students[measure] = table.dropna()
-    sampled = students["acceptance"]
+    measured_alike = ~frame["cause"].str.contains(r"(?:^|\+)(?:measured|counted)_")
+    rows = frame[measured_alike & frame["applied_to"].eq(BOTH)].set_index("measure")
+    shape = {"index": "cause", "columns": "temperature", "values": "ce"}
+    students = {measure: rows.loc[[measure]].pivot(**shape).dropna() for measure in _RULES}
+    sampled = students[schema.ACCEPTANCE]
     order = sampled[1.0].sort_values().index if 1.0 in sampled.columns else sampled.index
-    worst = [cause for cause in order if cause not in ("baseline", "untrained")][:_LABELED]
-    colors = {"untrained": theme.muted, "baseline": theme.better}
+    worst = [cause for cause in order if cause not in (causes.BASELINE, schema.UNTRAINED)][
+        :_LABELED
+    ]
+    colors = {schema.UNTRAINED: theme.muted, causes.BASELINE: theme.better}
     colors |= dict.fromkeys(worst, theme.worse)
     for axes, (measure, title) in zip(figure.subplots(1, len(_RULES)), _RULES.items(), strict=True):
         axes.set(title=title, xlabel="temperature of both", ylabel="accepted, %", yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        _draw_students(axes, students[measure], colors, theme)
+        temperatures, ends = students[measure].columns, []
+        axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures])
+        for cause, line in students[measure].iterrows():
+            y, color = 100 * line.to_numpy(), colors.get(cause)
+            width, order = (2, 2) if color else (1, 1.5)
+            axes.plot(y, color=color or theme.quiet, linewidth=width, zorder=order)
+            if color:
+                ends.append((len(y) - 1, y[-1], cause, color))
+        style.label_ends(axes, ends, size=8)
     return figure
-
-
-def _draw_students(
-    axes: Axes, students: pd.DataFrame, colors: dict[str, str], theme: Theme
-) -> None:
-    """Draws a line a cause over temperature; causes with a color have labels."""
-    steps, ends = np.arange(len(students.columns)), []
-    for cause, line in students.iterrows():
-        y, color = 100 * line.to_numpy(), colors.get(cause)
-        width, order = (2, 2) if color else (1, 1.5)
-        axes.plot(steps, y, color=color or theme.quiet, linewidth=width, zorder=order)
-        if color:
-            ends.append((steps[-1], y[-1], cause, color))
-    axes.set_xticks(steps, [f"{t:g}" for t in students.columns])
-    style.label_ends(axes, ends, size=8)

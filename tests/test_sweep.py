@@ -18,11 +18,9 @@ from experiments.sweep import (
     stored_sums,
     study,
     time_estimate,
-    tuning,
 )
 from jaxdiv import files
 from jaxdiv.runs import config as run_config
-from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.schema import UNTRAINED
 from jaxdiv.training import run_data
@@ -51,9 +49,9 @@ def test_cells_change_one_factor_at_a_time_and_keep_tokens_equal(tmp_path):
     assert changes[-1] == {"student", "teacher"}  # the one that the config names besides
     assert all(len(change) <= 1 for change in changes[:-1])
     assert set().union(*changes[:-1]) == set(cells.FACTORS)
-    configs = [sweep.cell_run(cell).config for cell in sweep.cells]
-    tokens = {time_estimate.training_tokens(RunSpec.from_config(config)) for config in configs}
-    assert len(tokens) == 1
+    planned = [sweep.cell_run(cell) for cell in sweep.cells]
+    assert len({time_estimate.training_tokens(run.spec()) for run in planned}) == 1
+    configs = [run.config for run in planned]
     differ = {key for config in configs for key in run_config.differences(configs[0], config)}
     keys = "data.context temperature teacher.steps teacher.checkpoint student.kind "
     keys += "student.exit_layer student.depth student.width student.mlp_width"
@@ -61,17 +59,10 @@ def test_cells_change_one_factor_at_a_time_and_keep_tokens_equal(tmp_path):
     assert {sweep.tuned_student(cell) for cell in sweep.cells} == {"adapter1", "decoder1"}
 
 
-def test_remaining_time_goes_by_what_was_measured(monkeypatch):
-    clock = iter([100.0, 200.0, 500.0])
-    monkeypatch.setattr(time_estimate.time, "monotonic", lambda: next(clock))
-    remaining = time_estimate.RemainingTime([60.0, 60.0, 60.0, 120.0])
-    assert remaining.minutes() == 5
-    with remaining.part(whole=False):  # as most of it was done before
-        pass
-    assert remaining.minutes() == 4
-    with remaining.part(whole=True):  # takes 300 s, five times the estimate
-        pass
-    assert remaining.minutes() == 15
+def test_remaining_time_goes_by_what_was_measured():
+    assert time_estimate.minutes_left([60.0, 60.0, 60.0, 120.0], []) == 5
+    # One cell took 300 s, five times its estimate.
+    assert time_estimate.minutes_left([60.0, 120.0], [(60.0, 300.0)]) == 15
 
 
 def test_selected_cells_and_losses(tmp_path):
@@ -90,48 +81,23 @@ REFUSED_ARGUMENTS = [
     ({"losses": "kl,ce"}, "--losses: ce is none of the config's, kl, rkl"),
     ({"losses": "tv,jsd"}, "`config.losses` must begin with kl"),
     ({"losses": "kl"}, "`config.losses` must begin with kl"),
-    (
-        {"typed": ["temperature"]},
-        "--config.temperature: each cell has its own; give config.sweep.temperatures",
-    ),
-    (
-        {"typed": ["teacher.steps"]},
-        "--config.teacher.steps: some teachers have their own; give "
-        "config.sweep.teachers.flat.steps, config.sweep",
-    ),
-    (
-        {"typed": ["student.depth"]},
-        "some students have their own; give config.sweep.students.decoder1.depth",
-    ),
-    (
-        {"base": "adapter1-sharp-corpus-T3"},
-        "`config.sweep.base`: 'adapter1-sharp-corpus-T3' must be STUDENT-",
-    ),
-    ({"extra": "adapter1-sharp"}, "`config.sweep.extra`"),
-    (
-        {"contexts": "corpus,dreams"},
-        "`config.sweep.contexts`: 'dreams' is none of corpus, teacher, student",
-    ),
+    ({"typed": ["temperature"]}, "each cell has its own; give config.sweep.temperatures"),
+    ({"typed": ["teacher.steps"]}, "some teachers have their own; give config.sweep.teachers.flat"),
+    ({"typed": ["student.depth"]}, "have their own; give config.sweep.students.decoder1.depth"),
+    ({"base": "adapter1-sharp-corpus-T3"}, "-T3' must be STUDENT-TEACHER-CONTEXT-TEMPERATURE, "),
+    ({"extra": "adapter1-sharp"}, "`config.sweep.extra`: 'adapter1-sharp' must be STUDENT-"),
+    ({"contexts": "corpus,dreams"}, "contexts`: 'dreams' is none of corpus, teacher, student"),
     ({"rates": (1e-3, -1.0)}, "`config.sweep.rates` must be finite numbers above 0"),
     ({"temperatures": (1.0, 1.0000001)}, "which differ within six digits, got (1.0, 1.0000001)"),
-    (
-        {"tuning_steps": 20},
-        "`config.sweep.tuning_steps` must be above `config.student.optimizer.warmup_steps` = 20",
-    ),
+    ({"tuning_steps": 20}, "must be above `config.student.optimizer.warmup_steps` = 20"),
     ({"decoded": "nothing"}, "`config.sweep.decoded`: 'nothing' is none of"),
     ({"seeds": 3}, "`config.sweep.seeds` is not a key of a sweep"),
-    (
-        {"students": {"adapter1": {"steps": 3}}},
-        "`config.sweep.students.adapter1.steps` can't differ between",
-    ),
+    ({"students": {"a": {"steps": 3}}}, "`config.sweep.students.a.steps` can't differ between"),
     ({"students": {"a-b": {"depth": 1}}}, "the name 'a-b' must be of letters"),
     ({"students": {"..": {"depth": 1}}}, "the name '..' must be of letters"),
-    ({"students": ("adapter1",)}, "`config.sweep.students` must say what it is"),
-    ({"students": {"adapter1": 1}}, "`config.sweep.students.adapter1` must say what it is"),
-    (
-        {"teachers": {"sharp": {}, "flat": {"steps": 9}}},
-        "`config.sweep.teachers.sharp` must say what it is",
-    ),
+    ({"students": ("adapter1",)}, "students` must say what it is, by names of your own; got ('ad"),
+    ({"students": {"a": 1}}, "`config.sweep.students.a` must say what it is, by kind, exit_layer,"),
+    ({"teachers": {"sharp": {}}}, "`config.sweep.teachers.sharp` must say what it is"),
 ]
 
 
@@ -169,7 +135,7 @@ def test_a_folder_keeps_its_config_once_there_is_data(tmp_path):
 def test_a_cell_has_its_teacher_and_that_of_its_tuning(tmp_path, monkeypatch):
     sweep, prepared, trained = read(tmp_path, extra=EXTRA), [], []
     monkeypatch.setattr(study.runs, "prepare_teacher", lambda name, *_: prepared.append(name))
-    monkeypatch.setattr(study.tuning, "rates", lambda name, *_: prepared.append(name))
+    monkeypatch.setattr(study.runs, "tune", lambda name, *_: prepared.append(name))
     monkeypatch.setattr(study, "_run_cell", lambda run, *_, **__: trained.append(run.workdir.root))
     flat = cells.select(sweep.cells, ["decoder1-flat-*"], "--cells")
     folder = sweep.workdir("cells", flat[0].name)
@@ -185,17 +151,18 @@ def test_a_cell_has_its_teacher_and_that_of_its_tuning(tmp_path, monkeypatch):
 def test_runs_of_other_texts_or_another_tokenizer_are_refused(tmp_path, monkeypatch):
     sweep = read(tmp_path)
     facts = {DATA_READY: "texts", run_data.TOKENIZER: "tokens"}
-    monkeypatch.setattr(runs.teacher, "resolve", lambda config, run, typed: config)
+    monkeypatch.setattr(runs.teacher_sources, "resolve", lambda config, run, typed: config)
     monkeypatch.setattr(runs.teacher, "prepare", lambda spec, run, data, _: "a teacher")
     monkeypatch.setattr(runs.run_data, "prepare", lambda config, run: run.add_facts(facts))
-    run, first = sweep.teacher_run("sharp"), sweep.workdir("teachers", "sharp")
-    assert runs.begin(run, first)[-1] == "a teacher"
+    run = sweep.teacher_run("sharp")
+    first = run.first
+    assert runs.begin(run)[-1] == "a teacher"
     others = (sweep.teacher_run("flat"), sweep.cell_run(sweep.cells[0]))
     for other, fact in zip(others, list(facts), strict=True):
         facts = {**first.facts(), fact: "changed"}
         message = f"{other.workdir.root}: the {fact} is changed, but .* in {first.root}"
         with pytest.raises(ValueError, match=message):
-            runs.begin(other, first)
+            runs.begin(other)
 
 
 def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
@@ -212,15 +179,15 @@ def test_learning_rates_are_those_whose_curves_end_highest(tmp_path):
         config = read(tmp_path, losses="kl,tv,rkl").tuning_runs("adapter1")[0.01].config
         config["student"]["steps"], config["student"]["optimizer"]["warmup_steps"] = 8, 0
         workdir.initialize_or_resume(config)
-        ends = tuning.final_acceptance(workdir, workdir.spec().student_stage)
+        ends = runs.final_acceptance(workdir)
         assert set(ends) == {"kl", "tv"}
-        files.write_json(workdir.root / tuning.FILE, ends)
-        acceptance[rate] = tuning.read(workdir, losses)
+        files.write_json(workdir.root / runs.TUNED, ends)
+        acceptance[rate] = runs.read_tuned(workdir, losses)
     with pytest.raises(ValueError, match=f"{workdir.root} was tuned without jsd; delete it"):
-        tuning.read(workdir, [*losses, "jsd"])
-    assert tuning.best(acceptance, losses) == {"kl": 0.001, "tv": 0.001, "rkl": 0.001}
+        runs.read_tuned(workdir, [*losses, "jsd"])
+    assert runs.best_rates(acceptance) == {"kl": 0.001, "tv": 0.001, "rkl": 0.001}
     acceptance[0.01]["tv"] = 0.71
-    assert tuning.best(acceptance, ["tv"]) == {"tv": 0.01}
+    assert runs.best_rates(acceptance)["tv"] == 0.01
 
 
 STEPS, RATES = 36, (1e-2, 3e-2)
@@ -297,7 +264,6 @@ def finished(killed, tmp_path_factory):
         (*flags, "--config.student.steps=240", "--list"): other,
         (*flags, "--cells="): "--cells: '' is none of adapter1",
         (*flags, "--losses=kl"): "`config.losses` must begin with kl",
-        (*flags, "--cells=adapter3*"): "--cells: 'adapter3*' is none of",
         (*flags, f"--workdir={run_folder}"): "is the folder of a run",
         ("--config=configs/smoke.py",): "the config has no `sweep`",
         (*flags, "--profile=1:2"): "--profile: a sweep is many trainings",
@@ -320,10 +286,10 @@ def test_finished_sweep(finished):
     assert set(frame["measure"]) == {"acceptance", "tau"}
     rates = frame.groupby("loss")["learning_rate"].unique()
     acceptance = {
-        rate: files.read_json(folder / "tuning" / f"adapter1-{rate:g}" / tuning.FILE)
+        rate: files.read_json(folder / "tuning" / f"adapter1-{rate:g}" / runs.TUNED)
         for rate in RATES
     }
-    tuned = tuning.best(acceptance, ["kl", "tv"])
+    tuned = runs.best_rates(acceptance)
     assert {loss: rates[loss].tolist() for loss in tuned} == {
         loss: [rate] for loss, rate in tuned.items()
     }

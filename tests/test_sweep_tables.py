@@ -19,19 +19,17 @@ TAU = Key("generated", "tau", 1.0, 4)
 LOSSES = ("kl", "tv", "jsd")
 
 
-def estimate(value):
-    """Returns an estimate of variance 1, as from endless data."""
-    p_value = {2.5758: 0.01, 2.1701: 0.03, -2.0537: 0.04}[value]  # a normal distribution's
-    return statistics.Estimate(value, 0.0, 0.0, ((1.0, 10**9),), p_value)
-
-
 def test_a_family_is_corrected_as_by_hand():
     """Holm on .01, .03, .04: .01 is below .05/3, .03 not below .05/2, where it ends."""
-    values = (2.1701, 2.5758, -2.0537)
-    family = comparisons.correct([(estimate(value), np.full(3, value)) for value in values])
-    np.testing.assert_allclose([row["p_value"] for row in family], [0.06, 0.03, 0.06])
-    assert [row["verdict"] for row in family] == ["not shown", "real", "not shown"]
-    halves = [row["difference_high"] - row["difference"] for row in family]
+    values, p_values = (2.1701, 2.5758, -2.0537), (0.03, 0.01, 0.04)  # of a normal distribution
+    family, rows = [], [{} for _ in values]
+    for value, p_value in zip(values, p_values, strict=True):
+        endless = statistics.Estimate(value, 0.0, 0.0, ((1.0, 10**9),), p_value)
+        family.append((endless, np.full(3, value)))
+    comparisons.add_corrected(rows, family)
+    np.testing.assert_allclose([row["p_value"] for row in rows], [0.06, 0.03, 0.06])
+    assert [row["verdict"] for row in rows] == ["not shown", "real", "not shown"]
+    halves = [row["difference_high"] - row["difference"] for row in rows]
     # Of levels 1 - .05/2 and 1 - .05/3.
     np.testing.assert_allclose(halves, [2.2414, 2.3940, 2.2414], rtol=1e-3)
 
@@ -51,28 +49,25 @@ def measured(rates, *, seed=0, seeds=3, diverged=(), keys=(KEY, TAU)):
     return Measurement(losses, sums)
 
 
+BASE, OTHER = (Cell(f"student {name}", "t", "corpus", 1.0) for name in "ab")
+ON_POLICY = dataclasses.replace(BASE, context="student")
 CELLS = {
-    "a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.7}),
-    "b": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, seed=1),
+    BASE: measured({"kl": 0.7, "tv": 0.75, "jsd": 0.7}),
+    OTHER: measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, seed=1),
 }
 EQUAL = dict.fromkeys(LOSSES, 0.7)
 
 
-def labels(cells):
-    """The first cell is the base, the others have another student each."""
-    base = {"teacher": "t", "training_context": "corpus", "temperature_of_training": 1.0}
-    columns = {}
-    for cell, loss in itertools.product(cells, next(iter(cells.values())).losses):
-        rate = {} if loss == UNTRAINED else {"learning_rate": 0.01}
-        columns[cell, loss] = {**base, "student": f"student {cell}", **rate}
-    return columns
+def comparison_table(cells):
+    return comparisons.table(cells, dict.fromkeys(itertools.product(cells, LOSSES), 0.01))
 
 
 def test_differences_are_paired_and_corrected_over_cells():
-    table = comparisons.table(CELLS, labels(CELLS))
+    table = comparison_table(CELLS)
     family = table[table["measure"].eq("acceptance") & table["p_value"].notna()]
-    pairs = list(itertools.product("ab", ("tv", "jsd")))
-    assert list(zip(family["cell"], family["loss"], strict=True)) == pairs
+    pairs = list(itertools.product(CELLS, ("tv", "jsd")))
+    names = [(cell.name, loss) for cell, loss in pairs]
+    assert list(zip(family["cell"], family["loss"], strict=True)) == names
     raw = []
     for cell, loss in pairs:
         pair = [CELLS[cell].sums[name, KEY] for name in (loss, "kl")]
@@ -86,13 +81,13 @@ def test_differences_are_paired_and_corrected_over_cells():
 
 
 def test_ranks_of_a_clear_winner_and_of_equals():
-    ranks = {row["loss"]: row for row in ranking.rank(CELLS, KEY)}
+    ranks = {row["loss"]: row for row in ranking.rank(CELLS.values(), KEY)}
     intervals = {loss: (row["rank_low"], row["rank_high"]) for loss, row in ranks.items()}
     assert intervals == {"tv": (1, 1), "kl": (2, 3), "jsd": (2, 3)}
     assert ranks["tv"]["difference"] == pytest.approx(0.055, abs=0.003)
-    for row in ranking.rank({"c": measured({**EQUAL, "rkl": 0.7})}, KEY):
+    for row in ranking.rank([measured({**EQUAL, "rkl": 0.7})], KEY):
         assert row["rank_high"] - row["rank_low"] >= 2
-    assert ranking.rank(CELLS, TAU)[0]["gamma"] == 4
+    assert ranking.rank(CELLS.values(), TAU)[0]["gamma"] == 4
     # A lone document, as of a speed's one number.
     lone = ranking.rank_intervals(np.array([[1.0, 1.1], [0.0, 0.1]]), np.zeros((2, 2, 1)))
     assert lone == ([1, 2], [1, 2])
@@ -122,29 +117,29 @@ def test_rank_intervals_cover_the_true_rank(means, seeds_move):
 
 
 def test_what_cells_share_does_not_average_out():
-    once, twice = (ranking.rank(dict.fromkeys(names, CELLS["a"]), KEY) for names in ("a", "ab"))
+    once, twice = (ranking.rank([CELLS[BASE]] * count, KEY) for count in (1, 2))
     for one, other in zip(once, twice, strict=True):
         assert {**one, "cells": 2} == pytest.approx(other, nan_ok=True)
 
 
 def test_a_loss_with_a_diverged_student_has_no_rank():
     rates = {"kl": 0.6, "tv": 0.66, "jsd": 0.6}
-    cells = {"a": CELLS["a"], "b": measured(rates, diverged=[("jsd", 1)])}
-    assert {row["loss"] for row in ranking.rank(cells, KEY)} == {"kl", "tv"}
-    table = comparisons.table(cells, labels(cells)).set_index(["cell", "loss", "measure"])
-    assert np.isfinite(table.loc[("b", "jsd", "acceptance")]["difference"])
+    cells = {BASE: CELLS[BASE], OTHER: measured(rates, diverged=[("jsd", 1)])}
+    assert {row["loss"] for row in ranking.rank(cells.values(), KEY)} == {"kl", "tv"}
+    table = comparison_table(cells).set_index(["cell", "loss", "measure"])
+    assert np.isfinite(table.loc[(OTHER.name, "jsd", "acceptance")]["difference"])
 
 
 def results(cells, part="", seeds=3):
     every = next(iter(cells.values())).losses
     return report.SweepResults(
-        comparisons.table(cells, labels(cells)),
-        ranking.table(cells),
+        comparison_table(cells),
+        ranking.table(cells.values()),
         claims.table({}),
         losses=[loss for loss in every if loss != UNTRAINED],
         seeds=seeds,
         rates=(0.001, 0.01),
-        base=labels(cells)["a", UNTRAINED],
+        base=BASE.columns(),
         entropies={"t": 2.0},
         part=part,
     )
@@ -166,7 +161,7 @@ def test_tables_name_a_winner_that_is_shown(tmp_path):
 
 
 def test_tables_name_no_winner_of_equals():
-    equal = results({"a": measured(EQUAL)})
+    equal = results({BASE: measured(EQUAL)})
     able = ", ".join(equal.ranked()["loss"])  # by luck in some order
     finding = f"No loss is shown to be the best; {able} can be first. "
     assert report.finding(equal).startswith(finding)
@@ -174,7 +169,7 @@ def test_tables_name_no_winner_of_equals():
 
 
 def test_one_seed_speaks_for_its_own_students_alone():
-    one = results({"a": measured({"kl": 0.7, "tv": 0.75, "jsd": 0.6}, seeds=1)}, seeds=1)
+    one = results({BASE: measured({"kl": 0.7, "tv": 0.75, "jsd": 0.6}, seeds=1)}, seeds=1)
     assert report.finding(one) == (
         "Among these students tv is first. Among them better than kl: tv; worse than kl: jsd."
     )
@@ -192,7 +187,7 @@ def test_one_seed_speaks_for_its_own_students_alone():
     ],
 )
 def test_losses_with_diverged_students_are_named(tmp_path, diverged, ranked, pictures):
-    some = results({"a": measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, diverged=diverged)})
+    some = results({BASE: measured({"kl": 0.6, "tv": 0.66, "jsd": 0.6}, diverged=diverged)})
     assert list(some.ranked()["loss"]) == ranked
     expected = "Nothing was compared with kl." if ranked else "No loss is ranked"
     assert expected in report.finding(some)
@@ -208,7 +203,9 @@ def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():
     cold = Key("corpus", "acceptance", 0.3)
     keys = (cold, KEY, TAU, Key("corpus", "acceptance_exact_match", 1.0))
     rates = {"kl": 0.6, "tv": 0.66}
-    shown = results({"a": measured(rates, keys=(*keys, decoded)), "b": measured(rates, keys=keys)})
+    shown = results(
+        {BASE: measured(rates, keys=(*keys, decoded)), OTHER: measured(rates, keys=keys)}
+    )
     head, _, best, *_ = report.markdown(shown).split("\n\n")[1].splitlines()
     assert head.endswith("| verdict | T=0.3 | τ γ=4 T=1 | decoded τ γ=4 T=1 |")
     assert best.endswith("| +0.06* | +0.06* |")
@@ -216,7 +213,7 @@ def test_tables_have_a_column_of_every_temperature_and_of_what_was_decoded():
 
 def test_sums_are_read_as_written_or_refused(tmp_path):
     path, uncompared = tmp_path / "sums.npz", Key("generated", "tau", 1.0, 3)
-    cell = CELLS["a"]
+    cell = CELLS[BASE]
     sums = {**cell.sums, ("kl", uncompared): cell.sums["kl", KEY]}
     stored_sums.write(path, Measurement(cell.losses, sums))
     read = stored_sums.read(path)
@@ -228,10 +225,6 @@ def test_sums_are_read_as_written_or_refused(tmp_path):
     message = r"sums.npz is not what was written.*delete it, and the sweep measures again"
     with pytest.raises(ValueError, match=message):
         stored_sums.read(path)
-
-
-BASE = Cell("adapter", "sharp", "corpus", 1.0)
-ON_POLICY = dataclasses.replace(BASE, context="student")
 
 
 def claim_cell(*, diverged=(), **rates):

@@ -35,7 +35,6 @@ from experiments.sweep import plan as sweep_plan
 from jaxdiv import files
 from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
-from jaxdiv.schema import UNTRAINED
 from jaxdiv.training import loop, sharding
 
 CONFIG = cli.define_config()
@@ -75,11 +74,7 @@ def main(_):
     monitoring = loop.Monitoring(trackers=watch_flags.trackers())
     with lock.hold(root):
         study.initialize_or_resume(plan)
-        try:
-            study.run(plan, selected, monitoring)
-        except loop.Stopped as stopped:
-            cli.log(f"{stopped}; the same command goes on from there")
-            return 128 + stopped.signum
+        study.run(plan, selected, monitoring)
         if processes.is_first():
             _report(plan, selected)
     return 0
@@ -88,9 +83,9 @@ def main(_):
 def _list(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
     total = 0.0
     for cell in selected:
-        run, state = RunSpec.from_config(plan.cell_run(cell).config), "done"
+        run, state = plan.cell_run(cell).spec(), "done"
         if not study.is_done(plan, cell):
-            minutes = study.estimated_seconds(plan, cell) / 60
+            minutes = time_estimate.cell_seconds(run, decoded=cell in plan.decoded) / 60
             total, state = total + minutes, f"about {minutes:.0f} min"
         students, tokens = len(run.losses) * len(run.seeds), time_estimate.training_tokens(run)
         suffix = ", decoded" * (cell in plan.decoded)
@@ -101,26 +96,23 @@ def _list(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
 
 def _report(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> None:
     """Reports cells that are done, by this command or earlier ones."""
-    measured, labels, entropies = {}, {}, {}
+    measured, rates, entropies = {}, {}, {}
     for cell in selected:
         workdir = plan.workdir("cells", cell.name)
         measured[cell] = stored_sums.read(workdir.root / stored_sums.FILE)
-        stage = RunSpec.from_config(workdir.config()).student_stage
-        for loss, optimizer in zip(plan.losses, stage.optimizers, strict=True):
-            rate = {"learning_rate": optimizer.learning_rate}
-            labels[cell.name, loss] = cell.columns() | rate
-        labels[cell.name, UNTRAINED] = cell.columns()
+        optimizers = workdir.spec().student_stage.optimizers
+        for loss, optimizer in zip(plan.losses, optimizers, strict=True):
+            rates[cell, loss] = optimizer.learning_rate
         facts = plan.workdir("teachers", cell.teacher).facts()
         if runs.ENTROPY in facts:
             entropies[cell.teacher] = facts[runs.ENTROPY]
-    by_name = {cell.name: measurement for cell, measurement in measured.items()}
     counts = [
         (len(selected), len(plan.cells), "cells"),
         (len(plan.losses), plan.offered, "losses"),
     ]
     results = report.SweepResults(
-        comparisons.table(by_name, labels),
-        ranking.table(by_name),
+        comparisons.table(measured, rates),
+        ranking.table(measured.values()),
         claims.table(measured),
         losses=plan.losses,
         seeds=plan.config["seeds"],

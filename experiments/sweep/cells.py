@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxdiv.runs import config_keys
@@ -67,13 +67,13 @@ def read(sweep: Mapping) -> tuple[Cell, ...]:
         "student": tuple(sweep["students"]),
         "teacher": tuple(sweep["teachers"]),
         "context": _names(sweep["contexts"]),
-        "temperature": tuple(sweep["temperatures"]),
+        "temperature": {f"T{value:g}": value for value in sweep["temperatures"]},
     }
     base = _parse("base", sweep["base"], levels)
     varied = [
         dataclasses.replace(base, **{factor: level})
         for factor in FACTORS
-        for level in levels[factor]
+        for level in (levels[factor].values() if factor == "temperature" else levels[factor])
     ]
     extra = [_parse("extra", name, levels) for name in _names(sweep["extra"])]
     return tuple(dict.fromkeys([base, *varied, *extra]))
@@ -100,28 +100,21 @@ def _names(text):
     return [name for name in config_keys.names_in(text) if name]
 
 
-def _parse(key: str, text: str, levels: Mapping[str, Sequence[Any]]) -> Cell:
+def _parse(key: str, text: str, levels: Mapping[str, Collection[str]]) -> Cell:
     parts = text.strip().split("-")
-    temperatures = {f"T{value:g}": value for value in levels["temperature"]}
-    allowed = {**levels, "temperature": temperatures}
     if len(parts) != len(FACTORS) or any(
-        part not in allowed[factor] for part, factor in zip(parts, FACTORS, strict=True)
+        part not in levels[factor] for part, factor in zip(parts, FACTORS, strict=True)
     ):
-        choices = "; ".join(f"{factor} of {', '.join(allowed[factor])}" for factor in FACTORS)
+        choices = "; ".join(f"{factor} of {', '.join(levels[factor])}" for factor in FACTORS)
         raise ValueError(
             f"`config.sweep.{key}`: {text!r} must be STUDENT-TEACHER-CONTEXT-TEMPERATURE, {choices}"
         )
-    return Cell(*parts[:-1], temperatures[parts[-1]])
+    return Cell(*parts[:-1], levels["temperature"][parts[-1]])
 
 
 def _check(sweep: Any) -> None:
     keys = (*_RULES, *_MAY_DIFFER)
-    _check_mapping("config.sweep", sweep, keys)
-    for key in sweep:
-        if key not in keys:
-            raise ValueError(
-                f"`config.sweep.{key}` is not a key of a sweep; known: {', '.join(keys)}"
-            )
+    _check_keys("config.sweep", sweep, keys, "is not a key of a sweep")
     for key in keys:
         if key not in sweep:
             raise ValueError(f"`config.sweep.{key}` is missing; see configs/choose.py")
@@ -129,25 +122,25 @@ def _check(sweep: Any) -> None:
         config_keys.check_value(f"`config.sweep.{key}`", rule, sweep[key])
     for key, allowed in _MAY_DIFFER.items():
         prefix = f"config.sweep.{key}"
-        _check_mapping(prefix, sweep[key], ["names of your own"])
+        _check_keys(prefix, sweep[key])
         for name, changes in sweep[key].items():
             if not _LEVEL.fullmatch(name):
                 raise ValueError(
                     f"`{prefix}`: the name {name!r} must be of letters, digits, _, later also ."
                 )
-            _check_mapping(f"{prefix}.{name}", changes, allowed)
-            for changed in changes:
-                if changed not in allowed:
-                    raise ValueError(
-                        f"`{prefix}.{name}.{changed}` can't differ between cells; known: "
-                        f"{', '.join(allowed)}"
-                    )
+            _check_keys(f"{prefix}.{name}", changes, allowed, "can't differ between cells")
     for name in _names(sweep["contexts"]):
         if name not in config_keys.TRAINING_CONTEXTS:
             contexts = ", ".join(config_keys.TRAINING_CONTEXTS)
             raise ValueError(f"`config.sweep.contexts`: {name!r} is none of {contexts}")
 
 
-def _check_mapping(name, value, keys):
+def _check_keys(name: str, value: Any, allowed: Sequence[str] = (), fault: str = "") -> None:
+    """Raises ValueError unless `value` is a mapping with some keys, all of them `allowed` if that
+    is not empty."""
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(f"`{name}` must say what it is, by {', '.join(keys)}; got {value!r}")
+        keys = ", ".join(allowed) or "names of your own"
+        raise ValueError(f"`{name}` must say what it is, by {keys}; got {value!r}")
+    for key in value:
+        if allowed and key not in allowed:
+            raise ValueError(f"`{name}.{key}` {fault}; known: {', '.join(allowed)}")

@@ -83,25 +83,21 @@ def table(measured: Mapping[Cell, Measurement]) -> pd.DataFrame:
         key=len,
         default=(),
     )
-    pairs = {}
+    rows, family = [], []
     for claim in CLAIMS:
-        in_cells = (_pair(claim, cell, measured, seeds) for cell in measured)
-        pairs[claim] = [pair for pair in in_cells if pair is not None]
-    pairs = {claim: cells for claim, cells in pairs.items() if cells}
-    family = []
-    for cells in pairs.values():
-        better, other = (ranking.mean(side) for side in zip(*cells, strict=True))
-        logarithm = statistics.estimate(*statistics.log_ratio(*better, *other))
-        family.append((logarithm, better[0] - other[0]))
-    rows = []
-    for (claim, cells), columns in zip(pairs.items(), comparisons.correct(family), strict=True):
-        row = {**vars(claim), **vars(claim.key), **columns, "cells": len(cells)}
-        row["trained_on"] = claim.context or ""
+        pairs = [_pair(claim, cell, measured, seeds) for cell in measured]
+        if pairs := [pair for pair in pairs if pair is not None]:
+            better, other = (ranking.mean(side) for side in zip(*pairs, strict=True))
+            logarithm = statistics.estimate(*statistics.log_ratio(*better, *other))
+            family.append((logarithm, better[0] - other[0]))
+            row = {**vars(claim), **vars(claim.key), "cells": len(pairs)}
+            rows.append({**row, "trained_on": claim.context or ""})
+    comparisons.add_corrected(rows, family)
+    for row in rows:
         for end in ("", "_low", "_high"):
-            row[f"change{end}"] = math.expm1(columns[f"difference{end}"])
+            row[f"change{end}"] = math.expm1(row[f"difference{end}"])
         if row["verdict"] == verdicts.REAL:
             row["verdict"] = "holds" if row["change"] > 0 else "the opposite"
-        rows.append({column: row[column] for column in COLUMNS})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -1,11 +1,13 @@
 """Values of each cell, loss and measure, with paired differences to the reference: choose.csv."""
 
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from experiments.sweep.cells import FACTOR_COLUMNS
+from experiments.sweep.cells import FACTOR_COLUMNS, Cell
 from experiments.sweep.plan import REFERENCE
 from jaxdiv import statistics
 from jaxdiv.evaluation import estimates
@@ -18,13 +20,12 @@ COLUMNS = (
     "low", "high", "difference", "difference_low", "difference_high", "p_value", "verdict", "n",
 )  # fmt: skip
 _NUMBERS = ("temperature", "gamma", "difference", "difference_low", "difference_high")
-_VALUES = ("measure", "temperature", "gamma", "value", "low", "high", "n")
 # An estimate of a difference, and the difference of each seed.
 Difference = tuple[statistics.Estimate, np.ndarray]
 
 
 def table(
-    measured: Mapping[str, Measurement], labels: Mapping[tuple[str, str], Mapping]
+    measured: Mapping[Cell, Measurement], rates: Mapping[tuple[Cell, str], float]
 ) -> pd.DataFrame:
     """Returns choose.csv.
 
@@ -32,27 +33,27 @@ def table(
     measure, temperature and gamma: a reader of that table looks for its best entries.
 
     Args:
-      measured: name of a cell to its measurement.
-      labels: (cell, loss) to the columns of their factors and learning rate.
+      measured: measurements of cells.
+      rates: (cell, loss) to learning rate.
     """
     rows, families = [], {}
     for cell, measurement in measured.items():
         for estimate in estimates.rows([measurement]):
             if estimate["seed"] != POOLED or estimate["measure"] == DIFFERENCE:
                 continue
-            loss, values = estimate["loss"], {name: estimate[name] for name in _VALUES}
-            row = {"cell": cell, **labels[cell, loss], "loss": loss, **values, "verdict": ""}
+            loss = estimate["loss"]
+            row = {"cell": cell.name, **cell.columns(), **estimate, "verdict": ""}
+            row["learning_rate"] = rates.get((cell, loss), math.nan)
             rows.append(row)
             if loss in (UNTRAINED, REFERENCE):
                 row["verdict"] = verdicts.FLOOR if loss == UNTRAINED else verdicts.REFERENCE
                 continue
-            name, temperature, gamma = family = tuple(values[name] for name in _VALUES[:3])
-            key = Key(estimate["context"], name, temperature, gamma)
+            key = Key(*(estimate[field.name] for field in dataclasses.fields(Key)))
             if (difference := _difference(measurement, loss, key)) is not None:
-                families.setdefault(family, []).append((row, difference))
+                family = families.setdefault((key.measure, key.temperature, key.gamma), [])
+                family.append((row, difference))
     for family in families.values():
-        for (row, _), columns in zip(family, correct([pair[1] for pair in family]), strict=True):
-            row.update(columns)
+        add_corrected(*zip(*family, strict=True))
     return frame_of(rows, COLUMNS)
 
 
@@ -62,37 +63,27 @@ def frame_of(rows: Iterable[Mapping], columns: Sequence[str]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(_NUMBERS, "float64"))
 
 
-def correct(family: Sequence[Difference]) -> list[dict]:
-    """Returns the columns of each difference: its value and interval, p-value and verdict,
+def add_corrected(rows: Sequence[dict], family: Sequence[Difference]) -> None:
+    """Adds to each row the columns of its difference: value and interval, p-value and verdict,
     corrected by Holm over the family."""
     p_values = [estimate.p_value for estimate, _ in family]
-    corrected = zip(
-        family, statistics.holm_levels(p_values), statistics.holm(p_values), strict=True
-    )
-    table = []
-    for (estimate, by_seed), level, p_value in corrected:
+    levels, corrected = statistics.holm_levels(p_values), statistics.holm(p_values)
+    for row, (estimate, by_seed), level, p_value in zip(
+        rows, family, levels, corrected, strict=True
+    ):
         ends = estimate.at_level(level)
-        table.append(
-            {
-                "difference": ends.value,
-                "difference_low": ends.low,
-                "difference_high": ends.high,
-                "p_value": p_value,
-                "verdict": verdicts.verdict(ends.value, ends.low, ends.high, by_seed),
-            }
-        )
-    return table
+        row["difference"], row["p_value"] = ends.value, p_value
+        row["difference_low"], row["difference_high"] = ends.low, ends.high
+        row["verdict"] = verdicts.verdict(ends.value, ends.low, ends.high, by_seed)
 
 
 def _difference(measurement: Measurement, loss: str, key: Key) -> Difference | None:
     """Returns the difference to the reference over the seeds that both have; None if there are
     none."""
     pair = (loss, REFERENCE)
-    if any((name, key) not in measurement.sums for name in pair):
-        return None
-    seeds = [measurement.losses[name] for name in pair]
+    seeds = [measurement.losses.get(name, []) for name in pair]
     both = [seed for seed in seeds[0] if seed in seeds[1]]
-    if not both:
+    if not both or any((name, key) not in measurement.sums for name in pair):
         return None
     sides, ratios = [], []
     for name, order in zip(pair, seeds, strict=True):

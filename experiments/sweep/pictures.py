@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common import study_report
 from experiments.sweep.cells import FACTOR_COLUMNS
+from experiments.sweep.plan import REFERENCE
 from jaxdiv.reporting import formats, style, verdicts
 from jaxdiv.reporting.style import Theme
 
@@ -18,19 +19,14 @@ _LINEAR, _LARGEST = 0.25, 5.0  # points: the color scale is linear below, and en
 
 
 def differences(
-    rows: pd.DataFrame,
-    ranked: pd.DataFrame,
-    reference: str,
-    base: Mapping[str, object],
-    theme: Theme,
+    rows: pd.DataFrame, ranked: pd.DataFrame, base: Mapping[str, object], theme: Theme
 ) -> Figure:
-    """Draws differences to `reference` as a map of losses by cells: a panel a factor, one for cells
-    that change several.
+    """Draws differences to the reference as a map of losses by cells: a panel a factor, and one for
+    cells that change several.
 
     Args:
       rows: choose.csv of one measure.
       ranked: ranks.csv of it.
-      reference: the loss that is compared with.
       base: the cell from which the panels' cells differ, by `FACTOR_COLUMNS`.
       theme: colors.
     """
@@ -41,7 +37,7 @@ def differences(
     widths = [len(cells) for cells in panels.values()]
     figure = style.figure(
         2.6 + 0.27 * len(losses),
-        title=f"What is accepted more than under {style.short(reference)}?",
+        title=f"What is accepted more than under {style.short(REFERENCE)}?",
         subtitle="Percentage points, held-out documents, temperature 1. Bold: real (Holm, over all "
         "losses and cells).",
         theme=theme,
@@ -89,12 +85,11 @@ def _panels(rows: pd.DataFrame, base: Mapping[str, object]) -> dict[str, dict[st
     return {title: names for title, names in panels.items() if names}
 
 
-def ranks(ranked: pd.DataFrame, reference: str, sources: str, theme: Theme) -> Figure:
-    """Draws the ranks that each loss can have, with its mean difference to `reference`.
+def ranks(ranked: pd.DataFrame, sources: str, theme: Theme) -> Figure:
+    """Draws the ranks that each loss can have, with its mean difference to the reference.
 
     Args:
       ranked: ranks.csv of one measure.
-      reference: the loss that is compared with.
       sources: what intervals are over, in words.
       theme: colors.
     """
@@ -109,7 +104,7 @@ def ranks(ranked: pd.DataFrame, reference: str, sources: str, theme: Theme) -> F
     axes, margin = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
     margin.set_axis_off()
     words = {"transform": margin.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
-    against = f"against {style.short(reference)}"
+    against = f"against {style.short(REFERENCE)}"
     margin.text(0.6, -0.85, against, **words, ha="right", color=theme.muted)
     for y, row in enumerate(ranked.itertuples()):
         real, color = row.verdict == verdicts.REAL, theme.muted

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jaxdiv
@@ -12,7 +12,7 @@ from experiments.sweep.cells import Cell
 from jaxdiv import files, schema
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import config_keys
-from jaxdiv.runs.specs import parse_losses
+from jaxdiv.runs.specs import RunSpec, parse_losses
 from jaxdiv.runs.workdir import DATA_READY, Workdir
 
 REFERENCE = "kl"  # the loss that the others are compared with
@@ -28,10 +28,15 @@ _SET_BY_SWEEP = {
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep: its folder, and the config that it begins with."""
+    """One run of a sweep: its folder, the config that it begins with, and the folder of the base's
+    teacher, whose texts and tokenizer all runs share."""
 
     workdir: Workdir
     config: dict[str, Any]
+    first: Workdir
+
+    def spec(self) -> RunSpec:
+        return RunSpec.from_config(self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +88,11 @@ class SweepPlan:
     def cell_run(self, cell: Cell, rates: Mapping[str, float] | None = None) -> PlannedRun:
         """Plans a cell's run, whose losses have the learning rates `rates`, or 1 for an
         estimate."""
-        rates = rates or dict.fromkeys(self.losses, 1.0)
         config = self._cell_config(cell)
         config["student"]["learning_rates"] = "; ".join(
-            f"{loss}: {rates[loss]:g}" for loss in self.losses
+            f"{loss}: {rates[loss] if rates else 1:g}" for loss in self.losses
         )
         return self._in_folder(config, self.workdir("cells", cell.name))
-
-    def teachers(self, needed_by: Iterable[Cell]) -> list[str]:
-        """Returns the teachers that cells need, after the base's, with which rates are tuned."""
-        return list(dict.fromkeys(cell.teacher for cell in (self.cells[0], *needed_by)))
 
     def tuned_student(self, cell: Cell) -> str:
         """Returns the student whose learning rates a cell has: the first of its kind by name."""
@@ -119,7 +119,7 @@ class SweepPlan:
             stored = workdir.config()
             config["teacher"]["checkpoint"] = stored["teacher"]["checkpoint"]
             data["directory"] = stored["data"]["directory"]
-        return PlannedRun(workdir, config)
+        return PlannedRun(workdir, config, self.workdir("teachers", self.cells[0].teacher))
 
 
 def read(
@@ -162,24 +162,20 @@ def read(
             raise ValueError(f"--config.{key}: some {group} have their own; give {', '.join(keys)}")
     offered = [loss.text for loss in parse_losses(config["losses"])]
     if losses is not None:
-        config["losses"] = _select_losses(offered, losses)
+        try:
+            names = jaxdiv.split(losses)
+        except ValueError as error:
+            raise ValueError(f"--losses: {error}") from None
+        wrong = [name for name in names if name not in offered]
+        if wrong or not names:
+            raise ValueError(
+                f"--losses: {', '.join(wrong) or 'nothing'} is none of the config's, "
+                f"{', '.join(offered)}"
+            )
+        config["losses"] = ",".join(name for name in offered if name in names)
     plan = SweepPlan(root, config, sweep, sweep_cells, decoded, len(offered))
     _check(plan)
     return plan
-
-
-def _select_losses(offered: list[str], flag: str) -> str:
-    try:
-        names = jaxdiv.split(flag)
-    except ValueError as error:
-        raise ValueError(f"--losses: {error}") from None
-    wrong = [name for name in names if name not in offered]
-    if wrong or not names:
-        raise ValueError(
-            f"--losses: {', '.join(wrong) or 'nothing'} is none of the config's, "
-            f"{', '.join(offered)}"
-        )
-    return ",".join(name for name in offered if name in names)
 
 
 def _check(plan: SweepPlan) -> None:
@@ -197,11 +193,8 @@ def _check(plan: SweepPlan) -> None:
             f"{temperature:g}: `config.evaluation.temperatures` must have {temperature:g} and "
             "`config.evaluation.contexts` corpus"
         )
-    warmup, tuning_steps = (
-        plan.config["student"]["optimizer"]["warmup_steps"],
-        plan.sweep["tuning_steps"],
-    )
-    if tuning_steps <= warmup:
+    tuning_steps = plan.sweep["tuning_steps"]
+    if tuning_steps <= (warmup := plan.config["student"]["optimizer"]["warmup_steps"]):
         raise ValueError(
             "`config.sweep.tuning_steps` must be above `config.student.optimizer.warmup_steps` = "
             f"{warmup}, got {tuning_steps}"

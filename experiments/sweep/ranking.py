@@ -1,6 +1,7 @@
 """The ranks that a loss can have by its mean over cells, with all that makes that uncertain."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import pandas as pd
@@ -19,14 +20,13 @@ COLUMNS = (
 DRAWS = 20_000
 
 
-def table(measured: Mapping[str, Measurement]) -> pd.DataFrame:
+def table(cells: Collection[Measurement]) -> pd.DataFrame:
     """Returns ranks.csv, of every measure."""
-    keys = dict.fromkeys(key for cell in measured.values() for _, key in cell.sums)
-    rows = [row for key in keys for row in rank(measured, key)]
-    return comparisons.frame_of(rows, COLUMNS)
+    keys = dict.fromkeys(key for cell in cells for _, key in cell.sums)
+    return comparisons.frame_of((row for key in keys for row in rank(cells, key)), COLUMNS)
 
 
-def rank(measured: Mapping[str, Measurement], key: Key) -> list[dict]:
+def rank(cells: Iterable[Measurement], key: Key) -> list[dict]:
     """Returns a row a loss, the best first: its mean difference to the reference, corrected over
     losses, and its ranks.
 
@@ -36,10 +36,10 @@ def rank(measured: Mapping[str, Measurement], key: Key) -> list[dict]:
     row of the reference there are no differences.
 
     Args:
-      measured: name of a cell to its measurement.
+      cells: measurements of cells.
       key: of the measure.
     """
-    cells = [cell for cell in measured.values() if any(key == other for _, other in cell.sums)]
+    cells = [cell for cell in cells if any(key == other for _, other in cell.sums)]
     losses = [
         loss
         for loss in dict.fromkeys(loss for cell in cells for loss in cell.losses)
@@ -50,13 +50,11 @@ def rank(measured: Mapping[str, Measurement], key: Key) -> list[dict]:
     if not losses:
         return []
     means = {loss: mean(cell.sums[loss, key] for cell in cells) for loss in losses}
-    low, high = rank_intervals(*(np.stack(parts) for parts in zip(*means.values(), strict=True)))
-    table = [
-        {
+    low, high = rank_intervals(*map(np.stack, zip(*means.values(), strict=True)))
+    rows = {
+        loss: {
+            **dataclasses.asdict(key),
             "loss": loss,
-            "measure": key.measure,
-            "temperature": key.temperature,
-            "gamma": key.gamma,
             "cells": len(cells),
             "rank_low": low[i],
             "rank_high": high[i],
@@ -64,16 +62,14 @@ def rank(measured: Mapping[str, Measurement], key: Key) -> list[dict]:
             "verdict": verdicts.REFERENCE if loss == REFERENCE else "",
         }
         for i, loss in enumerate(losses)
-    ]
+    }
     if REFERENCE in means:
-        compared = [row for row in table if row["loss"] != REFERENCE]
-        family, (reference, reference_influence) = [], means[REFERENCE]
-        for values, influence in (means[row["loss"]] for row in compared):
-            values, influence = values - reference, influence - reference_influence
+        compared, family = [loss for loss in losses if loss != REFERENCE], []
+        for loss in compared:
+            values, influence = map(np.subtract, means[loss], means[REFERENCE])
             family.append((statistics.estimate(values, influence), values))
-        for row, columns in zip(compared, comparisons.correct(family), strict=True):
-            row.update(columns)
-    table.sort(key=lambda row: -row["value"])
+        comparisons.add_corrected([rows[loss] for loss in compared], family)
+    table = sorted(rows.values(), key=lambda row: -row["value"])
     return [{"rank": i + 1, **row} for i, row in enumerate(table)]
 
 
@@ -112,9 +108,7 @@ def rank_intervals(
     Returns:
       The least and the greatest rank of each loss, each loss by itself.
     """
-    generator, means = np.random.default_rng(0), values.mean(axis=1)
-    noise = _document_noise(generator, draws, influence.mean(axis=1))
-    noise += _seed_noise(generator, draws, values)
+    means, noise = values.mean(axis=1), _noise(values, influence.mean(axis=1), draws)
     low, high = [], []
     for value, drawn in zip(means, noise.T, strict=True):
         sizes = np.abs(noise - drawn[:, None])
@@ -126,24 +120,23 @@ def rank_intervals(
     return low, high
 
 
-def _document_noise(
-    generator: np.random.Generator, draws: int, influence: np.ndarray
-) -> np.ndarray:
-    """Draws noise [draws, L] of losses' means, which documents move by `influence` [L, K], from a
-    joint Student's t."""
-    losses, count = influence.shape
-    if count == 1:
-        return np.zeros((draws, losses))
-    normal = generator.normal(size=(draws, count)) @ influence.T * np.sqrt(count / (count - 1))
-    return normal / np.sqrt(generator.chisquare(count - 1, size=(draws, 1)) / (count - 1))
-
-
-def _seed_noise(generator: np.random.Generator, draws: int, values: np.ndarray) -> np.ndarray:
-    """Draws noise [draws, L] of losses' means over the seeds of `values` [L, S]: what no seed does
-    to all losses alike."""
-    losses, count = values.shape
-    if count == 1 or losses == 1:
-        return np.zeros((draws, losses))
-    residuals = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
-    variance = (residuals**2).sum(axis=1) / (count - 1) * losses / (losses - 1)
-    return generator.standard_t(count - 1, size=(draws, losses)) * np.sqrt(variance / count)
+def _noise(values: np.ndarray, influence: np.ndarray, draws: int) -> np.ndarray:
+    """Draws noise [draws, L] of losses' means: what documents do by `influence` [L, K], a joint
+    Student's t, and what no seed of `values` [L, S] does to all losses alike."""
+    generator, (losses, documents), seeds = (
+        np.random.default_rng(0),
+        influence.shape,
+        values.shape[1],
+    )
+    noise = np.zeros((draws, losses))
+    if documents > 1:
+        factor = np.sqrt(documents / (documents - 1))
+        normal = generator.normal(size=(draws, documents)) @ influence.T * factor
+        df = documents - 1
+        noise += normal / np.sqrt(generator.chisquare(df, size=(draws, 1)) / df)
+    if seeds > 1 and losses > 1:
+        residuals = values - values.mean(axis=1, keepdims=True)
+        residuals = residuals - values.mean(axis=0) + values.mean()
+        variance = (residuals**2).sum(axis=1) / (seeds - 1) * losses / (losses - 1)
+        noise += generator.standard_t(seeds - 1, size=noise.shape) * np.sqrt(variance / seeds)
+    return noise

@@ -3,24 +3,25 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from experiments.common import study_report
 from experiments.sweep import claims, pictures
+from experiments.sweep.plan import REFERENCE
 from jaxdiv import files
 from jaxdiv.reporting import formats, style, verdicts
 from jaxdiv.reporting.tables import Table
-from jaxdiv.schema import ACCEPTANCE, HEADLINE_TEMPERATURE, UNTRAINED
+from jaxdiv.schema import ACCEPTANCE, DECODED_TAU, HEADLINE_TEMPERATURE, TAU, UNTRAINED
 
 FILES = FILE, RANKS, CLAIMS = "choose.csv", "ranks.csv", "claims.csv"
 # Measures with a column beside the headline's, and its heading.
 _OTHERS = {
-    "acceptance": "T={temperature:g}",
-    "tau": "τ γ={gamma:g} T={temperature:g}",
-    "decoded_tau": "decoded τ γ={gamma:g} T={temperature:g}",
+    ACCEPTANCE: "T={temperature:g}",
+    TAU: "τ γ={gamma:g} T={temperature:g}",
+    DECODED_TAU: "decoded τ γ={gamma:g} T={temperature:g}",
 }
 _REAL = "*"
 
@@ -33,7 +34,7 @@ class SweepResults:
       frame: choose.csv.
       ranks: ranks.csv.
       claims: claims.csv.
-      losses: those trained; differences are to the first.
+      losses: those trained.
       seeds: of each loss in a cell.
       rates: the learning rates that were tried.
       base: the cell from which the others differ, by the columns of its factors.
@@ -50,10 +51,6 @@ class SweepResults:
     base: Mapping[str, object]
     entropies: Mapping[str, float]
     part: str
-
-    @property
-    def reference(self) -> str:
-        return self.losses[0]
 
     @property
     def sources(self) -> str:
@@ -77,26 +74,22 @@ def _headline(frame):
 def write(folder: str | os.PathLike, results: SweepResults) -> None:
     """Writes choose.csv, ranks.csv, claims.csv and the pictures that have something to show, light
     and dark, to `folder`."""
-    folder, figures = files.path_of(folder), {}
-    frames = {FILE: results.frame, RANKS: results.ranks, CLAIMS: results.claims}
-    study_report.write_tables(folder, frames)
-    headline, ranked, reference = results.headline(), results.ranked(), results.reference
+    headline, ranked, figures = results.headline(), results.ranked(), {}
     if headline["difference"].notna().any():
         figures["choice_differences"] = functools.partial(
-            pictures.differences, headline, ranked, reference, results.base
+            pictures.differences, headline, ranked, results.base
         )
     if len(ranked):
-        figures["choice_ranks"] = functools.partial(
-            pictures.ranks, ranked, reference, results.sources
-        )
-    study_report.write_pictures(folder, figures, {"": style.LIGHT, "-dark": style.DARK})
+        figures["choice_ranks"] = functools.partial(pictures.ranks, ranked, results.sources)
+    frames = {FILE: results.frame, RANKS: results.ranks, CLAIMS: results.claims}
+    themes = {"": style.LIGHT, "-dark": style.DARK}
+    study_report.write(files.path_of(folder), frames, figures, themes)
 
 
 def finding(results: SweepResults) -> str:
     """Returns two sentences: which losses can be the best, and which are shown to differ from the
     reference."""
-    ranked, reference = results.ranked(), results.reference
-    few = results.seeds < verdicts.ENOUGH_SEEDS
+    ranked, few = results.ranked(), results.seeds < verdicts.ENOUGH_SEEDS
     if ranked.empty:
         return "No loss is ranked: each has students that diverged."
     first = ranked[ranked["rank_low"].eq(1)]
@@ -106,13 +99,13 @@ def finding(results: SweepResults) -> str:
         best = f"{names} is first"
     best = f"{'Among these students ' * few}{best}."
     if ranked["difference"].isna().all():
-        return f"{best} Nothing was compared with {reference}."
+        return f"{best} Nothing was compared with {REFERENCE}."
     ends = ranked[["verdict", "difference", "difference_low", "difference_high"]]
     sides = pd.Series([verdicts.side(*row) for row in ends.itertuples(index=False)], ranked.index)
     better, worse = (", ".join(ranked.loc[sides.eq(side), "loss"]) or "none" for side in (1, -1))
     return (
-        f"{best} {'Among them' if few else 'Shown to be'} better than {reference}: {better}; "
-        f"worse than {reference}: {worse}."
+        f"{best} {'Among them' if few else 'Shown to be'} better than {REFERENCE}: {better}; "
+        f"worse than {REFERENCE}: {worse}."
     )
 
 
@@ -126,7 +119,7 @@ def notes(results: SweepResults) -> str:
     if unranked:
         part += f"Not ranked, as students diverged: {unranked}. "
     return (
-        f"{part}Rank, accepted, against {results.reference}: acceptance of sampled drafts on "
+        f"{part}Rank, accepted, against {REFERENCE}: acceptance of sampled drafts on "
         f"held-out documents at temperature {HEADLINE_TEMPERATURE:g}, mean over the cells. Ranks: "
         f"95% intervals, each by itself, over {results.sources}; ±: 95%, corrected by Holm over "
         "the losses. The other columns are differences of means over the cells that were measured "
@@ -154,12 +147,7 @@ def _rates_at_ends(results: SweepResults) -> str:
 
 def tables(results: SweepResults) -> list[Table]:
     """Returns ranks, differences by cell and, if there are any, what papers report."""
-    parts = [("Which loss?", *_rank_rows(results))]
-    parts.append(("Differences by cell, points", *_cell_rows(results)))
-    study_tables = [
-        Table(heads, rows, title, fold=dict.fromkeys(range(len(heads)), 7))
-        for title, heads, *rows in parts
-    ]
+    study_tables = [_rank_table(results), _cell_table(results)]
     if len(results.claims):
         study_tables.append(claims.study_table(results.claims))
     return study_tables
@@ -172,37 +160,41 @@ def markdown(results: SweepResults) -> str:
     return "\n".join(parts + [f"{table}\n{claims.NOTE}\n" for table in reported])
 
 
-def _rank_rows(results: SweepResults) -> Iterator[list[str]]:
-    """Yields the heads, then a row a loss."""
+def _rank_table(results: SweepResults) -> Table:
+    """Returns a row a loss, with a column for each further measure."""
     others, keys = {}, ["measure", "temperature", "gamma"]
     for key, rows in results.ranks.groupby(keys, sort=False, dropna=False):
         measure, temperature, gamma = key
         if measure in _OTHERS and key[:2] != (ACCEPTANCE, HEADLINE_TEMPERATURE):
             heading = _OTHERS[measure].format(temperature=temperature, gamma=gamma)
             others[heading] = rows.set_index("loss")
-    against = f"against {results.reference}, points"
-    yield ["loss", "rank", "accepted, %", against, "verdict", *others]
-    for row in results.ranked().itertuples():
-        low, high = row.rank_low, row.rank_high
-        yield [
+    heads = ["loss", "rank", "accepted, %", f"against {REFERENCE}, points", "verdict", *others]
+    table = [
+        [
             row.loss,
-            f"{low:g}" if low == high else f"{low:g}–{high:g}",
+            "–".join(f"{rank:g}" for rank in dict.fromkeys([row.rank_low, row.rank_high])),
             formats.percent(row.value),
             formats.points(row.difference, row.difference_low, row.difference_high),
             row.verdict,
             *(_short_difference(rows, row.loss) for rows in others.values()),
         ]
+        for row in results.ranked().itertuples()
+    ]
+    return Table(heads, table, "Which loss?", fold=dict.fromkeys(range(len(heads)), 7))
 
 
-def _cell_rows(results: SweepResults) -> Iterator[list[str]]:
-    """Yields the heads, then a row a loss but the reference."""
+def _cell_table(results: SweepResults) -> Table:
+    """Returns a row a loss but the reference, with a column for each cell."""
     headline = results.headline().set_index(["loss", "cell"])
+    losses = dict.fromkeys([*results.ranked()["loss"], *headline.index.get_level_values(0)])
     cells = list(results.frame["cell"].unique())
-    yield ["loss", *cells]
-    losses = [*results.ranked()["loss"], *headline.index.get_level_values(0)]
-    for loss in dict.fromkeys(losses):
-        if loss not in (results.reference, UNTRAINED):
-            yield [loss, *(_short_difference(headline, (loss, cell)) for cell in cells)]
+    table = [
+        [loss, *(_short_difference(headline, (loss, cell)) for cell in cells)]
+        for loss in losses
+        if loss not in (REFERENCE, UNTRAINED)
+    ]
+    fold = dict.fromkeys(range(len(cells) + 1), 7)
+    return Table(["loss", *cells], table, "Differences by cell, points", fold=fold)
 
 
 def _short_difference(rows: pd.DataFrame, key: Any) -> str:

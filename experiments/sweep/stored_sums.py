@@ -6,20 +6,13 @@ import pathlib
 
 import numpy as np
 
-from jaxdiv import files
+from jaxdiv import files, schema
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
-from jaxdiv.schema import (
-    DECODED_TAU,
-    GENERATED_TEMPERATURES,
-    HEADLINE_GAMMA,
-    MAX_MEASURED_GAMMA,
-    SPEED_UP,
-    TAU,
-)
+from jaxdiv.schema import DECODED_TAU, GENERATED_TEMPERATURES, SPEED_UP, TAU
 
 FILE = "sums.npz"
-GAMMAS = (HEADLINE_GAMMA, MAX_MEASURED_GAMMA)  # drafts a round of the tokens a target call
-DECODED_GAMMA = HEADLINE_GAMMA
+# Drafts a round of the tokens a target call.
+GAMMAS = (schema.HEADLINE_GAMMA, schema.MAX_MEASURED_GAMMA)
 _FIELDS = ("numerator", "denominator", "tokens")
 
 

@@ -1,19 +1,20 @@
 """A sweep in its work folder: teachers, learning rates, then one cell after the other, each a run
 like those of `experiments.distill`."""
 
+import time
 from collections.abc import Sequence
 
 import jax
 
 from experiments.common import run_results
-from experiments.sweep import runs, stored_sums, time_estimate, tuning
+from experiments.sweep import runs, stored_sums, time_estimate
 from experiments.sweep.cells import Cell
 from experiments.sweep.plan import PlannedRun, SweepPlan
 from jaxdiv import files
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import processes, progress
-from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
+from jaxdiv.schema import HEADLINE_GAMMA
 from jaxdiv.training import students
 from jaxdiv.training.loop import Monitoring
 
@@ -67,12 +68,6 @@ def is_done(plan: SweepPlan, cell: Cell) -> bool:
     return (plan.workdir("cells", cell.name).root / stored_sums.FILE).exists()
 
 
-def estimated_seconds(plan: SweepPlan, cell: Cell) -> float:
-    """Estimates what a cell takes that has not begun."""
-    spec = RunSpec.from_config(plan.cell_run(cell).config)
-    return time_estimate.cell_seconds(spec, decoded=cell in plan.decoded)
-
-
 def run(plan: SweepPlan, selected: Sequence[Cell], monitoring: Monitoring | None = None) -> None:
     """Trains and measures the selected cells that are not done.
 
@@ -85,37 +80,42 @@ def run(plan: SweepPlan, selected: Sequence[Cell], monitoring: Monitoring | None
       loop.Stopped: a signal came in training; the step under way was finished and saved.
     """
     left = [cell for cell in selected if not processes.broadcast_from_first(is_done(plan, cell))]
-    first = plan.workdir("teachers", plan.cells[0].teacher)
-    for name in plan.teachers(left) if left else ():
-        runs.prepare_teacher(name, plan.teacher_run(name), first, monitoring)
+    # With the base's teacher rates are tuned.
+    teachers = [cell.teacher for cell in (plan.cells[0], *left)] if left else []
+    for name in dict.fromkeys(teachers):
+        runs.prepare_teacher(name, plan.teacher_run(name), monitoring)
     rates = {
-        name: tuning.rates(name, plan.tuning_runs(name), plan.losses, first, monitoring)
+        name: runs.tune(name, plan.tuning_runs(name), plan.losses, monitoring)
         for name in dict.fromkeys(map(plan.tuned_student, left))
     }
-    remaining = time_estimate.RemainingTime([estimated_seconds(plan, cell) for cell in left])
-    for cell in left:
+    estimates = [
+        time_estimate.cell_seconds(plan.cell_run(cell).spec(), decoded=cell in plan.decoded)
+        for cell in left
+    ]
+    finished = []
+    for i, cell in enumerate(left):
         planned = plan.cell_run(cell, rates[plan.tuned_student(cell)])
         # A cell that was begun before takes only the rest of its time, which scales no estimate.
-        whole = not planned.workdir.students.exists()
-        with remaining.part(whole=whole), progress.event_fields(cell=cell.name):
+        whole, start = not planned.workdir.students.exists(), time.monotonic()
+        minutes = time_estimate.minutes_left(estimates[i:], finished)
+        with progress.event_fields(cell=cell.name):
             progress.log(
                 f"cell {selected.index(cell) + 1} of {len(selected)}, {cell.name}: "
                 f"{len(plan.losses) * plan.config['seeds']} students, about "
-                f"{max(1, round(remaining.minutes()))} min left",
+                f"{max(1, round(minutes))} min left",
                 style="bold",
             )
-            _run_cell(planned, first, monitoring, decoded=cell in plan.decoded)
+            _run_cell(planned, monitoring, decoded=cell in plan.decoded)
+        if whole:
+            finished.append((estimates[i], time.monotonic() - start))
         jax.clear_caches()  # the next cell has no use for them
 
 
-def _run_cell(
-    planned: PlannedRun, first: Workdir, monitoring: Monitoring | None, *, decoded: bool
-) -> None:
-    workdir = planned.workdir
-    spec, data, model = runs.begin(planned, first)
+def _run_cell(run: PlannedRun, monitoring: Monitoring | None, *, decoded: bool) -> None:
+    workdir = run.workdir
+    spec, data, model = runs.begin(run)
     students.train(spec, workdir, data, model, monitoring)
-    gamma = stored_sums.DECODED_GAMMA if decoded else None
-    measured = run_results.measure([workdir], decode_gamma=gamma)
+    measured = run_results.measure([workdir], decode_gamma=HEADLINE_GAMMA if decoded else None)
     if processes.is_first():
         run_results.write([workdir], measured, output=workdir.root)
         # Written last, since it marks the cell as done.

@@ -1,8 +1,6 @@
 """Estimates of how long cells take, from their sizes, scaled by what earlier cells took."""
 
-import contextlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxdiv.runs.config_keys import STUDENT_TEXT
 from jaxdiv.runs.specs import RunSpec
@@ -37,24 +35,13 @@ def cell_seconds(run: RunSpec, *, decoded: bool) -> float:
     return _START + each * len(run.seeds) * len(run.losses)
 
 
-class RemainingTime:
-    """Minutes left of some work, whose parts were estimated beforehand."""
+def minutes_left(estimates: Iterable[float], finished: Sequence[tuple[float, float]]) -> float:
+    """Estimates the minutes that parts of some work take.
 
-    def __init__(self, estimates: Sequence[float]):
-        self._estimates = list(estimates)
-        self._estimated, self._measured = 0.0, 0.0
-
-    def minutes(self) -> float:
-        """Returns the estimate of the parts to come, scaled by what finished parts took."""
-        slowdown = self._measured / self._estimated if self._estimated else 1.0
-        return slowdown * sum(self._estimates) / 60
-
-    @contextlib.contextmanager
-    def part(self, *, whole: bool) -> Iterator[None]:
-        """Times the next part, done in the block; only a `whole` part scales the others."""
-        start = time.monotonic()
-        yield
-        estimate = self._estimates.pop(0)
-        if whole:
-            self._estimated += estimate
-            self._measured += time.monotonic() - start
+    Args:
+      estimates: seconds of each part to come.
+      finished: (estimate, seconds taken) of each finished part, by which the others are scaled.
+    """
+    expected = sum(estimate for estimate, _ in finished)
+    taken = sum(seconds for _, seconds in finished)
+    return (taken / expected if finished else 1.0) * sum(estimates) / 60

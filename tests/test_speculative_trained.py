@@ -42,12 +42,9 @@ class Trained:
         self.workdir = Workdir(folder)
         self.spec, corpus = self.workdir.spec(), TextData.load(self.workdir)
         self.vocab_size = corpus.tokenizer.vocab_size
-        self.target = (
-            teacher.restore(self.spec.teacher, self.workdir, self.vocab_size).module().unrolled()
-        )
-        self.prompts, _ = pipeline.prompts(
-            corpus.splits["train"], length=PROMPT, max_documents=PROMPTS
-        )
+        target = teacher.restore(self.spec.teacher, self.workdir, self.vocab_size)
+        self.target, texts = target.module().unrolled(), corpus.splits["train"]
+        self.prompts, _ = pipeline.prompts(texts, length=PROMPT, max_documents=PROMPTS)
         assert len(self.prompts) == PROMPTS
 
     def students(self):
@@ -68,13 +65,11 @@ class Trained:
     @functools.cached_property
     def greedy(self):
         """The target's greedy texts [K, n], and where its two largest logits all but tie [K, n]."""
-        text = models.generate(
-            self.target, self.prompts, length=TOKENS, temperature=0.0, key=jax.random.key(0)
-        )
-        largest = jax.jit(lambda tokens: jax.lax.top_k(self.target(tokens).logits, 2)[0])(text)[
-            :, PROMPT - 1 : -1
-        ]
-        return np.asarray(text)[:, PROMPT:], np.asarray(largest[..., 0] - largest[..., 1]) < CLOSE
+        greedy = {"length": TOKENS, "temperature": 0.0, "key": jax.random.key(0)}
+        text = models.generate(self.target, self.prompts, **greedy)
+        two_largest = jax.jit(lambda tokens: jax.lax.top_k(self.target(tokens).logits, 2)[0])
+        first, second = np.moveaxis(np.asarray(two_largest(text)[:, PROMPT - 1 : -1]), -1, 0)
+        return np.asarray(text)[:, PROMPT:], first - second < CLOSE
 
     def check_greedy(self, draft, **options):
         """A text may part from the target's only where it all but ties, and hardly one does."""
@@ -121,18 +116,20 @@ def test_lookup_leaves_the_greedy_text_as_it_is(trained):
 
 
 GAMMA, SHORT, REPEATS = 4, 48, 20
+
+
+def greedy_given(q, _, tokens):
+    return acceptance.greedy_given(q, tokens)
+
+
+def exact_given(q, _, tokens):
+    return jnp.take_along_axis(jax.nn.softmax(q), tokens[..., None], axis=-1)[..., 0]
+
+
 RULES = {
     "sampling": (acceptance.sampling_given, acceptance.sampling),
-    "greedy_draft": (
-        lambda q, _, tokens: acceptance.greedy_given(q, tokens),
-        acceptance.greedy_draft,
-    ),
-    "exact_match": (
-        lambda q, _, tokens: jnp.take_along_axis(jax.nn.softmax(q), tokens[..., None], axis=-1)[
-            ..., 0
-        ],
-        acceptance.exact_match,
-    ),
+    "greedy_draft": (greedy_given, acceptance.greedy_draft),
+    "exact_match": (exact_given, acceptance.exact_match),
 }
 
 

@@ -42,11 +42,8 @@ def writer(
     def write(teacher_params, student_params, batch, step):
         target = teacher.with_params(teacher_params).module()
         prompts = batch["inputs"][: spec.rows, : spec.prompt_tokens]
-        sampling = {
-            "length": length,
-            "temperature": TEMPERATURE,
-            "key": jax.random.fold_in(base, step),
-        }
+        key = jax.random.fold_in(base, step)
+        sampling = {"length": length, "temperature": TEMPERATURE, "key": key}
         if spec.writer == TEACHER_TEXT:
             text = models.generate(target, prompts, **sampling)
         else:

@@ -128,11 +128,9 @@ def load(workdir: Workdir) -> RunData:
 
 def _files(spec: DataSpec, workdir: Workdir) -> tuple[type, dict[str, pathlib.PurePath]]:
     """Returns the type of a run's splits, and the file of each."""
-    kind, folder = (
-        (images.LabelledImages, workdir.images)
-        if spec.is_images
-        else (pipeline.Tokens, workdir.tokens)
-    )
+    kind, folder = pipeline.Tokens, workdir.tokens
+    if spec.is_images:
+        kind, folder = images.LabelledImages, workdir.images
     return kind, {split: folder / f"{split}.npz" for split in SPLITS}
 
 
@@ -183,8 +181,8 @@ def _read_text(spec: RunSpec, workdir: Workdir) -> tuple[TextData, dict[str, Any
         advance()
         # Tokenizing takes far longer than loading what the source's run has of the same documents.
         run = source.run if source else None
-        has_tokens = run and all((run.tokens / f"{split}.npz").exists() for split in SPLITS)
-        if has_tokens and run.facts().get(DATA_READY) == documents.fingerprint:
+        is_same = run and run.facts().get(DATA_READY) == documents.fingerprint
+        if is_same and all((run.tokens / f"{split}.npz").exists() for split in SPLITS):
             tokens = TextData.load(run).splits
         else:
             tokens = pipeline.tokenize(documents, tokenizer)

@@ -291,7 +291,7 @@ def test_transformations_give_the_same():
             assert_allclose(other, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_losses_sharded_over_eight_devices_are_the_same():
+def test_losses_and_fused_losses_sharded_over_eight_devices_are_the_same():
     devices = "--xla_force_host_platform_device_count=8"
     process = runs.end(runs.start_python("-m", "tests.sharded_losses", XLA_FLAGS=devices))
     assert process.returncode == 0, process.stderr[-2000:]

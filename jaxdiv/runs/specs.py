@@ -364,7 +364,7 @@ class RunSpec:
         )
         return self._stage("student", losses, optimizers, self.seeds)
 
-    def _stage(self, name, members, optimizers, seeds):
+    def _stage(self, name: str, members: tuple, optimizers: tuple, seeds: tuple) -> StageSpec:
         return StageSpec(
             name=name,
             members=members,

@@ -115,14 +115,12 @@ def over_temperature(summary: Summary) -> Drawing | None:
     overview = figure.add_subplot(grid[0, :])
     # Equal steps, as the temperatures were chosen; a logarithm has no place for 0.
     place = np.vectorize({t: i for i, t in enumerate(temperatures)}.get, otypes=[float])
-    _draw_lines(overview, accepted, "temperature", table, place)
+    words = _draw_lines(overview, accepted, "temperature", table, at="T=", place=place)
     overview.set(ylabel="accepted, %", xlabel="temperature of teacher and student")
     overview.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures])
     differences = results.select(summary.frame, measure=schema.DIFFERENCE, context=table.context)
-    lines = {
-        loss: differences[differences["loss"].eq(loss)].sort_values("temperature")
-        for loss in compared
-    }
+    by_loss = dict(list(differences.sort_values("temperature").groupby("loss")))
+    lines = {loss: by_loss[loss] for loss in compared}
     panels = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(len(lines))]
     _draw_panels(panels, lines, place, columns)
     every = 2 if columns > 3 else 1  # labels that a panel has room for
@@ -137,8 +135,7 @@ def over_temperature(summary: Summary) -> Drawing | None:
         subtitle,
         "At a high temperature both distributions are flat and any student agrees with its "
         "teacher; compare losses at the temperature that texts are sampled at.",
-        f"Lines of acceptance over the temperature, {table.phrase}. "
-        f"{_ends(accepted, 'temperature', table, 'T=')}",
+        f"Lines of acceptance over the temperature, {table.phrase}. {words}",
     )
 
 
@@ -178,36 +175,44 @@ def by_position(summary: Summary) -> Drawing | None:
     subtitle = f"Rounds of {deepest:g} drafts whose draft at this position is accepted."
     figure = style.figure(4.6, title=title, subtitle=subtitle, theme=LIGHT)
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    words = []
     for axes, table in zip(panels, tables, strict=True):
-        _draw_lines(axes, counted[counted["context"].eq(table.context)], "gamma", table)
+        rows = counted[counted["context"].eq(table.context)]
+        words.append(_draw_lines(axes, rows, "gamma", table, at="position "))
         axes.set_title(_TITLES.get(table.context, table.context))
         axes.set_xlabel("position in the draft")
         axes.set_xticks(sorted(counted["gamma"].unique()))
     panels[0].set(ylabel="accepted, % of rounds", ylim=(0, None))
-    rows = counted[counted["context"].eq(tables[0].context)]
     return Drawing(
         figure,
         title,
         subtitle,
         "The share of rounds that get this far falls with each further draft; where it is low, "
         "drafting longer is work lost.",
-        f"Lines of accepted drafts over their position, {tables[0].phrase}. "
-        f"{_ends(rows, 'gamma', tables[0], 'position ')}",
+        f"Lines of accepted drafts over their position, {tables[0].phrase}. {words[0]}",
     )
 
 
 def _draw_lines(
-    axes: Axes, rows: pd.DataFrame, across: str, table: ContextSummary, place: Callable = np.array
-) -> None:
-    """Draws a line a loss: best, reference, last and floor by name, the others gray."""
-    ends, colors = [], highlights(table)
+    axes: Axes,
+    rows: pd.DataFrame,
+    across: str,
+    table: ContextSummary,
+    *,
+    at: str,
+    place: Callable = np.array,
+) -> str:
+    """Draws a line a loss: best, reference, last and floor by name, the others gray.
+
+    Returns the ends of the named lines in words, such as `kl from 70.0% at T=0 to 90.0% at T=2.`
+    """
+    ends, phrases, colors = [], [], highlights(table)
     for row in table.rows:
         line = rows[rows["loss"].eq(row.loss)].sort_values(across)
         if line.empty:
             continue
-        x = place(line[across].to_numpy())
+        x, color = place(line[across].to_numpy()), colors.get(row.loss)
         y, low, high = 100 * line[["value", "low", "high"]].to_numpy().T
-        color = colors.get(row.loss)
         if color is None:
             axes.plot(x, y, color=LIGHT.quiet, linewidth=1.2, zorder=1.5)
             continue
@@ -215,7 +220,13 @@ def _draw_lines(
         axes.plot(x, y, dashes, color=color, linewidth=2, marker="o", markersize=4)
         axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
         ends.append((x[-1], y[-1], row.loss, color))
+        points = [
+            f"{formats.percent(end.value)}% at {at}{getattr(end, across):g}"
+            for end in line.iloc[[0, -1]].itertuples()
+        ]
+        phrases.append(f"{row.loss} from {' to '.join(points)}")
     style.label_ends(axes, ends)
+    return f"{'; '.join(phrases)}."
 
 
 def highlights(table: ContextSummary) -> dict[str, str]:
@@ -225,16 +236,3 @@ def highlights(table: ContextSummary) -> dict[str, str]:
         colors = {table.trained[-1].loss: LIGHT.worse, table.trained[0].loss: LIGHT.better}
     special = {verdicts.REFERENCE: LIGHT.ink, verdicts.FLOOR: LIGHT.muted}
     return colors | {r.loss: special[r.verdict] for r in table.rows if r.verdict in special}
-
-
-def _ends(rows: pd.DataFrame, across: str, table: ContextSummary, axis: str) -> str:
-    """Returns the first and the last point of each line that the picture names, in words."""
-    named, phrases = highlights(table), []
-    for loss in (row.loss for row in table.rows if row.loss in named):
-        line = rows[rows["loss"].eq(loss)].sort_values(across)
-        ends = [
-            f"{formats.percent(value)}% at {axis}{at:g}"
-            for at, value in line[[across, "value"]].to_numpy()[[0, -1]]
-        ]
-        phrases.append(f"{loss} from {' to '.join(ends)}")
-    return f"{'; '.join(phrases)}."

@@ -54,6 +54,15 @@ def student(
         raise ValueError(
             f"the results hold no acceptance of loss {loss!r} and seed {seed}; measure again"
         )
+    calls = rows["measure"].isin([schema.TAU, schema.TAU_GREEDY_DRAFT])
+    gamma = results.nearest(rows[calls]["gamma"], schema.HEADLINE_GAMMA)
+    rows = rows[rows["measure"].isin(_ACCEPTANCES) | (calls & rows["gamma"].eq(gamma))]
+    cells = []
+    for row in rows.itertuples():
+        drafts = "" if pd.isna(row.gamma) else f"{row.gamma:g}"
+        interval = f"{row.low:.4f} to {row.high:.4f}"
+        numbers = (f"{row.temperature:g}", drafts, f"{row.value:.4f}", interval, f"{row.n:.0f}")
+        cells.append((row.context, f"`{row.measure}`", *numbers))
     title = f"Draft model trained with {loss}"
     parts = [
         _HEADER.format(library=library, more="- draft-model\n", title=title),
@@ -61,7 +70,7 @@ def student(
         "run below.\n",
         f"## Use\n\n{use}",
         "## Measured acceptance\n",
-        _table(rows),
+        Table(_HEADS, cells, left=range(len(_HEADS)), code=False).markdown(),
         f"{_NOTE}\n\n{_run(config, facts)}",
     ]
     return "\n".join(parts)
@@ -72,19 +81,6 @@ def teacher(*, use: str, config: Mapping, facts: Mapping[str, str]) -> str:
     header = _HEADER.format(library="transformers", more="", title="Teacher of draft models")
     kind = "Llama decoder, the teacher of a jaxdiv run.\n"
     return "\n".join([header, kind, f"## Use\n\n{use}", _run(config, facts)])
-
-
-def _table(rows: pd.DataFrame) -> str:
-    calls = rows["measure"].isin([schema.TAU, schema.TAU_GREEDY_DRAFT])
-    gamma = results.nearest(rows[calls]["gamma"], schema.HEADLINE_GAMMA)
-    rows = rows[rows["measure"].isin(_ACCEPTANCES) | (calls & rows["gamma"].eq(gamma))]
-    lines = []
-    for row in rows.itertuples():
-        drafts = "" if pd.isna(row.gamma) else f"{row.gamma:g}"
-        interval = f"{row.low:.4f} to {row.high:.4f}"
-        numbers = (f"{row.temperature:g}", drafts, f"{row.value:.4f}", interval, f"{row.n:.0f}")
-        lines.append((row.context, f"`{row.measure}`", *numbers))
-    return Table(_HEADS, lines, left=range(len(_HEADS)), code=False).markdown()
 
 
 def _run(config, facts):

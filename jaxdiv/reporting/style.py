@@ -129,10 +129,11 @@ def svg(figure: Figure, *, name: str, alternative: str) -> str:
         text = text.replace(value, "currentColor" if color == "ink" else f"var(--{color})")
     elements = text[text.index("<defs>") :]
     label = html.escape(alternative, quote=True)
-    references = set(re.findall(r'#(\w+)[")]', elements))
+    # Unless referred to, identifiers go, as other pictures of the page have the same. The others
+    # matplotlib makes of addresses in memory, which differ from process to process.
+    references = dict.fromkeys(re.findall(r'#(\w+)[")]', elements))
     elements = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in references else "", elements)
-    # Matplotlib makes identifiers of addresses in memory, which differ from process to process.
-    for number, reference in enumerate(dict.fromkeys(re.findall(r"#(\w[0-9a-f]{10})\b", elements))):
+    for number, reference in enumerate(references):
         elements = elements.replace(reference, f"{name}_{number}")
     # Layout differs in the last bits from process to process. The offset keeps numbers that are
     # half-way between two of three digits, such as 0.0625, from being rounded both ways.

@@ -43,8 +43,12 @@ def draw(summary: Summary) -> Drawing | None:
         axes = figure.add_subplot(upper[i])
         _draw_overview(axes, curves[curves["metric"].eq(metric)], metric, highlights(table))
     for i, loss in enumerate(names):
-        axes = figure.add_subplot(lower[i])
-        _draw_panel(axes, losses[losses["loss"].eq(loss)])
+        axes, line = figure.add_subplot(lower[i]), losses[losses["loss"].eq(loss)]
+        for _, seed in line.groupby("seed"):
+            axes.plot(seed["step"], seed["value"], color=LIGHT.better, linewidth=0.6, alpha=0.4)
+        mean = line.groupby("step")["value"].mean()
+        axes.plot(mean.index, mean, color=LIGHT.better, linewidth=1.5)
+        axes.tick_params(labelsize=7.5)
         axes.set_title(style.short(loss, longest=style.PANEL_TITLE), fontsize=9.5)
     return Drawing(
         figure,
@@ -74,14 +78,6 @@ def _draw_overview(axes: Axes, curves: pd.DataFrame, metric: str, colors: dict[s
         if named:
             ends.append((mean.index[-1], mean.iloc[-1], loss, color))
     style.label_ends(axes, ends)
-
-
-def _draw_panel(axes: Axes, line: pd.DataFrame) -> None:
-    for _, seed in line.groupby("seed"):
-        axes.plot(seed["step"], seed["value"], color=LIGHT.better, linewidth=0.6, alpha=0.4)
-    mean = line.groupby("step")["value"].mean()
-    axes.plot(mean.index, mean, color=LIGHT.better, linewidth=1.5)
-    axes.tick_params(labelsize=7.5)
 
 
 def _alternative(curves: pd.DataFrame) -> str:

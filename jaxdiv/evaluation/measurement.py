@@ -221,7 +221,7 @@ def _measures(
 ) -> dict[str, Array]:
     """Sums each measure over the tokens of a row: [R], by temperature [R, T], and for the
     teacher's text `_BY_TOKEN` [R, n]."""
-    labels = batch["labels"]
+    labels, logits = batch["labels"], (student_logits, teacher_logits)
 
     def total(chance):
         return (chance * batch["weights"]).sum(-1)
@@ -229,24 +229,22 @@ def _measures(
     measures = {}
     for rule in spec.rules:
         if rule == schema.GREEDY_MATCH:
-            measures[rule] = total(acceptance.greedy_match(student_logits, teacher_logits))
+            measures[rule] = total(acceptance.greedy_match(*logits))
         else:
             chance = acceptance.BY_TEMPERATURE[rule]
-            sums = [
-                total(chance(student_logits, teacher_logits, temperature=t))
-                for t in spec.temperatures
-            ]
+            sums = [total(chance(*logits, temperature=t)) for t in spec.temperatures]
             measures[schema.ACCEPTANCE_BY_RULE[rule]] = jnp.stack(sums, axis=-1)
     if context.name == schema.IMAGES:
         measures[schema.ACCURACY] = total(jnp.argmax(student_logits, axis=-1) == labels)
-    if context.start is None:
-        return measures
-    logits, temperature = (student_logits, teacher_logits), context.temperature
-    sampled = acceptance.sampling_given(*logits, labels, temperature=temperature)
-    greedy = acceptance.greedy_given(student_logits, labels)
-    measures[_AT_TEXT_TEMPERATURE] = total(acceptance.sampling(*logits, temperature=temperature))
-    by_token = (sampled[:, context.start :], greedy[:, context.start :])
-    return measures | dict(zip(_BY_TOKEN, by_token, strict=True))
+    if context.start is not None:
+        options, text = {"temperature": context.temperature}, slice(context.start, None)
+        by_token = (
+            acceptance.sampling_given(*logits, labels, **options)[:, text],
+            acceptance.greedy_given(student_logits, labels)[:, text],
+        )
+        measures |= dict(zip(_BY_TOKEN, by_token, strict=True))
+        measures[_AT_TEXT_TEMPERATURE] = total(acceptance.sampling(*logits, **options))
+    return measures
 
 
 @jax.jit
@@ -257,8 +255,7 @@ def _decoding_counts(
 
     def calls(chance):
         gammas = range(1, _MAX_GAMMA + 1)
-        counts = [acceptance.calls(chance, lengths, gamma=gamma) for gamma in gammas]
-        return jnp.stack(counts, axis=-1)
+        return jnp.stack([acceptance.calls(chance, lengths, gamma=g) for g in gammas], axis=-1)
 
     accepted, rounds = acceptance.accepted_at(sampled, lengths, gamma=_MAX_GAMMA)
     return {

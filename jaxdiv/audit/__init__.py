@@ -9,9 +9,8 @@ import types
 from collections.abc import Callable
 
 from jaxdiv.audit.calls import numpy_loss, torch_loss
-from jaxdiv.audit.codes import CODES, MISTAKE, NOTE
-from jaxdiv.audit.result import Audit, Evidence, Finding
-from jaxdiv.audit.run import audit
+from jaxdiv.audit.findings import CODES, MISTAKE, NOTE, Evidence, Finding
+from jaxdiv.audit.run import Audit, audit
 
 __all__ = [
     "CODES",

@@ -28,10 +28,6 @@ class Foreign:
     function: Callable
     framework: str
 
-    @property
-    def __name__(self) -> str:
-        return name_of(self.function)
-
 
 def numpy_loss(function: Callable) -> Foreign:
     """Adapts a NumPy function (arrays in, array or number out); its gradients are unknown."""
@@ -46,11 +42,6 @@ def torch_loss(function: Callable) -> Foreign:
 def name_of(function: Callable) -> str:
     function = function.function if isinstance(function, Foreign) else function
     return getattr(function, "__name__", None) or type(function).__name__
-
-
-def first_line(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line}"[:200]
 
 
 @dataclass
@@ -97,33 +88,27 @@ class Probe:
         """Compiles the loss if JAX can trace it, and checks whether it has gradients."""
         if self.takes("mask"):
             self.mask_keeps = self._sees_student(1.0) or not self._sees_student(0.0)
-        if self.framework == "numpy":
-            self.differentiable = False
-            return
-        one = random_batch(self.lead, self.classes)
-        try:
-            if self.framework == "jax":
-                self.compiled = jax.jit(jax.vmap(self._value_and_gradients))
-            self.gradients(one)
-            self.jitted = jax.jit(self._call) if self.compiled else None
-            return
-        except CallError as error:
-            if self.framework == "jax":
+        self.differentiable = self.framework != "numpy"
+        if self.framework == "jax":
+            self.compiled = jax.jit(jax.vmap(self._value_and_gradients))
+            self.jitted = jax.jit(self._call)
+        while self.differentiable:
+            try:
+                self.gradients(random_batch(self.lead, self.classes))
+                return
+            except CallError as error:
+                if self.compiled is None:
+                    self.differentiable = False
+                    return
+                self.compiled = self.jitted = None
                 self.notes.append(("eager", {"error": str(error)[:90]}))
-        self.compiled = None
-        try:
-            self.gradients(one)
-        except CallError:
-            self.differentiable = False
 
     def _sees_student(self, mask: float) -> bool:
         """Returns whether the student changes the value under a mask of equal entries."""
         one, other = (random_batch(self.lead, self.classes, seed=seed).one() for seed in (0, 1))
-        full = np.full_like(one.mask, mask)
+        one = one._replace(mask=np.full_like(one.mask, mask))
         try:
-            first, second = (
-                self.value(one._replace(student=side.student, mask=full)) for side in (one, other)
-            )
+            first, second = self.value(one), self.value(one._replace(student=other.student))
         except CallError:
             return False
         moved = np.abs(first - second) > 1e-5 * np.abs(first)
@@ -163,19 +148,42 @@ class Probe:
     def value(self, one: Batch, dtype=np.float32, eager: bool = False) -> np.ndarray:
         call = self._call if eager or self.jitted is None else self.jitted
         with _failures_as_call_errors():
-            return _as_numpy(call(*self._convert(one, dtype)))
+            output = call(*self._convert(one, dtype))
+            if hasattr(output, "detach"):
+                output = output.detach().double().cpu().numpy()
+            output = np.asarray(output)
+            if output.dtype == object:
+                raise TypeError(f"the loss gave {output!r}, not numbers"[:100])
+            return output.astype(np.float64)
 
     def gradients(self, inputs: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Returns the gradients of the output's sum by student and teacher, each [M, *lead, V]."""
         if self._is_compiled_for(inputs):
             return self._in_chunks(inputs)[1:]
-        rows = [self._gradient(inputs.one(i)) for i in range(len(inputs.labels))]
-        return tuple(np.stack(side) for side in zip(*rows, strict=True))
+        by_torch = self.framework == "torch"
+        gradient = self._torch_gradients if by_torch else self._value_and_gradients
+        with _failures_as_call_errors():
+            rows = [
+                gradient(*self._convert(inputs.one(i), np.float32))[-2:]
+                for i in range(len(inputs.labels))
+            ]
+            return tuple(np.stack(side).astype(np.float64) for side in zip(*rows, strict=True))
+
+    def _torch_gradients(self, student, teacher, labels, mask):
+        torch = sys.modules["torch"]
+        sides = [side.clone().requires_grad_(True) for side in (student, teacher)]
+        with torch.enable_grad():
+            output = self._call(*sides, labels, mask).sum()
+        gradients = None, None
+        if output.requires_grad:
+            gradients = torch.autograd.grad(output, sides, allow_unused=True)
+        pairs = zip(gradients, sides, strict=True)
+        return [(torch.zeros_like(side) if g is None else g).double().numpy() for g, side in pairs]
 
     def _is_compiled_for(self, inputs):
         return self.compiled is not None and inputs.student.shape[1:] == (*self.lead, self.classes)
 
-    def _in_chunks(self, inputs):
+    def _in_chunks(self, inputs: Batch) -> tuple[np.ndarray, ...]:
         """Returns values and both gradients by compiled calls of one shape."""
         count, chunks = len(inputs.labels), []
         for start in range(0, count, CHUNK):
@@ -184,14 +192,6 @@ class Probe:
                 arrays = self.compiled(*self._convert(some, np.float32))
                 chunks.append([np.asarray(part, np.float64) for part in arrays])
         return tuple(np.concatenate(parts)[:count] for parts in zip(*chunks, strict=True))
-
-    def _gradient(self, one):
-        with _failures_as_call_errors():
-            arrays = self._convert(one, np.float32)
-            if self.framework == "torch":
-                return _torch_gradient(self._call, arrays)
-            gradients = self._value_and_gradients(*arrays)[1:]
-            return [np.asarray(side, np.float64) for side in gradients]
 
     def _convert(self, one: Batch, dtype: type) -> list:
         """Returns the input as arrays of the function's framework."""
@@ -211,37 +211,15 @@ class Probe:
 @contextlib.contextmanager
 def _failures_as_call_errors() -> Iterator[None]:
     """Lets the audited function warn, promote and give NaN; its exceptions become CallError."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(np.errstate(all="ignore"))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        stack.enter_context(jax.debug_nans(False))
+    with (
+        warnings.catch_warnings(action="ignore"),
+        np.errstate(all="ignore"),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.debug_nans(False),
+    ):
         try:
             yield
         except Exception as error:
-            raise CallError(first_line(error)) from error
-
-
-def _as_numpy(output) -> np.ndarray:
-    if hasattr(output, "detach"):
-        output = output.detach().double().cpu().numpy()
-    output = np.asarray(output)
-    if output.dtype == object:
-        raise TypeError(f"the loss gave {output!r}, not numbers"[:100])
-    return output.astype(np.float64)
-
-
-def _torch_gradient(call: Callable, arrays: list) -> list[np.ndarray]:
-    torch = sys.modules["torch"]
-    sides = [part.clone().requires_grad_(True) for part in arrays[:2]]
-    with torch.enable_grad():
-        output = call(*sides, *arrays[2:]).sum()
-    if not output.requires_grad:
-        return [np.zeros(tuple(side.shape)) for side in sides]
-    gradients = torch.autograd.grad(output, sides, allow_unused=True)
-    return [
-        np.zeros(tuple(side.shape)) if gradient is None else gradient.double().numpy()
-        for side, gradient in zip(sides, gradients, strict=True)
-    ]
+            line = next(iter(str(error).strip().splitlines()), "")
+            raise CallError(f"{type(error).__name__}: {line}"[:200]) from error

@@ -1,6 +1,7 @@
 """The ways in which a loss may take logits, labels and a mask, the likeliest first."""
 
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from jaxdiv.audit.inputs import random_batch
 
 LEADS = {"BLV": (2, 5), "NV": (6,), "V": ()}
 _CLASSES = (11, 67, 263)  # more where a loss refuses few, as a top-50 does
+_MASKS = (("float32", False), ("bool", False), ("float32", True))  # type, and whether a column
 _LABELS = re.compile(
     r"^(labels?|label_ids|target_ids|token_ids|tokens|targets?|y|y_true|ids|hard_labels?|gold)$"
 )
@@ -35,32 +37,25 @@ def open_probe(function: Callable, axes: str | None = None) -> Probe:
         frameworks, function = (function.framework,), function.function
         if frameworks == ("torch",):
             import torch  # noqa: F401
-    errors = []
-    for probe in _probes(function, frameworks, axes):
+    shapes, errors = (axes,) if axes else LEADS, []
+    for classes, shape, framework, (positional, keywords), mask in itertools.product(
+        _CLASSES, shapes, frameworks, _conventions(function), _MASKS
+    ):
+        if mask != _MASKS[0] and "mask" not in keywords.values():
+            continue
+        probe = Probe(function, framework, LEADS[shape], classes, positional, keywords, *mask)
         try:
-            probe.value(random_batch(probe.lead, probe.classes).one())
+            probe.value(random_batch(probe.lead, classes).one())
         except CallError as error:
             errors.append(error)
             continue
-        if probe.positional[:1] == ("teacher",):
+        if positional[:1] == ("teacher",):
             probe.notes.append(("argument_order", {}))
-        if probe.lead != LEADS["BLV"]:
+        if shape != "BLV":
             probe.notes.append(("shape", {"shape": "[N, V]" if probe.lead else "[V]"}))
         probe.prepare()
         return probe
     raise errors[0] if errors else CallError("it takes no two arguments")
-
-
-def _probes(function, frameworks, axes) -> Iterator[Probe]:
-    conventions = _conventions(function)
-    for classes in _CLASSES:
-        for shape in (axes,) if axes else LEADS:
-            for framework in frameworks:
-                for positional, keywords in conventions:
-                    masks = [("float32", False), ("bool", False), ("float32", True)]
-                    for mask in masks if "mask" in keywords.values() else masks[:1]:
-                        call = positional, keywords, *mask
-                        yield Probe(function, framework, LEADS[shape], classes, *call)
 
 
 def _conventions(function: Callable) -> list[tuple[tuple[str, ...], dict]]:
@@ -73,17 +68,16 @@ def _conventions(function: Callable) -> list[tuple[tuple[str, ...], dict]]:
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     by_name = [p for p in plain[2:] if p.kind == p.POSITIONAL_OR_KEYWORD]
     by_name += [p for p in parameters if p.kind == p.KEYWORD_ONLY]
+    keywords = _keywords(by_name)
     if len(plain) >= 2:
-        first, second, keywords = plain[0].name, plain[1].name, _keywords(by_name)
+        first, second = plain[0].name, plain[1].name
         if _LABELS.match(second) and "labels" not in keywords.values():
             return [(("student", role), keywords) for role in _target_roles(second)]
         if _TEACHER.search(first) and not _TEACHER.search(second):
             return [(both[::-1], keywords), (both, keywords)]
         return [(both, keywords), (("student", "labels"), keywords)]
     if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return [(both, _keywords(by_name))]
-    if not plain and not by_name:
-        return []
+        return [(both, keywords)]
     positional = ("student",) if plain else ()
     return [(positional, keywords) for keywords in _logits_by_name(by_name, alone=not plain)]
 
@@ -93,8 +87,8 @@ def _target_roles(name):
     return ["teacher", "labels"] if "target" in name else ["labels", "teacher"]
 
 
-def _logits_by_name(parameters: list[inspect.Parameter], alone: bool) -> list[dict]:
-    """Returns keywords of logits that can be passed by name only.
+def _logits_by_name(parameters: list[inspect.Parameter], alone: bool) -> Iterator[dict]:
+    """Yields keywords of logits that can be passed by name only.
 
     Args:
       parameters: those that are passed by name.
@@ -103,28 +97,29 @@ def _logits_by_name(parameters: list[inspect.Parameter], alone: bool) -> list[di
     Raises:
       CallError: if no name says which parameter takes the student's logits.
     """
-
-    def first_match(pattern, parameters):
-        names = [p.name for p in parameters if not (_MASK.search(p.name) or "temp" in p.name)]
-        return next((name for name in names if pattern.search(name)), None)
-
-    rest, student = list(parameters), {}
+    if alone and not parameters:
+        return
+    logits = [p for p in parameters if not (_MASK.search(p.name) or "temp" in p.name)]
+    keywords = {}
     if alone:
-        name = first_match(_STUDENT, rest) or first_match(_LOGITS, rest)
-        if name is None:
-            names = ", ".join(p.name for p in rest)
+        names = [
+            p.name for pattern in (_STUDENT, _LOGITS) for p in logits if pattern.search(p.name)
+        ]
+        if not names:
             raise CallError(
-                f"its parameters are keyword-only ({names}) and none is called student_logits or "
-                "logits"
+                f"its parameters are keyword-only ({', '.join(p.name for p in parameters)}) and "
+                "none is called student_logits or logits"
             )
-        student, rest = {name: "student"}, [p for p in rest if p.name != name]
-    teacher = first_match(_TEACHER, [p for p in rest if p.default in (p.empty, None)])
-    keywords = student | _keywords([p for p in rest if p.name != teacher])
+        keywords[names[0]] = "student"
+    free = [p for p in logits if p.name not in keywords and p.default in (p.empty, None)]
+    teacher = next((p.name for p in free if _TEACHER.search(p.name)), None)
+    keywords |= _keywords([p for p in parameters if p.name not in keywords and p.name != teacher])
     if teacher is None:
-        return [keywords]
+        yield keywords
+        return
     is_label = _LABELS.match(teacher) and "labels" not in keywords.values()
-    roles = _target_roles(teacher) if is_label else ["teacher"]
-    return [keywords | {teacher: role} for role in roles]
+    for role in _target_roles(teacher) if is_label else ["teacher"]:
+        yield keywords | {teacher: role}
 
 
 def _keywords(parameters: list[inspect.Parameter]) -> dict[str, object]:

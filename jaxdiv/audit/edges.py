@@ -1,33 +1,118 @@
-"""Edges: rare classes, logits of ±30 to ±10,000, classes of -inf, equal sides, half precision."""
+"""Properties of a loss: gradients, and rare classes, large logits, -inf, equal sides, float16."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.codes import MISTAKE
-from jaxdiv.audit.gradients import registry
-from jaxdiv.audit.identify import Fit
-from jaxdiv.audit.inputs import ProbeRows, random_rows
-from jaxdiv.audit.mistakes import log_softmax
-from jaxdiv.audit.reduction import Reduction
-from jaxdiv.audit.result import Finding, finding
+from jaxdiv.audit.calls import CallError
+from jaxdiv.audit.explain import Fit
+from jaxdiv.audit.findings import Finding, finding
+from jaxdiv.audit.inputs import ProbeRows, join, random_batch, random_rows
+from jaxdiv.audit.layout import Subject
+from jaxdiv.divergences.loss import get
 
+_STEP = 2e-2  # of a central difference
+_ROWS = 40  # of one call of the registry's loss
+_NODES = 12  # of Gauss's rule: more digits than float32
 _EACH = 4  # rows of each edge
 _RARE_LOGITS = (0.0, -9.0, -14.0, -18.5, -23.0, -27.6)  # probabilities down to 1e-12
-_RARE = ("rare", "rare student", "rare teacher")
-_SIZES = dict.fromkeys(_RARE, 27.0) | {"30": 30.0, "100": 100.0, "10000": 1e4}
+# Names of edges with the size of their logits; the first four are ordinary in training.
+_SIZES = {"rare": 27, "rare student": 27, "rare teacher": 27, "30": 30, "100": 100, "10000": 1e4}
+_ORDINARY = tuple(_SIZES)[:4]
+
+
+def gradient_findings(subject: Subject) -> Iterator[Finding]:
+    """Yields findings on where gradients flow and, for a known loss, on their values."""
+    probe, fit = subject.probe, subject.fit
+    if not probe.differentiable:
+        yield finding("gradient_unseen", ("any", "gradients by both sides", "none to be had"))
+        return
+    batches = join([random_batch(probe.lead, probe.classes, seed=70 + i) for i in range(4)])
+    by_student, by_teacher = (
+        float(np.nanmax(np.abs(side), initial=0)) for side in probe.gradients(batches)
+    )
+    entry = "the gradient's largest entry, by the student", "not 0"
+    if by_student <= 1e-6 * by_teacher or by_student < 1e-9:
+        swapped = by_teacher > 1e-9
+        got = f"0, and by the teacher {by_teacher:.4g}" if swapped else "0"
+        yield finding("swapped_arguments" if swapped else "no_gradient", (*entry, got))
+        return
+    if probe.takes("teacher") and by_teacher > 1e-5 * by_student:
+        evidence = "the gradient's largest entry, by the teacher", "0", by_teacher
+        yield finding("teacher_not_detached", evidence)
+    if subject.axis is not None or subject.coarse or fit is None or not fit.is_right:
+        return
+    rows = subject.rows
+    got, expected = subject.gradients(rows), registry(fit, rows)[1]
+    if np.linalg.norm(got - expected) < 2e-3 * np.linalg.norm(expected):
+        return
+    # It may still be the value's slope, by central differences in most rows, kinks aside.
+    away = np.random.default_rng(17).normal(size=rows.student.shape)
+    away /= np.linalg.norm(away, axis=-1, keepdims=True)
+    ahead, behind = (
+        subject.values(rows._replace(student=np.float32(rows.student + step * away)))
+        for step in (_STEP, -_STEP)
+    )
+    slope = (ahead - behind) / (2 * _STEP)
+    size = np.sqrt(np.mean(slope**2)) + 1e-30
+    is_slope = np.median(np.abs(slope - (got * away).sum(-1))) / size < 1e-2
+    worst = np.unravel_index(np.argmax(np.abs(got - expected)), got.shape)
+    evidence = "ordinary rows, the entry most off", expected[worst], got[worst]
+    yield finding("gradient_through_weight" if is_slope else "wrong_gradient", evidence)
+
+
+def integrate(subject: Subject) -> np.ndarray | None:
+    """Returns each row's value [K] less that of its teacher's first student, from gradients.
+
+    The gradients are integrated along the way between the two students: a term of the teacher that
+    is NaN doesn't matter.
+    """
+    if not subject.probe.differentiable:
+        return None
+    rows = subject.rows
+    first = rows.student[np.searchsorted(rows.groups, rows.groups)]
+    away = rows.student - first
+    nodes, shares = np.polynomial.legendre.leggauss(_NODES)
+    stops = [rows._replace(student=np.float32(first + (1 + x) / 2 * away)) for x in nodes]
+    slopes = subject.gradients(ProbeRows(*map(np.concatenate, zip(*stops, strict=True))))
+    return np.einsum("n,nkv,kv->k", shares / 2, slopes.reshape(_NODES, *away.shape), away)
+
+
+def registry(fit: Fit, rows: ProbeRows) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the values [K] and gradients [K, V] of the registry's own loss, at the edges too."""
+    function = _registry_function(fit.parts, fit.temperature)
+    count, chunks = len(rows.labels), []
+    for start in range(0, count, _ROWS):
+        some = rows.take(np.minimum(np.arange(start, start + _ROWS), count - 1))
+        (_, values), slopes = function(some.student, some.teacher, some.labels)
+        chunks.append((np.asarray(values, np.float64), np.asarray(slopes, np.float64)))
+    return tuple(np.concatenate(parts)[:count] for parts in zip(*chunks, strict=True))
+
+
+@functools.lru_cache(maxsize=16)
+def _registry_function(parts: tuple, temperature: float) -> Callable:
+    losses = [(get(c.exact_text), weight / temperature**c.power) for c, weight in parts]
+
+    def total(student, teacher, labels):
+        values = sum(
+            weight * loss(student, teacher, labels=labels, temperature=temperature)
+            for loss, weight in losses
+        )
+        return jnp.sum(values), values
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
 class Edge(NamedTuple):
-    """Rows at one edge, their values and gradients, and the registry's (NaN if unknown)."""
+    """Rows at one edge: values, gradients, and the registry's values (NaN if unknown)."""
 
-    rows: ProbeRows
     values: np.ndarray
     gradients: np.ndarray
     expected: np.ndarray
-    slopes: np.ndarray
 
     @property
     def wrong(self) -> np.ndarray:
@@ -74,35 +159,41 @@ def _edge_rows(classes: int) -> dict[str, ProbeRows]:
     }
 
 
-def edge_findings(probe: Probe, reduced: Reduction, fit: Fit | None) -> Iterator[Finding]:
+def edge_findings(subject: Subject) -> Iterator[Finding]:
     """Yields findings at the edges; values are compared if the registry's loss is known."""
-    parts = _edge_rows(probe.classes)
-    whole = ProbeRows(*(np.concatenate(side) for side in zip(*parts.values(), strict=True)))
-    nothing = np.full(len(whole.labels), np.nan), np.zeros_like(whole.student)
+    probe, fit, parts = subject.probe, subject.fit, _edge_rows(subject.probe.classes)
+    whole = ProbeRows(*map(np.concatenate, zip(*parts.values(), strict=True)))
     try:
-        values = reduced.row_values(probe, whole)
-        gradients = reduced.row_gradients(probe, whole) if probe.differentiable else nothing[1]
+        values = subject.values(whole)
+        gradients = np.zeros_like(whole.student)
+        if probe.differentiable:
+            gradients = subject.gradients(whole)
     except CallError as error:
         evidence = "logits at the edges", "a value", str(error)
         yield finding("does_not_run", evidence, error=str(error))
         return
-    is_right = fit is not None and fit.is_right
-    expected, slopes = registry(fit, whole) if is_right else nothing
-    if is_right and fit.extra:
-        expected = np.full_like(expected, np.nan)
-    edges = {}
-    for i, (name, rows) in enumerate(parts.items()):
-        at = slice(i * _EACH, (i + 1) * _EACH)
-        edges[name] = Edge(rows, values[at], gradients[at], expected[at], slopes[at])
-    findings = [*_large(edges), *_gradients(edges), *_absent(edges)]
-    if is_right and np.any(gradients != 0) and not any(one.severity == MISTAKE for one in findings):
-        findings += _rare_gradients(edges, fit)
+    expected = np.full(len(values), np.nan)
+    if fit is not None and fit.is_right and not fit.extra:
+        expected = registry(fit, whole)[0]
+    pieces = (np.split(array, len(parts)) for array in (values, gradients, expected))
+    edges = {name: Edge(*piece) for name, *piece in zip(parts, *pieces, strict=True)}
+    findings = [*_large(edges), *_absent(edges)]
     yield from {one.code: one for one in reversed(findings)}.values()
-    yield from _float16(probe, reduced, edges["30"])
+    # Float16 inputs, where the right value fits the type and float32 inputs did well.
+    single, expected = edges["30"].values[:2], edges["30"].expected[:2]
+    try:
+        half = subject.values(parts["30"].take(slice(0, 2)), np.float16)
+    except CallError:
+        return
+    fits = np.isfinite(single) & (np.abs(single) < 3e3) & ~(np.abs(expected) >= 3e3)
+    for i in np.flatnonzero(fits & ~np.isfinite(half))[:1]:
+        evidence = "float16 logits of ±30", float(single[i]), float(half[i])
+        yield finding("float16_overflow", evidence)
 
 
 def _large(edges: dict[str, Edge]) -> Iterator[Finding]:
-    for name in (*_RARE, "30"):
+    """Yields findings on rare classes and large logits."""
+    for name in _ORDINARY:
         edge = edges[name]
         if np.any(edge.wrong):
             changed = "logits of ±30" if name == "30" else "probabilities of 1e-4 to 1e-12"
@@ -116,11 +207,8 @@ def _large(edges: dict[str, Edge]) -> Iterator[Finding]:
             code = "large_logits" if harmless else "nan_at_large_logits"
             evidence = f"logits of ±{size:g}", "a finite value", edge.first(broken)[1]
             yield finding(code, evidence, size=size)
-            return
-
-
-def _gradients(edges: dict[str, Edge]) -> Iterator[Finding]:
-    for name in (*_RARE, "30", "100"):
+            break
+    for name in (*_ORDINARY, "100"):
         edge = edges[name]
         finite = np.isfinite(edge.values) & (np.abs(edge.values) < 1e30)
         if np.any(finite & ~np.all(np.isfinite(edge.gradients), -1)):
@@ -128,21 +216,6 @@ def _gradients(edges: dict[str, Edge]) -> Iterator[Finding]:
             evidence = where, "a finite gradient", "NaN or infinity"
             yield finding("nan_gradient", evidence, where=where)
             return
-
-
-def _rare_gradients(edges: dict[str, Edge], fit: Fit) -> Iterator[Finding]:
-    """Compares gradients of rare classes, which a clamp cuts off, though values hardly show it."""
-    pairs = []
-    for name in ("rare student", "rare"):
-        edge = edges[name]
-        log_q = log_softmax(edge.rows.student / fit.temperature)
-        rare = (log_q < -14.5) & (np.abs(edge.slopes) > 0.02 * np.exp(log_q))
-        pairs += zip(edge.slopes[rare], edge.gradients[rare], strict=True)
-    errors = np.array([abs(got / expected - 1) for expected, got in pairs])
-    if len(errors) > 5 and np.median(errors) > 0.5:
-        expected, got = pairs[int(np.argmax(errors))]
-        evidence = "the gradient of a class of probability below 1e-6", expected, got
-        yield finding("clamped_log", evidence, how=", which the gradient shows")
 
 
 def _absent(edges: dict[str, Edge]) -> Iterator[Finding]:
@@ -166,38 +239,23 @@ def _absent(edges: dict[str, Edge]) -> Iterator[Finding]:
         yield finding("nan_gradient", evidence, where="where both sides are equal")
 
 
-def _float16(probe: Probe, reduced: Reduction, edge: Edge) -> Iterator[Finding]:
-    """Checks float16 inputs if the right value fits the type and float32 inputs did well."""
-    rows = edge.rows.take(slice(0, 2))
-    try:
-        half = reduced.row_values(probe, rows, np.float16)
-    except CallError:
-        return
-    single, expected = edge.values[:2], edge.expected[:2]
-    fits = np.isfinite(single) & (np.abs(single) < 3e3) & ~(np.abs(expected) >= 3e3)
-    if np.any(fits & ~np.isfinite(half)):
-        i = int(np.flatnonzero(fits & ~np.isfinite(half))[0])
-        evidence = "float16 logits of ±30", float(single[i]), float(half[i])
-        yield finding("float16_overflow", evidence)
-
-
-def laws(probe: Probe, reduced: Reduction, is_known: bool) -> Iterator[Finding]:
+def law_findings(subject: Subject, is_known: bool) -> Iterator[Finding]:
     """Yields what a comparison of logits without a softmax breaks: shifts, and its minimum.
 
     Regularizers and hard targets move the minimum, too, and norms see shifts, but not both by as
     much as the loss varies.
 
     Args:
-      probe: a loss that isn't in the registry.
-      reduced: its reduction.
+      subject: a loss that isn't in the registry.
       is_known: whether it is a comparison that needs no softmax.
     """
-    rows, draw = random_rows(probe.classes, seed=21), np.random.default_rng(41)
-    base = reduced.row_values(probe, rows)
+    probe, draw = subject.probe, np.random.default_rng(41)
+    rows = random_rows(probe.classes, seed=21)
+    base = subject.values(rows)
     spread = float(np.std(base)) + 1e-30
 
     def changes(**sides):
-        return reduced.row_values(probe, rows._replace(**sides)) - base
+        return subject.values(rows._replace(**sides)) - base
 
     equal = changes(student=rows.teacher)
     near = [np.float32(rows.teacher + draw.normal(size=rows.teacher.shape)) for _ in range(4)]

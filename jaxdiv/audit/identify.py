@@ -1,264 +1,179 @@
-"""Names the loss of the registry, or the weighted pair, that the observed values are."""
+"""Identifies a loss: of the registry as it stands, under a mistake, or neither."""
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from jaxdiv.audit import candidates
-from jaxdiv.audit.candidates import POPULAR, TEMPERATURES, Candidate
-from jaxdiv.audit.fit import Observed, centre, pairs, refine, singles, weigh
-from jaxdiv.audit.inputs import ProbeRows
+from jaxdiv.audit import mistakes
+from jaxdiv.audit.calls import CallError, Probe
+from jaxdiv.audit.edges import integrate
+from jaxdiv.audit.explain import Fit, Observed, any_loss, close_loss, exact_loss, is_near
+from jaxdiv.audit.findings import finding
+from jaxdiv.audit.formulas import log_softmax, softmax
+from jaxdiv.audit.inputs import ProbeRows, random_rows
+from jaxdiv.audit.layout import Subject, examine_layout
+from jaxdiv.audit.reduction import examine_reduction
 
-_LARGEST = 3e4  # a weight over the values' size; more means that two parts cancel
-_CUSTOMARY = {  # factors by which textbooks differ
-    "jeffreys": (0.5,),
-    "jensen_shannon": (2.0,),
-    "total_variation": (2.0,),
-    "squared_hellinger": (2.0, 4.0),
-    "pearson_chi_squared": (0.5,),
-    "neyman_chi_squared": (0.5,),
+_MANY = 131  # classes, at which a mean over V, a truncation or padding shows
+# What a loss may take in the place of logits, and the code of that mistake.
+_ARGUMENTS = {
+    "": lambda x: x,
+    "log_softmax_missing": lambda x: np.float32(log_softmax(x)),
+    "softmax_missing": lambda x: np.float32(softmax(x)),
 }
 
 
-@dataclass(frozen=True)
-class Fit:
-    """An explanation of a row's value: the weighted sum of one or two losses.
+def identify_loss(probe: Probe) -> Subject:
+    """Returns the loss with its divergence, from few classes and from many."""
+    subject = examine_reduction(examine_layout(probe))
+    if subject.axis is not None:
+        return subject
+    observed = subject.observe(subject.rows)
+    if not np.all(np.isfinite(observed.values)):
+        return _identify_despite_nan(subject, observed)
+    if subject.coarse:
+        return replace(subject, fit=close_loss(observed))
+    if np.max(np.abs(observed.centred)) < 1e-6 * observed.size:
+        return subject
+    subject = _at_many_classes(replace(subject, fit=_explain(subject, observed)))
+    fit = subject.fit
+    adaptive = fit and fit.is_right and any("λ" in c.entry.formula for c, _ in fit.parts)
+    if not (subject.interacting and adaptive):
+        return subject
+    # An adaptive weight of the whole batch is no mistake: papers may have it.
+    codes = "batch_dependence", "rows_interact"
+    rest = tuple(one for one in subject.findings if one.code not in codes)
+    evidence = "two rows changed, alone and together", "the changes add up", "they don't"
+    return replace(subject, findings=(*rest, finding("batch_weight", evidence)))
 
-    Attributes:
-      parts: losses and their weights, the factor of T included in the weights.
-      temperatures: of teacher and student.
-      predict: from rows to their values.
-      mistakes: codes and details of what is wrong in the formula.
-      arguments: from rows to what the function takes in the place of logits.
-      classes: how many classes exist, if the loss leaves the others out.
-      extra: the code of a note if a function of the teacher is added, else empty.
-      loose: whether it fits only to the digits of a half-precision type.
+
+def _explain(subject: Subject, observed: Observed) -> Fit | None:
+    """Returns the loss, or the mistake in one, that explains the values of ordinary rows.
+
+    What is common comes first. All of them must explain the values exactly, so that the order
+    decides next to nothing.
     """
-
-    parts: tuple[tuple[Candidate, float], ...]
-    temperatures: tuple[float, float]
-    predict: Callable[[ProbeRows], np.ndarray]
-    mistakes: tuple[tuple[str, dict], ...] = ()
-    extra: str = ""
-    loose: bool = False
-    arguments: Callable[[ProbeRows], ProbeRows] = lambda rows: rows
-    classes: int | None = None
-
-    @property
-    def temperature(self) -> float:
-        """The temperature of both sides, or the one that isn't 1."""
-        return max(self.temperatures, key=lambda t: abs(math.log(t)))
-
-    @property
-    def is_right(self) -> bool:
-        """True if the registry's own loss has its values and gradients anywhere."""
-        tempered = any(candidate.at_temperature for candidate, _ in self.parts)
-        return bool(self.parts) and not (self.mistakes or self.loose or self.classes or tempered)
+    fit = exact_loss(observed)
+    if fit is not None:
+        return fit
+    matters = _class_matters(subject, observed.rows)
+    fit = _fit_first_classes(observed, matters)
+    if fit is None and sees_difference_alone(subject):
+        return mistakes.variation_of_logits(observed)
+    if fit is None and not sides_apart(subject) and not mistakes.other_comparison(observed):
+        fit = _fit_other_arguments(subject)
+        fit = fit or mistakes.mistaken_loss(observed, _counts(matters))
+    return fit or any_loss(observed)
 
 
-def factors(candidate: Candidate) -> tuple[float, ...]:
-    """Returns the factors that are as common as the registry's, which is the first."""
-    return (1.0, *_CUSTOMARY.get(candidate.name, ()))
+def sees_difference_alone(subject: Subject) -> bool:
+    """Returns whether one random array added to the logits of both sides changes nothing."""
+    rows = subject.rows
+    away = np.random.default_rng(41).normal(size=rows.student.shape).astype(np.float32)
+    moved = rows._replace(student=rows.student + away, teacher=rows.teacher + away)
+    base = subject.observe(rows)
+    return base.is_nothing(subject.observe(moved).values - base.values)
 
 
-def is_near(value: float, target: float) -> bool:
-    return math.isclose(value, target, rel_tol=1e-3)
+def sides_apart(subject: Subject) -> bool:
+    """Returns whether the value is a function of the student and one of the teacher, added."""
+    few, values = subject.rows.take(slice(None, None, 5)), {}
+    for s, t in np.ndindex(2, 2):
+        student, teacher = np.roll(few.student, s, 0), np.roll(few.teacher, t, 0)
+        moved = ProbeRows(student, teacher, np.roll(few.labels, t), few.groups)
+        values[s, t] = subject.observe(moved).values
+    together = values[0, 0] - values[0, 1] - values[1, 0] + values[1, 1]
+    return bool(np.max(np.abs(together)) < 1e-5 * np.max(np.abs(values[0, 0])))
 
 
-def exact_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
-    """Returns a loss with its usual parameters, or a popular pair, that explains everything.
-
-    Nothing is left over and no factor is unexplained, so that no other loss has to be tried.
-    """
-    plain = candidates.plain_candidates()
-    popular = plain[: len(POPULAR)]
-    labels = next(c for c in popular if c.entry.target == "labels")
-    partners = [*popular, replace(labels, at_temperature=True), Candidate("z_loss")]
-    fits = itertools.chain(
-        _single_fits(plain, observed, rows), _pair_fits(partners, observed, rows, 6)
-    )
-    second = None
-    for fit in (fit for fit in fits if _is_exact(fit, rows)):
-        # Rényi's is twice Bhattacharyya's: the one whose weight is right is meant.
-        if all(is_near(w, fit.temperature**c.power) for c, w in fit.parts):
-            return fit
-        second = second or fit
-    return second
+def _identify_despite_nan(subject: Subject, observed: Observed) -> Subject:
+    """Identifies the student's part by gradients, where a term of the teacher alone may be NaN."""
+    fit = _fit_other_arguments(subject)
+    if fit is not None:
+        return replace(subject, fit=fit)
+    got = float(observed.values[~np.isfinite(observed.values)][0])
+    evidence = "logits of size 1.5", "a finite value", got
+    subject = subject.adding(finding("nan_on_ordinary_logits", evidence))
+    values = None if subject.interacting or subject.coarse else integrate(subject)
+    if values is None or not np.all(np.isfinite(values)):
+        return subject
+    fit = mistakes.student_mistake(Observed(values, subject.rows, tolerance=3e-4))
+    return replace(subject, fit=fit)
 
 
-def registry_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
-    return exact_loss(observed, rows) or any_loss(observed, rows)
+def _fit_other_arguments(subject: Subject) -> Fit | None:
+    """Returns a loss that is right once probabilities or log-probabilities are handed to it."""
+    kinds = [(s, t) for s in _ARGUMENTS for t in _ARGUMENTS if s or t]
+    for codes in sorted(kinds, key=all):  # one side before both
 
+        def changed(rows, student=_ARGUMENTS[codes[0]], teacher=_ARGUMENTS[codes[1]]):
+            return rows._replace(student=student(rows.student), teacher=teacher(rows.teacher))
 
-def any_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
-    """Returns the plainest single loss or pair of the registry that explains the values."""
-    classes = rows.student.shape[-1]
-    plain = candidates.plain_candidates()
-    varied = [variant for c in plain for variant in candidates.variants(c, classes)]
-    for stage in (
-        _single_fits(plain, observed, rows),
-        _refined_singles(plain, observed, rows, free=False),
-        _single_fits(varied, observed, rows),
-        _refined_singles(plain + varied, observed, rows, free=True),
-        _pair_fits(plain + varied, observed, rows, 30),
-    ):
-        fits = [fit for fit in stage if not _is_odd(fit)]
-        if fits:
-            return min(fits, key=lambda fit: _doubts(fit, classes))
+        observed = subject.observe(changed(subject.rows))
+        if not np.all(np.isfinite(observed.values)) or np.ptp(observed.centred) < 1e-6:
+            continue
+        fit = exact_loss(replace(observed, rows=subject.rows))
+        if fit is not None:
+            sides = zip(codes, ("student", "teacher"), strict=True)
+            wrong = tuple((code, {"side": side}) for code, side in sides if code)
+            return replace(fit, mistakes=wrong, arguments=changed)
     return None
 
 
-def close_loss(observed: Observed, rows: ProbeRows) -> Fit | None:
-    """Returns a popular loss that explains values in steps, as after a cast, to two digits."""
-    fits = []
-    for candidate in candidates.plain_candidates()[: len(POPULAR)]:
-        columns = candidates.table(candidate, rows)
-        weights, residuals = singles(columns, observed)
-        for t, column, weight, residual in zip(
-            TEMPERATURES, columns, weights, residuals, strict=True
-        ):
-            factor = t**candidate.power
-            added = np.max(np.abs(observed.values - weight * column)) > 0.05 * observed.size
-            if residual < 2e-2 and math.isclose(weight, factor, rel_tol=2e-2) and not added:
-                fits.append((residual > 5e-3, t != 1, residual, candidate, t))
-    if not fits:
+def _class_matters(subject: Subject, rows: ProbeRows) -> np.ndarray:
+    """Returns whether each class's logit of student and teacher changes one row's loss, [2, V]."""
+    classes = rows.student.shape[-1]
+    many = rows.take(np.zeros(classes, int))
+    base, matters = subject.observe(many).values, []
+    for side in ("student", "teacher"):
+        logits = np.float32(getattr(many, side) + 0.02 * np.eye(classes))
+        moved = subject.observe(many._replace(**{side: logits})).values
+        matters.append(np.abs(moved - base) > 1e-6 * np.abs(base))
+    return np.stack(matters)
+
+
+def _counts(matters: np.ndarray) -> tuple[int, ...]:
+    """Returns on how many classes a row's loss depends, by side, where it isn't all of them."""
+    counts = {int(count) for count in matters.sum(-1)}
+    return tuple(sorted(count for count in counts if 0 < count < matters.shape[-1]))
+
+
+def _fit_first_classes(observed: Observed, matters: np.ndarray) -> Fit | None:
+    """Returns a loss of the first classes, as of a vocabulary that is padded to more."""
+    count = int(np.max(np.flatnonzero(np.any(matters, 0)), initial=-1)) + 1
+    if not 0 < count < matters.shape[-1] - 1:
         return None
-    *_, candidate, t = min(fits, key=lambda each: each[:3])
-    return replace(
-        _fit(((candidate, t**candidate.power),), t, observed, rows), loose=True, extra=""
-    )
+
+    fit = exact_loss(replace(observed, rows=observed.rows.first_classes(count)))
+    return fit and replace(fit, classes=count)
 
 
-def _classes(rows):
-    return rows.student.shape[-1]
-
-
-def _single_fits(losses: Iterable[Candidate], observed: Observed, rows: ProbeRows) -> Iterator[Fit]:
-    for candidate in losses:
-        weights, residuals = singles(candidates.table(candidate, rows), observed)
-        for t, weight, residual in zip(TEMPERATURES, weights, residuals, strict=True):
-            if residual < observed.allowed(weight) and not (candidate.fixed and t != 1):
-                yield _fit(((candidate, float(weight)),), t, observed, rows)
-
-
-def _pair_fits(
-    losses: list[Candidate], observed: Observed, rows: ProbeRows, count: int
-) -> Iterator[Fit]:
-    """Yields pairs at one temperature that explain the values."""
-    tables = np.stack([candidates.table(candidate, rows) for candidate in losses], 1)
-    for t, columns in zip(TEMPERATURES, tables, strict=True):
-        for i, j in pairs(columns, observed, count):
-            weights, residual = weigh(columns[[i, j]], observed)
-            if residual < observed.allowed(weights):
-                parts = tuple(zip((losses[i], losses[j]), map(float, weights), strict=True))
-                yield _fit(parts, t, observed, rows)
-
-
-def _refined_singles(
-    losses: list[Candidate], observed: Observed, rows: ProbeRows, free: bool
-) -> Iterator[Fit]:
-    """Yields the best few losses with temperature, and parameters if `free`, adjusted."""
-    best = {}
-    for candidate in losses:
-        _, residuals = singles(candidates.table(candidate, rows), observed)
-        k = int(np.argmin(residuals))
-        if residuals[k] < min(0.2, best.get(candidate.name, (np.inf,))[0]):
-            best[candidate.name] = residuals[k], candidate, TEMPERATURES[k]
-    for _, candidate, t in sorted(best.values(), key=lambda each: each[0])[:6]:
-        keys = candidate.free if free else []
-        yield from _refine(candidate, t, keys, observed, rows)
-
-
-def _refine(
-    candidate: Candidate, temperature: float, keys: list[str], observed: Observed, rows: ProbeRows
-) -> Iterator[Fit]:
-    """Yields the loss with temperature and some parameters adjusted, if it explains the values."""
-    start, bounds = [temperature], [(0.05, 100.0)]
-    for key in keys:
-        parameter = candidate.entry.parameters[key]
-        start.append(dict(candidate.parameters)[key])
-        bounds.append((parameter.low, min(parameter.high, 50.0)))
-
-    def placed(point):
-        return candidate.with_values(dict(zip(keys, map(float, point[1:]), strict=True)))
-
-    def model(point):
-        return candidates.values(placed(point), rows, point[:1])
-
-    point, (weights, residual) = refine(model, start, bounds, observed)
-    inside = all(
-        low + 4e-3 * min(high - low, 5) < value < high - 4e-3 * min(high - low, 5)
-        for value, (low, high) in zip(point, bounds, strict=True)
-    )
-    if inside and residual < observed.allowed(weights):
-        fit = _fit(((placed(point), float(weights[0])),), float(point[0]), observed, rows)
-        # A free temperature and parameter explain much: here nothing may be left over.
-        if not fit.extra and _is_explained(fit, _classes(rows)):
-            yield fit
-
-
-def _fit(parts: tuple, temperature: float, observed: Observed, rows: ProbeRows) -> Fit:
-    if all(candidate.fixed for candidate, _ in parts):
-        temperature = 1.0
-
-    def predict(rows):
-        return sum(w * candidates.values(c, rows, (temperature,))[0] for c, w in parts)
-
-    fit = Fit(parts, (temperature, temperature), predict)
-    return replace(fit, extra=_extra(observed.values - predict(rows), observed, rows, temperature))
-
-
-def _extra(extra: np.ndarray, observed: Observed, rows: ProbeRows, temperature: float) -> str:
-    """Returns the code of a note on what is added to the loss, empty if nothing is."""
-    if observed.is_nothing(extra):
-        return ""
-    by_teacher = extra - centre(extra, observed.groups)
-    shifted = rows.teacher / temperature
-    log_p = shifted - np.logaddexp.reduce(shifted, -1, keepdims=True)
-    entropy = -(np.exp(log_p) * log_p).sum(-1)
-    line = np.polyval(np.polyfit(entropy, by_teacher, 1), entropy)
-    is_entropy = np.abs(line - by_teacher).max() < 1e-3 * np.ptp(by_teacher)
-    return "entropy_dropped" if is_entropy else "teacher_term"
-
-
-def _is_exact(fit: Fit, rows: ProbeRows) -> bool:
-    return not fit.extra and not _is_odd(fit) and _is_explained(fit, _classes(rows))
-
-
-def _is_odd(fit: Fit) -> bool:
-    """Returns whether parts cancel, or one weighs next to nothing: another loss explains better."""
-    weights = [abs(weight) for candidate, weight in fit.parts if candidate.is_loss]
-    tiny = weights and min(weights) < 1e-2 * max(weights)
-    return bool(
-        tiny
-        or max(abs(w) for _, w in fit.parts) > _LARGEST
-        or (len(fit.parts) > 1 and fit.extra == "teacher_term")
-    )
-
-
-def _is_explained(fit: Fit, classes: int) -> bool:
-    """Returns whether the weights sum to 1, or 1/V, with the factor of T or without."""
-    t = fit.temperature
-    losses = [(c, w) for c, w in fit.parts if c.is_loss] or list(fit.parts)
-    with_factor = sum(w / t**c.power for c, w in losses)
-    without = sum(w for _, w in losses)
-    allowed = factors(losses[0][0]) if len(losses) == 1 else (1.0,)
-    units = [unit * f for f in allowed for unit in (1, -1, 1 / classes, -1 / classes)]
-    totals = (with_factor, without, with_factor * t, with_factor * t * t)
-    each_is_one = all(any(is_near(w / t**k, 1) for k in (c.power, 0, 2)) for c, w in losses)
-    return each_is_one or any(is_near(total, unit) for total in totals for unit in units)
-
-
-def _doubts(fit: Fit, classes: int) -> tuple:
-    """Returns what speaks against a fit, the weightiest first."""
-    changed = sum(
-        value != candidate.entry.defaults[key]
-        for candidate, _ in fit.parts
-        for key, value in candidate.parameters
-    )
-    text = "".join(candidate.text for candidate, _ in fit.parts)
-    unexplained = not _is_explained(fit, classes)
-    return bool(fit.extra), unexplained, len(fit.parts), changed, fit.temperature != 1, len(text)
+def _at_many_classes(subject: Subject) -> Subject:
+    """Compares the fit with values of many classes: a mean over V or a truncation shows there."""
+    probe, fit = subject.probe, subject.fit
+    if fit is None or probe.classes >= _MANY:
+        return subject
+    rows = random_rows(_MANY, teachers=3, students=4, seed=31)
+    try:
+        observed = replace(subject.observe(fit.arguments(rows)), rows=rows)
+    except CallError:
+        return subject
+    if not np.all(np.isfinite(observed.values)):
+        evidence = f"{_MANY} classes", "a finite value", "NaN or infinity"
+        return subject.adding(finding("nan_on_ordinary_logits", evidence))
+    predicted = fit.predict(rows)
+    (ratio,), residual = observed.weigh(predicted[None])
+    if not fit.extra:
+        ratio = observed.values @ predicted / (predicted @ predicted)
+    weights = [weight * ratio for _, weight in fit.parts]
+    if np.linalg.norm(residual) > 10 * observed.allowed(np.sum(np.abs(weights))):
+        if not fit.mistakes:
+            fit = mistakes.mistaken_loss(observed, _counts(_class_matters(subject, rows)))
+        return replace(subject, fit=fit)
+    if not is_near(ratio * _MANY / probe.classes, 1):
+        return subject
+    names = {"token mean": "mean over V and tokens", "none": "mean over V"}
+    name = names.get(subject.reduction, f"{subject.reduction}, over V")
+    evidence = f"rows of {probe.classes} and {_MANY} classes", "the same factor", float(ratio)
+    mean = finding("mean_over_vocabulary", evidence)
+    return subject.adding(mean, by_size=1 / probe.classes, reduction=name)

@@ -16,6 +16,9 @@ class ProbeRows(NamedTuple):
     def take(self, index) -> "ProbeRows":
         return ProbeRows(*(part[index] for part in self))
 
+    def first_classes(self, count: int | None) -> "ProbeRows":
+        return self._replace(student=self.student[:, :count], teacher=self.teacher[:, :count])
+
 
 class Batch(NamedTuple):
     """M inputs of the audited function: logits [M, *lead, V], and labels and mask [M, *lead]."""
@@ -28,28 +31,16 @@ class Batch(NamedTuple):
     def one(self, index: int = 0) -> "Batch":
         return Batch(*(part[index] for part in self))
 
-    def reshape(self, lead: tuple[int, ...]) -> "Batch":
-        """Returns inputs [M, n, V] as [M, *lead, V]."""
-        return Batch(*(part.reshape(len(part), *lead, *part.shape[2:]) for part in self))
-
-    def flatten(self) -> "Batch":
-        """Returns inputs [M, *lead, V] as [M, n, V]."""
-        shape = len(self.labels), -1
-        logits = (side.reshape(*shape, side.shape[-1]) for side in (self.student, self.teacher))
-        return Batch(*logits, self.labels.reshape(shape), self.mask.reshape(shape))
-
-    def with_row(self, side: str, index: int, other: "Batch") -> "Batch":
-        """Returns flattened inputs in which one side has the other batch's row at `index`."""
-        part = getattr(self, side).copy()
-        part[:, index] = getattr(other, side)[:, index]
+    def with_row(self, side: str, index: tuple[int, ...], other: "Batch") -> "Batch":
+        """Returns inputs in which one side has the other batch's row at an index of `lead`."""
+        part, where = getattr(self, side).copy(), (slice(None), *index)
+        part[where] = getattr(other, side)[where]
         return self._replace(**{side: part})
 
 
 def batch(student, teacher, labels) -> Batch:
-    student, teacher = np.asarray(student, np.float32), np.asarray(teacher, np.float32)
-    return Batch(
-        student, teacher, np.asarray(labels, np.int32), np.ones(student.shape[:-1], np.float32)
-    )
+    mask = np.ones(np.shape(labels), np.float32)
+    return Batch(np.float32(student), np.float32(teacher), np.int32(labels), mask)
 
 
 def random_rows(classes: int, teachers: int = 8, students: int = 5, seed: int = 0) -> ProbeRows:
@@ -77,10 +68,10 @@ def tile(rows: ProbeRows, lead: tuple[int, ...]) -> Batch:
     """
 
     def spread(part):
-        expanded = part.reshape(part.shape[:1] + (1,) * len(lead) + part.shape[1:])
+        expanded = np.expand_dims(part, tuple(range(1, 1 + len(lead))))
         return np.broadcast_to(expanded, part.shape[:1] + lead + part.shape[1:])
 
-    return batch(spread(rows.student), spread(rows.teacher), spread(rows.labels))
+    return batch(*map(spread, rows[:3]))
 
 
 def join(batches) -> Batch:

@@ -1,129 +1,82 @@
-"""The reduction of rows to one number, from the output's shape and its growth with the batch."""
+"""The reduction of rows to one number: growth with the batch, and what counts under a mask."""
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from jaxdiv.audit.calls import CallError, Probe
-from jaxdiv.audit.inputs import ProbeRows, tile
-from jaxdiv.audit.positions import Structure
-from jaxdiv.audit.result import Finding, finding
+from jaxdiv.audit.calls import CallError
+from jaxdiv.audit.findings import Finding, finding
+from jaxdiv.audit.inputs import Batch, ProbeRows, random_batch, tile
+from jaxdiv.audit.layout import Subject, changes
 
+# Names by the output's axes and the powers with which it grows along each axis of `lead`.
 _NAMES = {
-    (1, 1): ("sum", None),
-    (0, 0): ("token mean", None),
-    (0, 1): ("batchmean", "batchmean"),
-    (1,): ("sum", None),
-    (0,): ("token mean", None),
-}
-_ONE_A = {
+    "": {(1, 1): "sum", (0, 0): "token mean", (0, 1): "batchmean", (1,): "sum", (0,): "token mean"},
     "sequence": {
-        (0, 0): ("mean over positions, one value a sequence", None),
-        (0, 1): ("sum over positions, one value a sequence", None),
+        (0, 0): "mean over positions, one value a sequence",
+        (0, 1): "sum over positions, one value a sequence",
     },
     "position": {
-        (0, 0): ("mean over sequences, one value a position", None),
-        (1, 0): ("sum over sequences, one value a position", None),
+        (0, 0): "mean over sequences, one value a position",
+        (1, 0): "sum over sequences, one value a position",
     },
+    "row": {(0, 0): "none", (0,): "none"},
 }
-_UNUSUAL = ("unusual", "reduction_unusual")
 
 
-@dataclass(frozen=True)
-class Reduction:
-    """The output of a loss.
-
-    Attributes:
-      name: `none`, `sum`, `token mean`, `sequence mean` or in words; None if not known.
-      unit: the output's mean over its axes is this times a row's loss.
-      class_axis: the axis of the output that runs over classes, if there is one.
-      shape: the output's shape.
-      by_size: the factor that the number of classes brings, 1/V for a mean over them.
-    """
-
-    name: str | None
-    unit: float
-    class_axis: int | None
-    shape: tuple[int, ...]
-    findings: tuple[Finding, ...] = ()
-    by_size: float = 1.0
-
-    def collapse(self, values: np.ndarray) -> np.ndarray:
-        """Returns each row's loss [K] of outputs [K, *out] from batches of one row."""
-        if self.class_axis is not None:
-            values = values.sum(self.class_axis + 1)
-        return values.reshape(len(values), -1).mean(-1) / self.unit
-
-    def row_values(self, probe: Probe, rows: ProbeRows, dtype=np.float32) -> np.ndarray:
-        """Returns each row's loss, [K], from inputs in which it stands everywhere."""
-        return self.collapse(probe.values(tile(rows, probe.lead), dtype))
-
-    def row_gradients(self, probe: Probe, rows: ProbeRows) -> np.ndarray:
-        """Returns the gradient of each row's loss by the student, [K, V]."""
-        gradients = probe.gradients(tile(rows, probe.lead))[0]
-        outputs = math.prod(s for i, s in enumerate(self.shape) if i != self.class_axis)
-        axes = tuple(range(1, 1 + len(probe.lead)))
-        return gradients.sum(axes) / (outputs * self.unit)
-
-
-def reduction(probe: Probe, rows: ProbeRows, layout: Structure) -> Reduction:
+def examine_reduction(subject: Subject) -> Subject:
     """Returns the reduction, from one row repeated to batches of different shapes."""
-    row = rows.take(slice(0, 1))
+    probe, row = subject.probe, subject.rows.take(slice(0, 1))
     if not np.all(np.isfinite(probe.values(tile(row, probe.lead)))):  # it may take probabilities
-        logits = row.student, row.teacher
-        student, teacher = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in logits)
-        row = row._replace(student=student, teacher=teacher)
+        sides = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (row.student, row.teacher))
+        row = ProbeRows(*sides, row.labels, row.groups)
     shape = probe.values(tile(row, probe.lead)).shape[1:]
     class_axis = next((i for i in reversed(range(len(shape))) if shape[i] == probe.classes), None)
-    rest = tuple(size for i, size in enumerate(shape) if i != class_axis and size != 1)
-    findings = []
+    subject = replace(subject, shape=shape, class_axis=class_axis)
+    axes = subject.axes
+    by_row = len(axes) == len(probe.lead)
+    subject = replace(subject, reduction="none" if by_row else None)
     if class_axis is not None:
         evidence = "a batch", "one value a row", f"an output of shape {shape}"
-        findings.append(finding("elementwise", evidence))
-    plain = Reduction("none" if len(rest) == len(probe.lead) else None, 1.0, class_axis, shape)
-    if not probe.lead or layout.axis is not None:
-        return Reduction(plain.name, 1.0, class_axis, shape, tuple(findings))
-    growth = _growth(probe, row, plain, layout.dropped)
+        subject = subject.adding(finding("elementwise", evidence))
+    growth = _growth(subject, row) if probe.lead and subject.axis is None else None
     if growth is None:
-        return Reduction(plain.name, 1.0, class_axis, shape, tuple(findings))
+        return subject
     powers, unit, counted = growth
-    if len(rest) == len(probe.lead):
-        name, code = ("none, divided", "reduction_unusual") if any(powers) else ("none", None)
-    elif len(rest) == 1:
-        kind = "sequence" if rest[0] == probe.lead[0] else "position"
-        name, code = _ONE_A[kind].get(powers, _UNUSUAL)
-    else:
-        name, code = _NAMES.get(powers, _UNUSUAL)
-    details = {"batch": powers[0] if len(powers) > 1 else 0, "length": powers[-1]}
+    kind = "row" if by_row else "position" if axes else ""
+    if kind == "position" and axes[0] == probe.lead[0]:
+        kind = "sequence"
+    name = _NAMES[kind].get(powers, "none, divided" if by_row else "unusual")
     evidence = "one row repeated to larger batches", "growth as a sum's or a mean's"
     if counted:
         evidence = (*evidence, f"{unit:.4g} of a mean over the positions that count")
-        findings.append(finding("dropped_count", evidence, count=layout.dropped))
-    elif code and not any(one.code == "batch_order" for one in layout.findings):
+        subject = subject.adding(finding("dropped_count", evidence, count=subject.dropped))
+    elif powers not in _NAMES[kind] or name == "batchmean":
         evidence = (*evidence, "powers of [B, L]: " + ", ".join(map(str, powers)))
-        findings.append(finding(code, evidence, **details))
-    return Reduction(name, unit, class_axis, shape, tuple(findings))
+        code = "batchmean" if name == "batchmean" else "reduction_unusual"
+        details = {"batch": powers[0] if len(powers) > 1 else 0, "length": powers[-1]}
+        if not any(one.code == "batch_order" for one in subject.findings):
+            subject = subject.adding(finding(code, evidence, **details))
+    return replace(subject, reduction=name, unit=unit)
 
 
-def _growth(
-    probe: Probe, row: ProbeRows, plain: Reduction, dropped: int
-) -> tuple[tuple[int, ...], float, bool] | None:
+def _growth(subject: Subject, row: ProbeRows) -> tuple[tuple[int, ...], float, bool] | None:
     """Returns the powers with which the value grows along each axis of `lead`; None if unclear.
 
     Beside them, the value of a loss of 1 everywhere, and whether positions without loss count in
     the mean. The first axis grows by 3 and the last by 2 at once: products of small powers of the
     two are all different.
     """
-    lead = probe.lead
+    lead, dropped = subject.probe.lead, subject.dropped
     grown = tuple(size * f for size, f in zip(lead, (3, 2)[-len(lead) :], strict=True))
     try:
-        start, end = (
-            float(plain.collapse(probe.values(tile(row, shape)))[0]) for shape in (lead, grown)
-        )
+        outputs = [subject.probe.values(tile(row, shape)) for shape in (lead, grown)]
     except CallError:
         return None
+    start, end = (float(subject.collapse(output)[0]) for output in outputs)
     if start == 0 or not math.isfinite(end / start):
         return None
 
@@ -137,3 +90,103 @@ def _growth(
         if math.isclose(ratio, end / start, rel_tol=2e-3):
             return powers, unit(lead, powers, counted), counted
     return None
+
+
+def examine_mask(subject: Subject) -> Subject:
+    """Returns the reduction under a mask: which positions count, and what their sum is over."""
+    probe = subject.probe
+    mask = np.ones(probe.lead, np.float32)  # ragged: fewer positions of the second sequence
+    mask[..., -1] = 0
+    if mask.ndim > 1:
+        mask[0, 0], mask[1:, -3:] = 0, 0
+    try:
+        rows, value, moved = changes(probe, mask, subject.ahead)
+        first, second = subject.values(rows)
+        weights = moved / (second - first)
+    except CallError as error:
+        evidence = "a ragged mask", "a value", str(error)
+        return subject.adding(finding("mask_unclear", evidence))
+    if not np.all(np.isfinite(weights)):
+        return subject
+    weights[np.abs(weights) < 2e-3 * np.abs(weights).max()] = 0
+    name, findings = _interpret(subject, mask, weights)
+    if not probe.mask_keeps and not probe.mask_drops:
+        evidence = "a mask of ones, and one of zeros", "each loss, and none", "none, and each loss"
+        findings = [finding("mask_inverted", evidence), *findings]
+    if not findings and abs(value - first * weights.sum()) > 5e-3 * abs(value):
+        evidence = "batches under one ragged mask", "weighted rows alone", "a constant more"
+        findings = [finding("mask_leak", evidence)]
+    one = random_batch(probe.lead, probe.classes, seed=7)._replace(mask=mask[None])
+    return subject.adding(*findings, *_mask_edges(subject, one), reduction=name)
+
+
+def _interpret(
+    subject: Subject, mask: np.ndarray, weights: np.ndarray
+) -> tuple[str | None, list[Finding]]:
+    """Returns the reduction's name and the findings of the weights that positions have."""
+    support = (weights != 0).astype(float)
+    drawn = ("".join(np.char.mod("%d", part.ravel())) for part in (mask, support))
+    evidence = "a ragged mask", *(f"weights at {text}" for text in drawn)
+    by_row = len(subject.axes) == mask.ndim
+    right = [(mask, None)]  # positions that may count, and the code of a note
+    if subject.dropped == 1:  # a mask of tokens may be read one ahead
+        last = np.arange(mask.shape[-1]) < mask.shape[-1] - 1
+        ahead = np.roll(mask, -1, -1) * last
+        right += [(mask * last, None), (ahead, None if subject.ahead else "mask_of_next")]
+    for positions, code in right:
+        if np.array_equal(support, positions):
+            notes = [finding(code, evidence)] if code else []
+            if by_row:
+                return subject.reduction, notes
+            name, findings = _divisor(weights, positions)
+            return name, [*findings, *notes]
+    shifted = (
+        np.array_equal(support[..., inner], np.roll(mask, by, -1)[..., inner])
+        for by, inner in ((1, slice(1, None)), (-1, slice(None, -1)))
+    )
+    if np.all(support == 1) and np.ptp(weights) < 5e-3 * np.abs(weights).max():
+        code = "mask_ignored"
+    elif np.array_equal(support, 1 - mask):
+        code = "mask_inverted"
+    elif any(shifted):
+        code = "mask_shifted"
+    else:
+        code = "mask_unclear" if np.all(support <= mask) else "mask_leak"
+    as_before = by_row or code == "mask_ignored"
+    return subject.reduction if as_before else "token mean", [finding(code, evidence)]
+
+
+def _divisor(weights: np.ndarray, mask: np.ndarray) -> tuple[str, list[Finding]]:
+    """Returns the reduction's name by what the sum over positions is divided by."""
+    inside, sequences = weights[mask == 1], len(np.atleast_2d(mask))
+    evidence = "the weight of a position", f"1/{int(mask.sum())}", float(inside[0])
+    each, shares = inside, np.atleast_2d(weights).sum(-1)
+    names = {
+        "token mean": 1 / mask.sum(),
+        "sum": 1.0,
+        "mask_count": 1 / mask.size,
+        "batchmean": 1 / sequences,
+    }
+    if np.ptp(inside) > 5e-3 * np.abs(inside).max():
+        each, names = shares, {"sequence mean": 1 / sequences, "sum of sequence means": 1.0}
+    name = next((n for n, weight in names.items() if np.allclose(each, weight, rtol=5e-3)), None)
+    if name == "mask_count":
+        return "token mean", [finding(name, evidence)]
+    return (name, []) if name else ("not known", [finding("mask_unclear", evidence)])
+
+
+def _mask_edges(subject: Subject, one: Batch) -> Iterator[Finding]:
+    """Yields findings on NaN at masked positions, and on masks without any position."""
+    probe, outside = subject.probe, (one.mask == 0)[..., None]
+    sides = (np.float32(np.where(outside, np.nan, side)) for side in (one.student, one.teacher))
+    try:
+        values, finite = probe.values(Batch(*sides, *one[2:])), np.isfinite(probe.values(one))
+        if values.ndim == 1 and np.all(finite) and not np.all(np.isfinite(values)):
+            evidence = "NaN logits at masked positions", "a finite value", float(values[0])
+            yield finding("mask_nan", evidence)
+        empty = probe.values(one._replace(mask=np.zeros_like(one.mask)))
+        if not np.all(np.isfinite(empty)):
+            got = float(empty.ravel()[0])
+            yield finding("empty_mask", ("a mask of zeros", "0", got), got=f"{got:g}")
+    except CallError:
+        return

@@ -1,27 +1,82 @@
 """The audit: calls a loss on designed inputs, names it, and reports its mistakes."""
 
 import re
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxdiv.audit import masks, mistakes, search
 from jaxdiv.audit.calls import CallError, name_of
-from jaxdiv.audit.candidates import Candidate, values
-from jaxdiv.audit.codes import MISTAKE
 from jaxdiv.audit.conventions import open_probe
-from jaxdiv.audit.edges import edge_findings, laws
-from jaxdiv.audit.fit import centre
-from jaxdiv.audit.gradients import gradient_findings
-from jaxdiv.audit.identify import Fit
+from jaxdiv.audit.edges import edge_findings, gradient_findings, law_findings
+from jaxdiv.audit.explain import Fit, Observed, normalize_weights
+from jaxdiv.audit.findings import MISTAKE, NOTE, Finding, finding
+from jaxdiv.audit.formulas import Candidate, right
+from jaxdiv.audit.identify import identify_loss, sees_difference_alone, sides_apart
 from jaxdiv.audit.inputs import random_rows
-from jaxdiv.audit.result import Audit, Finding, finding
-from jaxdiv.audit.scale import normalize_weights
-from jaxdiv.audit.search import Subject
+from jaxdiv.audit.layout import Subject
+from jaxdiv.audit.mistakes import other_comparison
+from jaxdiv.audit.reduction import examine_mask
 from jaxdiv.divergences.loss import Loss, get
 from jaxdiv.divergences.registry import ENTRIES
 
+_WIDTH = 110  # of the report
 _VAGUE = {"alpha"}  # aliases that stand in names for other things
+_CALL = ("the call", "f(student, teacher) with logits [B, L, V]", "another")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The divergence of a loss function, and its mistakes.
+
+    Attributes:
+      name: the name of the audited function.
+      divergence: text that `jaxdiv.get` takes, or None. Beside a mistake it is the intended loss.
+      scale: the loss is this times the reduced `divergence` with its factor of T; None if not
+        identified.
+      temperature: T of student and teacher (the teacher's, where they differ); None if not
+        identified.
+      reduction: `none`, `sum`, `token mean`, `sequence mean`, or in words.
+      findings: mistakes first.
+      called: the framework and the shape of the logits.
+    """
+
+    name: str
+    divergence: str | None
+    scale: float | None
+    temperature: float | None
+    reduction: str | None
+    findings: tuple[Finding, ...]
+    called: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def mistakes(self) -> tuple[Finding, ...]:
+        return tuple(one for one in self.findings if one.severity == MISTAKE)
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        return tuple(one for one in self.findings if one.severity == NOTE)
+
+    def __str__(self) -> str:
+        def wrap(text, first, rest="    "):
+            return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=rest)
+
+        count = len(self.mistakes)
+        facts = {
+            "divergence": self.divergence or "not identified",
+            "scale": "not known" if self.scale is None else f"{self.scale:.5g}",
+            "temperature": "not known" if self.temperature is None else f"{self.temperature:.4g}",
+            "reduction": self.reduction or "not known",
+            **self.called,
+        }
+        lines = [f"{self.name}: {count or 'no'} mistake{'s' if count > 1 else ''} found", ""]
+        lines += [f"  {name:<12} {value}" for name, value in facts.items()]
+        for one in self.findings:
+            shown = one.evidence
+            lines += ["", *wrap(f"{one.severity.upper()} {one.code}: {one.message}", "")]
+            lines += wrap(f"{shown.input}: expected {shown.expected}, got {shown.got}", "    ")
+        return "\n".join(lines)
 
 
 def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = None) -> Audit:
@@ -54,45 +109,35 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
         evidence = "random logits of every shape", "a value", str(error)
         failure = finding("does_not_run", evidence, error=str(error))
         return Audit(name_of(loss_fn), None, None, None, None, (failure,))
-    return _report(search.identify_loss(probe), intended)
-
-
-def _report(subject: Subject, intended: Loss | None) -> Audit:
-    """Returns the audit: findings on the formula, then on gradients, edges, masks and calls."""
-    probe, fit, reduced = subject.probe, subject.fit, subject.reduced
-    text = scale = None
-    findings = list(subject.findings)
-    if fit is not None:
-        text, scale, notes = normalize_weights(fit, reduced.by_size)
-        findings += [*_formula_findings(fit, text), *notes]
-    findings += _behaviour(subject)
-    name = reduced.name
-    if probe.takes("mask") and probe.lead:
-        masked, notes = masks.under_mask(probe, reduced, subject.layout)
-        name, findings = masked or name, findings + notes
-    elif name == "token mean" and len(probe.lead) > 1:
-        evidence = "full sequences", "a mask argument", "none"
-        findings.append(finding("sequence_or_token", evidence))
-    findings += [*_against_intention(probe.name, text, intended, fit)]
-    findings += [finding(code, _CALL, **details) for code, details in probe.notes]
-    if probe.tuple_output:
-        findings.append(finding("extra_output", _CALL))
+    subject = identify_loss(probe)
+    fit, text, scale = subject.fit, None, None
     if fit is None and not any(one.severity == MISTAKE for one in subject.findings):
         evidence = "ordinary rows", "a loss of the registry", "none that fits"
-        findings.append(finding("unidentified", evidence))
-    unique = {one.code + one.message: one for one in findings}
+        subject = subject.adding(finding("unidentified", evidence))
+    if fit is not None:
+        text, scale, notes = normalize_weights(fit, subject.by_size)
+        subject = subject.adding(*_formula_findings(fit, text), *notes)
+    subject = subject.adding(*_behaviour(subject))
+    if probe.takes("mask") and probe.lead:
+        subject = examine_mask(subject)
+    elif subject.reduction == "token mean" and len(probe.lead) > 1:
+        evidence = "full sequences", "a mask argument", "none"
+        subject = subject.adding(finding("sequence_or_token", evidence))
+    subject = subject.adding(
+        *_against_intention(probe.name, text, intended, fit),
+        *(finding(code, _CALL, **details) for code, details in probe.notes),
+        *([finding("extra_output", _CALL)] if probe.tuple_output else []),
+    )
+    unique = {one.code + one.message: one for one in subject.findings}
     return Audit(
         name=probe.name,
         divergence=text,
         scale=None if scale is None else float(scale),
-        temperature=None if fit is None else float(fit.temperatures[0]),
-        reduction=name,
+        temperature=None if fit is None else fit.temperatures[0],
+        reduction=subject.reduction,
         findings=tuple(sorted(unique.values(), key=lambda one: one.severity != MISTAKE)),
         called={"framework": probe.framework, "logits": str([*probe.lead, probe.classes])},
     )
-
-
-_CALL = ("the call", "f(student, teacher) with logits [B, L, V]", "another")
 
 
 def _formula_findings(fit: Fit, text: str) -> Iterator[Finding]:
@@ -112,29 +157,24 @@ def _formula_findings(fit: Fit, text: str) -> Iterator[Finding]:
 
 def _behaviour(subject: Subject) -> Iterator[Finding]:
     """Yields findings on laws of logits, gradients and edges, where rows have finite values."""
-    probe, layout, reduced, fit = subject.probe, subject.layout, subject.reduced, subject.fit
-    if not np.all(np.isfinite(subject.observe(subject.rows).values)):
+    observed = subject.observe(subject.rows)
+    if not np.all(np.isfinite(observed.values)):
         return
-    by_row = layout.axis is None and not layout.coarse
-    if fit is None and by_row and not layout.interacting:
-        form = mistakes.other_comparison(subject.observe(subject.rows), subject.rows)
-        if form is None and search.sees_difference_alone(subject):
+    by_row = subject.axis is None and not subject.coarse and not subject.interacting
+    if subject.fit is None and by_row:
+        form = other_comparison(observed)
+        if form is None and sees_difference_alone(subject):
             form = "a function of the logits' difference"
         if form:
             evidence = "ordinary rows", "a loss of the registry", form
             yield finding("not_on_menu", evidence, form=form)
-        yield from laws(probe, reduced, is_known=form is not None)
-        if probe.takes("teacher") and search.sides_apart(subject):
+        yield from law_findings(subject, is_known=form is not None)
+        if subject.probe.takes("teacher") and sides_apart(subject):
             evidence = "both sides changed, alone and together", "other than the sum", "the sum"
             yield finding("sides_apart", evidence)
-    flow = list(gradient_findings(probe, subject.rows, reduced, fit, by_row))
-    yield from flow
-    if layout.axis is None:
-        detached = any(one.code in ("wrong_gradient", "no_gradient") for one in flow)
-        for one in edge_findings(probe, reduced, fit):
-            # Rare classes' gradients tell of a clamp only where the others' are right.
-            if not (detached and one.code == "clamped_log"):
-                yield one
+    yield from gradient_findings(subject)
+    if subject.axis is None:
+        yield from edge_findings(subject)
 
 
 def _against_intention(
@@ -142,12 +182,12 @@ def _against_intention(
 ) -> Iterator[Finding]:
     """Yields a finding if it is another loss than `expected`, or than its name says."""
     if intended is not None:
-        name = text or "no loss of the registry"
+        divergence = text or "no loss of the registry"
         if text is None or not _same(get(text), intended):
             swapped = text is not None and _same(get(text), intended, swapped=True)
             code = "direction" if swapped else "other_divergence"
-            evidence = "ordinary rows", intended.text, name
-            yield finding(code, evidence, divergence=name, expected=intended.text)
+            evidence = "ordinary rows", intended.text, divergence
+            yield finding(code, evidence, divergence=divergence, expected=intended.text)
         return
     said = _loss_in_name(name)
     if text is None or said is None or len(fit.parts) != 1:
@@ -162,14 +202,14 @@ def _same(loss: Loss, other: Loss, swapped: bool = False) -> bool:
     """Returns whether two losses are one up to a factor and a function of the teacher."""
 
     def of_registry(loss, rows):
-        parts = [(p.weight, Candidate(p.name, tuple(p.all_parameters.items()))) for p in loss.parts]
-        return sum(weight * values(candidate, rows, (1.0,))[0] for weight, candidate in parts)
+        parts = {Candidate(p.name, tuple(p.all_parameters.items())): p.weight for p in loss.parts}
+        values = Fit(tuple(parts.items()), (1.0, 1.0), right(parts)).predict(rows)
+        return Observed(values, rows)
 
     rows = random_rows(11)
     mirrored = rows._replace(student=rows.teacher, teacher=rows.student)
     one, two = of_registry(loss, rows), of_registry(other, mirrored if swapped else rows)
-    if not swapped:
-        one, two = centre(one, rows.groups), centre(two, rows.groups)
+    one, two = (x.values if swapped else x.centred for x in (one, two))
     factor = (one @ two) / (two @ two)
     return bool(np.linalg.norm(one - factor * two) < 2e-3 * np.linalg.norm(one))
 

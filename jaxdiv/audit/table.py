@@ -1,6 +1,6 @@
 """The codes as a Markdown table, for the docs: python -m jaxdiv.audit.table"""
 
-from jaxdiv.audit.codes import CODES
+from jaxdiv.audit.findings import CODES
 
 
 def markdown() -> str:

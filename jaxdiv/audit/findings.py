@@ -1,6 +1,7 @@
-"""Every finding of the audit: its code, its severity and its message. Codes are stable."""
+"""Every finding of the audit: its code, which is stable, severity, message and evidence."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -111,3 +112,32 @@ CODES: Mapping[str, Code] = MappingProxyType(
     {code: Code(MISTAKE, message) for code, message in _MISTAKES.items()}
     | {code: Code(NOTE, message) for code, message in _NOTES.items()}
 )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One observation: the input, the output that was expected, and the output."""
+
+    input: str
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A mistake or a note; `code` is a key of `CODES`."""
+
+    code: str
+    severity: str
+    message: str
+    evidence: Evidence
+
+    def __str__(self) -> str:
+        return f"{self.severity} {self.code}: {self.message}"
+
+
+def finding(code: str, evidence: tuple[str, object, object], **details) -> Finding:
+    """Returns the finding of a code, with (input, expected, got) as its evidence."""
+    severity, message = CODES[code]
+    texts = (part if isinstance(part, str) else f"{float(part):.6g}" for part in evidence)
+    return Finding(code, severity, message.format(**details), Evidence(*texts))

@@ -98,10 +98,6 @@ def _alpha_divergence(r, alpha):
     return -np.expm1(_log_affinity(r, alpha)) / (alpha * (1 - alpha))
 
 
-def _renyi(r, alpha):
-    return _forward_kl(r) if alpha == 1 else _log_affinity(r, alpha) / (alpha - 1)
-
-
 def _adaptive_kl(r, head):
     gap, order = np.abs(r.p - r.q), np.argsort(-r.p, -1)
     inside = np.cumsum(np.take_along_axis(r.p, order, -1), -1) <= head
@@ -128,10 +124,6 @@ def _total_variation(r):
     return 0.5 * np.abs(r.p - r.q).sum(-1)
 
 
-def _negative_log_acceptance(r):
-    return -np.logaddexp.reduce(np.minimum(r.log_p, r.log_q), -1)
-
-
 Formula = Callable[..., np.ndarray]
 # Each by its name in the registry, from roles and the registry's parameters to [n, K]. They are
 # tried in this order, so that common losses are named first.
@@ -155,13 +147,15 @@ FORMULAS: Mapping[str, Formula] = {
     "skew_kl": lambda r, alpha: mixture_parts(r, alpha)[0],
     "skew_reverse_kl": lambda r, alpha: mixture_parts(r, 1 - alpha)[1],
     "alpha_divergence": _alpha_divergence,
-    "renyi": _renyi,
+    "renyi": lambda r, alpha: (
+        _forward_kl(r) if alpha == 1 else _log_affinity(r, alpha) / (alpha - 1)
+    ),
     "bhattacharyya": lambda r: -_log_affinity(r, 0.5),
     "squared_hellinger": lambda r: 0.5 * ((np.exp(r.log_p / 2) - np.exp(r.log_q / 2)) ** 2).sum(-1),
     "pearson_chi_squared": lambda r: ((r.q - r.p) ** 2 / r.q).sum(-1),
     "neyman_chi_squared": lambda r: ((r.q - r.p) ** 2 / r.p).sum(-1),
     "negative_acceptance": lambda r: -np.minimum(r.p, r.q).sum(-1),
-    "negative_log_acceptance": _negative_log_acceptance,
+    "negative_log_acceptance": lambda r: -np.logaddexp.reduce(np.minimum(r.log_p, r.log_q), -1),
     "lk_hybrid": _lk_hybrid,
 }
 POPULAR = tuple(FORMULAS)[:6]

@@ -1,4 +1,4 @@
-"""What benchmarks share: flags, compiled calls and their memory, tables and CSV files."""
+"""Flags, compiled calls and their memory, tables and CSV files, which benchmarks share."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -54,11 +54,6 @@ class LogitPair(NamedTuple):
     target: jax.Array
 
 
-def takes_labels(loss: str) -> bool:
-    """Returns whether the loss reads labels in place of the teacher's logits."""
-    return registry.ENTRIES[loss].target == "labels"
-
-
 def random_inputs(loss: str, rows: int, vocabulary: int, dtype, distance: float = 1.0) -> LogitPair:
     """Returns random logits, the student's at `distance` from the teacher's."""
     draws = np.random.default_rng(0)
@@ -66,7 +61,8 @@ def random_inputs(loss: str, rows: int, vocabulary: int, dtype, distance: float 
     student = teacher + np.float32(distance) * draws.standard_normal((rows, vocabulary), np.float32)
     student, teacher = jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
     labels = jnp.asarray(draws.integers(0, vocabulary, rows), jnp.int32)
-    return LogitPair(student, teacher, labels if takes_labels(loss) else teacher)
+    takes_labels = registry.ENTRIES[loss].target == "labels"
+    return LogitPair(student, teacher, labels if takes_labels else teacher)
 
 
 def contestant(library: str, function: Callable, inputs: LogitPair) -> Contestant:

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiv import models
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.training import students
-from jaxdiv.training.state import Model
+from jaxdiv.training.state import Model, teacher_builder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class RandomSetup:
         """Builds the teacher and draws the batch, both from fixed keys."""
         spec = RunSpec.from_config(config)
         vocab_size, stage = spec.data.vocabulary, spec.student_stage
-        teacher = models.build_teacher(dataclasses.asdict(spec.teacher), vocab_size, nnx.Rngs(0))
+        teacher = teacher_builder(spec.teacher, vocab_size)(nnx.Rngs(0))
         shape = stage.batch_size, stage.sequence_length
         tokens = jax.random.randint(jax.random.key(0), (shape[0], shape[1] + 1), 0, vocab_size)
         batch = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:], "weights": jnp.ones(shape)}

@@ -43,5 +43,5 @@ def minutes_left(estimates: Iterable[float], finished: Sequence[tuple[float, flo
       finished: (estimate, seconds taken) of each finished part, by which the others are scaled.
     """
     expected = sum(estimate for estimate, _ in finished)
-    taken = sum(seconds for _, seconds in finished)
-    return (taken / expected if finished else 1.0) * sum(estimates) / 60
+    slowdown = sum(seconds for _, seconds in finished) / expected if finished else 1.0
+    return slowdown * sum(estimates) / 60

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.sweep import claims, comparisons, ranking, report, stored_sums
 from experiments.sweep.cells import Cell
+from experiments.sweep.plan import SweepPlan
 from jaxdiv import statistics
 from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.schema import UNTRAINED
@@ -130,28 +131,23 @@ def test_a_loss_with_a_diverged_student_has_no_rank():
     assert np.isfinite(table.loc[(OTHER.name, "jsd", "acceptance")]["difference"])
 
 
-def results(cells, part="", seeds=3):
-    every = next(iter(cells.values())).losses
+def results(cells, offered=0, seeds=3):
+    losses = [loss for loss in next(iter(cells.values())).losses if loss != UNTRAINED]
+    config = {"losses": ",".join(losses), "seeds": seeds}
+    sweep = {"rates": (0.001, 0.01)}
+    tables = comparison_table(cells), ranking.table(cells.values()), claims.table({})
     return report.SweepResults(
-        comparison_table(cells),
-        ranking.table(cells.values()),
-        claims.table({}),
-        losses=[loss for loss in every if loss != UNTRAINED],
-        seeds=seeds,
-        rates=(0.001, 0.01),
-        base=BASE.columns(),
-        entropies={"t": 2.0},
-        part=part,
+        SweepPlan(None, config, sweep, tuple(cells), (), offered), *tables, entropies={"t": 2.0}
     )
 
 
 def test_tables_name_a_winner_that_is_shown(tmp_path):
-    shown = results(CELLS, part="2 of 9 cells")
+    shown = results(CELLS, offered=9)
     finding = "tv is first. Shown to be better than kl: tv; worse than kl: none."
     assert report.finding(shown) == finding
     printed = report.markdown(shown)
     assert "| `tv` | 1 | 71." in printed
-    assert "a part of the study: 2 of 9 cells" in printed
+    assert "a part of the study: 3 of 9 losses. " in printed
     assert "by Holm over all 4 comparisons" in printed
     assert "over test documents and seeds;" in printed
     assert "at an end of those tried: kl 0.01, tv 0.01, jsd 0.01 (student a, student b)." in printed

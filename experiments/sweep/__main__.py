@@ -106,21 +106,8 @@ def _report(plan: sweep_plan.SweepPlan, selected: tuple[cells.Cell, ...]) -> Non
         facts = plan.workdir("teachers", cell.teacher).facts()
         if runs.ENTROPY in facts:
             entropies[cell.teacher] = facts[runs.ENTROPY]
-    counts = [
-        (len(selected), len(plan.cells), "cells"),
-        (len(plan.losses), plan.offered, "losses"),
-    ]
-    results = report.SweepResults(
-        comparisons.table(measured, rates),
-        ranking.table(measured.values()),
-        claims.table(measured),
-        losses=plan.losses,
-        seeds=plan.config["seeds"],
-        rates=plan.sweep["rates"],
-        base=plan.cells[0].columns(),
-        entropies=entropies,
-        part=", ".join(f"{some} of {every} {noun}" for some, every, noun in counts if some < every),
-    )
+    frame, ranks = comparisons.table(measured, rates), ranking.table(measured.values())
+    results = report.SweepResults(plan, frame, ranks, claims.table(measured), entropies)
     report.write(plan.root, results)
     if MARKDOWN.value:
         print(report.markdown(results), end="")

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from experiments.common import study_report
 from experiments.sweep import claims, pictures
-from experiments.sweep.plan import REFERENCE
+from experiments.sweep.plan import REFERENCE, SweepPlan
 from jaxdiv import files
 from jaxdiv.reporting import formats, style, verdicts
 from jaxdiv.reporting.tables import Table
@@ -28,29 +28,25 @@ _REAL = "*"
 
 @dataclasses.dataclass(frozen=True)
 class SweepResults:
-    """The results of a sweep.
+    """The results of a sweep, or of some of its cells.
 
     Attributes:
+      plan: the sweep.
       frame: choose.csv.
       ranks: ranks.csv.
       claims: claims.csv.
-      losses: those trained.
-      seeds: of each loss in a cell.
-      rates: the learning rates that were tried.
-      base: the cell from which the others differ, by the columns of its factors.
       entropies: of the teachers on the documents measured, nats a token.
-      part: which part of the study was measured, in words; empty for all of it.
     """
 
+    plan: SweepPlan
     frame: pd.DataFrame
     ranks: pd.DataFrame
     claims: pd.DataFrame
-    losses: Sequence[str]
-    seeds: int
-    rates: Sequence[float]
-    base: Mapping[str, object]
     entropies: Mapping[str, float]
-    part: str
+
+    @property
+    def seeds(self) -> int:
+        return self.plan.config["seeds"]
 
     @property
     def sources(self) -> str:
@@ -77,7 +73,7 @@ def write(folder: str | os.PathLike, results: SweepResults) -> None:
     headline, ranked, figures = results.headline(), results.ranked(), {}
     if headline["difference"].notna().any():
         figures["choice_differences"] = functools.partial(
-            pictures.differences, headline, ranked, results.base
+            pictures.differences, headline, ranked, results.plan.cells[0].columns()
         )
     if len(ranked):
         figures["choice_ranks"] = functools.partial(pictures.ranks, ranked, results.sources)
@@ -111,11 +107,14 @@ def finding(results: SweepResults) -> str:
 
 def notes(results: SweepResults) -> str:
     """Returns how to read the tables."""
+    plan, cells = results.plan, results.frame["cell"].nunique()
+    counts = [(cells, len(plan.cells), "cells"), (len(plan.losses), plan.offered, "losses")]
+    part = ", ".join(f"{some} of {every} {noun}" for some, every, noun in counts if some < every)
     family = int(results.headline()["p_value"].notna().sum())
     entropies = ", ".join(f"{name} {value:.2f}" for name, value in results.entropies.items())
     ranked = set(results.ranked()["loss"])
-    unranked = ", ".join(loss for loss in results.losses if loss not in ranked)
-    part = f"This is a part of the study: {results.part}. " if results.part else ""
+    unranked = ", ".join(loss for loss in plan.losses if loss not in ranked)
+    part = f"This is a part of the study: {part}. " if part else ""
     if unranked:
         part += f"Not ranked, as students diverged: {unranked}. "
     return (
@@ -132,12 +131,13 @@ def notes(results: SweepResults) -> str:
 
 def _rates_at_ends(results: SweepResults) -> str:
     """Lists (loss, rate) by student; students with the same ones share an entry."""
-    ends = {f"{rate:g}" for rate in (min(results.rates), max(results.rates))}
+    rates = results.plan.sweep["rates"]
+    ends = {f"{rate:g}" for rate in (min(rates), max(rates))}
     students_by_rates = {}
     tuned = results.frame.drop_duplicates(["student", "loss"])
     for student, rows in tuned.groupby("student", sort=False):
-        rates = zip(rows["loss"], map("{:g}".format, rows["learning_rate"]), strict=True)
-        words = ", ".join(f"{loss} {rate}" for loss, rate in rates if rate in ends)
+        pairs = zip(rows["loss"], map("{:g}".format, rows["learning_rate"]), strict=True)
+        words = ", ".join(f"{loss} {rate}" for loss, rate in pairs if rate in ends)
         students_by_rates.setdefault(words, []).append(student)
     entries = [
         f"{words} ({', '.join(students)})" for words, students in students_by_rates.items() if words

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxdiv.audit.calls import CallError
 from jaxdiv.audit.explain import Fit
-from jaxdiv.audit.findings import Finding, finding
+from jaxdiv.audit.findings import MISTAKE, Finding, finding
+from jaxdiv.audit.formulas import log_softmax
 from jaxdiv.audit.inputs import ProbeRows, join, random_batch, random_rows
 from jaxdiv.audit.layout import Subject
 from jaxdiv.divergences.loss import get
@@ -172,12 +173,26 @@ def edge_findings(subject: Subject) -> Iterator[Finding]:
         evidence = "logits at the edges", "a value", str(error)
         yield finding("does_not_run", evidence, error=str(error))
         return
-    expected = np.full(len(values), np.nan)
-    if fit is not None and fit.is_right and not fit.extra:
-        expected = registry(fit, whole)[0]
+    expected, slopes = np.full(len(values), np.nan), None
+    if fit is not None and fit.is_right:
+        right, slopes = registry(fit, whole)
+        expected = expected if fit.extra else right
     pieces = (np.split(array, len(parts)) for array in (values, gradients, expected))
     edges = {name: Edge(*piece) for name, *piece in zip(parts, *pieces, strict=True)}
     findings = [*_large(edges), *_absent(edges)]
+    # Rare classes' gradients tell of a clamp only where nothing else is wrong with gradients.
+    detached = {one.code for one in subject.findings} & {"wrong_gradient", "no_gradient"}
+    broken = any(one.severity == MISTAKE for one in findings)
+    if slopes is not None and np.any(gradients != 0) and not (detached or broken):
+        log_q = log_softmax(whole.student[: 2 * _EACH] / fit.temperature)
+        slopes, cut = slopes[: 2 * _EACH], gradients[: 2 * _EACH]
+        rare = (log_q < -14.5) & (np.abs(slopes) > 0.02 * np.exp(log_q))
+        errors = np.abs(cut[rare] / slopes[rare] - 1)
+        if len(errors) > 5 and np.median(errors) > 0.5:
+            worst = int(np.argmax(errors))
+            pair = float(slopes[rare][worst]), float(cut[rare][worst])
+            evidence = "the gradient of a class of probability below 1e-6", *pair
+            findings.append(finding("clamped_log", evidence, how=", which the gradient shows"))
     yield from {one.code: one for one in reversed(findings)}.values()
     # Float16 inputs, where the right value fits the type and float32 inputs did well.
     single, expected = edges["30"].values[:2], edges["30"].expected[:2]

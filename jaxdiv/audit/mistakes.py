@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxdiv.audit.explain import Fit, Observed, is_near, single_fits
+from jaxdiv.audit.explain import Fit, Observed, single_fits
 from jaxdiv.audit.formulas import (
     SAME,
     TEMPERATURES,
@@ -204,21 +204,6 @@ def _mistakes(family: Family, observed: Observed, temperatures: np.ndarray = SAM
         t_teacher, t_student = fit.temperatures
         details = {"teacher": t_teacher, "student": t_student, **family.details}
         yield replace(fit, mistakes=((family.code, details),))
-
-
-def variation_of_logits(observed: Observed) -> Fit | None:
-    """Returns total variation of what should be softmaxes, if the values are exactly that."""
-    form = {Candidate("total_variation"): lambda r: 0.5 * np.abs(r.p - r.q).sum(-1)}
-
-    def roles(rows, *temperatures):
-        places = right_roles(rows, *temperatures)
-        return places._replace(p=np.float64(rows.teacher), q=np.float64(rows.student))
-
-    family = Family(form, roles, "softmax_missing", {"side": "student and teacher"})
-    fit = next(single_fits(family, observed, np.ones((2, 1))), None)
-    if fit and not fit.extra and is_near(fit.parts[0][1], 1):
-        return replace(fit, mistakes=((family.code, family.details),))
-    return None
 
 
 def other_comparison(observed: Observed) -> str | None:

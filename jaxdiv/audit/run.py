@@ -117,7 +117,8 @@ def audit(loss_fn: Callable, *, expected: str | None = None, axes: str | None = 
     if fit is not None:
         text, scale, notes = normalize_weights(fit, subject.by_size)
         subject = subject.adding(*_formula_findings(fit, text), *notes)
-    subject = subject.adding(*_behaviour(subject))
+    if np.all(np.isfinite(subject.values(subject.rows))):
+        subject = _examine_behaviour(subject)
     if probe.takes("mask") and probe.lead:
         subject = examine_mask(subject)
     elif subject.reduction == "token mean" and len(probe.lead) > 1:
@@ -155,26 +156,22 @@ def _formula_findings(fit: Fit, text: str) -> Iterator[Finding]:
         yield finding("entropy_dropped", evidence, divergence="kl")
 
 
-def _behaviour(subject: Subject) -> Iterator[Finding]:
-    """Yields findings on laws of logits, gradients and edges, where rows have finite values."""
-    observed = subject.observe(subject.rows)
-    if not np.all(np.isfinite(observed.values)):
-        return
+def _examine_behaviour(subject: Subject) -> Subject:
+    """Adds findings on laws of logits, gradients and edges, where rows have finite values."""
     by_row = subject.axis is None and not subject.coarse and not subject.interacting
     if subject.fit is None and by_row:
-        form = other_comparison(observed)
+        form = other_comparison(subject.observe(subject.rows))
         if form is None and sees_difference_alone(subject):
             form = "a function of the logits' difference"
         if form:
             evidence = "ordinary rows", "a loss of the registry", form
-            yield finding("not_on_menu", evidence, form=form)
-        yield from law_findings(subject, is_known=form is not None)
+            subject = subject.adding(finding("not_on_menu", evidence, form=form))
+        subject = subject.adding(*law_findings(subject, is_known=form is not None))
         if subject.probe.takes("teacher") and sides_apart(subject):
             evidence = "both sides changed, alone and together", "other than the sum", "the sum"
-            yield finding("sides_apart", evidence)
-    yield from gradient_findings(subject)
-    if subject.axis is None:
-        yield from edge_findings(subject)
+            subject = subject.adding(finding("sides_apart", evidence))
+    subject = subject.adding(*gradient_findings(subject))
+    return subject if subject.axis is not None else subject.adding(*edge_findings(subject))
 
 
 def _against_intention(

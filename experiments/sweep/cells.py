@@ -66,7 +66,7 @@ def read(sweep: Mapping) -> tuple[Cell, ...]:
     levels = {
         "student": tuple(sweep["students"]),
         "teacher": tuple(sweep["teachers"]),
-        "context": _names(sweep["contexts"]),
+        "context": names(sweep["contexts"]),
         "temperature": {f"T{value:g}": value for value in sweep["temperatures"]},
     }
     base = _parse("base", sweep["base"], levels)
@@ -75,28 +75,24 @@ def read(sweep: Mapping) -> tuple[Cell, ...]:
         for factor in FACTORS
         for level in (levels[factor].values() if factor == "temperature" else levels[factor])
     ]
-    extra = [_parse("extra", name, levels) for name in _names(sweep["extra"])]
+    extra = [_parse("extra", name, levels) for name in names(sweep["extra"])]
     return tuple(dict.fromkeys([base, *varied, *extra]))
 
 
 def select(cells: Sequence[Cell], globs: Iterable[str], flag: str) -> tuple[Cell, ...]:
     """Returns the cells that a glob matches. Raises ValueError, which names `flag`, for a glob that
     matches none."""
-    names, selected = [cell.name for cell in cells], set()
+    by_name, selected = {cell.name: cell for cell in cells}, set()
     for glob in globs:
-        matching = fnmatch.filter(names, glob.strip())
+        matching = fnmatch.filter(by_name, glob.strip())
         if not matching:
-            raise ValueError(f"{flag}: {glob!r} is none of {', '.join(names)}")
+            raise ValueError(f"{flag}: {glob!r} is none of {', '.join(by_name)}")
         selected |= set(matching)
-    return tuple(cell for cell in cells if cell.name in selected)
+    return tuple(cell for name, cell in by_name.items() if name in selected)
 
 
-def decoded(sweep: Mapping, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Returns the cells that are also decoded."""
-    return select(cells, _names(sweep["decoded"]), "`config.sweep.decoded`")
-
-
-def _names(text):
+def names(text: str) -> list[str]:
+    """Returns the names of a list by commas, which may be empty."""
     return [name for name in config_keys.names_in(text) if name]
 
 
@@ -129,7 +125,7 @@ def _check(sweep: Any) -> None:
                     f"`{prefix}`: the name {name!r} must be of letters, digits, _, later also ."
                 )
             _check_keys(f"{prefix}.{name}", changes, allowed, "can't differ between cells")
-    for name in _names(sweep["contexts"]):
+    for name in names(sweep["contexts"]):
         if name not in config_keys.TRAINING_CONTEXTS:
             contexts = ", ".join(config_keys.TRAINING_CONTEXTS)
             raise ValueError(f"`config.sweep.contexts`: {name!r} is none of {contexts}")

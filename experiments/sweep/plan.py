@@ -151,7 +151,8 @@ def read(
     sweep = config.pop("sweep")
     run_config.check_each(config)
     sweep_cells = cells.read(sweep)
-    decoded = cells.decoded(sweep, sweep_cells)
+    globs = cells.names(sweep["decoded"])
+    decoded = cells.select(sweep_cells, globs, "`config.sweep.decoded`")
     for key in typed:
         # An override would not reach students or teachers that set the key themselves.
         section, _, name = key.partition(".")

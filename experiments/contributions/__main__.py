@@ -140,8 +140,7 @@ def _write(
     folder: pathlib.PurePath, name: str, frame: pd.DataFrame, draw: Callable[[], Figure]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    study_report.write_tables(folder, {f"{name}.csv": frame})
-    study_report.write_pictures(folder, {name: lambda _: draw()}, {"": LIGHT})
+    study_report.write(folder, {f"{name}.csv": frame}, {name: lambda _: draw()}, {"": LIGHT})
     cli.log(f"\nWritten to {folder}: open {folder / f'{name}.png'}")
 
 

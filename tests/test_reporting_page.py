@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxdiv import schema
@@ -118,9 +119,12 @@ def test_every_column_measure_and_number_is_there(hostile):
     assert f"{deep:.2f} ±0.04" in hostile.text
 
 
-def test_front_comes_first_and_says_floor_and_run(tmp_path):
+def test_front_comes_first_and_decoded_numbers_stand_in_a_table(tmp_path):
     frame = cases.frame(losses=("ce", "tv", "untrained"))
+    decoded = frame[frame["measure"].eq("tau") & frame["gamma"].eq(4)]
+    frame = pd.concat([frame, decoded.assign(measure="decoded_tau")])
     result = written(tmp_path, frame, about="Students of a teacher.")
+    assert "Tokens a target call by decoding, γ = 4" in result.text
     front = re.sub(r"\s+", " ", result.text[: result.text.index("A difference is real")])
     for phrase in (
         "tv is accepted most: +",
@@ -153,15 +157,6 @@ def test_results_of_other_things_than_texts(tmp_path, losses):
     assert "τ" not in head
     assert "match" not in head
     assert "accuracy" in head
-
-
-def test_decoded_numbers_stand_in_a_table(tmp_path):
-    frame = cases.frame(losses=("ce", "tv"))
-    tau = frame[frame["measure"].eq("tau") & frame["gamma"].eq(4)]
-    frame = results.table(
-        [*frame.to_dict("records"), *tau.assign(measure="decoded_tau").to_dict("records")]
-    )
-    assert "Tokens a target call by decoding, γ = 4" in written(tmp_path, frame).text
 
 
 def test_report_of_nothing_is_refused():

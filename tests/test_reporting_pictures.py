@@ -30,6 +30,13 @@ def axes_of(frame):
         return acceptance_pictures.differences(summarize(frame)).figure.axes[0]
 
 
+def drawn_at_one_temperature(**kind):
+    """Returns the pictures of results that have one temperature and no positions."""
+    frame = cases.frame(**kind)
+    frame = frame[frame["temperature"].eq(1.0) & frame["measure"].ne("acceptance_at")]
+    return pictures.draw(summarize(frame))
+
+
 def test_all_pictures_are_written_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 31)
@@ -48,16 +55,13 @@ def test_all_pictures_are_written_and_nothing_else(tmp_path, monkeypatch):
 
 
 def test_colors_tell_better_from_worse():
-    better, worse = (
-        pictures.draw(summarize(cases.frame(losses=losses)))["differences"]
-        for losses in (FEW, ("ce", "ce_data"))
-    )
-    for picture, name, other in ((better, "better", "worse"), (worse, "worse", "better")):
+    for other, name, absent in (("tv", "better", "worse"), ("ce_data", "worse", "better")):
+        (picture,) = drawn_at_one_temperature(losses=("ce", other)).values()
         image = pixels(picture.png)
         assert share(image, getattr(style.LIGHT, name)) > 0
-        assert share(image, getattr(style.LIGHT, other)) == 0
+        assert share(image, getattr(style.LIGHT, absent)) == 0
         assert f"var(--{name})" in picture.svg
-        assert f"var(--{other})" not in picture.svg
+        assert f"var(--{absent})" not in picture.svg
 
 
 def test_words_stand_out_from_what_they_are_written_on():
@@ -111,13 +115,14 @@ def test_pictures_take_few_bytes_and_look_the_same():
 )
 def test_what_can_not_be_drawn_is_absent(losses, steps, expected):
     curves = cases.curves(losses=losses, steps=steps, seeds=1)
-    assert list(pictures.draw(summarize(cases.frame(losses=losses, seeds=1), curves))) == expected
+    summary = summarize(cases.frame(losses=losses, seeds=1), curves)
+    with matplotlib.rc_context(style.rc(style.LIGHT)):
+        assert [name for name, draw in pictures.DRAWINGS.items() if draw(summary)] == expected
 
 
 def test_one_temperature_no_positions_and_odd_names():
-    frame = cases.frame(losses=FEW, rename={"ce": "$x_$", "tv": "<script>alert(1)</script>" * 3})
-    frame = frame[frame["temperature"].eq(1.0) & frame["measure"].ne("acceptance_at")]
-    (picture,) = pictures.draw(summarize(frame)).values()
+    names = {"ce": "$x_$", "tv": "<script>alert(1)</script>" * 3}
+    (picture,) = drawn_at_one_temperature(losses=FEW, rename=names).values()
     assert picture.drawing.title == "Which loss gets more drafts accepted than $x_$?"
     assert ">$x_$<" in picture.svg
     assert "<script" not in picture.svg

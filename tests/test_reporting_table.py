@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from jaxdiv.reporting import formats, loss_tables, results
+from jaxdiv.reporting import formats, loss_tables, results, tables
 from jaxdiv.reporting.summary import summarize
 from tests import reporting_cases as cases
 
@@ -64,7 +64,8 @@ def test_numbers_are_those_of_the_frame(frame, context):
     assert len(row.by_seed) == 3
 
 
-def test_accuracy_stands_where_it_was_measured(frame):
+def test_accuracy_stands_where_it_was_measured():
+    frame = cases.frame(losses=("ce", "jsd"))
     right = frame[frame["measure"].eq("greedy_match") & frame["context"].eq("corpus")]
     right = right.assign(measure="accuracy", value=right["value"] / 2)
     both = pd.concat([frame, right])
@@ -114,14 +115,10 @@ def test_terminal_table_fits(kind):
     assert "…" not in text
 
 
-def test_terminal_shows_each_seed(frame):
-    (line,) = re.findall(r"^ *tv .*$", printed(frame), flags=re.MULTILINE)
-    assert " ".join(f"{100 * d:+.2f}" for d in rows(frame)["tv"].by_seed) in line
-
-
-def test_names_are_not_markup():
+def test_terminal_shows_names_and_each_seed_as_they_are():
     frame = cases.frame(losses=("ce", "tv"), rename={"tv": "[red]x[/red]"})
-    assert "[red]x[/red]" in printed(frame)
+    (line,) = re.findall(r"^ *\[red\]x\[/red\] .*$", printed(frame), flags=re.MULTILINE)
+    assert " ".join(f"{100 * d:+.2f}" for d in rows(frame)["[red]x[/red]"].by_seed) in line
 
 
 def test_markdown_is_one_table():
@@ -132,6 +129,16 @@ def test_markdown_is_one_table():
     assert {len(row) for row in cells} == {11}
     assert cells[2][1] == " `a\\|b` "
     assert any(row[1] == " `` c`d `` " for row in cells)
+
+
+def test_sums_are_apart_and_narrow_tables_fold_their_text():
+    rows = [["kl", "1.5"], ["0.5*kl+0.5*tv", "22.0"], ["sum", "23.5"]]
+    table = tables.Table(["loss", "ms"], rows, fold={0: 4}, sums=True, code=False)
+    assert table.markdown().splitlines()[1:3] == ["| --- | ---: |", "| kl | 1.5 |"]
+    console = Console(width=16, record=True, file=io.StringIO())
+    console.print(table.terminal())
+    lines = [line.split() for line in console.export_text().splitlines()][2:]
+    assert lines[1:] == [["kl", "1.5"], ["0.5*kl+0", "22.0"], [".5*tv"], [], ["sum", "23.5"], []]
 
 
 def test_tiny_differences_have_no_negative_zero():

@@ -82,10 +82,8 @@ MEASURES: Mapping[str, Measure] = {
         "them; of rounds whose drafts all lie inside the text."
     ),
 }
-RANKED, ANY = (
-    "ranked",
-    "any",
-)  # temperatures: that at which losses are ranked; whatever was measured
+# Temperatures: that at which losses are ranked; whatever was measured.
+RANKED, ANY = "ranked", "any"
 COLUMNS: Mapping[str, Column] = {
     "acceptance": Column(schema.ACCEPTANCE, "accepted\nT={temperature:g}, %", RANKED, True),
     "greedy_draft": Column(_GREEDY_DRAFT, "greedy\ndraft", RANKED),

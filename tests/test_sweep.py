@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -251,12 +252,9 @@ def test_killed_sweep_resumes_within_its_cell(killed):
     assert set(pd.read_csv(folder / report.FILE)["cell"]) == {SECOND}
 
 
-@pytest.fixture(scope="module")
-def finished(killed, tmp_path_factory):
-    """Returns what one process prints once both cells are done: the tables, the list, refusals."""
+def test_a_finished_sweep_is_reported_listed_and_kept_from_other_configs(killed, tmp_path):
     folder, flags, *_ = killed
-    run_folder = tmp_path_factory.mktemp("run")
-    (run_folder / "config.json").write_text("{}", encoding="utf-8")
+    files.write_text(tmp_path / "config.json", "{}")
     before = state(folder / "cells")
     other = f"{folder} holds a sweep of another config: config.student.steps is {STEPS} there, 240"
     refusals = {
@@ -264,7 +262,7 @@ def finished(killed, tmp_path_factory):
         (*flags, "--config.student.steps=240", "--list"): other,
         (*flags, "--cells="): "--cells: '' is none of adapter1",
         (*flags, "--losses=kl"): "`config.losses` must begin with kl",
-        (*flags, f"--workdir={run_folder}"): "is the folder of a run",
+        (*flags, f"--workdir={tmp_path}"): "is the folder of a run",
         ("--config=configs/smoke.py",): "the config has no `sweep`",
         (*flags, "--profile=1:2"): "--profile: a sweep is many trainings",
         ("--config=configs/choose.py:fast",): "has the forms full, quick, not 'fast'",
@@ -272,27 +270,24 @@ def finished(killed, tmp_path_factory):
     arguments = [(*flags, "--markdown"), (*flags, "--list", "--cells=adapter1*"), *refusals]
     whole, listed, *refused = commands.many("sweep.__main__", [*map(list, arguments)])
     assert state(folder / "cells") == before
-    return folder, whole, listed, list(zip(refused, refusals.values(), strict=True))
-
-
-def test_finished_sweep(finished):
-    folder, whole, *_ = finished
-    assert whole.returncode == 0, whole.stderr
+    for ended, message in zip(refused, refusals.values(), strict=True):
+        processes.check_refusal(ended, message)
+    assert listed.returncode == whole.returncode == 0, listed.stderr + whole.stderr
+    assert listed.stdout.startswith(
+        f"{FIRST}: 4 students of 9,216 tokens, done\n1 of 2 cells, about 0 min to go on 2 CPU cores"
+    )
     assert "| loss | adapter1-sharp-corpus-T1 | adapter2-sharp-corpus-T1 |" in whole.stdout
     frame = pd.read_csv(folder / report.FILE)
     assert tuple(frame.columns) == comparisons.COLUMNS
     assert set(frame["cell"]) == {FIRST, SECOND}
-    assert set(frame["loss"]) == {"kl", "tv", UNTRAINED}
     assert set(frame["measure"]) == {"acceptance", "tau"}
-    rates = frame.groupby("loss")["learning_rate"].unique()
     acceptance = {
         rate: files.read_json(folder / "tuning" / f"adapter1-{rate:g}" / runs.TUNED)
         for rate in RATES
     }
-    tuned = runs.best_rates(acceptance)
-    assert {loss: rates[loss].tolist() for loss in tuned} == {
-        loss: [rate] for loss, rate in tuned.items()
-    }
+    rates = frame.groupby("loss", sort=False)["learning_rate"].unique().map(list).to_dict()
+    assert np.isnan(rates.pop(UNTRAINED)).all()
+    assert rates == {loss: [rate] for loss, rate in runs.best_rates(acceptance).items()}
     at_1 = frame["cell"].eq(SECOND) & frame["loss"].eq("tv") & frame["temperature"].eq(1)
     row = frame[at_1].set_index("measure").loc["acceptance"]
     query = "loss == 'tv' and seed == 'all' and context == 'corpus' and temperature == 1"
@@ -300,13 +295,3 @@ def test_finished_sweep(finished):
     values = cell.set_index("measure")["value"]
     assert row["value"] == pytest.approx(values["acceptance"], rel=1e-9)
     assert row["difference"] == pytest.approx(values["difference"], rel=1e-9)
-
-
-def test_finished_cells_are_listed_and_wrong_flags_refused(finished):
-    _, _, listed, refusals = finished
-    assert listed.returncode == 0, listed.stderr
-    assert listed.stdout.startswith(
-        f"{FIRST}: 4 students of 9,216 tokens, done\n1 of 2 cells, about 0 min to go on 2 CPU cores"
-    )
-    for ended, message in refusals:
-        processes.check_refusal(ended, message)

@@ -16,8 +16,7 @@ import importlib.util
 from absl import flags
 
 from experiments.common import cli, import_by_path
-from jaxdiv.audit import Audit, numpy_loss, torch_loss
-from jaxdiv.audit import audit as audit_loss
+from jaxdiv.audit import audit, numpy_loss, torch_loss
 
 LOSS = flags.DEFINE_string("loss", None, "The function, as module:function.")
 EXPECTED = flags.DEFINE_string("expected", None, "The intended loss, such as kl or 0.7*kl+0.3*tv.")
@@ -31,28 +30,17 @@ MISTAKE_FOUND = 1
 _ADAPTERS = {"jax": lambda function: function, "numpy": numpy_loss, "torch": torch_loss}
 
 
-def examine() -> Audit:
-    """Returns the audit of the flag's function.
-
-    Raises:
-      ValueError: if there is no such function, or it does not take logits.
-    """
+def main(argv) -> int:
+    del argv
     if FRAMEWORK.value == "torch" and importlib.util.find_spec("torch") is None:
         raise ValueError("`--framework=torch` needs PyTorch, which is not installed.")
     loss = _ADAPTERS[FRAMEWORK.value](import_by_path.find(LOSS.value, flag="loss", kind="function"))
-    audit = audit_loss(loss, expected=EXPECTED.value, axes=AXES.value)
-    if {finding.code for finding in audit.findings} == {"does_not_run"}:
-        raise ValueError(
-            f"--loss={LOSS.value}: it can't be called with logits: {audit.findings[0].evidence.got}"
-        )
-    return audit
-
-
-def main(argv) -> int:
-    del argv
-    audit = examine()
-    print(audit)
-    return MISTAKE_FOUND if audit.mistakes else 0
+    result = audit(loss, expected=EXPECTED.value, axes=AXES.value)
+    if {finding.code for finding in result.findings} == {"does_not_run"}:
+        got = result.findings[0].evidence.got
+        raise ValueError(f"--loss={LOSS.value}: it can't be called with logits: {got}")
+    print(result)
+    return MISTAKE_FOUND if result.mistakes else 0
 
 
 if __name__ == "__main__":

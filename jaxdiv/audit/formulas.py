@@ -78,7 +78,7 @@ def largest(x: np.ndarray, k: int) -> np.ndarray:
     return x >= np.sort(x, axis=-1)[..., -min(k, x.shape[-1]), None]
 
 
-def _cross_entropy(p, log_q, smoothing=0.0):
+def _cross_entropy(p: np.ndarray, log_q: np.ndarray, smoothing: float = 0.0) -> np.ndarray:
     hard = np.where(p == 0, 0, p * log_q).sum(-1)
     return -smoothing * log_q.mean(-1) - (1 - smoothing) * hard
 

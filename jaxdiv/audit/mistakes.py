@@ -49,7 +49,7 @@ def _distribution(log):
     return lambda z: (np.exp(log(z)), log(z))
 
 
-def _clamp(z, size, clip, both):
+def _clamp(z: np.ndarray, size: float, clip: bool, both: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns probability and logarithm with small probabilities clamped, or the latter alone."""
     p = softmax(z)
     clamped = np.maximum(p, size) if clip else p + size

@@ -59,10 +59,11 @@ def _explain(subject: Subject, observed: Observed) -> Fit | None:
     matters = _class_matters(subject, observed.rows)
     fit = _fit_first_classes(observed, matters)
     if fit is None and sees_difference_alone(subject):
-        # Of these only total variation without its softmaxes is one of the registry's. With another
-        # factor it is an absolute error, which needs none.
+        # Of these only total variation without its softmaxes is a mistake: absolute errors with
+        # another factor, and squared ones, need none.
         fit = mistakes.mistaken_loss(observed, ())
-        return fit if fit and is_near(fit.parts[0][1], 1) else None
+        (loss, weight), *_ = fit.parts if fit else ((None, 0.0),)
+        return fit if loss and loss.name == "total_variation" and is_near(weight, 1) else None
     if fit is None and not sides_apart(subject) and not mistakes.other_comparison(observed):
         fit = _fit_other_arguments(subject)
         fit = fit or mistakes.mistaken_loss(observed, _counts(matters))

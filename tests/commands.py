@@ -25,17 +25,25 @@ DIGITS = "--config=configs/digits.py"
 OF_TEXT = "`config.data.kind` is images, of which there are no tokens; this is for runs on text"
 
 
-def many(name: str, commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
-    """Runs each command as `runs.run` does, but in one process, which imports and compiles once."""
+def many(
+    name: str, commands: list[list[str]], *, resumes: bool = False
+) -> list[subprocess.CompletedProcess]:
+    """Runs each command as `runs.run` does, but in one process, which compiles once.
+
+    Args:
+      name: of the program.
+      commands: the arguments of each.
+      resumes: as of `cli.run`.
+    """
     code = (
         "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
     )
-    done = runs.end(runs.start_fork(code, json.dumps([name, commands])))
+    done = runs.end(runs.start_fork(code, json.dumps([name, commands, resumes])))
     assert done.returncode == 0, done.stderr
     return [subprocess.CompletedProcess(*ended) for ended in json.loads(done.stdout)]
 
 
-def run_all(name: str, commands: list[list[str]]) -> None:
+def run_all(name: str, commands: list[list[str]], resumes: bool) -> None:
     """Prints (arguments, exit code, output, error) of each command, in the process of `many`."""
     main, ended = importlib.import_module(f"experiments.{name}").main, []
     for arguments in commands:
@@ -48,7 +56,7 @@ def run_all(name: str, commands: list[list[str]]) -> None:
             contextlib.redirect_stderr(error),
         ):
             try:
-                cli.run(main)
+                cli.run(main, resumes)
             except SystemExit as done:
                 code = done.code or 0
         ended.append((arguments, code, output.getvalue(), error.getvalue()))

@@ -73,7 +73,7 @@ def ended(tmp_path_factory, texts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         for program, by_name in commands_of.items():
-            ends = commands.many(program, list(by_name.values()))
+            ends = commands.many(program, list(by_name.values()), resumes=True)
             done |= zip(by_name, ends, strict=True)
     return folder, done
 

@@ -129,12 +129,16 @@ class Fit:
 
     @property
     def is_odd(self) -> bool:
-        """True if parts cancel, or one weighs next to nothing: another loss explains better."""
+        """True if another loss explains better.
+
+        Its parts cancel, one weighs next to nothing, or one is at T where T is 1.
+        """
         weights = [abs(weight) for candidate, weight in self.parts if candidate.is_loss]
         return bool(
             (weights and min(weights) < 1e-2 * max(weights))
             or max(abs(weight) for _, weight in self.parts) > _LARGEST
             or (len(self.parts) > 1 and self.extra == "teacher_term")
+            or (self.temperature == 1 and any(loss.at_temperature for loss, _ in self.parts))
         )
 
     def is_explained(self, classes: int) -> bool:

@@ -38,7 +38,7 @@ def many(
     code = (
         "import json, sys; from tests import commands; commands.run_all(*json.loads(sys.argv[1]))"
     )
-    done = runs.end(runs.start_fork(code, json.dumps([name, commands, resumes])))
+    done = runs.end(runs.start_code(code, json.dumps([name, commands, resumes])))
     assert done.returncode == 0, done.stderr
     return [subprocess.CompletedProcess(*ended) for ended in json.loads(done.stdout)]
 

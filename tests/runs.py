@@ -13,53 +13,27 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from tests import forks
-
 LIMIT = 600  # seconds that a test waits for a process, or for what one writes
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOKE = "--config=configs/smoke.py"
 
 
-def start(name: str, *arguments: str) -> subprocess.Popen:
-    """Starts a program of experiments/, whose imports are done."""
-    module = f"experiments.{name}"
-    return start_fork(
-        f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)",
-        *arguments,
-    )
-
-
-def start_fork(code: str, *arguments: str) -> subprocess.Popen:
-    """Starts code, which may change a program as a test needs it, where imports are done."""
-    return _start(forks.command(code, *map(str, arguments)))
-
-
-def start_fresh(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """Starts a program of experiments/ in an interpreter of its own, as a user does."""
+def start(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts a program of experiments/."""
     return start_python("-m", f"experiments.{name}", *arguments, **environment)
 
 
 def start_code(code: str, *arguments: str) -> subprocess.Popen:
-    """Starts Python on code."""
+    """Starts Python on code, such as a program that a test has to change."""
     return start_python("-c", code, *arguments)
 
 
 def start_python(*arguments: str, **environment: str | None) -> subprocess.Popen:
-    """Starts Python; variables that are None are left out."""
-    return _start([sys.executable, *map(str, arguments)], **environment)
-
-
-def send_signal(process: subprocess.Popen, signum: int) -> None:
-    """Sends a signal to a process that `start` or another function here has started."""
-    os.killpg(process.pid, signum)
-
-
-def _start(command: list[str], **environment: str | None) -> subprocess.Popen:
-    """Starts a command as the head of a process group."""
+    """Starts Python as the head of a process group; variables that are None are left out."""
     defaults = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONFAULTHANDLER": "1"}
     variables = {**os.environ, **defaults, **environment}
     return subprocess.Popen(
-        command,
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         text=True,
         stdin=subprocess.PIPE,
@@ -68,6 +42,11 @@ def _start(command: list[str], **environment: str | None) -> subprocess.Popen:
         env={name: value for name, value in variables.items() if value is not None},
         process_group=0,
     )
+
+
+def send_signal(process: subprocess.Popen, signum: int) -> None:
+    """Sends a signal to a process that a function here has started, and to its children."""
+    os.killpg(process.pid, signum)
 
 
 def end(

@@ -312,7 +312,7 @@ with startup.Interrupts():
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_call_that_does_not_listen(sign):
     # The pause: on a busy machine a thread may run before its starter waits for it.
-    process = runs.start_fork(DEAF.format("", "time.sleep(0.5), print('on', flush=True)"))
+    process = runs.start_code(DEAF.format("", "time.sleep(0.5), print('on', flush=True)"))
     assert runs.line(process) == "on\n"
     runs.send_signal(process, sign)
     check_interrupted(runs.end(process), sign)
@@ -321,7 +321,7 @@ def test_a_signal_ends_a_call_that_does_not_listen(sign):
 def test_a_signal_ends_a_call_whose_thread_is_being_started():
     patch = "def begin(thread): start(thread); os.kill(os.getpid(), signal.SIGTERM)\n"
     code = DEAF.format(patch + "threading.Thread.start = begin", "None")
-    check_interrupted(runs.end(runs.start_fork(code)), signal.SIGTERM)
+    check_interrupted(runs.end(runs.start_code(code)), signal.SIGTERM)
 
 
 def check_interrupted(done, sign):

@@ -79,7 +79,7 @@ def test_signals_outside_of_training_end_in_one_line(cut, sign):
     draw = np.random.default_rng(sign)
 
     def check(condition, delay):
-        process = runs.start_fresh("distill", *cut.flags)
+        process = runs.start("distill", *cut.flags)
         done = stops.stop_when(process, condition, sign, delay=delay)
         assert done.returncode == 128 + sign, done.stderr
         assert re.fullmatch(
@@ -96,7 +96,7 @@ def test_signals_outside_of_training_end_in_one_line(cut, sign):
 
 
 def test_a_signal_while_importing_ends_in_one_line(tmp_path):
-    process = runs.start_fresh("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}")
+    process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}")
     done = stops.stop_while_importing(process)
     assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "error: interrupted\n")
 

@@ -101,7 +101,7 @@ def start_two(folder, texts, *more):
         [*flags(folder, texts, fsdp=2), address, "--processes=2", f"--process={k}", *more]
         for k in range(2)
     )
-    return [runs.start_fresh("distill", *arguments, **TWO) for arguments in both]
+    return [runs.start("distill", *arguments, **TWO) for arguments in both]
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, texts):
     those of one device."""
     runs.succeed("distill", *flags(tmp_path / "whole", texts))
     cut = tmp_path / "cut"
-    process = runs.start_fresh("distill", *flags(cut, texts, data=2, fsdp=4), **EIGHT)
+    process = runs.start("distill", *flags(cut, texts, data=2, fsdp=4), **EIGHT)
     done = stops.stop_when(process, lambda: stops.step_of(cut, "teacher") > EVERY, signal.SIGTERM)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     process = runs.start("distill", *flags(cut, texts))

@@ -96,7 +96,7 @@ def test_bad_input_is_one_line(case, tmp_path, texts):
 
 def test_bad_input_is_one_line_in_a_fresh_interpreter():
     program, flags, parts = CASES["no run"]
-    runs.check_refusal(runs.end(runs.start_fresh(program, *flags)), *parts)
+    runs.check_refusal(runs.end(runs.start(program, *flags)), *parts)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

@@ -10,7 +10,7 @@ from tests.stops import EVERY, STEPS, TEACHER_STEPS, StoppedRun, flags, step_of
 
 def test_signals_and_kills_change_nothing(tmp_path, texts):
     cut = StoppedRun(tmp_path / "cut", texts, tmp_path / "whole")
-    done = runs.end(runs.start_fresh("distill", *flags(cut.whole, texts)))
+    done = runs.end(runs.start("distill", *flags(cut.whole, texts)))
     assert done.returncode == 0, done.stderr
 
     def stop(stage, after, sign):

@@ -30,7 +30,7 @@ def finished(tmp_path_factory, texts):
     """A finished run in an interpreter of its own, and what it printed."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
     flags = [f"--workdir={folder}", f"--config.data.files={texts}/*.txt"]
-    done = runs.end(runs.start_fresh("distill", runs.SMOKE, *flags))
+    done = runs.end(runs.start("distill", runs.SMOKE, *flags))
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

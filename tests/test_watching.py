@@ -200,7 +200,7 @@ cli.run(main)
 
 
 def test_warnings_and_threads_errors_are_reported_as_json():
-    done = runs.end(runs.start_fork(TALKS, "--log_format", "json", "--traceback"))
+    done = runs.end(runs.start_code(TALKS, "--log_format", "json", "--traceback"))
     records = [(event["event"], event.get("text"), event.get("code")) for event in events(done)]
     assert records == [
         ("warning", "UserWarning: old", None),
@@ -210,7 +210,7 @@ def test_warnings_and_threads_errors_are_reported_as_json():
 
 
 def test_a_signal_while_importing_is_reported_as_json(tmp_path):
-    process = runs.start_fresh("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
+    process = runs.start("distill", runs.SMOKE, f"--workdir={tmp_path / 'run'}", JSON)
     (error,) = events(stops.stop_while_importing(process))
     code = 128 + signal.SIGTERM
     assert (error["event"], error["text"], error["code"]) == ("error", "interrupted", code)

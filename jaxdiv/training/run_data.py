@@ -151,7 +151,6 @@ def prepare(spec: RunSpec, workdir: Workdir) -> RunData:
     """
     if processes.is_first() and DATA_READY not in workdir.facts():
         data, facts = (_read_images if spec.data.is_images else _read_text)(spec, workdir)
-        _check(spec, data)
         for split, path in _files(spec.data, workdir)[1].items():
             data.splits[split].save(path)
         workdir.add_facts(facts | data.fingerprints())
@@ -160,7 +159,7 @@ def prepare(spec: RunSpec, workdir: Workdir) -> RunData:
 
 
 def _read_text(spec: RunSpec, workdir: Workdir) -> tuple[TextData, dict[str, Any]]:
-    """Reads documents, makes or takes over the tokenizer, which it saves, and tokenizes.
+    """Reads documents, makes or takes over the tokenizer, which it saves, tokenizes and checks.
 
     Returns the data, and facts of the run.
     """
@@ -186,6 +185,8 @@ def _read_text(spec: RunSpec, workdir: Workdir) -> tuple[TextData, dict[str, Any
             tokens = TextData.load(run).splits
         else:
             tokens = pipeline.tokenize(documents, tokenizer)
+        data = TextData(tokenizer, tokens, spec.data.sequence_length)
+        _check(spec, data)
         advance()
     facts = {DATA_READY: documents.fingerprint, **documents.counts}
     if documents.left_out:
@@ -193,11 +194,11 @@ def _read_text(spec: RunSpec, workdir: Workdir) -> tuple[TextData, dict[str, Any
     if documents.counts["unreadable"]:
         progress.log(f"left out of the data: {documents.left_out}")
     facts |= {f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS}
-    return TextData(tokenizer, tokens, spec.data.sequence_length), facts
+    return data, facts
 
 
 def _read_images(spec: RunSpec, workdir: Workdir) -> tuple[ImageData, dict[str, Any]]:
-    """Reads images; returns the data, and facts of the run."""
+    """Reads and checks images; returns the data, and facts of the run."""
     with progress.bar("data", 1, unit="parts") as advance:
         pictures = images.open_images(
             source=spec.data.source,
@@ -205,10 +206,12 @@ def _read_images(spec: RunSpec, workdir: Workdir) -> tuple[ImageData, dict[str, 
             label=spec.data.label,
             directory=_data_folder(spec.data, workdir, images.DIGITS),
         )
+        data = ImageData(pictures.classes, dict(pictures.splits))
+        _check(spec, data)
         advance()
     counts = {f"{split} images": len(pictures.splits[split].labels) for split in SPLITS}
     facts = {DATA_READY: pictures.fingerprint, **counts}
-    return ImageData(pictures.classes, dict(pictures.splits)), facts
+    return data, facts
 
 
 def _data_folder(spec: DataSpec, workdir: Workdir, prepared_source: str) -> str:

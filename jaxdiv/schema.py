@@ -1,7 +1,7 @@
 """The names that results carry: columns, measures, contexts and rules, and limits of sizes.
 
-They stand in results.csv, in configs and in flags, so their values never change. A new column,
-measure, context or rule gets its name here, and its sentence for readers in
+They stand in results.csv, in configs and in flags, so their values never change. A new column gets
+its name here; a new measure, context or rule also its sentence for readers, in
 `jaxdiv.reporting.measures`.
 """
 

@@ -33,7 +33,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "runs/gap", "The study's folder; it may be gs://BUCKET/FOLDER."
 )
 MARKDOWN = flags.DEFINE_bool("markdown", False, "Print the table as Markdown.")
-_FILE = "arms.json"  # the names of the folder's variants
+_FILE = "arms.json"  # the names of the folder's variants, under the name that folders in use have
 # What no cause changes is the same for all students.
 _FIXED = {
     "losses": "ce,kl",

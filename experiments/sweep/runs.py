@@ -22,7 +22,7 @@ from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model
 
 ENTROPY = "teacher, entropy in nats a token on the documents measured"
-TUNED = "reached.json"  # the acceptance of each loss after tuning
+TUNED = "reached.json"  # each loss's acceptance after tuning, under the name in folders in use
 _DIVERGED = -1.0  # less than any acceptance
 
 

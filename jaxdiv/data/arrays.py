@@ -30,6 +30,5 @@ class StoredArrays:
             with files.path_of(path).open("rb") as file, np.load(file, allow_pickle=False) as npz:
                 return cls(**{field.name: npz[field.name] for field in dataclasses.fields(cls)})
         except Exception as error:  # zipfile, zlib and NumPy have many errors for a damaged file
-            raise ValueError(
-                f"can't read {cls.KIND} from {path}: {type(error).__name__}: {error}"
-            ) from None
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise ValueError(f"can't read {cls.KIND} from {path}: {kind}{error}") from None

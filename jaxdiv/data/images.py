@@ -14,6 +14,7 @@ from jaxdiv.data import arrays, pipeline, tfds_sets
 from jaxdiv.data.documents import SPLITS, fraction, split_of
 
 DIGITS = "digits"
+_BRIGHTNESS = 15  # of scikit-learn's digits, whose pixels are 0..16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,12 @@ def open_images(*, source: str, feature: str, label: str, directory: str) -> Ima
     splits = {}
     for split, records in tfds_sets.read(builder, feature, label).items():
         pixels, labels = zip(*records, strict=True)
+        sizes = sorted({image.shape for image in pixels})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"TFDS data set `{source}`, split `{split}`: its images have the sizes "
+                f"{', '.join(map(str, sizes[:4]))}, not one"
+            )
         images = LabelledImages(np.stack(pixels).astype(np.uint8), np.array(labels, np.int32))
         # TFDS has -1 for an image without a class.
         outside = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
@@ -162,6 +169,5 @@ def prepare_digits(directory: str) -> None:
     )
 
 
-_BRIGHTNESS = 15  # pixels of scikit-learn are 0..16
 # Data sets that are prepared on first use: functions of the TFDS data folder.
 BUILTIN = {DIGITS: prepare_digits}

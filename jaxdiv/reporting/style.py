@@ -129,12 +129,14 @@ def svg(figure: Figure, *, name: str, alternative: str) -> str:
         text = text.replace(value, "currentColor" if color == "ink" else f"var(--{color})")
     elements = text[text.index("<defs>") :]
     label = html.escape(alternative, quote=True)
-    # Unless referred to, identifiers go, as other pictures of the page have the same. The others
-    # matplotlib makes of addresses in memory, which differ from process to process.
-    references = dict.fromkeys(re.findall(r'#(\w+)[")]', elements))
-    elements = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in references else "", elements)
-    for number, reference in enumerate(references):
-        elements = elements.replace(reference, f"{name}_{number}")
+    # Identifiers that nothing refers to go, since other pictures of the page have the same.
+    # matplotlib makes the rest from addresses in memory, which differ between processes.
+    references = dict.fromkeys(re.findall(r'(?:href="|url\()#(\w+)', elements))
+    names = {reference: f"{name}_{number}" for number, reference in enumerate(references)}
+    elements = re.sub(
+        r' id="([^"]+)"', lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", elements
+    )
+    elements = re.sub(r'(href="|url\()#(\w+)', lambda m: f"{m[1]}#{names[m[2]]}", elements)
     # Layout differs in the last bits from process to process. The offset keeps numbers that are
     # half-way between two of three digits, such as 0.0625, from being rounded both ways.
     elements = re.sub(r"-?\d+\.\d{4,}", lambda m: f"{float(m[0]) + 3e-5:.3f}", elements)

@@ -127,6 +127,7 @@ def _connect(host: str, report: Callable[[str, int], None]) -> None:
         link.sendall(f"{key}\n".encode())
         stream = link.makefile("rb")
         if stream.readline(len(_ACCEPTED)) != _ACCEPTED:
+            link.close()
             raise OSError("it refuses the connection")
     except OSError as error:
         warnings.warn(

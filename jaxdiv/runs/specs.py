@@ -111,14 +111,14 @@ class OptimizerSpec:
     """An optimizer with its schedule."""
 
     name: str = key("adamw", one_of("adamw", "sgd"), "The optimizer.")
-    # Above about 5e-3 training amplifies rounding so much that ce and kl, whose gradients are
-    # equal, end apart.
+    # Of students: above about 5e-3 training amplifies rounding so much that ce and kl, whose
+    # gradients are equal, end apart.
     learning_rate: float = key(3e-3, POSITIVE, "Learning rate after the warm-up.")
     warmup_steps: int = key(20, whole(0), "Steps of linear warm-up from 0.")
     final_fraction: float = key(0.0, FRACTION, "Where the cosine ends, of the rate.")
     weight_decay: float = key(0.01, NOT_NEGATIVE, "Decoupled weight decay of all matrices.")
     beta1: float = key(0.9, DECAY, "Decay of AdamW's first moment, or SGD's momentum.")
-    # In short runs under tv and nla, whose gradients are noisy, it should be near 1.
+    # Of students: in short runs under tv and nla, whose gradients are noisy, it should be near 1.
     beta2: float = key(0.999, DECAY, "Decay of AdamW's second moment.")
     epsilon: float = key(1e-8, POSITIVE, "AdamW's epsilon.")
     clip_norm: float = key(1.0, NOT_NEGATIVE, "Gradients are clipped to this norm; 0 for none.")

@@ -124,12 +124,13 @@ class Workdir:
         if steps in changes and self.students.exists():
             differs[steps] = changes[steps]
         notes = list(filter(None, str(facts.get(RESUMED_WITH, "")).split("; ")))
+        before_this = len(notes)
         for name, (before, after) in differs.items():
             note = f"{name} {after} in place of {before}"
             if note not in notes:
                 progress.log(f"{self.root} goes on with {note}")
                 notes.append(note)
-        if notes:
+        if len(notes) > before_this:
             files.write_json(self._facts, {**facts, RESUMED_WITH: "; ".join(notes)})
 
     def save_batch(self, step: int, batch: Mapping[str, Any]) -> pathlib.PurePath:

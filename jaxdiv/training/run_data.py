@@ -238,17 +238,19 @@ def _check(spec: RunSpec, data: RunData) -> None:
             raise ValueError(f"the split `{split}` of {source} needs two images; give more")
         if not is_images and data.splits[split].longest < 2:
             raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
-    key = ""
-    try:
-        for stage in (spec.teacher_stage, spec.student_stage):
-            if stage is spec.student_stage or not spec.teacher.checkpoint:
-                key = stage.name
-                data.batches(stage)
-        key = "evaluation.prompt_tokens"
-        if set(spec.evaluation.contexts) - {schema.CORPUS, schema.IMAGES}:
-            pipeline.prompts(data.splits["test"], length=spec.evaluation.prompt_tokens)
-    except ValueError as error:
-        raise ValueError(f"`config.{key}`: {error}") from None
+    checks = {"student": lambda: data.batches(spec.student_stage)}
+    if not spec.teacher.checkpoint:
+        checks = {"teacher": lambda: data.batches(spec.teacher_stage)} | checks
+    if set(spec.evaluation.contexts) - {schema.CORPUS, schema.IMAGES}:
+        length = spec.evaluation.prompt_tokens
+        checks["evaluation.prompt_tokens"] = lambda: pipeline.prompts(
+            data.splits["test"], length=length
+        )
+    for key, check in checks.items():
+        try:
+            check()
+        except ValueError as error:
+            raise ValueError(f"`config.{key}`: {error}") from None
 
 
 def spread(

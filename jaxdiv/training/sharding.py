@@ -55,12 +55,13 @@ def make_mesh_for_reading(spec: RunSpec) -> Mesh:
     try:
         return make_mesh(spec)
     except ValueError:
-        return _mesh((1, jax.device_count(), 1, 1), jax.devices())
+        sizes = [jax.device_count() if axis == "data" else 1 for axis in AXES]
+        return _mesh(sizes, jax.devices())
 
 
-def single_device_mesh(device: jax.Device | None = None) -> Mesh:
-    """Makes the mesh of one device, by default this process's first."""
-    return _mesh((1, 1, 1, 1), [device or jax.local_devices()[0]])
+def single_device_mesh() -> Mesh:
+    """Makes the mesh of this process's first device."""
+    return _mesh([1] * len(AXES), jax.local_devices()[:1])
 
 
 def _mesh(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:

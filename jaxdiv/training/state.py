@@ -95,8 +95,8 @@ class TrainState:
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Returns the arrays by their names in checkpoints, where `finite` is called `alive`."""
-        tree = dict(vars(self))
-        return tree | {"alive": tree.pop("finite")}
+        names = {"step": "step", "params": "params", "opt_state": "opt_state", "finite": "alive"}
+        return {name: getattr(self, field) for field, name in names.items()}
 
     @classmethod
     def from_checkpoint(cls, tree: Mapping[str, Any]) -> "TrainState":

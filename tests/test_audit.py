@@ -378,6 +378,12 @@ def test_compares_with_what_is_expected():
     check(forward_kl_loss, expected="tv", mistakes={"other_divergence"})
 
 
+def test_weights_of_a_part_that_is_expected_twice_add_up():
+    loss = right("kl + 0.5*tv", 1.0, "token mean")
+    check(loss, "kl + 0.5*tv", expected="0.5*kl+0.5*kl+0.5*tv")
+    check(loss, expected="0.5*kl+0.5*kl+1.0*tv", mistakes={"other_divergence"})
+
+
 # The result, and refusals
 
 

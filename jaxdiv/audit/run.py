@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -59,8 +60,8 @@ class Audit:
         return tuple(one for one in self.findings if one.severity == NOTE)
 
     def __str__(self) -> str:
-        def wrap(text, first, rest="    "):
-            return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=rest)
+        def wrap(text, first):
+            return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent="    ")
 
         count = len(self.mistakes)
         facts = {
@@ -199,7 +200,9 @@ def _same(loss: Loss, other: Loss, swapped: bool = False) -> bool:
     """Returns whether two losses are one up to a factor and a function of the teacher."""
 
     def of_registry(loss, rows):
-        parts = {Candidate(p.name, tuple(p.all_parameters.items())): p.weight for p in loss.parts}
+        parts = Counter()  # a loss may be a part more than once: its weights add up
+        for part in loss.parts:
+            parts[Candidate(part.name, tuple(part.all_parameters.items()))] += part.weight
         values = Fit(tuple(parts.items()), (1.0, 1.0), right(parts)).predict(rows)
         return Observed(values, rows)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiv.audit.calls import CallError
-from jaxdiv.audit.explain import Fit
 from jaxdiv.audit.findings import MISTAKE, Finding, finding
+from jaxdiv.audit.fits import Fit
 from jaxdiv.audit.formulas import log_softmax
 from jaxdiv.audit.inputs import ProbeRows, join, random_batch, random_rows
 from jaxdiv.audit.layout import Subject

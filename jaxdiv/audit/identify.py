@@ -7,8 +7,9 @@ import numpy as np
 from jaxdiv.audit import mistakes
 from jaxdiv.audit.calls import CallError, Probe
 from jaxdiv.audit.edges import integrate
-from jaxdiv.audit.explain import Fit, Observed, any_loss, close_loss, exact_loss, is_near
+from jaxdiv.audit.explain import any_loss, close_loss, exact_loss
 from jaxdiv.audit.findings import finding
+from jaxdiv.audit.fits import Fit, Observed, is_near
 from jaxdiv.audit.formulas import log_softmax, softmax
 from jaxdiv.audit.inputs import ProbeRows, random_rows
 from jaxdiv.audit.layout import Subject, examine_layout

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxdiv.audit.calls import Probe
-from jaxdiv.audit.explain import Fit, Observed
 from jaxdiv.audit.findings import Finding, finding
+from jaxdiv.audit.fits import Fit, Observed
 from jaxdiv.audit.inputs import Batch, ProbeRows, join, random_batch, random_rows, tile
 
 _AXES = {2: ("sequences", "positions"), 1: ("rows",), 0: ()}

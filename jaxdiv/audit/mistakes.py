@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxdiv.audit.explain import Fit, Observed, single_fits
+from jaxdiv.audit.fits import Fit, Observed, single_fits
 from jaxdiv.audit.formulas import (
     SAME,
     TEMPERATURES,

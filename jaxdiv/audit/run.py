@@ -11,14 +11,15 @@ import numpy as np
 from jaxdiv.audit.calls import CallError, name_of
 from jaxdiv.audit.conventions import open_probe
 from jaxdiv.audit.edges import edge_findings, gradient_findings, law_findings
-from jaxdiv.audit.explain import Fit, Observed, normalize_weights
 from jaxdiv.audit.findings import MISTAKE, NOTE, Finding, finding
+from jaxdiv.audit.fits import Fit, Observed
 from jaxdiv.audit.formulas import Candidate, right
 from jaxdiv.audit.identify import identify_loss, sees_difference_alone, sides_apart
 from jaxdiv.audit.inputs import random_rows
 from jaxdiv.audit.layout import Subject
 from jaxdiv.audit.mistakes import other_comparison
 from jaxdiv.audit.reduction import examine_mask
+from jaxdiv.audit.weights import normalize_weights
 from jaxdiv.divergences.loss import Loss, get
 from jaxdiv.divergences.registry import ENTRIES
 

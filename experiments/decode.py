@@ -19,9 +19,9 @@ startup.begin(__name__)
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -80,71 +80,70 @@ TIME_SPLIT = flags.DEFINE_bool("time_split", False, "Time drafting and verificat
 OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "Text, or a JSON object a text.")
 
 
+class Drafting(NamedTuple):
+    """What drafts, and how.
+
+    Attributes:
+      draft: a student, `lookup`, or None for plain decoding.
+      options: of `speculative.prepare`; plain decoding has none.
+      entries: in each JSON line; plain decoding has none.
+    """
+
+    draft: Drafter | str | None
+    options: dict[str, Any]
+    entries: dict[str, Any]
+
+    @property
+    def lossless(self) -> bool:
+        return self.draft is None or speculative.RULES[self.options["rule"]].lossless
+
+    @property
+    def sentence(self) -> str:
+        """Returns what drafted and how, in words."""
+        if self.draft is None:
+            return "Plain decoding, without drafts."
+        loss, seed = self.entries["loss"], self.entries["seed"]
+        student = f" of {loss}, seed {seed}" if loss else ""
+        drafts = f"a chain of {self.options['gamma']}, eta {self.options['eta']:g}"
+        if self.options["tree"]:
+            drafts = f"the tree {TREE.value}"
+        return (
+            f"Drafted by {self.entries['draft']}{student}: {drafts}; "
+            f"rule {self.options['rule']}, temperature {TEMPERATURE.value:g}."
+        )
+
+
 def main(_):
     if not WORKDIR.value:
         raise ValueError("give a finished run, such as --workdir=runs/quickstart")
     run = Workdir(WORKDIR.value)
     run_data.require_text(run.spec().data)
     tokenizer = Tokenizer.load(run.tokenizer)
-    draft, options, entries = (None, {}, {}) if BASELINE.value else _load_draft(run)
+    drafting = Drafting(None, {}, {}) if BASELINE.value else _load_drafting(run)
     loaded = prompts.load(run, prompt=PROMPT.value, path=PROMPTS_FILE.value)
     texts = [text for text in loaded for _ in range(NUM_SAMPLES.value)]
-    seeds = [SAMPLING_SEED.value + i for i in range(len(texts))]
     page = transcript.Transcript(tokenizer, stderr=OUTPUT.value == "jsonl")
     streams = OUTPUT.value == "text" and len(texts) == 1 and page.is_terminal
-    target = teacher.restore(run.spec().teacher, run, tokenizer.vocab_size).module().unrolled()
-    decoding = speculative.prepare(
-        target,
-        draft,
-        [tokenizer.encode(text) for text in texts],
-        max_tokens=MAX_TOKENS.value,
-        temperature=TEMPERATURE.value,
-        top_k=TOP_K.value,
-        top_p=TOP_P.value,
-        stop=tokenizer.end_of_text,
-        seeds=seeds,
-        stream=page.stream if streams else None,
-        **options,
-    )
+    decoding = _decoding(run, drafting, tokenizer, texts, page.stream if streams else None)
     compiled, compile_seconds = _timed(decoding.compile)
     if streams:
         page.begin(texts[0])
     decoded, seconds = _timed(compiled)
-
-    lossless = not options or speculative.RULES[RULE.value].lossless
-    if OUTPUT.value == "jsonl":
-        for i, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
-            line = {
-                "prompt": text,
-                "tokens": decoded.tokens[i].tolist(),
-                "text": tokenizer.decode(decoded.tokens[i]),
-                "target_calls": int(decoded.counts.target_calls[i]),
-                "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
-                **{name: entries.get(name) for name in ("draft", "loss", "seed", "rule")},
-                "lossless": lossless,
-                "temperature": TEMPERATURE.value,
-                "sampling_seed": seed,
-            }
-            print(json.dumps(line))
-    elif streams:
+    if streams:
         page.end()
+    elif OUTPUT.value == "text":
+        page.texts(texts, _seeds(texts), decoded)
     else:
-        page.texts(texts, seeds, decoded)
-
-    page.print(f"\n{_sentence(options, entries)}")
+        for line in _json_lines(drafting, texts, tokenizer, decoded):
+            print(line)
+    page.print(f"\n{drafting.sentence}")
     page.statistics(decoded, seconds=seconds, compile_seconds=compile_seconds)
-    if TIME_SPLIT.value:
-        ((cost,), _) = _timed(lambda: time_breakdown.milliseconds([decoding], repeats=TIMINGS))
-        page.print(time_breakdown.sentence(cost))
-    if not lossless:
-        page.print(
-            f"The rule `{RULE.value}` is lossy: the texts are not distributed as the target's own."
-        )
+    _print_notes(page, drafting, decoding)
     return 0
 
 
-def _load_draft(run: Workdir) -> tuple[Drafter | str, dict[str, Any], dict[str, Any]]:
-    """Returns the draft that the flags ask for, its options, and its entries in a JSON line."""
+def _load_drafting(run: Workdir) -> Drafting:
+    """Returns the drafting that the flags ask for."""
     tree = None if TREE.value is None else speculative.parse(TREE.value)
     draft, seed = speculative.LOOKUP, None
     if DRAFT.value == STUDENT:
@@ -167,21 +166,68 @@ def _load_draft(run: Workdir) -> tuple[Drafter | str, dict[str, Any], dict[str, 
         eta = KANGAROO_ETA if isinstance(draft, KangarooAdapter) and tree is None else 0.0
     options = {"rule": RULE.value, "gamma": gamma, "eta": eta, "tree": tree}
     entries = {"draft": DRAFT.value, "loss": LOSS.value, "seed": seed, "rule": RULE.value}
-    return draft, options, entries
+    return Drafting(draft, options, entries)
 
 
-def _sentence(options: dict[str, Any], entries: dict[str, Any]) -> str:
-    """Returns what drafted and how; no options are plain decoding."""
-    if not options:
-        return "Plain decoding, without drafts."
-    student = f" of {entries['loss']}, seed {entries['seed']}" if entries["loss"] else ""
-    drafts = f"a chain of {options['gamma']}, eta {options['eta']:g}"
-    if options["tree"]:
-        drafts = f"the tree {TREE.value}"
-    return (
-        f"Drafted by {entries['draft']}{student}: {drafts}; "
-        f"rule {RULE.value}, temperature {TEMPERATURE.value:g}."
+def _decoding(
+    run: Workdir,
+    drafting: Drafting,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    stream: Callable | None,
+) -> speculative.Decoding:
+    """Prepares the decoding of all texts by the run's teacher."""
+    target = teacher.restore(run.spec().teacher, run, tokenizer.vocab_size).module().unrolled()
+    return speculative.prepare(
+        target,
+        drafting.draft,
+        [tokenizer.encode(text) for text in texts],
+        max_tokens=MAX_TOKENS.value,
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        stop=tokenizer.end_of_text,
+        seeds=_seeds(texts),
+        stream=stream,
+        **drafting.options,
     )
+
+
+def _seeds(texts: Sequence[str]) -> list[int]:
+    """Returns the sampling seed of each text."""
+    return [SAMPLING_SEED.value + i for i in range(len(texts))]
+
+
+def _json_lines(
+    drafting: Drafting, texts: Sequence[str], tokenizer: Tokenizer, decoded: speculative.Decoded
+) -> Iterator[str]:
+    """Yields a JSON object for each text."""
+    for i, (text, seed) in enumerate(zip(texts, _seeds(texts), strict=True)):
+        line = {
+            "prompt": text,
+            "tokens": decoded.tokens[i].tolist(),
+            "text": tokenizer.decode(decoded.tokens[i]),
+            "target_calls": int(decoded.counts.target_calls[i]),
+            "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
+            **{name: drafting.entries.get(name) for name in ("draft", "loss", "seed", "rule")},
+            "lossless": drafting.lossless,
+            "temperature": TEMPERATURE.value,
+            "sampling_seed": seed,
+        }
+        yield json.dumps(line)
+
+
+def _print_notes(
+    page: transcript.Transcript, drafting: Drafting, decoding: speculative.Decoding
+) -> None:
+    """Prints the parts of the time if asked, and that a rule is lossy if it is."""
+    if TIME_SPLIT.value:
+        ((cost,), _) = _timed(lambda: time_breakdown.milliseconds([decoding], repeats=TIMINGS))
+        page.print(time_breakdown.sentence(cost))
+    if not drafting.lossless:
+        page.print(
+            f"The rule `{RULE.value}` is lossy: the texts are not distributed as the target's own."
+        )
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.common.decoded_acceptance import with_decoding
 from experiments.common.transcript import Pieces, Transcript
 from jaxdiv import speculative
 from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.evaluation.measurement import Measurement
 from jaxdiv.models import Decoder, DecoderOptions, DecoderStudent, KangarooAdapter
 from jaxdiv.reporting import results
 from jaxdiv.runs.workdir import Workdir
@@ -276,6 +278,12 @@ def test_decoded_measures_in_table_and_report(measured):
     page = (output / "report.html").read_text(encoding="utf-8")
     for words in (title, "decoded_tau", "speed_up", "another sample of text"):
         assert words in page
+
+
+def test_decoding_without_finite_students_adds_nothing(folder):
+    diverged = Measurement({"kl": [], "tv": []}, {})
+    names = ["generated_greedy"]
+    assert with_decoding(Workdir(folder), diverged, names=names, gamma=3) == diverged
 
 
 def test_measuring_refuses_other_contexts_and_data(measured):

@@ -18,7 +18,7 @@ from absl import flags
 from experiments.common import cli
 from jaxdiv import files
 from jaxdiv.data.tokenizer import FILE, Tokenizer
-from jaxdiv.models import Decoder, KangarooAdapter, llama
+from jaxdiv.models import Decoder, DecoderStudent, KangarooAdapter, llama
 from jaxdiv.reporting import model_card, results
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import run_data, students, teacher
@@ -90,9 +90,14 @@ def _write_student(
         llama.write_adapter(folder, student, target)
         kind = f"Kangaroo adapter after layer {student.exit_layer}"
         library, use = "jaxdiv", _ADAPTER
-    else:
+    elif isinstance(student, DecoderStudent):
         _write_decoder(folder, student.decoder, tokenizer, config)
         kind, library, use = "Llama decoder", "transformers", _ASSISTANT
+    else:
+        raise ValueError(
+            "`config.student.kind` must be kangaroo or decoder for a student that is exported, "
+            f"got {config['student']['kind']}; give --teacher to export the teacher alone"
+        )
     return model_card.student(
         loss=LOSS.value,
         seed=SEED.value,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.tpu import cost_model
+from experiments.tpu import cost_model, hlo
 from experiments.tpu.cost_model import Collective
 from tests import runs
 
@@ -176,3 +176,10 @@ def test_unknown_forms_of_device_groups_are_refused():
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match="no compiled program"):
         cost_model.estimate(text)
+
+
+def test_an_instructions_repr_is_its_own_line():
+    entry, _ = hlo.parse(BESIDE_PRODUCTS)
+    lines = BESIDE_PRODUCTS.splitlines()
+    for instruction in entry.instructions:
+        assert len(repr(instruction)) < max(map(len, lines)) + 80

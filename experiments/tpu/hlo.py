@@ -48,9 +48,10 @@ class Instruction:
     opcode: str
     literal: str
     attributes: str
-    operands: list["Instruction"]
-    computations: Mapping[str, "Computation"]
-    users: list["Instruction"] = dataclasses.field(default_factory=list)
+    # Their text would be the whole program's.
+    operands: list["Instruction"] = dataclasses.field(repr=False)
+    computations: Mapping[str, "Computation"] = dataclasses.field(repr=False)
+    users: list["Instruction"] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def arrays(self) -> list[Array]:

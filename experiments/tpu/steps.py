@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxdiv import schema, speculative
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
-from jaxdiv.runs.specs import RunSpec
+from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.speculative import decoding_loop
 from jaxdiv.training import on_policy, sharding, state, students, teacher
 from jaxdiv.training.state import Model, population_shapes
-from jaxdiv.training.step import initial_state
+from jaxdiv.training.step import Step, initial_state
 
 STUDENT, TEACHER, DECODE = "student", "teacher", "decode"
 GAMMA = schema.HEADLINE_GAMMA
@@ -96,18 +97,26 @@ def _batch(spec: RunSpec, mesh: Mesh, rows: int) -> dict[str, jax.ShapeDtypeStru
     }
 
 
-def _train(spec: RunSpec, mesh: Mesh, of_students: bool) -> UncompiledStep:
-    """Returns the training step of the students, or of the teacher as a population of one."""
-    if of_students:
-        (target, model), stage = _models(spec, mesh), spec.student_stage
-        write = on_policy.writer(spec.on_policy, target, model, end_of_text=0)
-        outputs = students.teacher_outputs(model, target)
-        step = students.step(spec, model, outputs, write, mesh=mesh)
-        teacher_params = target.params
-    else:
-        stage, teacher_params = spec.teacher_stage, None
-        model = population_shapes(_builders(spec)[0], 1, mesh)
-        step = teacher.step(stage, model, mesh=mesh)
+def _student_step(spec: RunSpec, mesh: Mesh) -> UncompiledStep:
+    """Returns the training step of all students."""
+    target, model = _models(spec, mesh)
+    write = on_policy.writer(spec.on_policy, target, model, end_of_text=0)
+    outputs = students.teacher_outputs(model, target)
+    step = students.step(spec, model, outputs, write, mesh=mesh)
+    return _training(spec, mesh, spec.student_stage, step, model, target.params)
+
+
+def _teacher_step(spec: RunSpec, mesh: Mesh) -> UncompiledStep:
+    """Returns the training step of the teacher, as a population of one."""
+    model = population_shapes(_builders(spec)[0], 1, mesh)
+    step = teacher.step(spec.teacher_stage, model, mesh=mesh)
+    return _training(spec, mesh, spec.teacher_stage, step, model, None)
+
+
+def _training(
+    spec: RunSpec, mesh: Mesh, stage: StageSpec, step: Step, model: Model, teacher_params: Any
+) -> UncompiledStep:
+    """Returns the step of a stage with the shapes of its first state, teacher and batch."""
     begin = functools.partial(initial_state, stage, mesh=mesh)
     first = jax.eval_shape(lambda params: begin(model.with_params(params)), model.params)
     batch = _batch(spec, mesh, stage.batch_size)
@@ -115,27 +124,40 @@ def _train(spec: RunSpec, mesh: Mesh, of_students: bool) -> UncompiledStep:
     return UncompiledStep(step, arguments, stage.batch_size * spec.data.sequence_length)
 
 
-def _evaluate(spec: RunSpec, mesh: Mesh, of_students: bool) -> UncompiledStep:
-    """Returns the teacher's pass over a block of held-out windows, or one loss's students'."""
-    (target, model), length = _models(spec, mesh), spec.data.sequence_length
-    none = np.zeros((0, length), np.int32)
-    context = contexts.Context(
-        schema.CORPUS, none, none, none.astype(np.float32), none[:, 0], start=None
-    )
-    teacher_pass, student_pass = measurement.compiled_passes(spec, target, model, context, mesh)
-    rows = measurement.rows_at_once(spec, length, mesh)
-    batch = _batch(spec, mesh, rows)
-    read = (target.params, batch["inputs"])
-    if not of_students:
-        return UncompiledStep(teacher_pass, read, rows * length)
+def _teacher_pass(spec: RunSpec, mesh: Mesh) -> UncompiledStep:
+    """Returns the teacher's pass over a block of held-out windows."""
+    target, model = _models(spec, mesh)
+    read, _, batch = _measuring(spec, mesh, target, model)
+    inputs = batch["inputs"]
+    return UncompiledStep(read, (target.params, inputs), inputs.size)
+
+
+def _student_pass(spec: RunSpec, mesh: Mesh) -> UncompiledStep:
+    """Returns the pass of one loss's students over a block that the teacher has read."""
+    target, model = _models(spec, mesh)
+    read, compare, batch = _measuring(spec, mesh, target, model)
+    inputs = batch["inputs"]
     # The teacher's pass leaves its results spread by rows, except for the head.
     by_rows = NamedSharding(mesh, PartitionSpec(meshes.ROWS))
     output, logits = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=by_rows),
-        jax.eval_shape(teacher_pass, *read),
+        jax.eval_shape(read, target.params, inputs),
     )
     output = dataclasses.replace(output, head=nnx.to_pure_dict(target.params)["head"])
-    return UncompiledStep(student_pass, (model.params, output, logits, batch), rows * length)
+    return UncompiledStep(compare, (model.params, output, logits, batch), inputs.size)
+
+
+def _measuring(
+    spec: RunSpec, mesh: Mesh, target: Model, model: Model
+) -> tuple[Callable, Callable, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the teacher's pass over held-out windows, the students', and a block's shapes."""
+    length = spec.data.sequence_length
+    none = np.zeros((0, length), np.int32)
+    context = contexts.Context(
+        schema.CORPUS, none, none, none.astype(np.float32), none[:, 0], start=None
+    )
+    batch = _batch(spec, mesh, measurement.rows_at_once(spec, length, mesh))
+    return *measurement.compiled_passes(spec, target, model, context, mesh), batch
 
 
 def _decode(spec: RunSpec, mesh: Mesh) -> UncompiledStep:
@@ -160,10 +182,10 @@ def _decode(spec: RunSpec, mesh: Mesh) -> UncompiledStep:
 
 
 _BUILDERS = {
-    STUDENT: functools.partial(_train, of_students=True),
-    TEACHER: functools.partial(_train, of_students=False),
-    "evaluate_teacher": functools.partial(_evaluate, of_students=False),
-    "evaluate_students": functools.partial(_evaluate, of_students=True),
+    STUDENT: _student_step,
+    TEACHER: _teacher_step,
+    "evaluate_teacher": _teacher_pass,
+    "evaluate_students": _student_pass,
     DECODE: _decode,
 }
 NAMES = tuple(_BUILDERS)

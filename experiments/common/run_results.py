@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from experiments.common import cli, decoded_acceptance
-from jaxdiv import schema
+from jaxdiv import models, schema
 from jaxdiv.evaluation import estimates, measurement
 from jaxdiv.evaluation.measurement import Measurement
 from jaxdiv.reporting import loss_tables, page, pictures, results
@@ -34,8 +34,8 @@ def measure(
     """
     measured = []
     for run in runs:
-        flags = {"contexts": contexts, "rules": rules, "temperatures": temperatures}
-        changes = {name: tuple(values) for name, values in flags.items() if values}
+        choices = {"contexts": contexts, "rules": rules, "temperatures": temperatures}
+        changes = {name: tuple(values) for name, values in choices.items() if values}
         evaluation = dataclasses.replace(run.spec().evaluation, **changes)
         measurements = measurement.measure(run, evaluation)
         if decode_gamma:
@@ -105,7 +105,7 @@ def _about(runs: Sequence[Workdir]) -> str:
     config = runs[0].config()
     data, teacher, student = config["data"], config["teacher"], config["student"]
     pooled = f"{len(runs)} runs, pooled; the first: " if len(runs) > 1 else ""
-    after = f" after layer {student['exit_layer']}" if student["kind"] == "kangaroo" else ""
+    after = f" after layer {student['exit_layer']}" if student["kind"] == models.KANGAROO else ""
     documents = "images" if data["kind"] == schema.IMAGES else "documents"
     return (
         f"{pooled}{student['kind'].capitalize()} students{after} of a {teacher['depth']}-layer "

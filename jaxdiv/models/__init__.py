@@ -1,6 +1,6 @@
 """Flax NNX models: the decoder, the draft models that learn from it, and plain generation."""
 
-from jaxdiv.models.builders import CLASSIFIER, build_student, build_teacher
+from jaxdiv.models.builders import CLASSIFIER, KANGAROO, build_student, build_teacher
 from jaxdiv.models.classifier import Classifier, ClassifierStudent
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput
 from jaxdiv.models.generation import draft_text, generate
@@ -10,6 +10,7 @@ from jaxdiv.models.student import DecoderStudent, Drafter, Student
 
 __all__ = [
     "CLASSIFIER",
+    "KANGAROO",
     "Cache",
     "Classifier",
     "ClassifierStudent",

@@ -11,7 +11,7 @@ from jaxdiv.models.kangaroo import KangarooAdapter
 from jaxdiv.models.layers import DecoderOptions
 from jaxdiv.models.student import DecoderStudent, Student
 
-CLASSIFIER = "classifier"
+CLASSIFIER, KANGAROO = "classifier", "kangaroo"
 Config = Mapping | ConfigDict
 
 
@@ -76,7 +76,7 @@ def _kangaroo(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -
 
 # Each builds a student from (its config, the teacher's config, vocab_size, rngs).
 STUDENTS = {
-    "kangaroo": _kangaroo,
+    KANGAROO: _kangaroo,
     "decoder": lambda *arguments: DecoderStudent(_decoder(*arguments)),
     CLASSIFIER: lambda *arguments: ClassifierStudent(_classifier(*arguments)),
 }

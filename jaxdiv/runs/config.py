@@ -79,7 +79,7 @@ def _check_texts(run: RunSpec, values: Mapping[str, Any]) -> None:
         )
     for key, low in {"data.vocabulary": 257, "data.sequence_length": 2}.items():
         check_value(f"`config.{key}`", config_keys.whole(low), values[key])
-    kangaroo = student.kind == "kangaroo"
+    kangaroo = student.kind == models.KANGAROO
     if kangaroo and student.exit_layer > teacher.depth:
         raise ValueError(
             "`config.student.exit_layer` must be at most `config.teacher.depth` = "

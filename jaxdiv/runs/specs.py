@@ -165,7 +165,7 @@ class TeacherSpec:
 class StudentSpec:
     """The student models and their training."""
 
-    kind: str = key("kangaroo", one_of(*STUDENTS), "The draft model.")
+    kind: str = key(models.KANGAROO, one_of(*STUDENTS), "The draft model.")
     exit_layer: int = key(2, whole(1), "kangaroo: reads the teacher's state after this layer.")
     heads: int = key(6, whole(1), "Attention heads.")
     kv_heads: int = key(2, whole(1), "Heads of keys and values.")

@@ -74,10 +74,11 @@ def test_views():
         causes.OTHER_LAYER: (batch["inputs"], "another", target),
         causes.PADDED: (training.pad(batch["inputs"], 0), "padded", target),
     }
+    views = [*passes, causes.NEXT_TOKEN, causes.OTHER_ROW, causes.TOP_CLASS, causes.LABELS]
     inputs, outputs, targets, weighted = (
-        dict(zip(causes.VIEWS, parts, strict=True))
+        dict(zip(views, parts, strict=True))
         for parts in zip(
-            *(training.student_batch(view, passes, batch) for view in causes.VIEWS), strict=True
+            *(training.student_batch(view, passes, batch) for view in views), strict=True
         )
     )
     assert outputs[causes.OTHER_LAYER] == "another"

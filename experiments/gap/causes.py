@@ -15,15 +15,20 @@ import jax
 
 from experiments.gap import formulas
 from experiments.gap.formulas import LOSSES
+from jaxdiv.models import KANGAROO
 from jaxdiv.schema import ACCEPTANCE_BY_RULE, EXACT_MATCH, GREEDY_DRAFT, GREEDY_MATCH, TYPICAL
 
 BASELINE = "baseline"
 # What is trained: the student alone, or the head or the teacher beside it.
 STUDENT, HEAD, TEACHER = "student", "head", "teacher"
 # How a student sees a batch and the teacher's pass over it: as they are, or by mistake.
-VIEWS = UNCHANGED, NEXT_TOKEN, OTHER_LAYER, OTHER_ROW, PADDED, TOP_CLASS, LABELS = (
-    *("unchanged", "next_token", "other_layer", "other_row", "padded", "top_class", "labels"),
-)
+UNCHANGED = "unchanged"
+NEXT_TOKEN = "next_token"
+OTHER_LAYER = "other_layer"
+OTHER_ROW = "other_row"
+PADDED = "padded"
+TOP_CLASS = "top_class"
+LABELS = "labels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Change:
       optimizer: settings that replace the config's.
       rate: factor of the learning rate.
       clip_value: bound of each number of the gradient; 0 for none.
-      view: how the student sees a batch, of `VIEWS`.
+      view: how the student sees a batch, from `UNCHANGED` to `LABELS`.
       trains: what is trained, `STUDENT`, or `HEAD` or `TEACHER` beside it.
     """
 
@@ -189,7 +194,7 @@ def _parse(text: str) -> Cause:
 
 def _check(cause: Cause, config: Mapping) -> None:
     prefix, student = f"`config.causes`: {cause.text}", config["student"]
-    if student["kind"] != "kangaroo" and set(cause.training.split("+")) & set(KANGAROO_ONLY):
+    if student["kind"] != KANGAROO and set(cause.training.split("+")) & set(KANGAROO_ONLY):
         raise ValueError(
             f"{prefix} is about the teacher's hidden state or head, which a student of kind "
             f"{student['kind']} does not read; leave it out, or set `config.student.kind` to "

@@ -123,11 +123,9 @@ def rank_intervals(
 def _noise(values: np.ndarray, influence: np.ndarray, draws: int) -> np.ndarray:
     """Draws noise [draws, L] of losses' means: what documents do by `influence` [L, K], a joint
     Student's t, and what no seed of `values` [L, S] does to all losses alike."""
-    generator, (losses, documents), seeds = (
-        np.random.default_rng(0),
-        influence.shape,
-        values.shape[1],
-    )
+    generator = np.random.default_rng(0)
+    losses, documents = influence.shape
+    seeds = values.shape[1]
     noise = np.zeros((draws, losses))
     if documents > 1:
         factor = np.sqrt(documents / (documents - 1))

@@ -102,7 +102,7 @@ def tune(
       student: its name, for messages.
       tuning_runs: learning rate to run; finished ones are read.
       losses: to tune.
-      monitoring: of every training.
+      monitoring: of the students' training.
     """
     acceptance = {}
     for rate, run in tuning_runs.items():
@@ -110,7 +110,7 @@ def tune(
         with progress.event_fields(tuning=name):
             path = run.workdir.root / TUNED
             if not processes.broadcast_from_first(path.exists()):
-                spec, data, model = begin(run, monitoring)
+                spec, data, model = begin(run)
                 students.train(spec, run.workdir, data, model, monitoring)
                 if processes.is_first():
                     files.write_json(path, final_acceptance(run.workdir))

@@ -81,7 +81,7 @@ OUTPUT = flags.DEFINE_enum("output", "text", ["text", "jsonl"], "Text, or a JSON
 
 
 class Drafting(NamedTuple):
-    """What drafts, and how.
+    """A draft, and how it drafts.
 
     Attributes:
       draft: a student, `lookup`, or None for plain decoding.

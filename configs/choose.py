@@ -39,7 +39,7 @@ def get_config(form: str = "full"):
 
     config.sweep = ml_collections.ConfigDict()
     config.sweep.base = "adapter1-sharp-corpus-T1"  # STUDENT-TEACHER-CONTEXT-TEMPERATURE
-    # Cells, by commas, beside the base and those that change one factor of it.
+    # Cells, separated by commas, beside the base and those that change one factor of it.
     config.sweep.extra = ""
     config.sweep.students = ml_collections.ConfigDict(
         {

@@ -26,9 +26,9 @@ from jaxdiv.runs.workdir import DATA_READY, Workdir
 from jaxdiv.training import run_data
 
 cli.define_log_format()
-WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, by commas.")
+WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs, separated by commas.")
 TEMPERATURES = flags.DEFINE_list(
-    "temperatures", None, "Sampling temperatures, by commas; the runs' own if not given."
+    "temperatures", None, "Sampling temperatures, separated by commas; the runs' own if not given."
 )
 CONTEXTS = flags.DEFINE_string(
     "contexts", None, f"Some of {','.join(schema.CONTEXTS)}; the runs' own if not given."

@@ -1,4 +1,4 @@
-"""Acceptance of a draft's tokens by rule, and the tokens a target call that follow from it.
+"""Acceptance of a draft's tokens by rule, and the tokens per target call that follow from it.
 
 The rules rank drafts differently:
 
@@ -200,8 +200,8 @@ def calls(
 ) -> jax.Array:
     """Computes the expected number of target calls that begin inside each text, [...].
 
-    Tokens a target call are the pooled `valid` of all texts over their pooled `calls`, never a mean
-    of ratios. The pass over the prompt is no call. Arguments as in `renewal`.
+    Tokens per target call are the pooled `valid` of all texts over their pooled `calls`, never a
+    mean of ratios. The pass over the prompt is no call. Arguments as in `renewal`.
     """
     return jnp.sum(renewal(accept, valid, gamma=gamma, sure=sure), axis=-1)
 
@@ -232,7 +232,7 @@ def accepted_at(
 
 
 def tokens_per_call_iid(alpha: jax.Array | float, gamma: int) -> jax.Array | float:
-    """Computes (1 - alpha^(gamma + 1)) / (1 - alpha), tokens a target call at equal acceptance.
+    """Computes (1 - alpha^(gamma + 1)) / (1 - alpha), tokens per target call at equal acceptance.
 
     For comparison only: real acceptance varies from position to position. It is 1 at alpha = 0 and
     gamma + 1 at alpha = 1.

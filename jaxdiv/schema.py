@@ -56,10 +56,10 @@ ACCEPTANCE_BY_RULE: Mapping[str, str] = MappingProxyType(
 ACCEPTANCE_AT = "acceptance_at"  # by position in the draft, which stands in the column `gamma`
 ACCURACY = "accuracy"  # of images: how often the likeliest class is the label
 DIFFERENCE = "difference"  # acceptance minus that of the reference loss
-TAU = "tau"  # tokens a target call with sampled drafts, by the renewal recursion
+TAU = "tau"  # tokens per target call with sampled drafts, by the renewal recursion
 TAU_GREEDY_DRAFT = "tau_greedy_draft"  # the same with greedy drafts
 TAU_IID = "tau_iid"  # the same by Leviathan's formula for independent positions
-DECODED_TAU = "decoded_tau"  # tokens a target call, counted while decoding
+DECODED_TAU = "decoded_tau"  # tokens per target call, counted while decoding
 SPEED_UP = "speed_up"  # tokens a second over those of plain decoding
 TOKENS_PER_CALL = (TAU, TAU_GREEDY_DRAFT, DECODED_TAU)
 
@@ -67,6 +67,6 @@ MAX_DOCUMENT_TOKENS = 2048  # of a document that is measured; the rest is cut of
 
 # Drafts a round, gamma.
 HEADLINE_GAMMA = 4  # in headlines, and wherever a caller names none
-MAX_MEASURED_GAMMA = 8  # results have tokens a target call for every gamma up to this
+MAX_MEASURED_GAMMA = 8  # results have tokens per target call for every gamma up to this
 MAX_DECODED_GAMMA = 64  # the longest draft that decoding verifies
 HEADLINE_TEMPERATURE = 1.0  # losses are ranked by acceptance at this temperature

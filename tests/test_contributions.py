@@ -180,7 +180,7 @@ def test_the_command_prints_the_posts_table_and_draws_it(tmp_path):
 REFUSED = {
     "--p=.5,.4 --q=.5,.5": "`--p` must sum to 1, got .5,.4 with sum 0.9",
     "--p=.5,.5 --q=1,0,0": "`--p` and `--q` must have as many classes, got 2 and 3",
-    "--p=.5,.5 --q=.5,x": "`--q` must list numbers by commas, got .5,x",
+    "--p=.5,.5 --q=.5,x": "`--q` must list numbers separated by commas, got .5,x",
     "--p=1.5,-.5 --q=.5,.5": "`--p` must have no negative or missing probability",
     "--p=nan,1 --q=.5,.5": "`--p` must have no negative or missing probability",
     "--p=.5,.5": "`--q` must list probabilities",

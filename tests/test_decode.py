@@ -273,7 +273,7 @@ def test_greedy_decoding_gives_what_the_recursion_says(measured):
 
 def test_decoded_measures_in_table_and_report(measured):
     output, (done, *_) = measured
-    title = "Tokens a target call by decoding, γ = 3"
+    title = "Tokens per target call by decoding, γ = 3"
     assert title in done.stdout
     page = (output / "report.html").read_text(encoding="utf-8")
     for words in (title, "decoded_tau", "speed_up", "another sample of text"):

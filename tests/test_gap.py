@@ -195,7 +195,7 @@ def test_causes_are_read_and_joined():
         ("measured_at_temperature_20", {}, "needs 20 among `config.evaluation.temperatures`"),
         ("sgd+adam_large_epsilon", {}, "SGD has no epsilon"),
         ("", {}, "no cause ''"),
-        (("sum", "sgd"), {}, "must be names by commas"),
+        (("sum", "sgd"), {}, "must be names separated by commas"),
         ("another_sequence", {"batch_size": 1}, "batch_size` = 1 has no other sequence"),
         ("another_sequence", {"kind": "decoder"}, "is about the teacher's hidden state"),
         ("sum", {"temperatures": (0.0, 2.0)}, "baseline needs 1 among"),

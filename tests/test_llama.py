@@ -177,7 +177,8 @@ def test_a_tensor_that_is_not_finite_is_named(folder):
 def test_wrong_files_are_named(folder):
     second = folder / "second.safetensors"
     save_file({Q: np.zeros((32, 32), np.float32)}, second)
-    check_refusal(folder, f"tensor {Q} stands twice, in .*model.safetensors and in .*{second.name}")
+    both = f"in .*model.safetensors and in .*{second.name}"
+    check_refusal(folder, f"tensor {Q} appears twice, {both}")
     second.write_bytes(b"damaged")
     check_refusal(folder, r"can't read .*second\.safetensors")
     index = folder / "model.safetensors.index.json"

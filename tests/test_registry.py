@@ -141,7 +141,7 @@ REFUSED = {
     "lk_hybrid(rate=inf)": r"`rate` of `lk_hybrid` must be in \[0, inf\), got inf",
     "jsd(alpha=.5)": r"`jsd` has no parameter `alpha`; known: beta",
     "kl(beta=.5)": r"`kl` has no parameter `beta`; known: none",
-    "jsd(beta=.5, beta=.4)": r"`beta` stands twice",
+    "jsd(beta=.5, beta=.4)": r"`beta` appears twice",
     "jsd(.5)": r"can't read `.5` in `jsd\(.5\)`; write jsd\(parameter=number\)",
     "ce_top_k(k=2.5)": rf"{WHOLE} 2.5",
     "alpha(alpha=7)": r"`alpha` of `alpha` must be in \[-4, 5\], got 7",

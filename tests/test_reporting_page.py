@@ -124,7 +124,7 @@ def test_front_comes_first_and_decoded_numbers_stand_in_a_table(tmp_path):
     decoded = frame[frame["measure"].eq("tau") & frame["gamma"].eq(4)]
     frame = pd.concat([frame, decoded.assign(measure="decoded_tau")])
     result = written(tmp_path, frame, about="Students of a teacher.")
-    assert "Tokens a target call by decoding, γ = 4" in result.text
+    assert "Tokens per target call by decoding, γ = 4" in result.text
     front = re.sub(r"\s+", " ", result.text[: result.text.index("A difference is real")])
     for phrase in (
         "tv is accepted most: +",

@@ -47,8 +47,8 @@ def test_a_chain_is_a_tree_of_single_children(gamma):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0,x", "a tree is paths of digits by commas, as 0,1,00,01; got 'x' in '0,x'"),
-        ("", "a tree is paths of digits by commas, as 0,1,00,01; got '' in ''"),
+        ("0,x", "a tree is paths of digits separated by commas, as 0,1,00,01; got 'x' in '0,x'"),
+        ("", "a tree is paths of digits separated by commas, as 0,1,00,01; got '' in ''"),
         ("0,,1", "got '' in '0,,1'"),
         ("0,²", "got '²' in '0,²'"),
         ("0,1,0", "the tree has the path 0 twice: '0,1,0'"),

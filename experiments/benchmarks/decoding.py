@@ -38,10 +38,12 @@ from jaxdiv.training.run_data import TextData
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.")
 LOSS = flags.DEFINE_string("loss", "kl", "The student's loss, as the run's config has it.")
-GAMMAS = flags.DEFINE_list("gammas", ["2", "4", "6"], "Drafts a round, by commas.")
-ETAS = flags.DEFINE_list("etas", ["0", "0.6"], "Thresholds of the early exit, by commas.")
-TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Sampling temperatures, by commas.")
-BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Texts decoded together, by commas.")
+GAMMAS = flags.DEFINE_list("gammas", ["2", "4", "6"], "Drafts a round, separated by commas.")
+ETAS = flags.DEFINE_list("etas", ["0", "0.6"], "Thresholds of the early exit, separated by commas.")
+TEMPERATURES = flags.DEFINE_list(
+    "temperatures", ["0", "1"], "Sampling temperatures, separated by commas."
+)
+BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Texts decoded together, separated by commas.")
 TEXTS = flags.DEFINE_integer("texts", 8, "Prompts.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", 128, "New tokens of each.", lower_bound=1)
 ROUNDS = harness.define_rounds(5)
@@ -194,7 +196,7 @@ def time_of_rounds(
 ) -> str:
     """Returns a line that says where the time of a chain's rounds goes.
 
-    The parts' milliseconds and the tokens a target call predict a speed-up.
+    The parts' milliseconds and the tokens per target call predict a speed-up.
     """
     settings = [{"draft": None}, {"draft": pair.student, "gamma": gamma}]
     decodings = [pair.prepare(prompts=prompts, temperature=temperature, **s) for s in settings]

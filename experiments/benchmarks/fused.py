@@ -29,7 +29,7 @@ from experiments.common import cli, timing
 from jaxdiv.divergences import registry
 from jaxdiv.fused import chunks
 
-LOSSES = flags.DEFINE_list("losses", ["kl"], "Losses by name, by commas.")
+LOSSES = flags.DEFINE_list("losses", ["kl"], "Losses by name, separated by commas.")
 TOKENS, WIDTH, VOCABULARY, CHUNK = harness.define_head_sizes(
     tokens=4096, width=256, vocabulary=32768
 )

@@ -29,13 +29,15 @@ from experiments.benchmarks import harness, peers
 from experiments.common import cli, timing
 from jaxdiv.divergences import registry
 
-LOSSES = flags.DEFINE_list("losses", None, "Losses by name, by commas; all of them unless given.")
+LOSSES = flags.DEFINE_list(
+    "losses", None, "Losses by name, separated by commas; all of them unless given."
+)
 ROWS = flags.DEFINE_integer("rows", 512, "Rows of logits, N.", lower_bound=1)
 VOCABULARY = flags.DEFINE_integer("vocabulary", 131072, "Classes, V.", lower_bound=2)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the logits.")
 ROUNDS = harness.define_rounds(9)
 PEERS = flags.DEFINE_list(
-    "peers", None, "Libraries beside jaxdiv, by commas; all that are installed unless given."
+    "peers", None, "Libraries beside jaxdiv, separated by commas; all that are installed if none."
 )
 OUTPUT = harness.define_output()
 

@@ -29,7 +29,9 @@ from jaxdiv.training.step import initial_state
 
 CONFIG = cli.define_config()
 LOSS = flags.DEFINE_string("loss", "kl", "The loss of every student.")
-SIZES = flags.DEFINE_list("students", ["1", "2", "4", "8", "16"], "Numbers of students, by commas.")
+SIZES = flags.DEFINE_list(
+    "students", ["1", "2", "4", "8", "16"], "Numbers of students, separated by commas."
+)
 ROUNDS = harness.define_rounds(15)
 
 
@@ -92,7 +94,8 @@ def main(_):
         raise ValueError(f"--loss must be one loss, got {LOSS.value}")
     if not all(text.isdigit() and int(text) > 0 for text in SIZES.value):
         raise ValueError(
-            f"--students must be whole numbers above 0, by commas, got {','.join(SIZES.value)}"
+            "--students must be whole numbers above 0, separated by commas, got "
+            f"{','.join(SIZES.value)}"
         )
     setup = RandomSetup.from_config({**config, "losses": LOSS.value})
     run_data.require_text(setup.spec.data)

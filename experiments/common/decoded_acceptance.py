@@ -1,4 +1,4 @@
-"""Tokens a target call and speed-up, counted by decoding itself."""
+"""Tokens per target call and speed-up, counted by decoding itself."""
 
 import dataclasses
 import time

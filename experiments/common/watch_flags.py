@@ -17,7 +17,8 @@ PROFILE = flags.DEFINE_string(
 TRACKERS = flags.DEFINE_list(
     "trackers",
     [],
-    "More trackers of the training metrics, each module:class as in docs/runs.md, by commas.",
+    "More trackers of the training metrics, separated by commas, each module:class as in "
+    "docs/runs.md.",
 )
 
 

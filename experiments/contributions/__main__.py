@@ -42,7 +42,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "The folder of a finished run, in place of --p and --q."
 )
 LOSSES = flags.DEFINE_string(
-    "losses", None, "Losses, by commas; ce,kl of distributions, of a run its own if not given."
+    "losses", None, "Losses, separated by commas; by default ce,kl, or those of the run."
 )
 STUDENT = flags.DEFINE_string(
     "student",
@@ -68,7 +68,7 @@ def distribution(name: str, text: str | None) -> np.ndarray:
     try:
         values = np.array([float(number) for number in text.split(",")])
     except ValueError:
-        raise ValueError(f"`--{name}` must list numbers by commas, got {text}.") from None
+        raise ValueError(f"`--{name}` must list numbers separated by commas, got {text}.") from None
     if not np.all(values >= 0):
         raise ValueError(f"`--{name}` must have no negative or missing probability, got {text}.")
     if not math.isclose(values.sum(), 1, abs_tol=TOLERANCE):

@@ -163,7 +163,7 @@ def read(text: str, config: Mapping) -> tuple[Cause, ...]:
         lacks.
     """
     if not isinstance(text, str):
-        raise ValueError(f"`config.causes` must be names by commas, got {text!r}")
+        raise ValueError(f"`config.causes` must be names separated by commas, got {text!r}")
     names = [name.strip() for name in text.split(",")]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"`config.causes` has {repeated[0]!r} twice")

@@ -43,10 +43,10 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "runs/choose", "The sweep's folder; it may be gs://BUCKET/FOLDER."
 )
 CELLS = flags.DEFINE_list(
-    "cells", None, "Globs of the cells to train and report, by commas; default: all."
+    "cells", None, "Globs of the cells to train and report, separated by commas; default: all."
 )
 LOSSES = flags.DEFINE_string(
-    "losses", None, "Those of the config's losses to train, by commas; default: all."
+    "losses", None, "Those of the config's losses to train, separated by commas; default: all."
 )
 LIST = flags.DEFINE_bool(
     "list", False, "Print the cells, how long they take and which are done, and end."

@@ -13,7 +13,7 @@ FACTOR_COLUMNS = ("student", "teacher", "training_context", "temperature_of_trai
 _LEVEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")  # may be part of a folder's name
 _NUMBERS = config_keys.KeyRule(
     # Six digits of them name folders.
-    "finite numbers above 0, by commas, which differ within six digits",
+    "finite numbers above 0, separated by commas, which differ within six digits",
     lambda v: (
         len(v) > 0
         and all(map(config_keys.POSITIVE.holds, v))
@@ -92,7 +92,7 @@ def select(cells: Sequence[Cell], globs: Iterable[str], flag: str) -> tuple[Cell
 
 
 def names(text: str) -> list[str]:
-    """Returns the names of a list by commas, which may be empty."""
+    """Returns the names of a list separated by commas, which may be empty."""
     return [name for name in config_keys.names_in(text) if name]
 
 

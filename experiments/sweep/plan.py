@@ -135,7 +135,7 @@ def read(
       config: the user's.
       root: the sweep's folder.
       typed: dotted key below `config` to value, of what the command line overrides.
-      losses: those of the config's that are trained, by commas; all of them if None.
+      losses: those of the config's that are trained, separated by commas; all of them if None.
 
     Raises:
       ValueError: the config is not a sweep's, or lacks some of `losses`.

@@ -11,7 +11,7 @@ from jaxdiv.evaluation.measurement import Key, Measurement, Sums
 from jaxdiv.schema import DECODED_TAU, GENERATED_TEMPERATURES, SPEED_UP, TAU
 
 FILE = "sums.npz"
-# Drafts a round of the tokens a target call.
+# Drafts a round of the tokens per target call.
 GAMMAS = (schema.HEADLINE_GAMMA, schema.MAX_MEASURED_GAMMA)
 _FIELDS = ("numerator", "denominator", "tokens")
 

@@ -239,7 +239,7 @@ def _parameters(inside: str | None, name: str, entry: Entry) -> tuple[tuple[str,
             raise ValueError(f"`{name}` has no parameter `{key}`; known: {names}.")
         parameter = entry.parameters[key]
         if key in values:
-            raise ValueError(f"`{key}` stands twice in `{name}({inside})`.")
+            raise ValueError(f"`{key}` appears twice in `{name}({inside})`.")
         if not parameter.allows(value):
             raise ValueError(
                 f"`{key}` of `{name}` must be in {parameter.interval}, got {match['value']}."
@@ -252,7 +252,7 @@ def split(text: str) -> tuple[str, ...]:
     """Splits a list of losses at commas outside parentheses: `ce, jsd(beta=0.3)` gives two.
 
     Raises:
-      ValueError: if a loss is empty or stands twice.
+      ValueError: if a loss is empty or appears twice.
     """
     _check_length(text)
     losses = tuple(piece.strip() for piece in re.split(r",(?![^()]*\))", text))

@@ -27,7 +27,7 @@ class Tensors:
       shapes: each tensor's shape, by name.
 
     Raises:
-      ValueError: there is no file, one is damaged or missing, or a tensor stands twice or is of
+      ValueError: there is no file, one is damaged or missing, or a tensor appears twice or is of
         another type than float32, float16 or bfloat16.
     """
 
@@ -50,7 +50,7 @@ class Tensors:
                     continue
                 if name in self.shapes:
                     raise ValueError(
-                        f"tensor {name} stands twice, in {self._path_of[name]} and in {path}"
+                        f"tensor {name} appears twice, in {self._path_of[name]} and in {path}"
                     )
                 self._path_of[name], self.shapes[name] = path, tuple(header.get_shape())
 

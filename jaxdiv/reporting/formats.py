@@ -23,7 +23,7 @@ def points(value: float, low: float = math.nan, high: float = math.nan) -> str:
 
 
 def tokens(value: float, low: float = math.nan, high: float = math.nan) -> str:
-    """Returns tokens a target call, or a speed-up: `2.61 ±0.04`."""
+    """Returns tokens per target call, or a speed-up: `2.61 ±0.04`."""
     return number(value, ".2f") + _half(value, low, high, ".2f")
 
 

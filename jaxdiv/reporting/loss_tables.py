@@ -55,7 +55,7 @@ def acceptance(table: ContextSummary) -> Table:
     texts = columns(table)
     caption = "±: 95% interval, for differences corrected by Holm."
     if {"tau", "tau_greedy"} & set(texts):
-        caption += " τ: tokens a target call, on its own text."
+        caption += " τ: tokens per target call, on its own text."
     rows, styles = [], {}
     for i, row in enumerate(table.rows):
         style = _STYLES.get(row.verdict, "")
@@ -77,7 +77,7 @@ def acceptance(table: ContextSummary) -> Table:
 
 
 def decoding(summary: Summary) -> Table | None:
-    """Returns tokens a target call by decoding, beside those computed without it.
+    """Returns tokens per target call by decoding, beside those computed without it.
 
     It has a row for each loss and temperature that was decoded, and is None if there is none.
     """
@@ -100,7 +100,7 @@ def decoding(summary: Summary) -> Table | None:
     return Table(
         ("loss", "T", "accepted, %", "τ", "decoded", "decoded by seed", "speed-up"),
         rows,
-        f"Tokens a target call by decoding, γ = {gammas}",
+        f"Tokens per target call by decoding, γ = {gammas}",
         DECODING_NOTE,
         styles={i: "dim" for i, row in enumerate(rows) if row[0] == schema.UNTRAINED},
     )

@@ -56,7 +56,7 @@ MEASURES: Mapping[str, Measure] = {
         formats.points,
     ),
     schema.TAU: Measure(
-        "Tokens a target call, τ, with γ sampled drafts a round: what lossless decoding of this "
+        "Tokens per target call, τ, with γ sampled drafts a round: what lossless decoding of this "
         "text would give, exact in expectation, by a renewal recursion over the teacher's own "
         "text.",
         formats.tokens,

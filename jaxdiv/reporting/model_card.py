@@ -19,7 +19,7 @@ _HEADS = ("context", "measure", "temperature", "γ", "value", "95% interval", "t
 _NOTE = (
     "Intervals are at 95%, over the test documents, for this one student. `corpus`: held-out "
     "documents; `generated`: the\nteacher's own text at temperature 1; `generated_greedy`: its "
-    "likeliest tokens. `tau`: expected tokens a target call with\nγ drafts a round."
+    "likeliest tokens. `tau`: expected tokens per target call with\nγ drafts a round."
 )
 _HEADER = "---\nlibrary_name: {library}\ntags:\n- speculative-decoding\n{more}---\n\n# {title}\n"
 

@@ -52,7 +52,7 @@ class ContextSummary:
     context: str
     reference: str | None  # the loss that differences are to
     temperature: float
-    gamma: float  # of tokens a target call, which always stem from the teacher's own text
+    gamma: float  # of tokens per target call, which always stem from the teacher's own text
     rows: tuple[LossRow, ...]  # best acceptance first, the untrained student last
 
     @property

@@ -297,7 +297,7 @@ class RunSpec:
     losses: tuple[jaxdiv.Loss, ...] = key(
         "ce,ce_argmax,ce_data,kl,rkl,jeffreys,jsd,tv,nla,lk_hybrid",
         NAME,
-        "Losses to train with, as `jaxdiv.get` takes them, by commas.",
+        "Losses to train with, as `jaxdiv.get` takes them, separated by commas.",
         parse_losses,
     )
     seeds: tuple[int, ...] = key(

@@ -33,7 +33,7 @@ class Decoded:
 
     @property
     def tokens_per_call(self) -> float:
-        """Tokens a target call, pooled over all texts."""
+        """Tokens per target call, pooled over all texts."""
         return sum(map(len, self.tokens)) / max(int(np.sum(self.counts.target_calls)), 1)
 
 

@@ -89,13 +89,14 @@ def parse(text: str) -> Tree:
     them. Medusa writes its trees in this way (arXiv 2401.10774, section 2.1.2).
 
     Raises:
-      ValueError: a path is not of digits, stands twice, or lacks its parent's or a sibling's.
+      ValueError: a path is not of digits, appears twice, or lacks its parent's or a sibling's.
     """
     paths = [path.strip() for path in text.split(",")]
     for path in paths:
         if not (path.isascii() and path.isdigit()):
             raise ValueError(
-                f"a tree is paths of digits by commas, as 0,1,00,01; got {path!r} in {text!r}"
+                "a tree is paths of digits separated by commas, as 0,1,00,01; got "
+                f"{path!r} in {text!r}"
             )
         if paths.count(path) > 1:
             raise ValueError(f"the tree has the path {path} twice: {text!r}")

@@ -2,7 +2,6 @@
 named."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import ml_dtypes
@@ -11,8 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from experiments import export
-from jaxdiv.models import KangarooAdapter, Student, llama
+from jaxdiv.models import KangarooAdapter, llama
 from tests import llama_folders
 
 TOKENS = np.random.default_rng(0).integers(0, llama_folders.V, (2, 12))
@@ -54,18 +52,6 @@ def test_an_adapters_config_has_its_sizes_and_its_targets(decoder, tmp_path):
     assert config["target"]["vocab_size"] == llama_folders.V
     keys = ("exit_layer", "num_key_value_heads", "rms_norm_eps")
     assert [config[key] for key in keys] == [1, 1, 1e-3]
-
-
-def test_a_student_of_no_known_kind_is_not_exported(decoder, tmp_path, monkeypatch):
-    student = SimpleNamespace(module=lambda: Student())
-    monkeypatch.setattr(export, "LOSS", SimpleNamespace(value="kl"))
-    monkeypatch.setattr(export, "SEED", SimpleNamespace(value=0))
-    monkeypatch.setattr(export.students, "restore_one", lambda *_, **__: student)
-    config = {"losses": "kl", "student": {"kind": "classifier"}}
-    run = SimpleNamespace(root=tmp_path, results=tmp_path, config=lambda: config)
-    with pytest.raises(ValueError, match=r"kangaroo or decoder .* got classifier; give --teacher"):
-        export._write_student(tmp_path, run, decoder, None)
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stored", [True, False])

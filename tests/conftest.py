@@ -71,6 +71,7 @@ _LONGEST = (
     "test_decode.py",
     "test_audit.py",
     "test_meshes.py",
+    "test_gap.py",
     "test_watching.py",
     "test_benchmarks.py",
     "test_smoke_variants.py",

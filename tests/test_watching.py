@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import struct
+import warnings
 
 import jax
 import numpy as np
@@ -116,10 +117,12 @@ def profiled(folder):
     """Returns the marked steps of each trace of a run, in order."""
     traces = []
     for path in sorted((folder / "profile").rglob("*.xplane.pb")):
-        planes = jax.profiler.ProfileData.from_file(str(path)).planes
-        marks = [event for plane in planes for line in plane.lines for event in line.events]
+        data = jax.profiler.ProfileData.from_file(str(path))
+        marks = [event for plane in data.planes for line in plane.lines for event in line.events]
         stages = [mark for mark in marks if mark.name in ("teacher", "student")]
-        traces.append([(mark.name, dict(mark.stats)["step_num"]) for mark in stages])
+        # JAX aborts if a warning of its own about a type without a module is made an error here.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            traces.append([(mark.name, dict(mark.stats)["step_num"]) for mark in stages])
     return traces
 
 

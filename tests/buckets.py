@@ -220,6 +220,7 @@ def _send(method, rest, content=None, upload=""):
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 404:
             raise FileNotFoundError(rest) from None
         raise OSError(f"{method} {rest}: {error}") from None

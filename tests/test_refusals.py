@@ -1,5 +1,7 @@
 """Bad input to the programs: one line, exit code 2, nothing started."""
 
+import collections
+
 import pytest
 
 from tests import commands, runs
@@ -84,19 +86,26 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory, texts):
+    """Every case's ended command and the root of all folders; the first has its own process."""
+    root, arguments = tmp_path_factory.mktemp("refused"), collections.defaultdict(dict)
+    for i, (case, (program, flags, _)) in enumerate(CASES.items()):
+        folder = [f"--workdir={root / str(i)}"] if program in ("distill", "teacher") else []
+        flags = [flag.replace("TEXTS", str(texts)) for flag in flags]
+        arguments[program][case] = [*flags, *folder]
+    first = next(iter(CASES))
+    ended = {first: runs.run("distill", *arguments["distill"].pop(first))}
+    for program, by_case in arguments.items():
+        ended |= zip(by_case, commands.many(program, list(by_case.values())), strict=True)
+    return root, ended
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line(case, tmp_path, texts):
-    program, flags, parts = CASES[case]
-    if program in ("distill", "teacher"):
-        flags = [*flags, f"--workdir={tmp_path / 'run'}"]
-    done = runs.run(program, *(flag.replace("TEXTS", str(texts)) for flag in flags))
-    runs.check_refusal(done, *parts)
-    assert not (tmp_path / "run" / "teacher").exists()
-
-
-def test_bad_input_is_one_line_in_a_fresh_interpreter():
-    program, flags, parts = CASES["no run"]
-    runs.check_refusal(runs.end(runs.start(program, *flags)), *parts)
+def test_bad_input_is_one_line(refusals, case):
+    root, ended = refusals
+    runs.check_refusal(ended[case], *CASES[case][2])
+    assert not list(root.glob("*/teacher"))
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

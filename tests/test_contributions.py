@@ -20,6 +20,7 @@ RNG = np.random.default_rng(4)
 TEACHER = jnp.asarray(RNG.normal(size=(5, 12)), jnp.float32)
 STUDENT = TEACHER + jnp.asarray(RNG.normal(size=(5, 12)), jnp.float32)
 LABELS = jnp.array([0, 3, 11, 3, 7])
+P, Q = np.array([0.98, 0.01, 0.01]), np.array([0.979, 0.02, 0.001])
 # Each class's part as the formula is written, in plain NumPy.
 WRITTEN = {
     "ce": lambda p, q: -p * np.log(q),
@@ -113,6 +114,23 @@ def test_top_movers_are_the_largest_and_ties_go_by_class():
         message = f"`k` must be from 1 to the number of classes, 20, got {k}"
         with pytest.raises(ValueError, match=message):
             top_movers(parts, k)
+
+
+def test_the_posts_numbers():
+    pair = jnp.log(Q), jnp.log(P)
+    parts = {text: contributions(text, *pair, gauge="raw") for text in ("ce", "kl")}
+    assert_allclose(parts["ce"], -P * np.log(Q), rtol=1e-6)
+    assert_allclose(parts["kl"], P * np.log(P / Q), rtol=1e-5)
+    # As the post prints them; the logarithms of its first KL nearly cancel, to four digits.
+    printed = {
+        "ce": [0.020799191668629646, 0.039120230823755264, 0.06907755136489868],
+        "kl": [0.0010005577933043242, -0.006931471638381481, 0.02302584983408451],
+    }
+    assert_allclose(parts["ce"], printed["ce"], rtol=1e-5)
+    assert_allclose(parts["kl"], printed["kl"], rtol=1e-4)
+    for text in ("ce", "kl"):
+        gradient = contributions(text, *pair, gauge="gradient")
+        assert_allclose(gradient, Q - P, atol=1e-7)
 
 
 WITHOUT_PARTS = {

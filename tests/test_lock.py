@@ -1,4 +1,4 @@
-"""Two runs never write to one folder, and a dead run never keeps it."""
+"""Runs beside each other: one alone writes to a folder, a dead one never keeps it."""
 
 import json
 import os
@@ -15,6 +15,18 @@ from jaxdiv.runs import lock
 with lock.hold(sys.argv[1]):
     print(flush=True)
     time.sleep(60)
+"""
+
+COMPILE = """import jax, pathlib, sys
+from experiments.common import cli
+cli.enable_compilation_cache()
+for _ in range(2):
+    jax.clear_caches()
+    jax.jit(lambda x: x + 1)(1.0)
+    entries = list(pathlib.Path(sys.argv[1]).glob("*-cache"))
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:99])
 """
 
 
@@ -66,3 +78,9 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         message = rf"work folder {folder} can't be written to"
         with pytest.raises(OSError, match=message), lock.hold(folder):
             pass
+
+
+def test_a_half_written_entry_of_the_compilation_cache_is_compiled_anew(tmp_path):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    ended = runs.end(runs.start_python("-c", COMPILE, tmp_path, **cache))
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -81,6 +81,8 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "jaxdiv" / "xla"))
     # A small run consists of small compilations.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # JAX's writes are not atomic: a half-written entry of another process is compiled anew.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
 
 
 def run(main: Callable[[Sequence[str]], int | None], resumes: bool = False) -> None:

@@ -32,6 +32,7 @@ TRAIN = [
 TEST = [
     "beartype>=0.22",
     "equinox>=0.13",
+    "gguf>=0.19",
     "hypothesis>=6.170",
     "mpmath>=1.3",
     "pytest>=9.0",
@@ -58,6 +59,7 @@ setup(
         "peers": ["distrax>=0.1.9", "torch>=2.13", "transformers>=5.24"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
+        "gguf": [*TRAIN, "gguf>=0.19"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

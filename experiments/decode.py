@@ -181,7 +181,7 @@ def _decoding(
     return speculative.prepare(
         target,
         drafting.draft,
-        [tokenizer.encode(text) for text in texts],
+        [tokenizer.begin + tokenizer.encode(text) for text in texts],
         max_tokens=MAX_TOKENS.value,
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,

@@ -3,9 +3,12 @@ r"""Trains only the teacher, or takes over a pretrained one, for `experiments.di
   python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/quickstart
   python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/llama \
     --from_hf=models/llama
+  python -m experiments.teacher --config=configs/quickstart.py --workdir=runs/smollm2 \
+    --from_gguf=models/SmolLM2-135M-Instruct.Q4_1.gguf
 
-`--from_hf` is a Llama folder of this machine: config.json, safetensors, tokenizer.json. Its sizes
-replace the config's.
+`--from_hf` is a model's folder on this machine: config.json, safetensors, tokenizer.json; the
+families are Llama, Mistral, Qwen 2 and 3, and Gemma 3. `--from_gguf` is a file that holds all of
+these. The model's sizes replace the config's.
 """
 
 from experiments.common import startup
@@ -29,8 +32,9 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "runs/quickstart", "The run's folder; it may be gs://BUCKET/FOLDER."
 )
 FROM_HF = flags.DEFINE_string(
-    "from_hf", None, "A Llama folder whose model and tokenizer to take; nothing is trained."
+    "from_hf", None, "A folder whose model and tokenizer to take; nothing is trained."
 )
+FROM_GGUF = flags.DEFINE_string("from_gguf", None, "The same from a GGUF file.")
 
 
 def main(_):
@@ -56,21 +60,30 @@ def main(_):
 
 
 def _load_config():
-    """Returns the config; --from_hf stands for a `config.teacher.checkpoint` of a Llama folder."""
-    config, folder = cli.load_config(CONFIG), FROM_HF.value
-    if folder is None:
+    """Returns the config; the flags of a model stand for its `config.teacher.checkpoint`."""
+    config = cli.load_config(CONFIG)
+    sources = {
+        "--from_hf": FROM_HF.value,
+        "--from_gguf": FROM_GGUF.value,
+        "--config.teacher.checkpoint": config.get("teacher", {}).get("checkpoint"),
+    }
+    paths = {flag: path for flag, path in sources.items() if path}
+    if FROM_HF.value is None and FROM_GGUF.value is None:
         return config
-    if not (pathlib.Path(folder) / "config.json").is_file():
+    if FROM_HF.value and not (pathlib.Path(FROM_HF.value) / "config.json").is_file():
         raise ValueError(
-            f"--from_hf={folder}: there is no config.json; give a Llama folder of this machine"
+            f"--from_hf={FROM_HF.value}: there is no config.json; give a model's folder of this "
+            "machine"
         )
+    if FROM_GGUF.value and not (
+        FROM_GGUF.value.endswith(".gguf") and pathlib.Path(FROM_GGUF.value).is_file()
+    ):
+        raise ValueError(f"--from_gguf={FROM_GGUF.value} must be a file that ends in .gguf")
     run_config.check_each(config)
-    checkpoint = config["teacher"]["checkpoint"]
-    if checkpoint not in ("", folder):
-        raise ValueError(
-            f"--from_hf={folder} and --config.teacher.checkpoint={checkpoint}: give one of them"
-        )
-    config["teacher"]["checkpoint"] = folder
+    if len(set(paths.values())) > 1:
+        listed = " and ".join(f"{flag}={path}" for flag, path in paths.items())
+        raise ValueError(f"{listed}: give one of them")
+    config["teacher"]["checkpoint"] = next(iter(paths.values()))
     return config
 
 

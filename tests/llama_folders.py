@@ -46,44 +46,99 @@ def norm(x, gain, sizes):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + sizes["norm_epsilon"]) * gain
 
 
-def rotate(x, base):
+def frequencies(half, base, scaling):
+    """Returns the frequencies of the planes, and the factor of cosines and sines, by the papers."""
+    plain, rule = base ** (-np.arange(half) / half), json.loads(scaling or "{}")
+    kind, factor = rule.get("rope_type"), rule.get("factor", 1.0)
+    length = rule.get("original_max_position_embeddings")
+    if kind == "linear":
+        return plain / factor, 1.0
+    if kind == "divisors":
+        return plain / np.array(rule["divisors"]), 1.0
+    if kind == "llama3":
+        low, high = rule["low_freq_factor"], rule["high_freq_factor"]
+        wavelengths = 2 * np.pi / plain
+        part = (length / wavelengths - low) / (high - low)
+        between = (1 - part) * plain / factor + part * plain
+        long = np.where(wavelengths > length / low, plain / factor, between)
+        return np.where(wavelengths < length / high, plain, long), 1.0
+    if kind == "yarn":
+        low, high = (
+            half * np.log(length / (turns * 2 * np.pi)) / np.log(base) for turns in (32, 1)
+        )
+        low, high = max(np.floor(low), 0), min(np.ceil(high), 2 * half - 1)
+        ramp = np.clip((np.arange(half) - low) / max(high - low, 1e-3), 0, 1)
+        return plain * (1 - ramp) + plain / factor * ramp, 0.1 * np.log(factor) + 1
+    return plain, 1.0
+
+
+def rotate(x, base, scaling=""):
     """Turns component i of x [L, H] with i + H/2, as a complex number."""
     half = x.shape[-1] // 2
-    angles = np.outer(np.arange(len(x)), base ** (-np.arange(half) / half))
-    z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
+    turns, size = frequencies(half, base, scaling)
+    z = (x[:, :half] + 1j * x[:, half:]) * size * np.exp(1j * np.outer(np.arange(len(x)), turns))
     return np.concatenate([z.real, z.imag], axis=-1)
 
 
-def attention(x, tensors, prefix, sizes):
+def attention(x, tensors, prefix, sizes, window=0):
     """[L, D] through q, k, v and o of `prefix`, each [outputs, inputs], one head at a time."""
-    heads, kv_heads, base = sizes["heads"], sizes["kv_heads"], sizes["rope_base"]
+    heads, kv_heads = sizes["heads"], sizes["kv_heads"]
+    base, scaling = sizes["rope_base"], sizes.get("rope_scaling", "")
+    if window and sizes.get("window_rope_base"):
+        base, scaling = sizes["window_rope_base"], ""
     q, k, v = (
-        np.split(x @ tensors[f"{prefix}.{name}_proj.weight"].T, count, -1)
+        np.split(product(x, tensors, f"{prefix}.{name}_proj"), count, -1)
         for name, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
     )
+    if sizes.get("query_key_norm"):
+        q = [norm(part, tensors[f"{prefix}.q_norm.weight"], sizes) for part in q]
+        k = [norm(part, tensors[f"{prefix}.k_norm.weight"], sizes) for part in k]
+    scale = sizes.get("query_scale") or q[0].shape[-1] ** -0.5
+    places = np.arange(len(x))
+    ago = places[:, None] - places[None]
+    visible = (ago >= 0) & (ago < (window or len(x)))
     mixed = []
     for i in range(heads):
         j = i * kv_heads // heads
-        scores = rotate(q[i], base) @ rotate(k[j], base).T / np.sqrt(q[i].shape[-1])
-        weights = np.exp(scores) * np.tri(len(x))
+        scores = rotate(q[i], base, scaling) @ rotate(k[j], base, scaling).T * scale
+        weights = np.exp(scores) * visible
         mixed.append(weights / weights.sum(-1, keepdims=True) @ v[j])
-    return np.concatenate(mixed, -1) @ tensors[f"{prefix}.o_proj.weight"].T
+    return product(np.concatenate(mixed, -1), tensors, f"{prefix}.o_proj")
+
+
+def product(x, tensors, name):
+    return x @ tensors[f"{name}.weight"].T + tensors.get(f"{name}.bias", 0)
+
+
+def activate(x, name):
+    if name == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return x / (1 + np.exp(-x))
 
 
 def forward(tensors, tokens, sizes):
     """The hidden states [L, D] after 0..depth layers, and the logits [L, V], of one text."""
     tensors = {name: np.asarray(x, np.float64) for name, x in tensors.items()}
-    states = [tensors["model.embed_tokens.weight"][tokens]]
+    embedding, four_norms = tensors["model.embed_tokens.weight"], sizes.get("post_norms")
+    states = [embedding[tokens] * sizes.get("embedding_scale", 1)]
+    windows = [int(part) for part in sizes.get("windows", "").split(",") if part] or [0]
     for i in range(sizes["depth"]):
-        at, x = f"model.layers.{i}.", states[-1]
+        at, x, window = f"model.layers.{i}.", states[-1], windows[i % len(windows)]
         y = norm(x, tensors[at + "input_layernorm.weight"], sizes)
-        x = x + attention(y, tensors, at + "self_attn", sizes)
-        y = norm(x, tensors[at + "post_attention_layernorm.weight"], sizes)
-        gate, up = (y @ tensors[f"{at}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ tensors[at + "mlp.down_proj.weight"].T
-        states.append(x)
+        y = attention(y, tensors, at + "self_attn", sizes, window)
+        if four_norms:
+            y = norm(y, tensors[at + "post_attention_layernorm.weight"], sizes)
+        x = x + y
+        name = "pre_feedforward_layernorm" if four_norms else "post_attention_layernorm"
+        y = norm(x, tensors[f"{at}{name}.weight"], sizes)
+        gate, up = (product(y, tensors, f"{at}mlp.{name}_proj") for name in ("gate", "up"))
+        y = activate(gate, sizes.get("activation")) * up
+        y = product(y, tensors, at + "mlp.down_proj")
+        if four_norms:
+            y = norm(y, tensors[at + "post_feedforward_layernorm.weight"], sizes)
+        states.append(x + y)
     normed = norm(states[-1], tensors["model.norm.weight"], sizes)
-    return states, normed @ tensors["lm_head.weight"].T
+    return states, normed @ tensors.get("lm_head.weight", embedding).T
 
 
 def adapter_logits(tensors, hidden, head, sizes):

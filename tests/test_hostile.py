@@ -178,6 +178,10 @@ def read_lock(path):
 
 
 # By name: the file that is written to, as a key of `wholes`, and what reads it.
+def check(folder):
+    llama.ModelFiles(folder).shapes()
+
+
 READERS = {
     "json": ("run/config.json", files.read_json),
     "config": ("run/config.json", lambda path: Workdir(path.parent).config()),
@@ -195,9 +199,12 @@ READERS = {
     "results": ("run/results.csv", results.read_csv),
     "manifest": ("run/manifest.json", read_manifest),
     "lock": ("run/lock.json", read_lock),
-    "llama config": ("llama/config.json", lambda path: llama.check(path.parent)),
+    "llama config": ("llama/config.json", lambda path: check(path.parent)),
     "llama tensors": ("llama/model.safetensors", lambda path: llama.read(path.parent)),
-    "llama index": ("llama/model.safetensors.index.json", lambda path: llama.check(path.parent)),
+    "llama index": (
+        "llama/model.safetensors.index.json",
+        lambda path: llama.ModelFiles(path.parent).shapes(),
+    ),
     "llama tokenizer": (
         "llama/tokenizer.json",
         lambda path: tokenizer.read_folder(path.parent, vocab_size=llama_folders.V),

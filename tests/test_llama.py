@@ -40,7 +40,7 @@ def save(folder, tensors):
 def test_what_goes_out_comes_back_bit_for_bit(decoder, folder):
     again = llama.read(folder)
     np.testing.assert_array_equal(again(TOKENS).logits, decoder(TOKENS).logits)
-    assert again.options == decoder.options == llama.read_config(folder)
+    assert again.options == decoder.options == llama.ModelFiles(folder).options
     jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(decoder))
 
 
@@ -64,7 +64,7 @@ def test_a_tied_head_is_the_embedding(folder, stored):
             llama.read(folder)
     llama_folders.change(folder / "config.json", tie_word_embeddings=True)
     again = llama.read(folder)
-    np.testing.assert_array_equal(again.head[...].T, tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(again.head_matrix.T, tensors["model.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
@@ -80,10 +80,10 @@ def test_half_precision_in_several_files_becomes_float32(folder, dtype):
     (folder / "other.safetensors").write_bytes(b"not of the index")
     again = llama.read(folder)
     assert {x.dtype for x in jax.tree.leaves(nnx.state(again))} == {np.dtype("float32")}
-    np.testing.assert_array_equal(again.head[...], tensors["lm_head.weight"].astype(np.float32).T)
+    np.testing.assert_array_equal(again.head_matrix, tensors["lm_head.weight"].astype(np.float32).T)
     (folder / "b.safetensors").unlink()
     with pytest.raises(ValueError, match=r"can't read .*b\.safetensors"):
-        llama.check(folder)
+        llama.ModelFiles(folder).shapes()
 
 
 def test_frequencies_that_old_llamas_store_are_left_out(decoder, folder):
@@ -96,29 +96,29 @@ def test_what_old_configs_leave_out_has_llamas_default(folder):
     path = folder / "config.json"
     keys = ("rope_theta", "rms_norm_eps", "num_key_value_heads", "hidden_act")
     llama_folders.change(path, **dict.fromkeys(keys))
-    options = llama.read_config(folder)
+    options = llama.ModelFiles(folder).options
     assert (options.rope_base, options.norm_epsilon, options.kv_heads) == (10000.0, 1e-6, 4)
     llama_folders.change(path, rope_parameters={"rope_type": "default", "rope_theta": 7.0})
-    assert llama.read_config(folder).rope_base == 7.0
+    assert llama.ModelFiles(folder).options.rope_base == 7.0
 
 
 def check_refusal(folder, message):
     with pytest.raises(ValueError, match=message) as error:
-        llama.check(folder)
+        llama.ModelFiles(folder).shapes()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model_type", "gpt2", "`model_type` must be llama, is 'gpt2'"),
-        ("rope_scaling", {"rope_type": "llama3"}, "must be of type default, .* is 'llama3'"),
-        ("rope_scaling", {"type": "linear"}, "must be of type default, .* is 'linear'"),
-        ("rope_parameters", {"rope_type": "yarn"}, "must be of type default, .* is 'yarn'"),
-        ("attention_bias", True, "must be False, .* is True"),
-        ("mlp_bias", True, "must be False"),
-        ("hidden_act", "gelu", "must be 'silu', .* is 'gelu'"),
-        ("head_dim", 16, "must be hidden_size / num_attention_heads = 8, is 16"),
+        ("model_type", "gpt2", "`model_type` must be one of llama, mistral, .*, is 'gpt2'"),
+        ("rope_scaling", {"rope_type": "dynamic"}, "`rope_scaling` must have a `rope_type` of"),
+        ("rope_scaling", {"type": "longrope"}, "`rope_scaling` must have .*, got 'longrope'"),
+        ("rope_parameters", {"rope_type": "linear"}, "`factor` of `rope_scaling` must be above 0"),
+        ("rope_scaling", [], "must be an object"),
+        ("hidden_act", "gelu", "must be one of silu, gelu_pytorch_tanh, is 'gelu'"),
+        ("head_dim", 7, "`head_width` must be even, got 7"),
+        ("partial_rotary_factor", 0.5, "must be 1.0, all that the decoder has"),
         ("quantization_config", {"bits": 4}, "must be None"),
         ("rms_norm_eps", 0, "must be a number above 0, is 0"),
         ("hidden_size", None, r"must be a whole number in 1\.\.1048576, is None"),
@@ -132,7 +132,7 @@ def test_a_key_that_the_decoder_lacks_is_named(folder, key, value, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_attention_heads", 3, "`heads` must divide the width 32"),
+        ("num_attention_heads", 3, "`kv_heads` must divide `heads` = 3, got 2"),
         ("intermediate_size", 41, r"mlp.gate_proj.weight is \[40, 32\], not \[41, 32\]"),
         ("num_hidden_layers", 3, r"lacks the tensor model.layers.2.input_layernorm.weight \[32\]"),
         ("num_hidden_layers", 1, r"holds model.layers.1\..* no place for"),

@@ -84,7 +84,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 def test_models_equal_the_reference(tokens, kv_heads):
     decoder, student = make_teacher(kv_heads=kv_heads), make_student("kangaroo")
     output, sizes = run(decoder, tokens, 2), dataclasses.asdict(decoder.options)
-    assert sizes == TEACHER | {"kv_heads": kv_heads, "vocab_size": V}
+    assert sizes.items() >= (TEACHER | {"kv_heads": kv_heads, "vocab_size": V}).items()
     tensors, of_adapter = llama.decoder_tensors(decoder), llama.adapter_tensors(student)
     drafts = draft(student, tokens, output)
     for row in range(B):

@@ -76,7 +76,7 @@ def tokenize(documents: Documents, bpe: Tokenizer) -> dict[str, Tokens]:
     splits = {}
     for split in SPLITS:
         parts = [
-            np.array([*ids, bpe.end_of_text], np.int32)
+            np.array([*bpe.begin, *ids, bpe.end_of_text], np.int32)
             for texts in _groups(getattr(documents, split))
             for ids in bpe.encode_batch(texts)
         ]

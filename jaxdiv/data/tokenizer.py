@@ -34,22 +34,30 @@ class Tokenizer:
     Attributes:
       vocab_size: number of tokens V.
       end_of_text: id of the token that ends each document.
+      begin: the id of the token that begins each text, in a list; empty if there is none.
       byte_lengths: [V], UTF-8 bytes that a token stands for; 0 for special tokens.
       fingerprint: 16 hexadecimal digits over vocabulary and merges.
 
     Raises:
-      ValueError: some text has no encoding, or there is no token `end_of_text`.
+      ValueError: some text has no encoding, or there is no token `end_of_text` or `begin`.
     """
 
-    def __init__(self, bpe: tokenizers.Tokenizer, end_of_text: str = END_OF_TEXT):
-        if bpe.token_to_id(end_of_text) is None:
-            raise ValueError(f"there is no token {end_of_text}")
+    def __init__(
+        self,
+        bpe: tokenizers.Tokenizer,
+        end_of_text: str = END_OF_TEXT,
+        begin: str | None = None,
+    ):
+        for token in (end_of_text, *([begin] if begin else [])):
+            if bpe.token_to_id(token) is None:
+                raise ValueError(f"there is no token {token}")
         bpe.encode_special_tokens = True
         bpe.no_padding()
         bpe.no_truncation()
-        self._bpe, self._end_token = bpe, end_of_text
+        self._bpe, self._end_token, self._begin_token = bpe, end_of_text, begin
         self.vocab_size: int = bpe.get_vocab_size()
         self.end_of_text: int = bpe.token_to_id(end_of_text)
+        self.begin: list[int] = [bpe.token_to_id(begin)] if begin else []
         text = bpe.to_str()
         self.byte_lengths: Int32[np.ndarray, " V"] = _byte_lengths(bpe, json.loads(text))
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -85,18 +93,21 @@ class Tokenizer:
         if path_of_settings.exists():
             settings = files.read_json(path_of_settings)
         try:
-            return cls(bpe, settings["eos_token"])
-        except (ValueError, TypeError, KeyError) as error:
+            begin = settings.get("bos_token") if settings.get("add_bos_token") else None
+            return cls(bpe, settings["eos_token"], begin)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the JSON of `tokenizers`, and beside it the token that ends texts, atomically."""
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end_token}
+        if self._begin_token:
+            settings |= {"bos_token": self._begin_token, "add_bos_token": True}
         files.write_json(files.path_of(path).with_name(SETTINGS), settings)
         files.write_text(path, self._bpe.to_str())
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text`, without an end of text."""
+        """Returns the ids of `text`, without tokens that begin or end it."""
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -171,7 +182,8 @@ def read_folder(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
 
     It has unused tokens for rows that only the model has. The end of text is the `eos_token` of
     tokenizer_config.json, or else the (first) `eos_token_id` of generation_config.json or of
-    config.json.
+    config.json. A token begins each text if the tokenizer puts one before it by itself, or if
+    tokenizer_config.json has `add_bos_token`.
 
     Args:
       folder: with tokenizer.json.
@@ -186,23 +198,58 @@ def read_folder(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{path} is not there; a teacher comes with its tokenizer")
     bpe = read_bpe(path)
+    return complete(
+        bpe,
+        _end_of_text(folder, bpe),
+        _begin(folder, bpe),
+        vocab_size=vocab_size,
+        path=path,
+        model=folder / _MODEL,
+    )
+
+
+def complete(
+    bpe: tokenizers.Tokenizer,
+    end_of_text: str,
+    begin: str | None,
+    *,
+    vocab_size: int,
+    path: pathlib.Path,
+    model: pathlib.Path,
+) -> Tokenizer:
+    """Adds unused tokens for rows that only the model has.
+
+    Raises ValueError, naming the tokenizer's `path`, if it has more tokens than the `model`, leaves
+    ids out or can't be used.
+    """
     size = bpe.get_vocab_size()
     if size > vocab_size:
         raise ValueError(
-            f"{path} has {size} tokens, more than the `vocab_size` {vocab_size} of "
-            f"{folder / _MODEL}"
+            f"{path} has {size} tokens, more than the `vocab_size` {vocab_size} of {model}"
         )
     missing = next((i for i in range(size) if bpe.id_to_token(i) is None), None)
     if missing is not None:
         raise ValueError(f"{path} has {size} tokens, but none with the id {missing}")
-    end_of_text = _end_of_text(folder, bpe)
     bpe.add_special_tokens(
         [tokenizers.AddedToken(f"<|unused {i}|>", special=True) for i in range(size, vocab_size)]
     )
     try:
-        return Tokenizer(bpe, end_of_text)
+        return Tokenizer(bpe, end_of_text, begin)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _begin(folder: pathlib.Path, bpe: tokenizers.Tokenizer) -> str | None:
+    """Returns the token that begins every text, or None."""
+    plain, whole = (bpe.encode("a", add_special_tokens=special).ids for special in (False, True))
+    before = whole[: len(whole) - len(plain)]
+    if before and whole[len(before) :] == plain:
+        return bpe.id_to_token(before[0])
+    settings = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    settings = settings if isinstance(settings, dict) else {}
+    token = settings.get("bos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if settings.get("add_bos_token") is True and isinstance(token, str) else None
 
 
 def _end_of_text(folder: pathlib.Path, bpe: tokenizers.Tokenizer) -> str:

@@ -1,6 +1,7 @@
 """Registry of the models that a run's config names by their `kind`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from jaxdiv.models.classifier import Classifier, ClassifierStudent
 from jaxdiv.models.decoder import Decoder
 from jaxdiv.models.kangaroo import KangarooAdapter
-from jaxdiv.models.layers import DecoderOptions
+from jaxdiv.models.layers import FAMILY_OPTIONS, DecoderOptions
 from jaxdiv.models.student import DecoderStudent, Student
 
 CLASSIFIER, KANGAROO = "classifier", "kangaroo"
@@ -19,10 +20,13 @@ def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | 
     """Builds the teacher of `config`: a classifier if its `kind` says so, else a decoder.
 
     A decoder reads depth, width, heads, kv_heads, mlp_width, padded_vocabulary, rope_base,
-    norm_epsilon and dtype; a classifier channels, depth, width, norm_epsilon and dtype.
+    norm_epsilon and dtype, and those of `FAMILY_OPTIONS` that are there; a classifier channels,
+    depth, width, norm_epsilon and dtype.
     """
-    build = _classifier if config.get("kind") == CLASSIFIER else _decoder
-    return build(config, config, vocab_size, rngs)
+    if config.get("kind") == CLASSIFIER:
+        return _classifier(config, config, vocab_size, rngs)
+    family = {key: config[key] for key in FAMILY_OPTIONS if key in config}
+    return _decoder(config, config, vocab_size, rngs, **family)
 
 
 def build_student(
@@ -47,12 +51,14 @@ def build_student(
     return STUDENTS[kind](config, teacher_config, vocab_size, rngs)
 
 
-def _decoder(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder:
+def _decoder(
+    config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs, **family: Any
+) -> Decoder:
     """Builds a decoder of `config`'s sizes; `shared`, the teacher's config, has the rest."""
     sizes = {key: config[key] for key in ("depth", "width", "heads", "kv_heads", "mlp_width")}
     numerics = ("padded_vocabulary", "rope_base", "norm_epsilon", "dtype")
     sizes |= {key: shared[key] for key in numerics}
-    return Decoder(DecoderOptions(vocab_size=vocab_size, **sizes), rngs=rngs)
+    return Decoder(DecoderOptions(vocab_size=vocab_size, **sizes, **family), rngs=rngs)
 
 
 def _classifier(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> Classifier:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxdiv.models import meshes
+from jaxdiv.models import meshes, rotary
 from jaxdiv.models.layers import (
     Activations,
     Block,
@@ -22,6 +23,7 @@ from jaxdiv.models.layers import (
     layout,
     multiply,
 )
+from jaxdiv.models.rotary import Rotary
 
 TokenIds = Int[Array | np.ndarray, "B L"]
 Cache = tuple[LayerCache, ...]  # one entry a layer
@@ -53,8 +55,8 @@ class TeacherOutput:
 
 
 class Decoder(nnx.Module):
-    """RMSNorm, rotary positions, grouped-query attention and SwiGLU, without biases, the head
-    untied (Llama).
+    """RMSNorm, rotary positions, grouped-query attention and a gated MLP: a Llama, or another
+    family by its options.
 
     Parameters are float32, and those of the layers are stacked on a first axis. Activations have
     the options' type; norms, softmax and logits are computed in float32.
@@ -73,7 +75,8 @@ class Decoder(nnx.Module):
         make_layers = nnx.vmap(lambda key: Block(options, rngs=nnx.Rngs(key)))
         self.layers = make_layers(jax.random.split(rngs.params(), self.depth))
         self.norm = nnx.RMSNorm(width, epsilon=options.norm_epsilon, dtype=self.dtype, rngs=rngs)
-        self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
+        if not options.tied_head:
+            self.head = nnx.Param(jax.random.normal(rngs.params(), (width, rows)) * width**-0.5)
 
     def __call__(self, tokens: TokenIds, *, exit_layer: int | None = None) -> TeacherOutput:
         """Returns every position's features and, with `exit_layer` in 1..depth, its hidden state
@@ -94,11 +97,19 @@ class Decoder(nnx.Module):
         self, features: Activations | None = None, hidden: Activations | None = None
     ) -> TeacherOutput:
         """Returns these with the head, which is all that a student needs to draft."""
-        return TeacherOutput(features, hidden, self.head[...], self.vocab_size)
+        return TeacherOutput(features, hidden, self.head_matrix, self.vocab_size)
+
+    @property
+    def head_matrix(self) -> Float[Array, "D P"]:
+        """The output matrix: the head, or the transposed embedding."""
+        return self.embedding[...].T if self.options.tied_head else self.head[...]
 
     def embed(self, tokens: TokenIds) -> Activations:
         embedding = meshes.gather_width(self.embedding[...], self.dtype)
-        return meshes.shard_rows(jnp.take(embedding, tokens, axis=0).astype(self.dtype))
+        rows = jnp.take(embedding, tokens, axis=0).astype(self.dtype)
+        if self.options.embedding_scale != 1:
+            rows = rows * jnp.asarray(self.options.embedding_scale, self.dtype)
+        return meshes.shard_rows(rows)
 
     def run_layers(
         self,
@@ -125,27 +136,52 @@ class Decoder(nnx.Module):
                 f"`start` and `stop` must be in order in 0..{self.depth}, got {start} and {stop}"
             )
         entries = [None] * self.depth if cache is None else list(cache)
-        rotary = {"head_width": self.head_width, "rope_base": self.options.rope_base}
-        tokens = layout(hidden, cache=entries[0], **rotary, **where)
+        windows = self.options.layer_windows
+        kinds = sorted(set(windows))
+        layouts = [
+            layout(hidden, self._rotary(window), window=window, cache=entries[0], **where)
+            for window in kinds
+        ]
         if cache is None and not isinstance(self.layers, nnx.List):
-            return self._scan_layers(hidden, start, stop, tokens), None
+            numbers = np.array([kinds.index(window) for window in windows[start:stop]])
+            return self._scan_layers(hidden, start, stop, layouts, numbers), None
         for i in range(start, stop):
+            tokens = layouts[kinds.index(windows[i])]
             hidden, entries[i] = self._layer(i)(hidden, tokens, entries[i])
         return hidden, None if cache is None else tuple(entries)
 
+    def _rotary(self, window: int) -> Rotary:
+        """Returns the rotary positions of layers with this window."""
+        options = self.options
+        if window and options.window_rope_base:
+            return Rotary(options.head_width, options.window_rope_base)
+        rule = rotary.parse(options.rope_scaling, options.head_width)
+        return Rotary(options.head_width, options.rope_base, rule)
+
     def _scan_layers(
-        self, hidden: Activations, start: int, stop: int, tokens: Layout
+        self,
+        hidden: Activations,
+        start: int,
+        stop: int,
+        layouts: Sequence[Layout],
+        numbers: np.ndarray,
     ) -> Activations:
+        """Runs layers without a cache; `numbers` [n] say which layout each of them has."""
         graphdef, params = nnx.split(self.layers)
+        several = len(layouts) > 1
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layouts) if several else layouts[0]
 
         # The gradient keeps only the outputs of the GEMMs: everything between them is cheaper to
         # compute again.
         @functools.partial(jax.checkpoint, policy=_GEMM_OUTPUTS, prevent_cse=False)
         def body(hidden, layer):
+            layer, number = layer
+            tokens = jax.tree.map(lambda x: x[number], stacked) if several else stacked
             layer = nnx.merge(graphdef, meshes.gather_layer(layer, self.dtype))
             return meshes.shard_rows(layer(meshes.shard_rows(hidden), tokens)[0]), None
 
-        return jax.lax.scan(body, hidden, jax.tree.map(lambda x: x[start:stop], params))[0]
+        layers = jax.tree.map(lambda x: x[start:stop], params)
+        return jax.lax.scan(body, hidden, (layers, numbers if several else None))[0]
 
     def _layer(self, i: int) -> Block:
         if isinstance(self.layers, nnx.List):
@@ -172,7 +208,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Activations) -> Float[Array, "B L V"]:
         """Applies final norm and head; float32."""
-        return project(self.norm(hidden), self.head[...], self.vocab_size)
+        return project(self.norm(hidden), self.head_matrix, self.vocab_size)
 
 
 def project(

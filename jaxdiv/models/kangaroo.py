@@ -8,7 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, TokenIds
-from jaxdiv.models.layers import Activations, Attention, LayerCache, empty_cache, layout
+from jaxdiv.models.layers import (
+    Activations,
+    Attention,
+    AttentionOptions,
+    LayerCache,
+    empty_cache,
+    layout,
+)
+from jaxdiv.models.rotary import Rotary
 from jaxdiv.models.student import Drafter
 
 
@@ -32,9 +40,8 @@ class KangarooAdapter(Drafter):
     ):
         self.exit_layer, self.rope_base, self.dtype = exit_layer, rope_base, jnp.dtype(dtype)
         self.attention_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
-        self.attention = Attention(
-            width=width, heads=heads, kv_heads=kv_heads, dtype=self.dtype, rngs=rngs
-        )
+        options = AttentionOptions(width, heads, kv_heads, dtype=self.dtype)
+        self.attention = Attention(options, rngs=rngs)
         self.norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
 
     def features(self, tokens: TokenIds, teacher: TeacherOutput) -> Activations:
@@ -68,14 +75,14 @@ class KangarooAdapter(Drafter):
         cache: LayerCache | None = None,
         **where: jax.Array,
     ) -> tuple[Activations, LayerCache | None]:
-        rotary = {"head_width": self.attention.head_width, "rope_base": self.rope_base}
         hidden = hidden.astype(self.dtype)
-        tokens = layout(hidden, cache=cache, **rotary, **where)
+        turns = Rotary(self.attention.head_width, self.rope_base)
+        tokens = layout(hidden, turns, cache=cache, **where)
         mixed, cache = self.attention(self.attention_norm(hidden), tokens, cache)
         return self.norm(hidden + mixed), cache
 
     def check_target(self, target: Decoder) -> None:
-        width, target_width = self.norm.num_features, target.head.shape[0]
+        width, target_width = self.norm.num_features, target.options.width
         if width != target_width or self.exit_layer > target.depth:
             raise ValueError(
                 f"the draft reads layer {self.exit_layer} of width {width}, but the target has "

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -58,25 +59,33 @@ class Tensors:
         with safe_open(self._path_of[name], framework="numpy") as file:
             return file.get_tensor(name).astype(np.float32)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises ValueError for the first tensor that is missing, surplus or of another shape."""
-        for name, shape in expected.items():
-            if name not in self.shapes:
-                raise ValueError(
-                    f"{self.files[0].parent} lacks the tensor {name} {list(shape)} that its "
-                    "config.json asks for"
-                )
-            if self.shapes[name] != shape:
-                raise ValueError(
-                    f"{self._path_of[name]}: {name} is {list(self.shapes[name])}, not "
-                    f"{list(shape)} as config.json has it"
-                )
-        for name in self.shapes:
-            if name not in expected:
-                raise ValueError(
-                    f"{self._path_of[name]} holds {name}, which the model of config.json has no "
-                    "place for"
-                )
+    def path_of(self, name: str) -> pathlib.Path:
+        """Returns the file that holds a tensor."""
+        return self._path_of[name]
+
+
+def check_shapes(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError for the first tensor that is missing, surplus or of another shape.
+
+    `tensors` has `shapes` and `files` as `Tensors`, and `path_of`.
+    """
+    for name, shape in expected.items():
+        if name not in tensors.shapes:
+            raise ValueError(
+                f"{tensors.files[0].parent} lacks the tensor {name} {list(shape)} that its "
+                "config.json asks for"
+            )
+        if tensors.shapes[name] != shape:
+            raise ValueError(
+                f"{tensors.path_of(name)}: {name} is {list(tensors.shapes[name])}, not "
+                f"{list(shape)} as config.json has it"
+            )
+    for name in tensors.shapes:
+        if name not in expected:
+            raise ValueError(
+                f"{tensors.path_of(name)} holds {name}, which the model of config.json has no "
+                "place for"
+            )
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

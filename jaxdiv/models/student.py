@@ -89,7 +89,7 @@ class DecoderStudent(Drafter):
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
         """Returns the student's own head."""
-        return self.decoder.head[...]
+        return self.decoder.head_matrix
 
     def init_cache(self, batch: int, length: int) -> Cache:
         return self.decoder.init_cache(batch, length)

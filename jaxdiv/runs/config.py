@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxdiv import models
-from jaxdiv.models.layers import check_heads
+from jaxdiv.models.layers import FAMILY_OPTIONS, DecoderOptions, check_heads
 from jaxdiv.runs import config_keys
 from jaxdiv.runs.config_keys import ConfigKey, check_value
 from jaxdiv.runs.specs import RunSpec, parse_learning_rates
@@ -85,12 +85,15 @@ def _check_texts(run: RunSpec, values: Mapping[str, Any]) -> None:
             "`config.student.exit_layer` must be at most `config.teacher.depth` = "
             f"{teacher.depth}, got {student.exit_layer}"
         )
-    widths = {"teacher": teacher.width, "student": teacher.width if kangaroo else student.width}
-    for name, width in widths.items():
-        try:
-            check_heads(width, values[f"{name}.heads"], values[f"{name}.kv_heads"])
-        except ValueError as error:
-            raise ValueError(f"config.{name}: {error}") from None
+    keys = (*config_keys.DECODER_SIZES, *FAMILY_OPTIONS)
+    options = {key: values[f"teacher.{key}"] for key in keys}
+    name = "teacher"
+    try:
+        DecoderOptions(vocab_size=run.data.vocabulary, **options)
+        name = "student"
+        check_heads(teacher.width if kangaroo else student.width, student.heads, student.kv_heads)
+    except ValueError as error:
+        raise ValueError(f"config.{name}: {error}") from None
     if run.data.context != config_keys.CORPUS:
         _check_below(values, "data.context_prompt", "data.sequence_length")
         if run.on_policy is None:
@@ -114,6 +117,18 @@ def defaults(keys: Mapping = _TREE) -> dict[str, Any]:
     return {
         name: defaults(key) if isinstance(key, dict) else key.default for name, key in keys.items()
     }
+
+
+def completed(config: Mapping, keys: Mapping = _TREE) -> dict[str, Any]:
+    """Returns a run's config with the defaults of keys that it was begun without.
+
+    A new key's default is what runs did before there was the key.
+    """
+    config = defaults(keys) | dict(config)
+    for name, key in keys.items():
+        if isinstance(key, dict) and isinstance(config[name], Mapping):
+            config[name] = completed(config[name], key)
+    return config
 
 
 def check_each(config: Mapping) -> None:

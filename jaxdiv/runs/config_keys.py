@@ -97,7 +97,7 @@ def whole(low: int, high: float = math.inf) -> KeyRule:
 
 def one_of(*names: str) -> KeyRule:
     """Returns the rule for one of some names."""
-    return KeyRule("one of " + ", ".join(names), lambda v: v in names)
+    return KeyRule("one of " + ", ".join(name or "empty" for name in names), lambda v: v in names)
 
 
 def some_of(names: tuple[str, ...]) -> KeyRule:
@@ -118,6 +118,7 @@ TEMPERATURES = KeyRule(
     "different finite numbers of at least 0 (greedy), separated by commas",
     lambda v: 0 < len(v) == len(set(v)) and all(_is_number(t) and t >= 0 for t in v),
 )
+SWITCH = KeyRule("True or False", lambda v: isinstance(v, bool))
 TEXT = KeyRule("text", lambda v: isinstance(v, str))
 NAME = KeyRule("text that is not empty", lambda v: isinstance(v, str) and v.strip() != "")
 DEVICES = KeyRule(

@@ -16,6 +16,7 @@ import jaxdiv
 from jaxdiv import models, schema
 from jaxdiv.acceptance import RULES
 from jaxdiv.models.builders import STUDENTS
+from jaxdiv.models.layers import ACTIVATIONS, BIASES
 from jaxdiv.runs import config_keys
 from jaxdiv.runs.config_keys import (
     DECAY,
@@ -25,6 +26,7 @@ from jaxdiv.runs.config_keys import (
     NOT_NEGATIVE,
     POSITIVE,
     REST,
+    SWITCH,
     TEXT,
     key,
     one_of,
@@ -147,6 +149,18 @@ class TeacherSpec:
     padded_vocabulary: int = key(0, whole(0, 2**24), "Rows of embedding and head; 0: no padding.")
     rope_base: float = key(10000.0, POSITIVE, "Base of the rotary positions.")
     norm_epsilon: float = key(1e-5, POSITIVE, "Epsilon of all norms, also the students'.")
+    head_width: int = key(0, whole(0), "Width of an attention head; 0: width / heads.")
+    tied_head: bool = key(False, SWITCH, "The head is the transposed embedding.")
+    rope_scaling: str = key("", TEXT, "JSON of transformers' `rope_parameters`; empty for none.")
+    windows: str = key("", TEXT, "Last tokens that layers see, repeating, as `512,512,0`; 0: all.")
+    window_rope_base: float = key(0.0, NOT_NEGATIVE, "Base in layers with a window; 0: the same.")
+    attention_bias: str = key("", one_of(*BIASES), "Products of attention with a bias.")
+    mlp_bias: bool = key(False, SWITCH, "The products of the MLP have a bias.")
+    query_key_norm: bool = key(False, SWITCH, "Queries and keys have a norm.")
+    post_norms: bool = key(False, SWITCH, "Attention and MLP have a norm after them, too.")
+    activation: str = key("silu", one_of(*ACTIVATIONS), "Activation of the MLP's gate.")
+    query_scale: float = key(0.0, NOT_NEGATIVE, "Factor of attention scores; 0: by the width.")
+    embedding_scale: float = key(1.0, POSITIVE, "Factor of the embedding.")
     steps: int = key(500, whole(1), "Training steps.")
     batch_size: int = key(24, whole(1), "Rows per batch.")
     optimizer: OptimizerSpec = dataclasses.field(

@@ -67,7 +67,7 @@ class Workdir:
             raise FileNotFoundError(
                 f"{self.root} is not the folder of a run: it has no config.json"
             )
-        config = _read_object(self._config)
+        config = run_config.completed(_read_object(self._config))
         try:
             run_config.check(config)
         except ValueError as error:

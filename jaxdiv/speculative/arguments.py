@@ -88,7 +88,7 @@ def check_memory(
             f"{count:,} probabilities of {models}, more than {MAX_NUMBERS:,}; decode fewer texts "
             "at once or draft less"
         )
-    heads = target.head.shape[0] // target.head_width
+    heads = target.options.heads
     count = batch * heads * longest**2
     if count > MAX_NUMBERS:
         raise ValueError(

@@ -74,7 +74,7 @@ class BatchSampling(NamedTuple):
 
 
 def places(tree: Tree, nodes: np.ndarray, last: Int[Array, " B"], slots: int) -> dict[str, Array]:
-    """Returns positions, slots and visibility of a tree's nodes, for `Decoder.run_layers`.
+    """Returns positions, slots and visibility of a tree's nodes, as of `layers.layout`.
 
     A node sees the text and its ancestors.
 
@@ -87,9 +87,12 @@ def places(tree: Tree, nodes: np.ndarray, last: Int[Array, " B"], slots: int) ->
     positions = last[:, None] + jnp.asarray(tree.depths)[nodes][None]
     node_at = jnp.arange(slots)[None, :] - last[:, None]
     inside = (node_at >= 0) & (node_at <= tree.size)
-    ancestors = jnp.asarray(tree.ancestors)[nodes][:, jnp.clip(node_at, 0, tree.size)]
+    node = jnp.clip(node_at, 0, tree.size)
+    ancestors = jnp.asarray(tree.ancestors)[nodes][:, node]
+    depth_at = jnp.where(inside, jnp.asarray(tree.depths)[node], node_at)
     return {
         "positions": positions,
+        "slot_positions": last[:, None] + depth_at,
         "slots": last[:, None] + jnp.asarray(nodes)[None],
         "visible": jnp.where(inside[:, None], ancestors.swapaxes(0, 1), node_at[:, None] < 0),
     }

@@ -1,4 +1,4 @@
-"""Pretrained teachers: another run's, or an HF folder of the Llama family.
+"""Pretrained teachers: another run's, an HF folder, or a GGUF file.
 
 A new source is one class with the methods of `RunSource` and one line in `find`.
 """
@@ -6,7 +6,6 @@ A new source is one class with the methods of `RunSource` and one line in `find`
 import copy
 import hashlib
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +13,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxdiv import files
-from jaxdiv.data import tokenizer
+from jaxdiv.data import gguf_tokenizer, tokenizer
 from jaxdiv.data.tokenizer import FILE, Tokenizer
 from jaxdiv.models import llama
+from jaxdiv.models.layers import FAMILY_OPTIONS
 from jaxdiv.runs import config as run_config
 from jaxdiv.runs import progress, step_folders
 from jaxdiv.runs.checkpoints import Checkpoints
@@ -27,7 +27,10 @@ from jaxdiv.training import sharding, state
 
 SOURCE, SOURCE_FINGERPRINT = "teacher taken from", "fingerprint of the teacher's files"  # facts
 # Keys of `config.teacher` that describe the model.
-_MODEL_KEYS = ("kind", *DECODER_SIZES, "padded_vocabulary", "rope_base", "norm_epsilon")
+_MODEL_KEYS = (
+    *("kind", *DECODER_SIZES, "padded_vocabulary", "rope_base", "norm_epsilon"),
+    *FAMILY_OPTIONS,
+)
 
 
 class RunSource:
@@ -68,41 +71,43 @@ class RunSource:
         return {SOURCE: str(self.run.root), SOURCE_FINGERPRINT: fingerprint}
 
 
-class LlamaSource:
-    """Model and tokenizer of an HF folder of the Llama family; the methods of `RunSource`."""
+class ModelSource:
+    """Model and tokenizer of an HF folder or a GGUF file; the methods of `RunSource`."""
 
     run = None
 
     def __init__(self, path: str | os.PathLike):
         if files.in_bucket(path):
-            raise ValueError(f"{path}: a Llama folder is read from this machine alone; copy it")
-        self.folder = pathlib.Path(path)
-        self._options = llama.read_config(path)
+            raise ValueError(f"{path}: a model is read from this machine alone; copy it")
+        self._model = llama.ModelFiles(path)
 
     def checked_sizes(self) -> dict[str, Any]:
-        llama.check(self.folder)
+        self._model.shapes()
         self.tokenizer()
-        options = {"kind": "decoder", **vars(self._options)}
+        options = {"kind": "decoder", **vars(self._model.options)}
         keys = {f"teacher.{key}": options[key] for key in _MODEL_KEYS}
-        return {**keys, "data.vocabulary": self._options.vocab_size}
+        return {**keys, "data.vocabulary": self._model.options.vocab_size}
 
     def tokenizer(self) -> Tokenizer:
-        return tokenizer.read_folder(self.folder, vocab_size=self._options.vocab_size)
+        path, vocab_size = self._model.path, self._model.options.vocab_size
+        if llama.is_gguf(path):
+            return gguf_tokenizer.read(self._model.tensors.fields, path, vocab_size=vocab_size)
+        return tokenizer.read_folder(path, vocab_size=vocab_size)
 
     def params(self, dtype: str, mesh: Mesh) -> Any:
-        _, params = llama.read_split(self.folder, dtype=dtype)
+        _, params = self._model.read_split(dtype)
         return sharding.put(jax.tree.map(lambda x: x[None], params), mesh)
 
     def facts(self) -> dict[str, str]:
-        digest = hashlib.sha256()
-        names = (self.folder / llama.CONFIG, self.folder / FILE)
-        for path in (*names, *llama.weight_files(self.folder)):
-            with path.open("rb") as file:
+        digest, path = hashlib.sha256(), self._model.path
+        tokenizers = [] if llama.is_gguf(path) else [path / FILE]
+        for file_path in (*tokenizers, *self._model.files):
+            with file_path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        return {SOURCE: str(self.folder), SOURCE_FINGERPRINT: digest.hexdigest()[:16]}
+        return {SOURCE: str(path), SOURCE_FINGERPRINT: digest.hexdigest()[:16]}
 
 
-TeacherSource = RunSource | LlamaSource
+TeacherSource = RunSource | ModelSource
 
 
 def find(path: str | os.PathLike) -> TeacherSource:
@@ -110,7 +115,7 @@ def find(path: str | os.PathLike) -> TeacherSource:
     config_path = files.path_of(path) / llama.CONFIG
     config = files.read_json(config_path) if config_path.is_file() else None
     is_hf_folder = isinstance(config, dict) and "model_type" in config
-    return LlamaSource(path) if is_hf_folder else RunSource(path)
+    return ModelSource(path) if is_hf_folder or llama.is_gguf(path) else RunSource(path)
 
 
 def resolve(config: Mapping, workdir: Workdir, *, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,9 +169,8 @@ def _pretrained(config: Mapping, workdir: Workdir) -> tuple[str, dict[str, Any]]
                     return path, _sizes(run)
     if not path:
         return "", {}
-    source = find(path)
     try:
-        return path, source.checked_sizes()
+        return path, find(path).checked_sizes()
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"`config.teacher.checkpoint`: {error}") from None
 

@@ -50,7 +50,9 @@ def train(*objectives, start=None):
 
     count = len(objectives)
     step = training_step.make_step(
-        teacher_forward=lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=1),
+        teacher_forward=lambda params, batch: teacher.with_params(params)(
+            batch["inputs"], exit_layer=1
+        ),
         objectives=means,
         fuse_losses=lambda shared: True,
         optimizers=[optimizer] * count,

@@ -32,8 +32,8 @@ LOSSES = ["tv", "0.5*kl + 0.5*ce_data"]
 def step_of(drafters, frozen, **options):
     """A step of SGD at rate 1, whose change of the parameters is the gradient."""
     return training_step.make_step(
-        teacher_forward=lambda params, inputs: objectives.teacher_outputs(
-            frozen.with_params(params)(inputs, exit_layer=1)
+        teacher_forward=lambda params, batch: objectives.teacher_outputs(
+            frozen.with_params(params)(batch["inputs"], exit_layer=1)
         ),
         objectives=objectives.for_students(drafters, LOSSES, temperature=1.5),
         fuse_losses=lambda outputs: not outputs.is_dense,

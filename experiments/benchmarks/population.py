@@ -75,9 +75,9 @@ def training_step(
 def measure(setup: RandomSetup, sizes: list[int], rounds: int) -> dict:
     """Returns median seconds of the parts by name, and of each population's step by its size."""
     forward = jax.jit(students.teacher_outputs(setup.untrained_students(1)[1], setup.teacher))
-    outputs = forward(setup.teacher.params, setup.batch["inputs"])
+    outputs = forward(setup.teacher.params, setup.batch)
     contestants = {
-        "teacher pass": lambda: forward(setup.teacher.params, setup.batch["inputs"]),
+        "teacher pass": lambda: forward(setup.teacher.params, setup.batch),
         "student step": training_step(setup, 1, lambda outputs, _: outputs, outputs),
         "plain gradient": plain_gradient(setup, outputs),
     }

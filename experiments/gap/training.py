@@ -19,7 +19,7 @@ from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import loop, sharding, students
 from jaxdiv.training.run_data import TextData
 from jaxdiv.training.state import Model, TrainState
-from jaxdiv.training.step import Step, make_optimizer, make_step
+from jaxdiv.training.step import Batch, Step, make_optimizer, make_step
 
 # View to what a student reads, tokens [B, L] and of the teacher, and the logits [B, L, V] that it
 # learns from.
@@ -116,7 +116,7 @@ class VariantTrainer:
         def objective(change, loss, params, batch, passes):
             if change.trains == causes.TEACHER:
                 forward = self._teacher_passes([change.view])
-                passes = forward(params[causes.TEACHER], batch["inputs"])
+                passes = forward(params[causes.TEACHER], batch)
                 params = params[causes.STUDENT]
             inputs, output, target, weights = student_batch(change.view, passes, batch)
             logits = self.drafter(change.trains).with_params(params)(inputs, output)
@@ -135,15 +135,16 @@ class VariantTrainer:
             mesh=self.mesh,
         )
 
-    def _teacher_passes(self, views: Iterable[str]) -> Callable[[Any, jax.Array], TeacherPasses]:
-        """Returns a function (teacher's parameters, inputs [B, L]) -> the passes that the students
-        of `views` need."""
+    def _teacher_passes(self, views: Iterable[str]) -> Callable[[Any, Batch], TeacherPasses]:
+        """Returns a function (teacher's parameters, batch) -> the passes that the students of
+        `views` need."""
         forward = students.teacher_forward(self.students, self.teacher)
         views, exit_layer = set(views), self.spec.student.exit_layer
         deeper = exit_layer < self.spec.teacher.depth
         other_layer = exit_layer + 1 if deeper else exit_layer - 1
 
-        def passes(params, inputs):
+        def passes(params, batch):
+            inputs = batch["inputs"]
             output = forward(params, inputs)
             by_view = {causes.UNCHANGED: (inputs, output, output.logits)}
             if causes.OTHER_LAYER in views:

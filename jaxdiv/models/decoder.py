@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,12 +42,15 @@ class TeacherOutput:
       hidden: [B, L, D] after the exit layer, before any further norm; None without an exit layer.
       head: [D, P], the output matrix.
       vocab_size: V <= P, the number of tokens; the head's other columns are padding.
+      normalizer: [B, L] float32, the log-sum-exp of all tokens' logits over the distillation
+        temperature, which a cache of teacher outputs holds; None from a pass.
     """
 
     features: Any
     hidden: Any
     head: Any
     vocab_size: int = dataclasses.field(metadata={"static": True})
+    normalizer: Any = None
 
     @property
     def logits(self) -> Float[Array, "B L V"]:
@@ -81,17 +85,26 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: TokenIds, *, exit_layer: int | None = None) -> TeacherOutput:
         """Returns every position's features and, with `exit_layer` in 1..depth, its hidden state
         after that many layers."""
-        if exit_layer is not None and not 1 <= exit_layer <= self.depth:
-            raise ValueError(
-                f"`exit_layer` must be in 1..{self.depth}, the decoder's depth, got {exit_layer}"
-            )
-        hidden = self.embed(tokens)
-        exit_hidden = None
-        if exit_layer is not None:
-            hidden, _ = self.run_layers(hidden, 0, exit_layer)
-            exit_hidden = hidden
-        hidden, _ = self.run_layers(hidden, exit_layer or 0, self.depth)
-        return self.output(features=self.norm(hidden), hidden=exit_hidden)
+        features, states = self.states(tokens, () if exit_layer is None else (exit_layer,))
+        return self.output(features=features, hidden=states.get(exit_layer))
+
+    def states(
+        self, tokens: TokenIds, layers: Sequence[int]
+    ) -> tuple[Activations, dict[int, Activations]]:
+        """Returns every position's features, and its hidden states after some layers.
+
+        `layers` are ascending, each in 1..depth.
+        """
+        for layer in layers:
+            if not 1 <= layer <= self.depth:
+                raise ValueError(
+                    f"`exit_layer` must be in 1..{self.depth}, the decoder's depth, got {layer}"
+                )
+        hidden, states = self.embed(tokens), {}
+        for start, stop in itertools.pairwise((0, *layers, self.depth)):
+            hidden, _ = self.run_layers(hidden, start, stop)
+            states[stop] = hidden
+        return self.norm(hidden), {layer: states[layer] for layer in layers}
 
     def output(
         self, features: Activations | None = None, hidden: Activations | None = None

@@ -75,7 +75,7 @@ def initial_state(stage: StageSpec, models: Model, mesh: Mesh | None = None) -> 
 
 def make_step(
     *,
-    teacher_forward: Callable[[Any, Array], Any],
+    teacher_forward: Callable[[Any, Batch], Any],
     objectives: Objectives,
     fuse_losses: Callable[[Any], bool],
     optimizers: Sequence[optax.GradientTransformation],
@@ -86,8 +86,8 @@ def make_step(
     """Builds `state, metrics = step(state, teacher, batch)`, jitted, with the state donated.
 
     Args:
-      teacher_forward: maps (teacher's parameters, inputs [B, L]) to the outputs that all students
-        share; it runs once a step.
+      teacher_forward: maps (teacher's parameters, batch) to the outputs that all students share;
+        it runs once a step.
       objectives: the losses of one seed's students. Each must depend on its own student's
         parameters alone.
       fuse_losses: decides from the teacher's outputs whether one call of `objectives` computes all
@@ -108,7 +108,7 @@ def make_step(
 
     def prepare(teacher, params, batch, step):
         batch = write(teacher, params, batch, step) if write else batch
-        return batch, jax.lax.stop_gradient(teacher_forward(teacher, batch["inputs"]))
+        return batch, jax.lax.stop_gradient(teacher_forward(teacher, batch))
 
     def step(state, teacher, batch):
         shared = None if batch_per_student else prepare(teacher, None, batch, state.step)

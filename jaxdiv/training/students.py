@@ -28,10 +28,10 @@ def teacher_forward(students: Model, teacher: Model) -> Callable:
 
 
 def teacher_outputs(students: Model, teacher: Model) -> Callable:
-    """Returns the function of (teacher's parameters, inputs [B, L]) that returns the
-    `TeacherOutputs` that all students share in training."""
+    """Returns the function of (teacher's parameters, batch) that returns the `TeacherOutputs` that
+    all students share in training."""
     forward = teacher_forward(students, teacher)
-    return lambda params, inputs: objectives.teacher_outputs(forward(params, inputs))
+    return lambda params, batch: objectives.teacher_outputs(forward(params, batch["inputs"]))
 
 
 def untrained(spec: RunSpec, vocab_size: int, mesh: Mesh | None = None) -> Model:
@@ -94,7 +94,7 @@ def train(
 
     @functools.partial(sharding.jit, mesh=mesh)
     def held_out_acceptance(groups, teacher_params, batch):
-        shared = forward(teacher_params, batch["inputs"])
+        shared = forward(teacher_params, batch)
         tv = [
             for_each_seed(lambda params: rejection([0], [params], batch, shared)[0], group, mesh)
             for group in groups
@@ -103,7 +103,7 @@ def train(
 
     @functools.partial(sharding.jit, mesh=mesh)
     def teacher_is_finite(teacher_params, batch):
-        target = forward(teacher_params, batch["inputs"]).target
+        target = forward(teacher_params, batch).target
         finite = [jnp.isfinite(part).all() for part in jax.tree.leaves(target)]
         return sharding.replicate(jnp.stack(finite).all(), mesh)
 

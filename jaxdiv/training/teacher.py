@@ -119,7 +119,7 @@ def _train(
 def step(stage: StageSpec, model: Model, *, mesh: Mesh | None = None) -> Step:
     """Returns the teacher's training step, on the next token alone."""
     return make_step(
-        teacher_forward=lambda _, inputs: None,
+        teacher_forward=lambda _, batch: None,
         objectives=lambda _, params, batch, shared: [
             _cross_entropy(model.with_params(params[0]), batch)
         ],

@@ -1,4 +1,4 @@
-"""Teachers other than dense logits: labels, the most probable classes, or samples.
+"""Teachers other than dense logits: labels, the most probable or chosen classes, or samples.
 
 A loss takes dense logits and log-probabilities as they are. Each class here is a pytree, which
 passes through `jit`, `vmap` and shardings like an array, and takes the teacher's place in a loss:
@@ -55,6 +55,27 @@ class TopK:
 
 
 @_pytree(meta=("temperature",))
+class Restricted:
+    """A teacher seen on the K classes that the student has, which can draft no others.
+
+    Acceptance losses take the teacher's true probabilities, so that q is 0 on the other classes:
+    acceptance is Σ_K min(p, q), at most p(K). Other losses take the teacher renormalized on the K
+    classes. Labels are positions among the K classes; one below 0 is of another class, and its row
+    has a value and gradient of 0 under losses on labels.
+
+    Attributes:
+      logits: [..., K], the teacher's, of the student's classes; hidden states beside a fused head.
+      normalizer: [...], the log-sum-exp of all of the teacher's logits, divided by `temperature`;
+        None if no acceptance loss reads it.
+      temperature: that of the normalizer, which must be the loss's.
+    """
+
+    logits: jax.Array
+    normalizer: jax.Array | None
+    temperature: float = 1.0
+
+
+@_pytree(meta=("temperature",))
 class Samples:
     """Classes drawn from the teacher.
 
@@ -71,6 +92,9 @@ class Samples:
     classes: jax.Array
     log_probabilities: jax.Array | None = None
     temperature: float = 1.0
+
+
+Target = Labels | TopK | Restricted | Samples  # a teacher other than dense logits
 
 
 def top_k(teacher_logits: jax.Array, k: int, *, temperature: float = 1.0) -> TopK:
@@ -97,6 +121,16 @@ def renormalized_top_k(teacher_logits: jax.Array, k: int, *, temperature: float 
     """
     cut = top_k(teacher_logits, k, temperature=temperature)
     return dataclasses.replace(cut, tail=jnp.full_like(cut.tail, -jnp.inf))
+
+
+def restricted(
+    teacher_logits: jax.Array, classes: jax.Array, *, temperature: float = 1.0
+) -> Restricted:
+    """Returns the columns `classes` [K] of dense logits [..., V], with the log-sum-exp of all."""
+    logits = jnp.asarray(teacher_logits)
+    precise = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    normalizer = log_sum_exp(precise / temperature)
+    return Restricted(jnp.take(logits, classes, axis=-1), normalizer, temperature)
 
 
 def top_k_of_log_probabilities(
@@ -138,6 +172,11 @@ def check(classes: jax.Array, target_temperature: float, temperature: float) -> 
     """Raises ValueError if classes are no integers, or target and loss differ in temperature."""
     if not jnp.issubdtype(jnp.asarray(classes).dtype, jnp.integer):
         raise ValueError(f"a target's classes must be integers, got {jnp.asarray(classes).dtype}.")
+    check_temperature(target_temperature, temperature)
+
+
+def check_temperature(target_temperature: float, temperature: float) -> None:
+    """Raises ValueError if target and loss differ in temperature."""
     if isinstance(temperature, jax.core.Tracer) or target_temperature != temperature:
         raise ValueError(
             f"the target was made at temperature {target_temperature}, the loss is at "
@@ -170,6 +209,34 @@ def coarse(student: jax.Array, target: TopK) -> tuple[jax.Array, jax.Array]:
     rest = log_sum_exp(without(student, target.indices, target.logits))
     teacher = jnp.concatenate([target.logits, target.tail[..., None]], axis=-1)
     return jnp.concatenate([top, rest[..., None]], axis=-1), jax.lax.stop_gradient(teacher)
+
+
+_LARGEST = 80.0  # of -log p(K); float32 holds no probability that is much smaller
+
+
+def with_rest(
+    student: jax.Array, teacher: jax.Array, normalizer: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns logits [..., K+1] of both sides; the last class is all that the student lacks.
+
+    Args:
+      student, teacher: logits [..., K] of the student's classes, at the normalizer's temperature.
+      normalizer: [...], the log-sum-exp of all of the teacher's logits.
+
+    Raises:
+      ValueError: if the normalizer does not fit the rows.
+    """
+    if jnp.shape(normalizer) != teacher.shape[:-1]:
+        raise ValueError(
+            f"the `normalizer` of a restricted target must have the rows' shape "
+            f"{teacher.shape[:-1]}, got {jnp.shape(normalizer)}."
+        )
+    inside = log_sum_exp(teacher)
+    surprise = jnp.clip(normalizer.astype(inside.dtype) - inside, 0, _LARGEST)  # -log p(K)
+    rest = inside + surprise + jnp.log(-jnp.expm1(-surprise))
+    absent = jnp.full_like(rest, -jnp.inf)
+    student = jnp.concatenate([student, absent[..., None]], axis=-1)
+    return student, jax.lax.stop_gradient(jnp.concatenate([teacher, rest[..., None]], axis=-1))
 
 
 def at(values: jax.Array, indices: jax.Array) -> jax.Array:

@@ -142,10 +142,24 @@ def lk_hybrid_parts(
     student_logits, teacher_logits, *, rate: float = RATE, axis: int = -1, where=None
 ):
     """Computes λ·KL and (1-λ)·TV of `lk_hybrid` apart; each has its own temperature factor."""
+    student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
+    return _hybrid((student, teacher), (student, teacher), rate)
+
+
+def lk_hybrid_parts_with_rest(student_logits, teacher_logits, *, rate: float = RATE, axis, where):
+    """Computes `lk_hybrid_parts` of logits [..., K+1] whose last class the student can't draft.
+
+    The acceptance is that of all classes, and KL that of the others alone.
+    """
+    student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
+    return _hybrid((student[..., :-1], teacher[..., :-1]), (student, teacher), rate)
+
+
+def _hybrid(of_kl, of_variation, rate):
+    """Returns λ·KL and (1-λ)·TV of two pairs of logits."""
     if not 0 <= rate < float("inf"):
         raise ValueError(f"`rate` must be in [0, inf), got {rate}.")
-    student, teacher = prepare(student_logits, teacher_logits, axis=axis, where=where)
-    variation = divergence(terms.TOTAL_VARIATION, student, teacher)
-    kl = divergence(terms.FORWARD_KL, student, teacher)
+    variation = divergence(terms.TOTAL_VARIATION, *of_variation)
+    kl = divergence(terms.FORWARD_KL, *of_kl)
     weight = jnp.exp(-rate * (1 - jax.lax.stop_gradient(variation)))
     return weighted(weight, kl), weighted(1 - weight, variation)

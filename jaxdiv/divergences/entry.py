@@ -50,6 +50,9 @@ class Entry:
       parts: a function that returns the parts of a loss that scale differently, and the power of T
         of each.
       term: the term of an f-divergence, made from its parameters.
+      acceptance: of a loss on the chance that drafts are accepted, the function of logits
+        [..., K+1], the last class being all that the student can't draft; it returns what the
+        function or that of `parts` does. None for other losses.
       mirror: the loss (weight, name, parameters) with student and teacher exchanged, made from its
         parameters; None if the registry has none.
     """
@@ -66,6 +69,7 @@ class Entry:
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: MappingProxyType({}))
     parts: tuple[Callable, tuple[int, ...]] | None = None
     term: Callable[..., Term] | None = None
+    acceptance: Callable | None = None
     mirror: Callable[..., tuple[float, str, dict[str, float]] | None] = lambda **_: None
 
     @property

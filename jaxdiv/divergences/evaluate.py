@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiv import targets
 from jaxdiv.divergences.entry import Entry
-from jaxdiv.divergences.inputs import classes_last
+from jaxdiv.divergences.inputs import classes_last, prepare
 from jaxdiv.divergences.rows import Rows, log_normalizer
 from jaxdiv.divergences.terms import Term
 
@@ -34,16 +34,26 @@ def evaluate(entry: Entry, parameters: dict[str, float], inputs: LossInputs) -> 
     if entry.target == "":
         return entry.function(student, axis=axis, where=where, **parameters)
     if entry.target == "labels":
-        return entry.function(student, labels, axis=axis, where=where, **parameters)
+        if not isinstance(teacher, targets.Restricted):
+            return entry.function(student, labels, axis=axis, where=where, **parameters)
+        outside = jnp.asarray(labels) < 0
+        labels = jnp.where(outside, 0, labels)
+        values = entry.function(student, labels, axis=axis, where=where, **parameters)
+        return jnp.where(outside, 0, values)
+    function, powers = entry.parts or (entry.function, (entry.temperature_power,))
     if isinstance(teacher, targets.Samples):
         values = _mean_over_samples(entry, parameters, inputs)
         return values * temperature**entry.temperature_power
     if isinstance(teacher, targets.Labels | targets.TopK):
         student, teacher = _coarse(entry, parameters, inputs)
         axis, where = -1, None
+    elif isinstance(teacher, targets.Restricted) and entry.acceptance:
+        student, teacher = _with_rest(entry, inputs)
+        function, axis, where = entry.acceptance, -1, None
     else:
+        if isinstance(teacher, targets.Restricted):
+            teacher = teacher.logits
         student, teacher = (_at_temperature(x, temperature) for x in (student, teacher))
-    function, powers = entry.parts or (entry.function, (entry.temperature_power,))
     values = function(student, teacher, axis=axis, where=where, **parameters)
     values = values if entry.parts else (values,)
     return sum(value * temperature**power for value, power in zip(values, powers, strict=True))
@@ -79,6 +89,19 @@ def _coarse(
     student = _student_rows(inputs)
     target = targets.as_top_k(inputs.teacher, inputs.temperature, student.shape[:-1])
     return targets.coarse(student, target)
+
+
+def _with_rest(entry: Entry, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    """Returns logits [..., K+1] of both sides; the last class is all that the student lacks."""
+    student, teacher, _, temperature, axis, where = inputs
+    if teacher.normalizer is None:
+        raise ValueError(
+            f"`{entry.name}` needs the teacher's true probabilities; give the `normalizer` of the "
+            "restricted target."
+        )
+    targets.check_temperature(teacher.temperature, temperature)
+    sides = (_at_temperature(x, temperature) for x in (student, teacher.logits))
+    return targets.with_rest(*prepare(*sides, axis=axis, where=where), teacher.normalizer)
 
 
 def _mean_over_samples(entry: Entry, parameters: dict[str, float], inputs: LossInputs) -> jax.Array:

@@ -63,6 +63,11 @@ class Loss:
     def needs_labels(self) -> bool:
         return any(part.entry.target == "labels" for part in self.parts)
 
+    @property
+    def is_of_acceptance(self) -> bool:
+        """True if a part needs the true probabilities of a `Restricted` teacher."""
+        return any(part.entry.acceptance is not None for part in self.parts)
+
     def __call__(
         self,
         student_logits,
@@ -78,8 +83,8 @@ class Loss:
 
         Args:
           student_logits: [..., V].
-          teacher: a constant: logits or log-probabilities [..., V], or a `Labels`, `TopK` or
-            `Samples` of `targets`; None if no part needs it.
+          teacher: a constant: logits or log-probabilities [..., V], or a `Labels`, `TopK`,
+            `Restricted` or `Samples` of `targets`; None if no part needs it.
           labels: [...] integers, for losses on data labels; a teacher of `Labels` brings its own.
           temperature: T in [1e-6, 1e6], a constant that divides both sides' logits. The factor T²
             (T where the gradient would grow otherwise) keeps the gradient's size. Losses on data
@@ -109,7 +114,7 @@ class Loss:
             teacher = student_logits  # of the right shape; no part reads it
         student_logits = inputs.cut(student_logits, vocab_size, axis)
         rows, weighted_sum = {"axis": axis, "where": where}, _WeightedSum(self.parts, temperature)
-        if isinstance(teacher, targets.Labels | targets.TopK | targets.Samples):
+        if isinstance(teacher, targets.Target):
             return weighted_sum(student_logits, teacher, labels, **rows)
         teacher = inputs.cut(teacher, vocab_size, axis)
         others = (teacher, labels) if self.needs_labels else (teacher,)

@@ -223,6 +223,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             symmetric="yes",
             source="arXiv 2211.17192, theorem 3.5",
             term=lambda: terms.TOTAL_VARIATION,
+            acceptance=f_divergences.total_variation,
             mirror=_as("total_variation"),
         ),
         "negative_acceptance": Entry(
@@ -233,6 +234,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             range="[-1, 0]",
             symmetric="yes",
             source="arXiv 2211.17192, corollary 3.6",
+            acceptance=acceptance.negative_acceptance,
             mirror=_as("negative_acceptance"),
         ),
         "negative_log_acceptance": Entry(
@@ -242,6 +244,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
             formula="-log Σ min(p, q)",
             symmetric="yes",
             source="LK losses, arXiv 2602.23881",
+            acceptance=acceptance.negative_log_acceptance,
             mirror=_as("negative_log_acceptance"),
         ),
         "lk_hybrid": Entry(
@@ -254,6 +257,7 @@ ENTRIES: Mapping[str, Entry] = MappingProxyType(
                 "rate", default=acceptance.RATE, low=0.0, high=_INFINITY, low_included=True
             ),
             parts=(acceptance.lk_hybrid_parts, (2, 1)),
+            acceptance=acceptance.lk_hybrid_parts_with_rest,
         ),
     }
 )

@@ -87,8 +87,9 @@ def linear_divergence(
         `rkl`, not jaxdiv.reverse_kl.
       student_hidden: [..., D].
       student_head: [D, V], or a `Head` with bias, scale or soft cap.
-      teacher_hidden: [..., D'], a constant unless `teacher_gradient`. Without `teacher_head`: dense
-        logits [..., V], or `Labels`, `TopK` or `Samples` of `targets`. None for a loss without a
+      teacher_hidden: [..., D'], a constant unless `teacher_gradient`; or a `targets.Restricted`
+        with these in place of logits, if the heads are of the kept classes. Without
+        `teacher_head`: dense logits [..., V], or a target of `targets`. None for a loss without a
         teacher.
       teacher_head: [D', V] or a `Head`; None if `teacher_hidden` needs none.
       labels: [...] integers, for losses on data labels.
@@ -344,8 +345,10 @@ def _teacher(hidden: Any, head: jax.Array | Head | None, rows: tuple[int, ...]) 
     if head is not None:
         if hidden is None:
             raise ValueError("`teacher_head` needs `teacher_hidden`.")
-        hidden, head = _flat("teacher_hidden", hidden, rows), _head("teacher_head", head, hidden)
-    elif isinstance(hidden, targets.Labels | targets.TopK | targets.Samples):
+        states = hidden.logits if isinstance(hidden, targets.Restricted) else hidden
+        _flat("teacher_hidden", states, rows)
+        head = _head("teacher_head", head, states)
+    if isinstance(hidden, targets.Target):
         hidden = jax.tree.map(lambda x: _flat("teacher_hidden", x, rows, trailing=None), hidden)
     elif hidden is not None:
         hidden = _flat("teacher_hidden", hidden, rows)

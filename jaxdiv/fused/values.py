@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdiv import targets
 from jaxdiv.fused import chunks
 from jaxdiv.fused.heads import Head, matmul
 
@@ -24,7 +25,8 @@ class StudentSide(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """Hidden states [N, D] with their head; without one a loss's target, such as logits [N, V]."""
+    """Hidden states [N, D] with their head, or a restricted target of them; without a head a loss's
+    target, such as logits [N, V]."""
 
     hidden: Any
     head: Head | None
@@ -287,10 +289,17 @@ def _chunk(spec, constants, weights, number):
     (hidden, head), labels = constants
     peak = _peak(weights)
     hidden, labels, weights = chunks.cut((hidden, labels, weights), first, spec.chunk)
-    if isinstance(hidden, jax.Array):
-        hidden = _mask_rows(weights, hidden)
-    teacher = hidden if head is None else head.logits(head.product(hidden), head.bias)
+    if isinstance(hidden, jax.Array | targets.Restricted):
+        hidden = jax.tree.map(lambda x: _mask_rows(weights, x), hidden)
+    teacher = hidden if head is None else _apply(head, hidden)
     return Chunk(first, new, teacher, labels, weights, peak)
+
+
+def _apply(head: Head, hidden: Any) -> Any:
+    """Returns logits [C, V] of hidden states [C, D], or a restricted target of them."""
+    if isinstance(hidden, targets.Restricted):
+        return dataclasses.replace(hidden, logits=_apply(head, hidden.logits))
+    return head.logits(head.product(hidden), head.bias)
 
 
 def _peak(weights):

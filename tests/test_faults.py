@@ -204,10 +204,10 @@ def test_a_disk_without_room_leaves_what_was_saved(tmp_path):
 
 
 def check_end(done, *messages):
-    """Checks that after the bars of finished stages one line has the messages."""
+    """Checks that after the lines of finished stages one line has the messages."""
     assert done.returncode == 2, done.stderr
-    *bars, error = done.stderr.splitlines()
-    assert all("━" in line for line in bars), done.stderr
+    *lines, error = done.stderr.splitlines()
+    assert all("/s  " in line for line in lines), done.stderr
     for message in ("error: ", *messages):
         assert message in error
 

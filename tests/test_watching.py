@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxdiv.runs import metrics, profiling, trackers
+from jaxdiv.runs import metrics, profiling, progress, trackers
 from jaxdiv.runs.workdir import Workdir
 from tests import commands, runs, stops
 
@@ -320,3 +321,33 @@ def test_trackers_are_closed_also_when_one_fails(tmp_path):
     with pytest.raises(OSError, match="no room"):
         run()
     assert closed == ["student", "student"]
+
+
+def lines_of_a_bar(seconds, count, capsys, **options):
+    """The lines in a log of a bar whose every step takes `seconds`."""
+    time = itertools.count(0.0, seconds)
+    with progress.bar("teacher", count, clock=lambda: next(time), **options) as advance:
+        for step in range(count - options.get("done", 0)):
+            advance({"kl": 8.0 / (step + 1), "tv": 0.5})
+    error = capsys.readouterr().err
+    assert error.replace("\n", " ").isprintable()
+    return error.splitlines()
+
+
+def test_a_bar_in_a_log_is_plain_lines(capsys):
+    lines = lines_of_a_bar(1.0, 200, capsys, tokens=96)
+    assert [line.split()[1] for line in lines] == [f"{n}/200" for n in range(20, 201, 20)]
+    assert lines[0] == (
+        "teacher   20/200 (10%)  1.00 steps/s  96 tokens/s  loss kl 0.4, tv 0.5  0:03:00 left"
+    )
+    assert lines[-1].endswith("in 0:03:21")
+    # A slow stage has a line every 30 s, a short one its last line, a resumed one its own rate.
+    slow = [int(line.split()[1].partition("/")[0]) for line in lines_of_a_bar(10.0, 100, capsys)]
+    assert max(np.diff(slow)) == 3
+    assert len(lines_of_a_bar(0.01, 100, capsys)) == 1
+    resumed = lines_of_a_bar(1.0, 20, capsys, done=10)
+    assert [line.split()[1] for line in resumed] == ["16/20", "18/20", "20/20"]
+    assert "1.00 steps/s" in resumed[0]
+    with pytest.raises(KeyError), progress.bar("data", 3):
+        raise KeyError
+    assert not capsys.readouterr().err

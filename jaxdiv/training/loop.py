@@ -194,7 +194,8 @@ class _Record:
         values |= {name: np.asarray(value) for name, value in held_out.items()}
         values = {name: np.where(self._finite, value, np.nan) for name, value in values.items()}
         self._write(number, values, seconds)
-        self._advance()
+        members = zip(self._training.spec.members, values["loss"], self._finite, strict=True)
+        self._advance({name: float(row[keep].mean()) for name, row, keep in members if keep.any()})
 
 
 def _fit(

@@ -206,7 +206,7 @@ def _json_lines(
         line = {
             "prompt": text,
             "tokens": decoded.tokens[i].tolist(),
-            "text": tokenizer.decode(decoded.tokens[i]),
+            "text": tokenizer.decode(decoded.tokens[i], continues=True),
             "target_calls": int(decoded.counts.target_calls[i]),
             "accepted": int((decoded.origin[i] == speculative.DRAFTED).sum()),
             **{name: drafting.entries.get(name) for name in ("draft", "loss", "seed", "rule")},

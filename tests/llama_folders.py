@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -25,6 +26,24 @@ def make_decoder(seed: int = 0, **changes) -> Decoder:
     for i, norm in enumerate(norms):
         norm.scale[...] += 0.3 * jax.random.normal(jax.random.key(i), norm.scale.shape)
     return decoder
+
+
+def random_decoder(**options) -> Decoder:
+    """A decoder with every parameter drawn anew, so that all have an effect."""
+    random = np.random.default_rng(0)
+
+    def draw(path, x):
+        noise = random.normal(size=x.shape)
+        key = jax.tree_util.keystr(path)
+        if "scale" in key:
+            noise = 1 + 0.2 * noise
+        elif "bias" not in key:
+            noise = noise * x.shape[-2] ** -0.5
+        return jnp.asarray(noise, x.dtype)
+
+    build = nnx.eval_shape(lambda: Decoder(DecoderOptions(**options), rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(build)
+    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(draw, params))
 
 
 def write(folder: pathlib.Path, decoder: Decoder) -> Tokenizer:

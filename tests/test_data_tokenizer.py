@@ -7,8 +7,9 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from experiments.common.transcript import Pieces
 from jaxdiv.data import Tokenizer, tokenizer
 from tests.fixtures_data import sentences
 
@@ -76,6 +77,19 @@ def test_the_end_of_text_in_a_document_is_text(bpe, piece):
         assert each.end_of_text not in ids
         assert each.decode(ids) == text
         assert each.encode_batch([text, ""]) == [ids, each.encode("")]
+
+
+def test_tokens_one_by_one_decode_to_the_text_that_goes_on(bpe, piece):
+    for each in (bpe, piece):
+        text, more = "a ab", " ab  a\n 你 "
+        first, ids = each.encode(text), each.encode(text + more)
+        assert ids[: len(first)] == first
+        stream = Pieces(each)
+        parts = [stream.add(i) for i in ids[len(first) :]]
+        assert "".join(parts) + stream.rest() == more
+        assert sum(map(bool, parts)) > 5
+        assert each.decode(ids[len(first) :], continues=True) == more
+        assert each.decode([], continues=True) == ""
 
 
 def test_vocabulary(bpe):
@@ -153,6 +167,53 @@ def test_the_end_of_text_is_that_of_the_first_file(folder, files, end_of_text):
     for name, settings in files.items():
         write(folder, name, **settings)
     assert tokenizer.read_folder(folder, vocab_size=265).end_of_text == end_of_text
+
+
+TEMPLATES = {"llama": ("<s>",), "both ends": ("<s>", END), "an end": (None, END), "none": None}
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_bos_token": False}, {"add_bos_token": True}])
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", ["llama 2", "llama 3"])
+def test_what_begins_a_text(kind, template, settings, tmp_path):
+    """The tokenizer's template says it, as Llama's do, or the setting, as older Gemmas'."""
+    bpe = sentence_piece()
+    if kind == "llama 3":
+        tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+        bpe = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        bpe.add_special_tokens(["<s>", END])
+    if around := TEMPLATES[template]:
+        before, *after = (f"{token}:0 " if token else "" for token in around)
+        template_processor = processors.TemplateProcessing(
+            single=f"{before}$A:0 {''.join(after)}".strip(),
+            special_tokens=[(token, bpe.token_to_id(token)) for token in around if token],
+        )
+        bytes_processor = processors.ByteLevel(trim_offsets=False)
+        steps = [bytes_processor, template_processor] if kind == "llama 3" else [template_processor]
+        bpe.post_processor = processors.Sequence(steps)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    bos = {"content": "<s>"} if kind == "llama 2" else "<s>"
+    write(tmp_path, "tokenizer_config.json", eos_token=END, bos_token=bos, **settings)
+    read = tokenizer.read_folder(tmp_path, vocab_size=270)
+    begins = bool(around and around[0]) or settings.get("add_bos_token", False)
+    assert read.begin == [bpe.token_to_id("<s>")] * begins
+    assert read.encode("ab")[0] != bpe.token_to_id("<s>")
+    read.save(tmp_path / "run" / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "run" / "tokenizer.json").begin == read.begin
+
+
+def test_two_tokens_before_each_text_are_refused(folder):
+    bpe = sentence_piece()
+    special = [("<s>", 1), (END, 2)]
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"<s>:0 {END}:0 $A:0", special_tokens=special
+    )
+    bpe.save(str(folder / "tokenizer.json"))
+    write(folder, "config.json", eos_token_id=2)
+    with pytest.raises(ValueError, match=r"tokenizer\.json puts <s>, </s> before each text; one"):
+        tokenizer.read_folder(folder, vocab_size=270)
 
 
 def test_unusable_tokenizers_are_named(folder):

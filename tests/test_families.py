@@ -5,13 +5,12 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxdiv import speculative
-from jaxdiv.models import Decoder, DecoderOptions, KangarooAdapter, families, llama
+from jaxdiv.models import KangarooAdapter, families, llama
 from tests import llama_folders
 
 V, L = 60, 24
@@ -50,21 +49,7 @@ OPTIONS = {
 
 @functools.cache
 def make_decoder(name):
-    """A decoder with every parameter drawn anew, so that all have an effect."""
-    options, random = DecoderOptions(**SIZES, **OPTIONS[name]), np.random.default_rng(0)
-
-    def draw(path, x):
-        noise = random.normal(size=x.shape)
-        key = jax.tree_util.keystr(path)
-        if "scale" in key:
-            noise = 1 + 0.2 * noise
-        elif "bias" not in key:
-            noise = noise * x.shape[-2] ** -0.5
-        return jnp.asarray(noise, x.dtype)
-
-    build = nnx.eval_shape(lambda: Decoder(options, rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.split(build)
-    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(draw, params))
+    return llama_folders.random_decoder(**SIZES, **OPTIONS[name])
 
 
 TOKENS = np.random.default_rng(1).integers(0, V, (2, L))
@@ -81,7 +66,10 @@ def test_each_option_equals_the_reference(name):
         np.testing.assert_allclose(output.logits[row], logits, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    ["gemma3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "mistral"))],
+)
 def test_decoding_with_a_cache_is_that_of_whole_passes(name):
     """Greedy, plainly, by a chain and by a tree, beyond the windows."""
     target = make_decoder(name)

@@ -23,7 +23,7 @@ from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.speculative import trees
 from jaxdiv.training import run_data, teacher_sources
-from tests import llama_folders, reporting_cases, runs
+from tests import gguf_files, llama_folders, reporting_cases, runs
 from tests.fixtures_data import sentences
 
 NASTY = [
@@ -214,6 +214,7 @@ READERS = {
         lambda path: teacher_sources.find(path.parent).checked_sizes(),
     ),
     "prompts": ("run/prompts.jsonl", prompts._read),
+    "gguf": ("gguf/model.gguf", lambda path: teacher_sources.find(path).checked_sizes()),
 }
 
 
@@ -247,6 +248,8 @@ def wholes(tmp_path_factory):
             }
         )
     )
+    (folder / "gguf").mkdir()
+    gguf_files.write(folder / "gguf" / "model.gguf", "llama", *gguf_files.llama_parts())
     return folder
 
 

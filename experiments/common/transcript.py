@@ -28,18 +28,20 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 
 
 class Pieces:
-    """Turns tokens into text one by one; the bytes of a character wait for its last one."""
+    """Turns a prompt's next tokens into text, one by one; the bytes of a character wait for its
+    last one."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer, self._waiting = tokenizer, []
 
     def add(self, token: int) -> str:
         self._waiting.append(token)
-        return "" if self._tokenizer.decode(self._waiting).endswith(_REPLACEMENT) else self.rest()
+        text = self._tokenizer.decode(self._waiting, continues=True)
+        return "" if text.endswith(_REPLACEMENT) else self.rest()
 
     def rest(self) -> str:
         """Returns the text of the tokens that wait."""
-        text = self._tokenizer.decode(self._waiting)
+        text = self._tokenizer.decode(self._waiting, continues=True)
         self._waiting = []
         return text
 

@@ -5,24 +5,31 @@ SentencePiece model whose merges follow from the scores of its pieces.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from jaxdiv.data.tokenizer import Tokenizer, complete
 
 _PREFIX = "tokenizer.ggml."
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # token types
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types
+_SMOLLM, _LLAMA3, _QWEN2 = "smollm", "llama-bpe", "qwen2"
 # Splits of text before merging, as in each model's own tokenizer.json.
-_SPLITS = {
-    "llama-bpe": _CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "qwen2": _CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {_LLAMA3: _SPLIT.replace("DIGITS", "{1,3}"), _QWEN2: _SPLIT.replace("DIGITS", "")}
 
 
 def read(fields: Mapping[str, Any], path: pathlib.Path, *, vocab_size: int) -> Tokenizer:
@@ -34,110 +41,127 @@ def read(fields: Mapping[str, Any], path: pathlib.Path, *, vocab_size: int) -> T
       vocab_size: V of the model.
 
     Raises:
-      ValueError: there is no tokenizer, one of an unknown kind, or none of its tokens ends a text.
+      ValueError: there is no tokenizer, one of an unknown kind or with fields that don't fit each
+        other, or none of its tokens ends a text.
     """
-    bpe, pieces = build(fields, str(path)), fields[f"{_PREFIX}tokens"]
-    end = fields.get(f"{_PREFIX}eos_token_id")
-    if end is None or not 0 <= end < len(pieces):
-        raise ValueError(f"{path}: `{_PREFIX}eos_token_id` must be the id of a token, is {end!r}")
-    begin = None
-    # SentencePiece models begin every text with a token unless the file denies it.
-    if fields.get(f"{_PREFIX}add_bos_token", fields[f"{_PREFIX}model"] == "llama"):
-        begin = pieces[fields[f"{_PREFIX}bos_token_id"]]
-    return complete(bpe, pieces[end], begin, vocab_size=vocab_size, path=path, model=path)
+    fields = {
+        name.removeprefix(_PREFIX): x for name, x in fields.items() if name.startswith(_PREFIX)
+    }
+    try:
+        bpe = _build(fields)
+        end, begin = _token(fields, "eos_token_id"), None
+        # What llama.cpp takes where a file does not say it.
+        is_default = fields["model"] == "llama" or fields.get("pre") == _LLAMA3
+        if fields.get("add_bos_token", is_default):
+            begin = _token(fields, "bos_token_id")
+            bpe.post_processor = processors.TemplateProcessing(
+                single=f"{begin}:0 $A:0", special_tokens=[(begin, fields["bos_token_id"])]
+            )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return complete(bpe, end, begin, vocab_size=vocab_size, path=path, model=path)
 
 
-def build(fields: Mapping[str, Any], where: str) -> tokenizers.Tokenizer:
-    """Builds the tokenizer of a GGUF file's fields.
+def _token(fields: Mapping[str, Any], name: str) -> str:
+    pieces, i = fields["tokens"], fields.get(name)
+    if not isinstance(i, int) or not 0 <= i < len(pieces):
+        raise ValueError(f"`{_PREFIX}{name}` must be the id of a token, is {i!r}")
+    return pieces[i]
 
-    Args:
-      fields: of the file, by name.
-      where: the file, for messages.
 
-    Raises:
-      ValueError: there is no tokenizer, or one of an unknown kind.
-    """
-    kind = fields.get(f"{_PREFIX}model")
-    pieces: Sequence[str] = fields.get(f"{_PREFIX}tokens") or []
+def _build(fields: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    pieces, kind = fields.get("tokens"), fields.get("model")
     if not pieces:
-        raise ValueError(f"{where} holds no tokenizer (`{_PREFIX}tokens`)")
+        raise ValueError(f"there is no tokenizer (`{_PREFIX}tokens`)")
     if kind not in _BUILDERS:
         raise ValueError(
-            f"{where}: the tokenizer `{_PREFIX}model` = {kind!r} is not known; known: "
+            f"the tokenizer's `{_PREFIX}model` = {kind!r} is not known; known: "
             f"{', '.join(_BUILDERS)}"
         )
-    bpe = _BUILDERS[kind](fields, {piece: i for i, piece in enumerate(pieces)}, where)
-    types = fields.get(f"{_PREFIX}token_type") or []
+    fields = {"token_type": [_NORMAL] * len(pieces), **fields}
+    for name in ("tokens", "token_type", *(["scores"] if kind == "llama" else [])):
+        values = fields.get(name)
+        if not isinstance(values, list) or len(values) != len(pieces):
+            raise ValueError(f"`{_PREFIX}{name}` must have one value for each token")
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    if not isinstance(pieces[0], str) or len(ids) < len(pieces):
+        raise ValueError(f"`{_PREFIX}tokens` must be different texts")
+    try:
+        bpe = _BUILDERS[kind](fields, ids)
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"its tokenizer can't be built: {error}") from None
+    # SentencePiece looks for a user's pieces where it has written spaces as ▁. A normalizer that
+    # puts one before the text would put it before each piece, too.
+    is_written = kind == "llama" and not fields.get("add_space_prefix", True)
     # The ids of tokens that are there already stay.
-    for special, number in ((True, _CONTROL), (False, _USER_DEFINED)):
-        tokens = [piece for piece, kind in zip(pieces, types, strict=False) if kind == number]
-        added = [AddedToken(token, special=special, normalized=False) for token in tokens]
-        (bpe.add_special_tokens if special else bpe.add_tokens)(added)
+    control, user_defined = (
+        [piece for piece, i in zip(pieces, fields["token_type"], strict=True) if i == number]
+        for number in (_CONTROL, _USER_DEFINED)
+    )
+    bpe.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in control])
+    bpe.add_tokens([AddedToken(x, normalized=is_written) for x in user_defined])
     return bpe
 
 
-def _byte_level(
-    fields: Mapping[str, Any], vocabulary: dict[str, int], where: str
-) -> tokenizers.Tokenizer:
-    pre = fields.get(f"{_PREFIX}pre", "default")
-    merges = [tuple(merge.split(" ", 1)) for merge in fields.get(f"{_PREFIX}merges") or []]
-    # Llama 3 takes a word that is a token as it is, without merging.
-    bpe = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    if pre == "smollm":
-        steps = [pre_tokenizers.Digits(individual_digits=True)]
-    elif pre in _SPLITS:
-        steps = [pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")]
-    else:
-        names = ", ".join(("smollm", *_SPLITS))
+def _byte_level(fields: Mapping[str, Any], ids: dict[str, int]) -> tokenizers.Tokenizer:
+    pre, merges = fields.get("pre"), fields.get("merges")
+    if pre not in (_SMOLLM, *_SPLITS):
         raise ValueError(
-            f"{where}: the tokenizer's `{_PREFIX}pre` = {pre!r} is not known; known: {names}"
+            f"the tokenizer's `{_PREFIX}pre` = {pre!r} is not known; known: "
+            f"{', '.join((_SMOLLM, *_SPLITS))}"
         )
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre == "smollm")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level])
+    if not isinstance(merges, list) or not all(isinstance(x, str) and " " in x for x in merges):
+        raise ValueError(
+            f"`{_PREFIX}merges` must be texts, each of two tokens with a space between"
+        )
+    merges = [tuple(merge.split(" ", 1)) for merge in merges]
+    # Llama 3 takes a word that is a token as it is, without merging.
+    bpe = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=pre == _LLAMA3))
+    is_smollm = pre == _SMOLLM
+    split = (
+        pre_tokenizers.Digits(individual_digits=True)
+        if is_smollm
+        else pre_tokenizers.Split(Regex(_SPLITS[pre]), "isolated")
+    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_smollm)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     bpe.decoder = decoders.ByteLevel()
-    if pre == "qwen2":
+    if pre == _QWEN2:
         bpe.normalizer = normalizers.NFC()
     return bpe
 
 
-def _sentence_piece(
-    fields: Mapping[str, Any], vocabulary: dict[str, int], where: str
-) -> tokenizers.Tokenizer:
-    """Builds a BPE with the merges that give SentencePiece's result: the best score first."""
-    scores = fields.get(f"{_PREFIX}scores") or []
-    if len(scores) != len(vocabulary):
-        raise ValueError(
-            f"{where}: the tokenizer has {len(vocabulary):,} pieces and {len(scores):,} scores"
-        )
-    merges = []
-    for piece, i in vocabulary.items():
-        pairs = [
-            (piece[:cut], piece[cut:])
-            for cut in range(1, len(piece))
-            if piece[:cut] in vocabulary and piece[cut:] in vocabulary
-        ]
-        pairs.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-        merges += [(scores[i], *pair) for pair in pairs]
-    merges.sort(key=lambda merge: (-merge[0], -len(merge[1]), -len(merge[2])))
-    unknown = fields.get(f"{_PREFIX}unknown_token_id")
+def _sentence_piece(fields: Mapping[str, Any], ids: dict[str, int]) -> tokenizers.Tokenizer:
+    unknown = _token(fields, "unknown_token_id") if "unknown_token_id" in fields else None
+    merges = list(_merges(fields, ids))
     bpe = tokenizers.Tokenizer(
-        models.BPE(
-            vocabulary,
-            [pair for _, *pair in map(tuple, merges)],
-            unk_token=None if unknown is None else fields[f"{_PREFIX}tokens"][unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
+        models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
     space = normalizers.Replace(" ", "▁")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if fields.get(f"{_PREFIX}add_space_prefix", True):
+    if fields.get("add_space_prefix", True):
         bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
         steps.append(decoders.Strip(" ", 1, 0))
     else:
         bpe.normalizer = space
     bpe.decoder = decoders.Sequence(steps)
     return bpe
+
+
+def _merges(fields: Mapping[str, Any], ids: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Yields the merges that give SentencePiece's result: into the piece of the best score first.
+
+    Only normal pieces come of merges, and a user's. Of equal scores SentencePiece takes the
+    leftmost pair, a BPE that of the first piece; pieces of trained models have different ones.
+    """
+    scores, types = fields["scores"], fields["token_type"]
+    for piece in sorted(ids, key=lambda piece: -scores[ids[piece]]):
+        if types[ids[piece]] in (_NORMAL, _USER_DEFINED):
+            for cut in range(1, len(piece)):
+                if piece[:cut] in ids and piece[cut:] in ids:
+                    yield piece[:cut], piece[cut:]
 
 
 _BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}

@@ -117,9 +117,17 @@ class Tokenizer:
             for encoding in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of `ids` without special tokens; invalid UTF-8 becomes U+FFFD."""
-        return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, continues: bool = False) -> str:
+        """Returns the text of `ids` without special tokens; invalid UTF-8 becomes U+FFFD.
+
+        `continues` says that other tokens stand before: SentencePiece drops the space that it has
+        put before a text, but not those within.
+        """
+        ids = [int(i) for i in ids]
+        if not continues:
+            return self._bpe.decode(ids, skip_special_tokens=True)
+        before = self.encode("a")
+        return self.decode([*before, *ids])[1:]
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
@@ -151,11 +159,8 @@ def _byte_lengths(
 
     Raises ValueError for a kind that can't encode every text.
     """
-    if "ByteLevel" in json.dumps([settings["pre_tokenizer"], settings["decoder"]]):
-        count_bytes = len  # each byte is written as one character
-    elif settings["model"].get("byte_fallback"):
-        count_bytes = _sentence_piece_bytes
-    else:
+    is_byte_level = "ByteLevel" in json.dumps([settings["pre_tokenizer"], settings["decoder"]])
+    if not is_byte_level and not settings["model"].get("byte_fallback"):
         raise ValueError(
             "it must be a byte-level BPE, or one that falls back on bytes, so that it encodes "
             "every text"
@@ -163,10 +168,12 @@ def _byte_lengths(
     added = bpe.get_added_tokens_decoder()
     lengths = np.zeros(bpe.get_vocab_size(), np.int32)
     for i in range(len(lengths)):
-        if i not in added:
-            lengths[i] = count_bytes(bpe.id_to_token(i))
-        elif not added[i].special:
-            lengths[i] = len(added[i].content.encode())
+        token = bpe.id_to_token(i)
+        if not is_byte_level:
+            lengths[i] = _sentence_piece_bytes(token)
+        else:  # each byte is one character, but tokens that were added are plain text
+            lengths[i] = len(token.encode() if i in added else token)
+    lengths[[i for i in added if added[i].special]] = 0
     return lengths
 
 
@@ -240,11 +247,19 @@ def complete(
 
 
 def _begin(folder: pathlib.Path, bpe: tokenizers.Tokenizer) -> str | None:
-    """Returns the token that begins every text, or None."""
-    plain, whole = (bpe.encode("a", add_special_tokens=special).ids for special in (False, True))
-    before = whole[: len(whole) - len(plain)]
-    if before and whole[len(before) :] == plain:
-        return bpe.id_to_token(before[0])
+    """Returns the token that begins every text, or None.
+
+    The tokenizer's own template counts more than a setting, as in transformers 5.
+    """
+    encoding = bpe.encode("a")
+    is_special = [*map(bool, encoding.special_tokens_mask), False]
+    if before := encoding.tokens[: is_special.index(False)]:
+        if len(before) > 1:
+            raise ValueError(
+                f"{folder / FILE} puts {', '.join(before)} before each text; one token can stand "
+                "there"
+            )
+        return before[0]
     settings = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     settings = settings if isinstance(settings, dict) else {}
     token = settings.get("bos_token")

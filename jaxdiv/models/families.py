@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxdiv.models.layers import DecoderOptions
+from jaxdiv.models.rotary import is_positive
 
 GEMMA3 = "gemma3_text"
 ARCHITECTURES = {
@@ -68,19 +69,15 @@ def read_options(config: Mapping[str, Any], path: Any) -> tuple[DecoderOptions, 
         require(value in (None, only), key, f"{only!r}, all that the decoder has", value)
     config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
     sizes = {}
-    for name, key in SIZES.items():
+    optional = {} if config.get("head_dim") is None else {"head_width": "head_dim"}
+    for name, key in (SIZES | optional).items():
         sizes[name] = value = config.get(key)
-        is_size = isinstance(value, int) and 1 <= value <= _LARGEST
-        require(is_size, key, f"a whole number in 1..{_LARGEST}", value)
-    if config.get("head_dim") is not None:
-        sizes["head_width"] = value = config["head_dim"]
-        is_size = isinstance(value, int) and 1 <= value <= _LARGEST
-        require(is_size, "head_dim", f"a whole number in 1..{_LARGEST}", value)
+        require(_is_size(value), key, f"a whole number in 1..{_LARGEST}", value)
     key = "hidden_activation" if family == GEMMA3 else "hidden_act"
     activation = config.get(key) or ("gelu_pytorch_tanh" if family == GEMMA3 else "silu")
     require(activation in _ACTIVATIONS, key, f"one of {', '.join(_ACTIVATIONS)}", activation)
     epsilon = config.get("rms_norm_eps", 1e-6)
-    require(_is_positive(epsilon), "rms_norm_eps", "a number above 0", epsilon)
+    require(is_positive(epsilon), "rms_norm_eps", "a number above 0", epsilon)
     options = {
         **sizes,
         "norm_epsilon": float(epsilon),
@@ -96,7 +93,7 @@ def read_options(config: Mapping[str, Any], path: Any) -> tuple[DecoderOptions, 
         options["attention_bias"] = "qkvo"
     if family == GEMMA3:
         scalar = config.get("query_pre_attn_scalar", 256)
-        require(_is_positive(scalar), "query_pre_attn_scalar", "a number above 0", scalar)
+        require(is_positive(scalar), "query_pre_attn_scalar", "a number above 0", scalar)
         options |= {"post_norms": True, "query_scale": float(scalar) ** -0.5}
         options["embedding_scale"] = math.sqrt(sizes["width"])
     try:
@@ -105,9 +102,8 @@ def read_options(config: Mapping[str, Any], path: Any) -> tuple[DecoderOptions, 
         raise ValueError(f"{path}: {error}") from None
 
 
-def _is_positive(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def _windows(config: Mapping[str, Any], family: str, require: Require) -> dict[str, str]:
@@ -119,8 +115,7 @@ def _windows(config: Mapping[str, Any], family: str, require: Require) -> dict[s
         return {}
     if family.startswith("qwen") and not config.get("use_sliding_window", False):
         return {}
-    is_size = isinstance(window, int) and not isinstance(window, bool) and window >= 1
-    require(is_size, "sliding_window", "a whole number of at least 1", window)
+    require(_is_size(window), "sliding_window", f"a whole number in 1..{_LARGEST}", window)
     types = config.get("layer_types")
     if types is not None:
         kinds = (_SLIDING, _FULL)
@@ -131,12 +126,12 @@ def _windows(config: Mapping[str, Any], family: str, require: Require) -> dict[s
         slides = [True] * depth
     elif family == GEMMA3:
         pattern = config.get("sliding_window_pattern", 6)
-        require(
-            isinstance(pattern, int) and pattern > 0, "sliding_window_pattern", "whole", pattern
-        )
+        rule = f"a whole number in 1..{_LARGEST}"
+        require(_is_size(pattern), "sliding_window_pattern", rule, pattern)
         slides = [(i + 1) % pattern != 0 for i in range(depth)]
     else:
         first = config.get("max_window_layers", 28)
+        require(isinstance(first, int), "max_window_layers", "a whole number", first)
         slides = [i >= first for i in range(depth)]
     windows = [window if slide else 0 for slide in slides]
     # The shortest list that repeats.
@@ -146,29 +141,36 @@ def _windows(config: Mapping[str, Any], family: str, require: Require) -> dict[s
 
 def _rotary(config: Mapping[str, Any], family: str, require: Require) -> dict[str, Any]:
     """Returns the options of rotary positions, which stand in one of several places."""
-    rope = {} if config.get("rope_parameters") is None else config["rope_parameters"]
-    require(isinstance(rope, dict), "rope_parameters", "an object", rope)
-    options, local = {}, config.get("rope_local_base_freq", 10000.0)
-    longest = config.get("max_position_embeddings")
+
+    def read(holder, key):
+        value = holder.get(key)
+        require(value is None or isinstance(value, dict), key, "an object", value)
+        return value or {}
+
+    rope, local = read(config, "rope_parameters"), {}
     if _FULL in rope or _SLIDING in rope:
-        local = (rope.get(_SLIDING) or {}).get("rope_theta", local)
-        rope = rope.get(_FULL) or {}
-    scaling = {} if config.get("rope_scaling") is None else config["rope_scaling"]
-    require(isinstance(scaling, dict), "rope_scaling", "an object", scaling)
-    rule = {**rope, **scaling}
-    default = 1e6 if family == GEMMA3 else 10000.0
-    base = rule.pop("rope_theta", config.get("rope_theta", default))
-    require(_is_positive(base), "rope_theta", "a number above 0", base)
-    kind = rule.pop("type", "default")
-    rule = {"rope_type": kind} | rule
+        rope, local = read(rope, _FULL), read(rope, _SLIDING)
+        kind = local.get("rope_type", "default")
+        require(kind == "default", f"rope_type` of `{_SLIDING}", "default", kind)
+    rule = {**rope, **read(config, "rope_scaling")}
+    turned = rule.pop("partial_rotary_factor", 1.0)
+    require(turned in (None, 1.0), "partial_rotary_factor", "1.0, all that the decoder has", turned)
+    base = rule.pop("rope_theta", None)
+    if base is None:
+        base = config.get("rope_theta", 1e6 if family == GEMMA3 else 10000.0)
+    require(is_positive(base), "rope_theta", "a number above 0", base)
+    options = {"rope_base": float(base)}
+    rule = {"rope_type": rule.pop("type", "default")} | rule  # `type` is an older key
     if rule["rope_type"] != "default":
         if rule["rope_type"] in ("llama3", "yarn"):
+            longest = config.get("max_position_embeddings")
             rule.setdefault("original_max_position_embeddings", longest)
         options["rope_scaling"] = json.dumps(rule, sort_keys=True)
     if family == GEMMA3:
-        require(_is_positive(local), "rope_local_base_freq", "a number above 0", local)
-        options["window_rope_base"] = float(local)
-    return options | {"rope_base": float(base)}
+        base = local.get("rope_theta", config.get("rope_local_base_freq", 10000.0))
+        require(is_positive(base), "rope_local_base_freq", "a number above 0", base)
+        options["window_rope_base"] = float(base)
+    return options
 
 
 def family_of(options: DecoderOptions) -> tuple[str, float]:
@@ -177,6 +179,11 @@ def family_of(options: DecoderOptions) -> tuple[str, float]:
     Raises:
       ValueError: none has them all.
     """
+    if '"divisors"' in options.rope_scaling:
+        raise ValueError(
+            "no family of transformers has a decoder's rope_scaling by divisors, which a GGUF file "
+            "can have"
+        )
     windows = set(options.layer_windows)
     if options.post_norms:
         family = GEMMA3

@@ -47,24 +47,20 @@ class ModelFiles:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
         if is_gguf(path):
+            config_path = self.path
             self.tensors: Tensors | GGUFFile = GGUFFile(path)
-            config, self.files = self.tensors.config(), self.tensors.files
+            self.options, _ = families.read_options(self.tensors.config(), path)
+            self._offset, self.files = 0.0, self.tensors.files
         else:
             config_path = self.path / CONFIG
-            if not config_path.is_file():
-                raise ValueError(f"{config_path} is not there; a model's folder has one")
-            config = files.read_json(config_path)
-            if not isinstance(config, dict):
-                raise ValueError(f"{config_path} must hold an object")
-        where = self.path if is_gguf(path) else self.path / CONFIG
-        self.options, self._offset = families.read_options(config, where)
-        if not is_gguf(path):
+            config = _read_config(config_path)
+            self.options, self._offset = families.read_options(config, config_path)
             self.tensors = Tensors(path, ignore=_FREQUENCIES)
-            self.files = [where, *self.tensors.files]
+            self.files = [config_path, *self.tensors.files]
         if self.options.depth > len(self.tensors.shapes):
             raise ValueError(
-                f"{where}: `{families.SIZES['depth']}` is {self.options.depth}, more than the "
-                f"{len(self.tensors.shapes)} tensors that lie beside it"
+                f"{config_path}: `{families.SIZES['depth']}` is {self.options.depth}, more than "
+                f"the {len(self.tensors.shapes)} tensors that lie beside it"
             )
         if self.options.tied_head:
             self.tensors.shapes.pop(_HEAD, None)  # a copy of the embedding
@@ -100,6 +96,15 @@ class ModelFiles:
                 raise ValueError(f"{self.path}: {name} has values that are not finite")
         nnx.replace_by_pure_dict(params, arrays)
         return graphdef, params
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; a model's folder has one")
+    config = files.read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object")
+    return config
 
 
 def read(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:

@@ -26,6 +26,7 @@ _NUMBERS = {
     "yarn": ("factor", "original_max_position_embeddings"),
     "divisors": (),  # one for each frequency, as a GGUF file has them
 }
+_OPTIONAL = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")  # yarn's
 
 
 class Rotary(NamedTuple):
@@ -41,33 +42,38 @@ class Rotary(NamedTuple):
     base: float
     rule: Mapping[str, Any] = MappingProxyType({"rope_type": "default"})
 
-    def rotations(
-        self, positions: Int[Array, "b L"]
-    ) -> tuple[Float[Array, "b 1 L H"], Float[Array, "b 1 L H"]]:
-        """Computes cosines and sines by which `layers.rotate` turns the planes of a head.
+    def frequencies(self) -> Float[Array, " planes"]:
+        """Computes the angle a position by which each plane of a head turns.
 
         Source: linear: arXiv 2306.15595; llama3: the code of Llama 3.1; yarn: arXiv 2309.00071,
           section 3.
         """
         width, base, rule = self
         plain = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-        kind, frequencies, size = rule["rope_type"], plain, 1.0
-        if kind == "linear":
-            frequencies = plain / rule["factor"]
-        elif kind == "divisors":
-            frequencies = plain / jnp.asarray(rule["divisors"], jnp.float32)
-        elif kind == "llama3":
-            low, high = rule["low_freq_factor"], rule["high_freq_factor"]
-            turns = plain * (rule["original_max_position_embeddings"] / (2 * math.pi))
-            whole = jnp.clip((turns - low) / (high - low), 0, 1)
-            frequencies = (1 - whole) * plain / rule["factor"] + whole * plain
-        elif kind == "yarn":
-            divided = jnp.clip(_ramp(width, base, rule), 0, 1)
-            frequencies = plain * (1 - divided) + plain / rule["factor"] * divided
-            size = _yarn_size(rule)
-        angles = positions.astype(jnp.float32)[:, None, :, None] * frequencies[None, None, None, :]
+        match rule["rope_type"]:
+            case "linear":
+                return plain / rule["factor"]
+            case "divisors":
+                return plain / jnp.asarray(rule["divisors"], jnp.float32)
+            case "llama3":
+                low, high = rule["low_freq_factor"], rule["high_freq_factor"]
+                turns = plain * (rule["original_max_position_embeddings"] / (2 * math.pi))
+                whole = jnp.clip((turns - low) / (high - low), 0, 1)
+                return (1 - whole) * plain / rule["factor"] + whole * plain
+            case "yarn":
+                divided = jnp.clip(_ramp(width, base, rule), 0, 1)
+                return plain * (1 - divided) + plain / rule["factor"] * divided
+        return plain
+
+    def rotations(
+        self, positions: Int[Array, "b L"]
+    ) -> tuple[Float[Array, "b 1 L H"], Float[Array, "b 1 L H"]]:
+        """Computes cosines and sines by which `layers.rotate` turns the planes of a head."""
+        angles = positions.astype(jnp.float32)[:, None, :, None]
+        angles = angles * self.frequencies()[None, None, None, :]
         cos, sin = jnp.cos(angles), jnp.sin(angles)
-        if size != 1:
+        if self.rule["rope_type"] == "yarn":
+            size = _yarn_size(self.rule)
             cos, sin = size * cos, size * sin
         return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
@@ -82,20 +88,32 @@ def parse(text: str, head_width: int) -> dict[str, Any]:
         kind = rule.setdefault("rope_type", "default")
     except (ValueError, AttributeError, TypeError):
         raise ValueError(f"`rope_scaling` must be a JSON object, got {text[:60]!r}") from None
-    if kind not in _NUMBERS:
+    if not isinstance(kind, str) or kind not in _NUMBERS:
         raise ValueError(
             f"`rope_scaling` must have a `rope_type` of {', '.join(_NUMBERS)}, got {kind!r}"
         )
-    for key in _NUMBERS[kind]:
-        value = rule.get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value < math.inf:
-            raise ValueError(f"`{key}` of `rope_scaling` must be above 0 and finite, got {value!r}")
-    if kind == "divisors" and len(rule.get("divisors") or ()) != head_width // 2:
-        raise ValueError(
-            f"`divisors` of `rope_scaling` must be {head_width // 2} numbers, one a frequency"
-        )
+    optional = [key for key in _OPTIONAL if kind == "yarn" and rule.get(key) is not None]
+    for key in (*_NUMBERS[kind], *optional):
+        if not is_positive(rule.get(key)):
+            raise ValueError(
+                f"`{key}` of `rope_scaling` must be above 0 and finite, got {rule.get(key)!r}"
+            )
+    if kind == "llama3" and rule["low_freq_factor"] >= rule["high_freq_factor"]:
+        raise ValueError("`low_freq_factor` of `rope_scaling` must be below `high_freq_factor`")
+    if kind == "divisors":
+        divisors, planes = rule.get("divisors"), head_width // 2
+        is_list = isinstance(divisors, list) and len(divisors) == planes
+        if not is_list or not all(map(is_positive, divisors)):
+            raise ValueError(
+                f"`divisors` of `rope_scaling` must be {planes} numbers above 0, one a frequency"
+            )
     return rule
+
+
+def is_positive(value: Any) -> bool:
+    """Returns True for a number above 0 that is finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
 
 
 def _ramp(head_width: int, base: float, rule: Mapping[str, Any]) -> Float[Array, " planes"]:

@@ -24,6 +24,7 @@ class Tensors:
       ignore: ending of the names of tensors to leave out.
 
     Attributes:
+      path: of the folder.
       files: paths of the files, in order.
       shapes: each tensor's shape, by name.
 
@@ -33,7 +34,8 @@ class Tensors:
     """
 
     def __init__(self, folder: str | os.PathLike, *, ignore: str):
-        self.files = _files(pathlib.Path(folder))
+        self.path = pathlib.Path(folder)
+        self.files = _files(self.path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._path_of: dict[str, pathlib.Path] = {}
         for path in self.files:
@@ -67,24 +69,23 @@ class Tensors:
 def check_shapes(tensors: Any, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError for the first tensor that is missing, surplus or of another shape.
 
-    `tensors` has `shapes` and `files` as `Tensors`, and `path_of`.
+    `tensors` has `path`, `shapes` and `path_of` as `Tensors`.
     """
     for name, shape in expected.items():
         if name not in tensors.shapes:
             raise ValueError(
-                f"{tensors.files[0].parent} lacks the tensor {name} {list(shape)} that its "
-                "config.json asks for"
+                f"{tensors.path} lacks the tensor {name} {list(shape)} that its config asks for"
             )
         if tensors.shapes[name] != shape:
             raise ValueError(
                 f"{tensors.path_of(name)}: {name} is {list(tensors.shapes[name])}, not "
-                f"{list(shape)} as config.json has it"
+                f"{list(shape)} as its config has it"
             )
     for name in tensors.shapes:
         if name not in expected:
             raise ValueError(
-                f"{tensors.path_of(name)} holds {name}, which the model of config.json has no "
-                "place for"
+                f"{tensors.path_of(name)} holds {name}, which the model of its config has no place "
+                "for"
             )
 
 

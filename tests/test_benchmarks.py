@@ -87,7 +87,7 @@ def test_fused_prints_a_row_for_each_contestant_and_its_memory():
     assert " ".join(row[1] for row in rows) == names
     memory = {row[1]: float(row[4]) for row in rows[:4]}
     assert memory["fused"] < memory["dense"] / 3
-    assert [row[1] for row in _rows(many.stdout)] == ["fused", "calls"]
+    assert [row[1] for row in _rows(many.stdout)] == ["fused", "calls", "products"]
     assert "2 student(s), frozen head" in many.stdout
 
 

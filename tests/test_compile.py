@@ -61,6 +61,7 @@ def test_no_array_of_all_logits(monkeypatch, stage, changes):
     logits = steps.logits_sizes(spec, step, ALONE)
     assert array_sizes(step) & logits, "small ones are made, and would be seen"
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
+    monkeypatch.setattr(chunks, "LEAST_TOKENS", 8)
     assert not array_sizes(build(spec, stage)) & logits
 
 
@@ -97,6 +98,7 @@ def slice_of(hbm, sizes=(1,), kind="v5e"):
 
 def test_a_compiled_step_has_rows_and_a_record(monkeypatch):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", 2**14)
+    monkeypatch.setattr(chunks, "LEAST_TOKENS", 8)
     spec = small()
     step = build(spec, "student")
     compiled, logits = (

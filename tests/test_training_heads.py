@@ -61,6 +61,7 @@ def dense_gradients(drafters, frozen, batch):
 @pytest.mark.parametrize(("kind", "memory"), [("kangaroo", 2**26), ("decoder", 2**13)])
 def test_a_step_is_that_of_whole_logits(monkeypatch, kind, memory):
     monkeypatch.setattr(chunks, "LEAST_MEMORY", memory)
+    monkeypatch.setattr(chunks, "LEAST_TOKENS", 8)
     drafters, frozen, (batch,) = cases.students(kind, P), cases.teacher(P), cases.batches(1)
     # Seeds in turn, and side by side as on accelerators.
     monkeypatch.setattr(sharding, "platform", lambda _: "tpu" if kind == "decoder" else "cpu")

@@ -2,12 +2,14 @@
 
   python -m experiments.benchmarks.fused --losses=kl,tv --tokens=4096 --width=256 --vocabulary=32768
   python -m experiments.benchmarks.fused --students=8 --frozen --teacher_width=1024
+  python -m experiments.benchmarks.fused --frozen --tokens=384 --width=576 --vocabulary=49152
 
 All contestants compute value and gradient of the sum by a student's hidden states and head, in turn
 in one process. `fused` is `jaxdiv.linear_divergence`. On whole logits, `dense` is jaxdiv's loss and
 `jnp` the loss as one writes it with jax.nn.log_softmax. `products` are the matrix products alone
 that no form can do without. Memory is what XLA sets apart for temporaries. With several students
-`fused` shares the teacher's logits among them, and `calls` is as many single calls.
+`fused` shares the teacher's logits among them, as their `products` do, and `calls` is as many
+single calls. Tokens count once a student.
 """
 
 from experiments.common import startup
@@ -107,32 +109,47 @@ def contestants(loss: str, inputs: HeadInputs) -> dict[str, tuple[Callable[[], A
         return gradient(lambda *arguments: values(*arguments).sum())
 
     if STUDENTS.value > 1:
-        together, size = harness.compiled(gradient(fused_students), *inputs)
         students = [inputs.of_student(i) for i in range(STUDENTS.value)]
         alone, size_alone = harness.compiled(gradient(fused), *students[0])
         return {
-            FUSED: (functools.partial(together, *inputs), size),
+            FUSED: _bound(gradient(fused_students), inputs),
             "calls": (lambda: [alone(*student) for student in students], size_alone),
+            "products": _bound(_products_of_students, inputs),
         }
     functions = {FUSED: gradient(fused), "dense": on_whole_logits(jaxdiv.get(loss))}
     name = registry.canonical(loss) if loss.isidentifier() else loss
     if name in (plain := peers.load("jnp")):
         functions["jnp"] = on_whole_logits(plain[name])
     functions["products"] = _products
-    student, entered = inputs.of_student(0), {}
-    for name, function in functions.items():
-        program, size = harness.compiled(function, *student)
-        entered[name] = functools.partial(program, *student), size
-    return entered
+    student = inputs.of_student(0)
+    return {name: _bound(function, student) for name, function in functions.items()}
+
+
+def _bound(function, arguments):
+    """Returns the compiled function as a call without arguments, and its bytes."""
+    program, size = harness.compiled(function, *arguments)
+    return functools.partial(program, *arguments), size
 
 
 def _products(hidden, head, teacher_hidden, teacher_head):
-    """Computes both sides' logits, and the student's in place of the gradient by logits."""
-    matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    teacher_logits = matmul(teacher_hidden, teacher_head)
-    logits = matmul(hidden, head).astype(hidden.dtype)
-    by_head = () if FROZEN.value else matmul(hidden.T, logits)
-    return teacher_logits, matmul(logits, head.T), by_head
+    return _matmul(teacher_hidden, teacher_head), _products_of_student(hidden, head)
+
+
+def _products_of_students(hidden, head, teacher_hidden, teacher_head):
+    if FROZEN.value:
+        students = jax.lax.map(lambda hidden: _products_of_student(hidden, head), hidden)
+    else:
+        students = jax.lax.map(lambda student: _products_of_student(*student), (hidden, head))
+    return _matmul(teacher_hidden, teacher_head), students
+
+
+def _products_of_student(hidden, head):
+    """Computes gradients, with the logits in place of the gradient by logits."""
+    logits = _matmul(hidden, head).astype(hidden.dtype)
+    return _matmul(logits, head.T), () if FROZEN.value else _matmul(hidden.T, logits)
+
+
+_matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
 
 def measure(loss: str, inputs: HeadInputs) -> list[dict]:
@@ -147,6 +164,7 @@ def measure(loss: str, inputs: HeadInputs) -> list[dict]:
             "ms": 1e3 * float(np.median(seconds[name])),
             "fused_over_it": float(np.median(seconds[FUSED] / seconds[name])),
             "temporaries_mb": size / 1e6,
+            "tokens_a_second": round(TOKENS.value * STUDENTS.value / np.median(seconds[name])),
         }
         for name, (_, size) in entered.items()
     ]

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 
 LEAST_MEMORY = 2**26  # bytes
+# Each chunk reads the heads once a product, which takes less time than the product from about this
+# many tokens on, whatever D and V are: a TPU v5e does 241 operations while it reads a byte.
+LEAST_TOKENS = 256
 # Arrays [chunk, V] that exist at once: both sides' logits and the student's gradient.
 LOGITS = 3
 
@@ -17,12 +20,13 @@ def size(tokens: int, classes: int, width: int, memory: int | None = None) -> in
       tokens: N.
       classes: V.
       width: D of the student's hidden states.
-      memory: bytes; None for half of the head's float32 gradient, but 64 MiB at least. Each chunk
-        reads and writes that gradient once, so that chunks must grow with it to stay bound by
-        arithmetic.
+      memory: bytes; None for half of the head's float32 gradient, but 64 MiB and 256 tokens at
+        least. Each chunk reads and writes that gradient once, so that chunks must grow with it to
+        stay bound by arithmetic.
     """
-    memory = max(LEAST_MEMORY, 2 * width * classes) if memory is None else memory
-    most = max(8, memory // (4 * LOGITS * classes) // 8 * 8)
+    least = 8 if memory else LEAST_TOKENS
+    memory = memory or max(LEAST_MEMORY, 2 * width * classes)
+    most = max(least, memory // (4 * LOGITS * classes) // 8 * 8)
     if tokens <= most:
         return tokens
     # The same number of chunks, all of one size.

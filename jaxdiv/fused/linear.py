@@ -27,7 +27,7 @@ class HeadOptions:
         derivatives that the loss has, under any weighting.
       chunk: tokens in a chunk; None for as many as `memory` allows.
       memory: bytes for the logits of a chunk; None for half of the head's float32 gradient, and 64
-        MiB at least.
+        MiB and 256 tokens at least.
       tokens_over: the axis or axes of the mesh in `jax.set_mesh` over which the first axis of the
         tokens is sharded: each device loops over its own tokens. All axes of the mesh must be of
         type `Auto`; heads may be sharded by their classes over others.

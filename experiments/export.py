@@ -91,6 +91,11 @@ def _write_student(
         kind = f"Kangaroo adapter after layer {student.exit_layer}"
         library, use = "jaxdiv", _ADAPTER
     elif isinstance(student, DecoderStudent):
+        if student.vocabulary is not None:
+            raise ValueError(
+                "`config.student.vocabulary` must be 0 for a decoder that is exported, since a "
+                f"Llama's head has a row for every token, got {student.vocabulary.size}"
+            )
         _write_decoder(folder, student.decoder, tokenizer, config)
         kind, library, use = "Llama decoder", "transformers", _ASSISTANT
     else:

@@ -15,6 +15,7 @@ from jaxdiv.reporting import loss_tables, page, pictures, results
 from jaxdiv.reporting.summary import summarize
 from jaxdiv.runs import metrics
 from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import draft_tokens
 
 
 def measure(
@@ -112,6 +113,7 @@ def _about(runs: Sequence[Workdir]) -> str:
         f"teacher of width {teacher['width']}, {config['seeds']} a loss, trained for "
         f"{student['steps']} steps on {data['files'] or data['source']}, measured on up to "
         f"{config['evaluation']['documents']} held-out {documents}."
+        f"{draft_tokens.describe(runs[0].spec(), runs[0].facts())}"
     )
 
 

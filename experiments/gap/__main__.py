@@ -40,6 +40,7 @@ _FIXED = {
     "temperature": 1.0,
     "data.context": "corpus",
     "student.learning_rates": "",
+    "student.vocabulary": 0,
     "evaluation.rules": ",".join(RULES),
     "evaluation.contexts": "corpus,generated,generated_greedy",
 }

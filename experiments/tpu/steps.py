@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxdiv import schema, speculative
+from jaxdiv import models, schema, speculative
 from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
 from jaxdiv.runs.specs import RunSpec, StageSpec
@@ -60,7 +60,8 @@ def logits_sizes(spec: RunSpec, step: UncompiledStep, mesh: Mesh) -> set[int]:
     It may hold one student or all seeds, and classes with or without padding.
     """
     rows, tensor = math.prod(mesh.shape[axis] for axis in meshes.ROWS), mesh.shape["tensor"]
-    classes = {spec.data.vocabulary, spec.teacher.padded_vocabulary} - {0}
+    vocabularies = spec.teacher.padded_vocabulary, spec.student.vocabulary
+    classes = {spec.data.vocabulary, *vocabularies} - {0}
     predictions = step.predictions if step.rounds else -(-step.predictions // rows)
     return {
         models * predictions * count // parts
@@ -71,9 +72,14 @@ def logits_sizes(spec: RunSpec, step: UncompiledStep, mesh: Mesh) -> set[int]:
 
 
 def _builders(spec: RunSpec) -> tuple[Callable[[nnx.Rngs], nnx.Module], ...]:
-    """Returns the functions that build an untrained teacher and student."""
-    vocab_size = spec.data.vocabulary
-    return state.teacher_builder(spec.teacher, vocab_size), state.student_builder(spec, vocab_size)
+    """Returns the functions that build an untrained teacher and student.
+
+    The first tokens stand for those of a draft vocabulary, which only a run's texts decide.
+    """
+    vocab_size, size = spec.data.vocabulary, spec.student.vocabulary
+    vocabulary = models.DraftVocabulary.of(np.arange(size), vocab_size) if size else None
+    build_student = state.student_builder(spec, vocab_size, vocabulary)
+    return state.teacher_builder(spec.teacher, vocab_size), build_student
 
 
 def _models(spec: RunSpec, mesh: Mesh) -> tuple[Model, Model]:
@@ -101,7 +107,7 @@ def _student_step(spec: RunSpec, mesh: Mesh) -> UncompiledStep:
     """Returns the training step of all students."""
     target, model = _models(spec, mesh)
     write = on_policy.writer(spec.on_policy, target, model, end_of_text=0)
-    outputs = students.teacher_outputs(model, target)
+    outputs = students.teacher_outputs(model, target, spec.losses, spec.temperature)
     step = students.step(spec, model, outputs, write, mesh=mesh)
     return _training(spec, mesh, spec.student_stage, step, model, target.params)
 

@@ -71,10 +71,15 @@ def measure(workdir: Workdir, *, losses: Sequence[str], student: str) -> ByRank:
         losses differ and not the students; or `OWN`.
 
     Raises:
-      ValueError, FileNotFoundError: the run is not finished or has no such students, or what it
-        saved is damaged.
+      ValueError, FileNotFoundError: the run is not finished or has no such students, they can't
+        draft all tokens, or what it saved is damaged.
     """
     spec, data = workdir.spec(), TextData.load(workdir)
+    if spec.student.vocabulary:
+        raise ValueError(
+            f"{workdir.root} has a draft vocabulary of {spec.student.vocabulary} tokens; "
+            "contributions are of students with `config.student.vocabulary` = 0"
+        )
     groups = {loss: (loss,) for loss in losses} if student == OWN else {student: tuple(losses)}
     models = {source: _finite_students(spec, workdir, data.vocab_size, source) for source in groups}
     target = teacher.restore(spec.teacher, workdir, data.vocab_size)

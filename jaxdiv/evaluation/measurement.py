@@ -16,7 +16,7 @@ from jaxdiv.evaluation.contexts import Context
 from jaxdiv.runs import progress
 from jaxdiv.runs.specs import EvaluationSpec, RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, sharding, students, teacher
+from jaxdiv.training import draft_tokens, run_data, sharding, students, teacher
 from jaxdiv.training.run_data import RunData
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import for_each_seed
@@ -105,7 +105,9 @@ def student_groups(
         index = np.flatnonzero(finite)
         params = jax.tree.map(lambda x, index=index: x[index], model.params)
         yield loss, model.with_params(params), [spec.seeds[i] for i in index]
-    yield schema.UNTRAINED, students.untrained(spec, data.vocab_size, mesh), list(spec.seeds)
+    vocabulary = draft_tokens.load(spec, workdir)
+    untrained = students.untrained(spec, data.vocab_size, mesh, vocabulary)
+    yield schema.UNTRAINED, untrained, list(spec.seeds)
 
 
 def measure_students(

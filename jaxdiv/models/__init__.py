@@ -3,6 +3,7 @@
 from jaxdiv.models.builders import CLASSIFIER, KANGAROO, build_student, build_teacher
 from jaxdiv.models.classifier import Classifier, ClassifierStudent
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput
+from jaxdiv.models.draft_vocabulary import DraftVocabulary
 from jaxdiv.models.generation import draft_text, generate
 from jaxdiv.models.kangaroo import KangarooAdapter
 from jaxdiv.models.layers import DecoderOptions
@@ -17,6 +18,7 @@ __all__ = [
     "Decoder",
     "DecoderOptions",
     "DecoderStudent",
+    "DraftVocabulary",
     "Drafter",
     "KangarooAdapter",
     "Student",

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxdiv.models.classifier import Classifier, ClassifierStudent
 from jaxdiv.models.decoder import Decoder
+from jaxdiv.models.draft_vocabulary import DraftVocabulary
 from jaxdiv.models.kangaroo import KangarooAdapter
 from jaxdiv.models.layers import FAMILY_OPTIONS, DecoderOptions
 from jaxdiv.models.student import DecoderStudent, Student
@@ -30,7 +31,11 @@ def build_teacher(config: Config, vocab_size: int, rngs: nnx.Rngs) -> Decoder | 
 
 
 def build_student(
-    config: Config, teacher_config: Config, vocab_size: int, rngs: nnx.Rngs
+    config: Config,
+    teacher_config: Config,
+    vocab_size: int,
+    rngs: nnx.Rngs,
+    vocabulary: DraftVocabulary | None = None,
 ) -> Student:
     """Builds the student of `config` for a teacher of `teacher_config`, whose numerics it shares.
 
@@ -40,6 +45,7 @@ def build_student(
       teacher_config: as of `build_teacher`.
       vocab_size: V, tokens or classes.
       rngs: of the initial parameters.
+      vocabulary: the tokens that it can draft; None for all. A classifier has none.
 
     Raises:
       ValueError: unknown kind, an exit layer beyond the teacher's depth, or heads that don't fit
@@ -48,7 +54,7 @@ def build_student(
     kind = config["kind"]
     if kind not in STUDENTS:
         raise ValueError(f"`kind` must be one of {', '.join(STUDENTS)}, got {kind!r}")
-    return STUDENTS[kind](config, teacher_config, vocab_size, rngs)
+    return STUDENTS[kind](config, teacher_config, vocab_size, rngs, vocabulary)
 
 
 def _decoder(
@@ -68,7 +74,13 @@ def _classifier(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs)
     return Classifier(vocab_size=vocab_size, **sizes, rngs=rngs)
 
 
-def _kangaroo(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> KangarooAdapter:
+def _kangaroo(
+    config: Config,
+    shared: Config,
+    vocab_size: int,
+    rngs: nnx.Rngs,
+    vocabulary: DraftVocabulary | None,
+) -> KangarooAdapter:
     """Builds the adapter of `config` for the teacher of `shared`."""
     exit_layer, depth = config["exit_layer"], shared["depth"]
     if not 1 <= exit_layer <= depth:
@@ -77,12 +89,26 @@ def _kangaroo(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -
         )
     sizes = {key: config[key] for key in ("heads", "kv_heads", "exit_layer")}
     sizes |= {key: shared[key] for key in ("width", "rope_base", "norm_epsilon", "dtype")}
-    return KangarooAdapter(**sizes, rngs=rngs)
+    return KangarooAdapter(**sizes, vocabulary=vocabulary, rngs=rngs)
 
 
-# Each builds a student from (its config, the teacher's config, vocab_size, rngs).
+def _decoder_student(
+    config: Config,
+    shared: Config,
+    vocab_size: int,
+    rngs: nnx.Rngs,
+    vocabulary: DraftVocabulary | None,
+) -> DecoderStudent:
+    """Builds the decoder of `config`, whose head has the columns of its draft vocabulary."""
+    decoder = _decoder(config, shared, vocab_size, rngs)
+    if vocabulary is not None:
+        decoder.head = nnx.Param(vocabulary.columns(decoder.head[...]))
+    return DecoderStudent(decoder, vocabulary)
+
+
+# Each builds a student from (its config, the teacher's config, vocab_size, rngs, its vocabulary).
 STUDENTS = {
     KANGAROO: _kangaroo,
-    "decoder": lambda *arguments: DecoderStudent(_decoder(*arguments)),
-    CLASSIFIER: lambda *arguments: ClassifierStudent(_classifier(*arguments)),
+    "decoder": _decoder_student,
+    CLASSIFIER: lambda *arguments: ClassifierStudent(_classifier(*arguments[:-1])),
 }

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, TokenIds
+from jaxdiv.models.draft_vocabulary import DraftVocabulary
 from jaxdiv.models.layers import (
     Activations,
     Attention,
@@ -36,8 +37,10 @@ class KangarooAdapter(Drafter):
         rope_base: float = 10000.0,
         norm_epsilon: float = 1e-5,
         dtype: Any = jnp.float32,
+        vocabulary: DraftVocabulary | None = None,
         rngs: nnx.Rngs,
     ):
+        self.vocabulary = vocabulary
         self.exit_layer, self.rope_base, self.dtype = exit_layer, rope_base, jnp.dtype(dtype)
         self.attention_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
         options = AttentionOptions(width, heads, kv_heads, dtype=self.dtype)
@@ -55,8 +58,9 @@ class KangarooAdapter(Drafter):
         return self._adapt(hidden)[0]
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
-        """Returns the teacher's head, as a constant."""
-        return jax.lax.stop_gradient(teacher.head)
+        """Returns the teacher's head, or its columns of the draft vocabulary, as a constant."""
+        head = jax.lax.stop_gradient(teacher.head)
+        return head if self.vocabulary is None else self.vocabulary.columns(head)
 
     def init_cache(self, batch: int, length: int) -> Cache:
         attention = self.attention
@@ -87,4 +91,9 @@ class KangarooAdapter(Drafter):
             raise ValueError(
                 f"the draft reads layer {self.exit_layer} of width {width}, but the target has "
                 f"{target.depth} layers of width {target_width}; it is another model's."
+            )
+        if self.vocabulary is not None and self.vocabulary.vocab_size != target.vocab_size:
+            raise ValueError(
+                f"the draft vocabulary is of {self.vocabulary.vocab_size} tokens, but the target "
+                f"has {target.vocab_size}; it is another model's."
             )

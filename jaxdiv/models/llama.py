@@ -240,5 +240,9 @@ def write_adapter(folder: pathlib.Path, adapter: KangarooAdapter, target: Decode
         "torch_dtype": "float32",
         "target": {key: getattr(target.options, name) for name, key in families.SIZES.items()},
     }
+    tensors, vocabulary = adapter_tensors(adapter), adapter.vocabulary
+    if vocabulary is not None:
+        config["draft_vocab_size"] = vocabulary.size
+        tensors |= {"d2t": vocabulary.offsets, "t2d": vocabulary.mask}
     files.write_json(folder / CONFIG, config)
-    safetensors_io.save(folder, adapter_tensors(adapter))
+    safetensors_io.save(folder, tensors)

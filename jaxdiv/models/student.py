@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, TokenIds, project
+from jaxdiv.models.draft_vocabulary import DraftVocabulary
 from jaxdiv.models.layers import Activations
 
 
@@ -23,21 +24,30 @@ class Student(nnx.Module):
       exit_layer: the teacher's layer after which the student reads the hidden state; None if it
         reads none.
       vocab_size: V, if the head is the student's own; None if the teacher's counts.
+      vocabulary: the tokens that the student can draft; None for all.
     """
 
     exit_layer: int | None = None
     vocab_size: int | None = None
+    vocabulary: DraftVocabulary | None = None
 
     def features(self, inputs: Any, teacher: TeacherOutput) -> Activations:
         """Returns [B, L, D], what the head multiplies; `inputs` are the teacher's."""
         raise NotImplementedError
 
     def head(self, teacher: TeacherOutput) -> Float[Array, "D P"]:
-        """Returns the output matrix, whose first V columns are classes."""
+        """Returns the output matrix, whose first V columns are classes; [D, K] of a draft
+        vocabulary."""
         raise NotImplementedError
 
     def logits(self, features: Activations, teacher: TeacherOutput) -> Float[Array, "B L V"]:
-        """Returns the product of features and head, in float32 at least."""
+        """Returns the product of features and head, in float32 at least.
+
+        Tokens outside a draft vocabulary have -inf, so that whoever measures or decodes sees all V.
+        """
+        if self.vocabulary is not None:
+            logits = project(features, self.head(teacher), self.vocabulary.size)
+            return self.vocabulary.scatter(logits)
         return project(features, self.head(teacher), self.vocab_size or teacher.vocab_size)
 
     def __call__(self, inputs: Any, teacher: TeacherOutput) -> Float[Array, "B L V"]:
@@ -78,10 +88,14 @@ class Drafter(Student):
 
 
 class DecoderStudent(Drafter):
-    """A small decoder that drafts from the tokens alone and shares only the vocabulary."""
+    """A small decoder that drafts from the tokens alone and shares only the vocabulary.
 
-    def __init__(self, decoder: Decoder):
+    Under a draft vocabulary it still reads all tokens; its head is [D, K].
+    """
+
+    def __init__(self, decoder: Decoder, vocabulary: DraftVocabulary | None = None):
         self.decoder, self.vocab_size = decoder, decoder.vocab_size
+        self.vocabulary = vocabulary
 
     def features(self, tokens: TokenIds, teacher: TeacherOutput) -> Activations:
         """Returns what the head multiplies; the teacher is not read."""
@@ -103,7 +117,7 @@ class DecoderStudent(Drafter):
         return model.norm(states), cache
 
     def unrolled(self) -> "DecoderStudent":
-        return DecoderStudent(self.decoder.unrolled())
+        return DecoderStudent(self.decoder.unrolled(), self.vocabulary)
 
     def check_target(self, target: Decoder) -> None:
         if self.vocab_size != target.vocab_size:

@@ -35,6 +35,7 @@ _OF_IMAGES = {
     "data.files": "",
     "evaluation.contexts": config_keys.IMAGES,
     "teacher.padded_vocabulary": 0,
+    "student.vocabulary": 0,
 }
 
 
@@ -57,6 +58,12 @@ def check(config: Mapping) -> None:
         raise ValueError(
             "`config.teacher.padded_vocabulary` must be 0 or at least `config.data.vocabulary` = "
             f"{vocabulary}, got {padded}"
+        )
+    drafted = run.student.vocabulary
+    if drafted and not 2 <= drafted <= vocabulary:
+        raise ValueError(
+            f"`config.student.vocabulary` must be 0 for all tokens, or in 2..{vocabulary}, "
+            f"`config.data.vocabulary`, got {drafted}"
         )
     if list(config["mesh"].values()).count(config_keys.REST) > 1:
         raise ValueError(

@@ -186,6 +186,7 @@ class StudentSpec:
     depth: int = key(1, whole(1), "decoder, classifier: layers.")
     width: int = key(96, whole(2), "decoder, classifier: width.")
     mlp_width: int = key(256, whole(1), "decoder: width inside the MLP.")
+    vocabulary: int = key(0, whole(0, 2**24), "Tokens that students can draft; 0: all.")
     steps: int = key(240, whole(1), "Training steps.")
     batch_size: int = key(12, whole(1), "Rows per batch.")
     learning_rates: str = key("", TEXT, "Rates of single losses, such as `tv: 1e-2; nla: 1e-2`.")

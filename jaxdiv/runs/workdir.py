@@ -48,6 +48,7 @@ class Workdir:
         self.data = self.root / "data"
         self.tokens = self.root / "tokens"
         self.images = self.root / "images"
+        self.draft_vocabulary = self.root / "draft_vocabulary.npz"
         self.teacher = self.root / "teacher"
         self.students = self.root / "students"
         self.curves = self.root / "curves"

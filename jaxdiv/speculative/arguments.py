@@ -62,13 +62,12 @@ def resolve_tree(
 
 def check_models(target: Decoder, draft: Any, tree: trees.Tree) -> None:
     """Raises ValueError unless the draft fits the target, and the tree the vocabulary."""
+    width, classes = tree.children.shape[1], target.vocab_size
     if isinstance(draft, Drafter):
         draft.check_target(target)
-    width = tree.children.shape[1]
-    if width > target.vocab_size:
-        raise ValueError(
-            f"the tree is {width} tokens wide, but there are only {target.vocab_size}."
-        )
+        classes = draft.vocabulary.size if draft.vocabulary else classes
+    if width > classes:
+        raise ValueError(f"the tree is {width} tokens wide, but there are only {classes}.")
 
 
 def check_memory(

@@ -1,14 +1,16 @@
 """Training objectives: each student's mean loss over a batch, from features and heads."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import jaxdiv
-from jaxdiv import models, reductions
+from jaxdiv import models, reductions, targets
 from jaxdiv.fused import chunks
 from jaxdiv.models import meshes
 from jaxdiv.training.state import Model
@@ -20,26 +22,69 @@ class TeacherOutputs(NamedTuple):
     Attributes:
       output: the teacher's pass, which students read.
       target: the teacher as losses take it: (logits [B, L, V], None), or (features [B, L, D], head
-        [D, P]).
+        [D, P]). Under a draft vocabulary it is a `targets.Restricted` of one of these, with K
+        classes.
     """
 
     output: models.TeacherOutput
-    target: tuple[Array, Array | None]
+    target: tuple[Array | targets.Restricted, Array | None]
 
     @property
     def is_dense(self) -> bool:
-        """True if the target is all of the teacher's logits."""
+        """True if the target is all of the logits that students are compared with."""
         return self.target[1] is None
 
 
-def teacher_outputs(output: models.TeacherOutput) -> TeacherOutputs:
-    """Returns outputs with all of the teacher's logits, unless they exceed the fused losses' chunk.
+def teacher_outputs(
+    output: models.TeacherOutput,
+    vocabulary: models.DraftVocabulary | None = None,
+    *,
+    temperature: float | None = None,
+) -> TeacherOutputs:
+    """Returns outputs with all logits of the teacher, unless they exceed the fused losses' chunk.
 
     The logits are computed here once for all students.
+
+    Args:
+      output: the teacher's pass.
+      vocabulary: the tokens that students can draft; None for all.
+      temperature: that of losses which need the true probabilities of these tokens; None if none
+        does.
     """
-    size = 4 * math.prod(output.features.shape[:-1]) * output.vocab_size
+    visible = output if vocabulary is None else restricted_output(output, vocabulary)
+    size = 4 * math.prod(output.features.shape[:-1]) * visible.vocab_size
     is_small = size <= chunks.LEAST_MEMORY
-    return TeacherOutputs(output, (output.logits, None) if is_small else features_and_head(output))
+    logits, head = (visible.logits, None) if is_small else features_and_head(visible)
+    if vocabulary is not None:
+        sums = None if temperature is None else normalizer(output, temperature)
+        logits = targets.Restricted(logits, sums, temperature or 1.0)
+    return TeacherOutputs(output, (logits, head))
+
+
+def restricted_output(
+    output: models.TeacherOutput, vocabulary: models.DraftVocabulary
+) -> models.TeacherOutput:
+    """Returns the teacher's pass with the columns of a draft vocabulary as its whole head."""
+    head = vocabulary.columns(output.head)
+    return dataclasses.replace(output, head=head, vocab_size=vocabulary.size)
+
+
+def normalizer(output: models.TeacherOutput, temperature: float) -> Float[Array, "B L"]:
+    """Returns the log-sum-exp of all logits over `temperature`, chunk by chunk, or the cached one.
+
+    A cached one must be of this temperature.
+    """
+    if output.normalizer is not None:
+        return output.normalizer
+
+    def log_sum_exp(logits, _):
+        return jax.nn.logsumexp(logits[:, : output.vocab_size] / temperature, axis=-1)
+
+    features, head = features_and_head(output)
+    (values,), _ = jaxdiv.linear_divergences(
+        [log_sum_exp], [features], [head], tokens_over=meshes.row_axes()
+    )
+    return values
 
 
 def features_and_head(
@@ -53,6 +98,7 @@ def for_students(
     model: Model, losses: Sequence[str | jaxdiv.Loss], *, temperature: float
 ) -> Callable:
     """Returns the objectives of `make_step` for students of `model`, under `TeacherOutputs`."""
+    vocabulary = model.module().vocabulary
 
     def objectives(indices, params, batch, shared):
         def features_and_head(params):
@@ -60,12 +106,16 @@ def for_students(
             features = student.features(batch["inputs"], shared.output)
             return features, student.head(shared.output).astype(features.dtype)
 
+        vocab_size = shared.output.vocab_size
+        if vocabulary is not None:
+            vocab_size = vocabulary.size
+            batch = {**batch, "labels": vocabulary.classes(batch["labels"])}
         return means(
             [losses[i] for i in indices],
             [features_and_head(tree) for tree in params],
             batch,
             shared.target,
-            vocab_size=shared.output.vocab_size,
+            vocab_size=vocab_size,
             temperature=temperature,
         )
 

@@ -239,6 +239,11 @@ def _check(spec: RunSpec, data: RunData) -> None:
         if not is_images and data.splits[split].longest < 2:
             raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
     checks = {"student": lambda: data.batches(spec.student_stage)}
+    if spec.student.vocabulary > data.vocab_size:
+        raise ValueError(
+            f"`config.student.vocabulary` must be at most the tokenizer's {data.vocab_size} "
+            f"tokens, got {spec.student.vocabulary}"
+        )
     if not spec.teacher.checkpoint:
         checks = {"teacher": lambda: data.batches(spec.teacher_stage)} | checks
     if set(spec.evaluation.contexts) - {schema.CORPUS, schema.IMAGES}:

@@ -132,10 +132,21 @@ def teacher_builder(spec: TeacherSpec, vocab_size: int) -> Build:
     return lambda rngs: models.build_teacher(dataclasses.asdict(spec), vocab_size, rngs)
 
 
-def student_builder(spec: RunSpec, vocab_size: int) -> Build:
-    """Returns the function that builds an untrained student."""
+def student_builder(
+    spec: RunSpec, vocab_size: int, vocabulary: models.DraftVocabulary | None = None
+) -> Build:
+    """Returns the function that builds an untrained student.
+
+    Raises ValueError unless `vocabulary` is there where the config asks for one.
+    """
+    size = vocabulary.size if vocabulary else 0
+    if size != spec.student.vocabulary:
+        raise ValueError(
+            f"`config.student.vocabulary` is {spec.student.vocabulary}, but {size} tokens were "
+            "chosen; give the run's draft vocabulary"
+        )
     student, teacher = dataclasses.asdict(spec.student), dataclasses.asdict(spec.teacher)
-    return lambda rngs: models.build_student(student, teacher, vocab_size, rngs)
+    return lambda rngs: models.build_student(student, teacher, vocab_size, rngs, vocabulary)
 
 
 def vocab_size(workdir: Workdir) -> int:

@@ -1,7 +1,7 @@
 """The run's students: every loss and seed trained side by side on one teacher pass."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool
 
+import jaxdiv
+from jaxdiv import models
 from jaxdiv.runs import config_keys, progress
 from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import objectives, on_policy, run_data, sharding, state
+from jaxdiv.training import draft_tokens, objectives, on_policy, run_data, sharding, state
 from jaxdiv.training.loop import Monitoring, Training, run_stage
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model, population_shapes, student_builder
@@ -27,16 +29,30 @@ def teacher_forward(students: Model, teacher: Model) -> Callable:
     return lambda params, inputs: teacher.with_params(params)(inputs, exit_layer=exit_layer)
 
 
-def teacher_outputs(students: Model, teacher: Model) -> Callable:
+def teacher_outputs(
+    students: Model,
+    teacher: Model,
+    losses: Sequence[jaxdiv.Loss] = (),
+    temperature: float = 1.0,
+) -> Callable:
     """Returns the function of (teacher's parameters, batch) that returns the `TeacherOutputs` that
-    all students share in training."""
-    forward = teacher_forward(students, teacher)
-    return lambda params, batch: objectives.teacher_outputs(forward(params, batch["inputs"]))
+    all students share in training under `losses`, at the distillation temperature."""
+    forward, vocabulary = teacher_forward(students, teacher), students.module().vocabulary
+    need = any(loss.is_of_acceptance for loss in losses)
+    options = {"temperature": temperature if need else None}
+    return lambda params, batch: objectives.teacher_outputs(
+        forward(params, batch["inputs"]), vocabulary, **options
+    )
 
 
-def untrained(spec: RunSpec, vocab_size: int, mesh: Mesh | None = None) -> Model:
+def untrained(
+    spec: RunSpec,
+    vocab_size: int,
+    mesh: Mesh | None = None,
+    vocabulary: models.DraftVocabulary | None = None,
+) -> Model:
     """Builds the students as they are before their first step, spread over `mesh`."""
-    return state.population(student_builder(spec, vocab_size), spec.seeds, mesh)
+    return state.population(student_builder(spec, vocab_size, vocabulary), spec.seeds, mesh)
 
 
 def step(
@@ -84,17 +100,21 @@ def train(
     """
     stage, mesh = spec.student_stage, sharding.make_mesh(spec)
     rows = sharding.BatchSharding(mesh, stage.batch_size)
-    model = population_shapes(student_builder(spec, data.vocab_size), len(spec.seeds), mesh)
-    forward = teacher_outputs(model, teacher)
+    vocabulary = draft_tokens.prepare(spec, workdir, data, teacher, mesh)
+    build = student_builder(spec, data.vocab_size, vocabulary)
+    model = population_shapes(build, len(spec.seeds), mesh)
+    forward = teacher_outputs(model, teacher, spec.losses, spec.temperature)
     write = None
     if isinstance(data, TextData):
         write = on_policy.writer(spec.on_policy, teacher, model, data.tokenizer.end_of_text)
     held_out = run_data.validation_batch(stage, data, mesh)
-    rejection = objectives.for_students(model, ["tv"], temperature=1.0)
+    total_variation = [jaxdiv.get("tv")]
+    rejection = objectives.for_students(model, total_variation, temperature=1.0)
+    forward_held_out = teacher_outputs(model, teacher, total_variation)
 
     @functools.partial(sharding.jit, mesh=mesh)
     def held_out_acceptance(groups, teacher_params, batch):
-        shared = forward(teacher_params, batch)
+        shared = forward_held_out(teacher_params, batch)
         tv = [
             for_each_seed(lambda params: rejection([0], [params], batch, shared)[0], group, mesh)
             for group in groups
@@ -119,7 +139,9 @@ def train(
     training = Training(
         spec=stage,
         folder=workdir.students,
-        initial_state=lambda: initial_state(stage, untrained(spec, data.vocab_size, mesh), mesh),
+        initial_state=lambda: initial_state(
+            stage, untrained(spec, data.vocab_size, mesh, vocabulary), mesh
+        ),
         step=step(spec, model, forward, write, mesh=mesh),
         teacher=teacher.params,
         batches=data.batches(stage, rows.local_rows),
@@ -167,7 +189,8 @@ def restore(
             f"{workdir.root} has no students of loss {loss!r}; it has {', '.join(names)}"
         )
     mesh, index, count = mesh or sharding.single_device_mesh(), names.index(loss), len(spec.seeds)
-    shapes = population_shapes(student_builder(spec, vocab_size), count, mesh)
+    build = student_builder(spec, vocab_size, draft_tokens.load(spec, workdir))
+    shapes = population_shapes(build, count, mesh)
     finite = jax.ShapeDtypeStruct((count,), jnp.bool_)
     target = {
         "params": {index: shapes.params},

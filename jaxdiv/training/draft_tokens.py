@@ -1,0 +1,179 @@
+"""The draft vocabulary of a run: the tokens that occur most in what its students learn from."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Int, Int64
+
+from jaxdiv import models
+from jaxdiv.data import arrays
+from jaxdiv.runs import processes, progress
+from jaxdiv.runs.config_keys import TEACHER_TEXT
+from jaxdiv.runs.specs import RunSpec
+from jaxdiv.runs.workdir import Workdir
+from jaxdiv.training import objectives, on_policy, run_data, sharding
+from jaxdiv.training.run_data import TextData
+from jaxdiv.training.state import Model
+
+# Facts of a run.
+OUTSIDE = "target's probability outside the draft vocabulary, on test documents"
+FINGERPRINT = "draft vocabulary's fingerprint"
+SAMPLE = 2**13  # tokens of the teacher's own text that are counted, about
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredVocabulary(arrays.StoredArrays):
+    """A draft vocabulary as servers of draft models have it.
+
+    Attributes:
+      d2t: [K]; class i of the student is the target's token i + d2t[i].
+      t2d: [V], whether the student can draft a token.
+    """
+
+    d2t: Int64[np.ndarray, " K"]
+    t2d: Bool[np.ndarray, " V"]
+
+    KIND = "a draft vocabulary"
+
+    def __post_init__(self):
+        types = self.d2t.dtype, self.t2d.dtype
+        ids = np.flatnonzero(self.t2d)
+        if types != (np.int64, np.bool_) or len(ids) != len(self.d2t):
+            raise ValueError("these are no offsets and mask")
+        if (ids != np.arange(len(ids)) + self.d2t).any():
+            raise ValueError("offsets and mask disagree")
+
+
+def load(spec: RunSpec, workdir: Workdir) -> models.DraftVocabulary | None:
+    """Loads the tokens that a run's students can draft; None for all.
+
+    Raises ValueError if the file is missing, damaged or another run's.
+    """
+    if not spec.student.vocabulary:
+        return None
+    stored, facts = StoredVocabulary.load(workdir.draft_vocabulary), workdir.facts()
+    if facts.get(FINGERPRINT, stored.fingerprint) != stored.fingerprint:
+        raise ValueError(
+            f"{workdir.root}: the {FINGERPRINT} is {stored.fingerprint}, not "
+            f"{facts[FINGERPRINT]} as the run began with"
+        )
+    return models.DraftVocabulary.of(np.flatnonzero(stored.t2d), len(stored.t2d))
+
+
+def prepare(
+    spec: RunSpec, workdir: Workdir, data: run_data.RunData, teacher: Model, mesh: Mesh
+) -> models.DraftVocabulary | None:
+    """Chooses the tokens that a run's students can draft, or loads them; None for all.
+
+    They are those that occur most in the training split. If the teacher writes a share of the
+    batches, its text counts by that share: `SAMPLE` tokens of the text of the first steps. The
+    target's probability of all other tokens, which no student can draft, becomes a fact of the run.
+    """
+    if not spec.student.vocabulary:
+        return None
+    if processes.broadcast_from_first(not workdir.draft_vocabulary.exists()):
+        counts = [_counts(data.splits["train"].ids, data.vocab_size)]
+        if spec.on_policy and spec.on_policy.writer == TEACHER_TEXT:
+            share = spec.on_policy.rows / spec.student.batch_size
+            written = _counts(_teacher_text(spec, data, teacher, mesh), data.vocab_size)
+            corpus = counts[0] / counts[0].sum()
+            counts = [(1 - share) * corpus + share * written / written.sum(), corpus]
+        ids = choose(counts, spec.student.vocabulary, data.tokenizer.end_of_text)
+        vocabulary = models.DraftVocabulary.of(ids, data.vocab_size)
+        stored = StoredVocabulary(vocabulary.offsets, vocabulary.mask)
+        outside = _measure_outside(spec, data, teacher, vocabulary, mesh)
+        if processes.is_first():
+            workdir.add_facts({FINGERPRINT: stored.fingerprint, OUTSIDE: round(outside, 4)})
+            stored.save(workdir.draft_vocabulary)
+            progress.log(describe(spec, workdir.facts()).strip())
+        processes.barrier("draft vocabulary")
+    return load(spec, workdir)
+
+
+def describe(spec: RunSpec, facts: Mapping[str, Any]) -> str:
+    """Returns a sentence, after a space, on what a run's draft vocabulary costs; empty if none."""
+    if OUTSIDE not in facts:
+        return ""
+    outside = facts[OUTSIDE]
+    return (
+        f" Students draft {spec.student.vocabulary:,} of {spec.data.vocabulary:,} tokens; "
+        f"{outside:.2%} of the target's probability lies outside, so that acceptance at "
+        f"temperature 1 is at most {1 - outside:.2%}."
+    )
+
+
+def choose(counts: list[np.ndarray], size: int, end_of_text: int) -> Int64[np.ndarray, " K"]:
+    """Returns the ids, ascending, of the `size` tokens that occur most, `end_of_text` among them.
+
+    Args:
+      counts: [V] each; the later ones decide between equals, and at last the lower id.
+      size: K.
+      end_of_text: the token that ends a document.
+    """
+    ids = np.arange(len(counts[0]))
+    order = np.lexsort((ids, *(-count for count in reversed(counts)), ids != end_of_text))
+    return np.sort(order[:size])
+
+
+def _counts(tokens, vocab_size):
+    return np.bincount(tokens, minlength=vocab_size)
+
+
+def _teacher_text(
+    spec: RunSpec, data: TextData, teacher: Model, mesh: Mesh
+) -> Int[np.ndarray, " n"]:
+    """Returns the tokens that the teacher writes in the batches of the first steps."""
+    on_teacher, stage = spec.on_policy, spec.student_stage
+    rows = sharding.BatchSharding(mesh, stage.batch_size)
+    write = on_policy.writer(on_teacher, teacher, teacher, data.tokenizer.end_of_text)
+
+    @functools.partial(sharding.jit, mesh=mesh)
+    def written(params, batch, step):
+        batch = write(params, None, batch, step)
+        return {name: batch[name] for name in ("labels", "weights")}
+
+    start = on_teacher.prompt_tokens - 1
+    steps = -(-SAMPLE // (on_teacher.rows * (on_teacher.sequence_length - start)))
+    texts, batches = [], data.batches(stage, rows.local_rows)
+    with progress.bar("draft vocabulary", steps, unit="batches") as advance:
+        for step in range(steps):
+            batch = written(teacher.params, rows.put_local(next(batches)), jnp.int32(step))
+            text = {name: x[: on_teacher.rows, start:] for name, x in rows.gather(batch).items()}
+            texts.append(text["labels"][text["weights"] > 0])
+            advance()
+    return np.concatenate(texts)
+
+
+def _measure_outside(
+    spec: RunSpec,
+    data: TextData,
+    teacher: Model,
+    vocabulary: models.DraftVocabulary,
+    mesh: Mesh,
+) -> float:
+    """Measures the teacher's mean probability of tokens outside, on the test documents.
+
+    It is the total variation between the teacher and itself renormalized on the vocabulary.
+    """
+    evaluation = spec.evaluation
+    windows = data.windows(
+        "test", tokens=evaluation.document_tokens, documents=evaluation.documents
+    )
+    rows = sharding.BatchSharding(mesh, spec.student_stage.batch_size)
+
+    @functools.partial(sharding.jit, mesh=mesh)
+    def total(params, batch):
+        output = teacher.with_params(params)(batch["inputs"])
+        shared = objectives.teacher_outputs(output, vocabulary, temperature=1.0)
+        best = objectives.features_and_head(objectives.restricted_output(output, vocabulary))
+        size = vocabulary.size
+        value = objectives.means(["tv"], [best], batch, shared.target, vocab_size=size)[0]
+        return sharding.replicate(value * batch["weights"].sum(), mesh)
+
+    values = [float(total(teacher.params, batch)) for batch in run_data.spread(windows, rows)]
+    return sum(values) / float(windows.weights.sum())

@@ -31,10 +31,13 @@ def target(vocabulary=4, width=8):
 
 
 @functools.cache
-def student(kind, vocabulary=4, width=8, *, adversarial=False):
-    """An untrained draft; an adversarial one thinks least likely what it should think likeliest."""
+def student(kind, vocabulary=4, width=8, *, adversarial=False, drafts=None):
+    """An untrained draft, of the tokens `drafts` alone if they are given; an adversarial one thinks
+    least likely what it should think likeliest."""
+    draft_vocabulary = models.DraftVocabulary.of(drafts, vocabulary) if drafts else None
     config, teacher = _STUDENTS[kind] | {"width": width}, _CONFIG | {"width": width}
-    draft = nnx.jit(lambda: models.build_student(config, teacher, vocabulary, nnx.Rngs(1)))()
+    build = functools.partial(models.build_student, config, teacher, vocabulary)
+    draft = nnx.jit(lambda: build(nnx.Rngs(1), draft_vocabulary))()
     if kind == "decoder":
         _sharper(draft.decoder, factor=2.0)
     if adversarial:

@@ -50,6 +50,7 @@ def array_sizes(step):
     [
         ("student", {}),
         ("student", {"student.kind": "decoder"}),
+        ("student", {"student.vocabulary": 403, "losses": "kl,tv"}),
         ("student", {"data.context": "student"}),
         ("teacher", {}),
     ],

@@ -49,6 +49,8 @@ REFUSED = [
     (RATES, "tv: 1e-2; ce", "'ce' must be LOSS: RATE of another one of the run's losses, ce, kl"),
     (RATES, "kl: 1; kl: 2", "'kl: 2' must be LOSS: RATE of another one"),
     (RATES, "kl: fast", "of kl must be a finite number above 0, got nan"),
+    ("student.vocabulary", 1, r"must be 0 for all tokens, or in 2\.\.512, .*, got 1"),
+    ("student.vocabulary", 513, r"or in 2\.\.512, `config.data.vocabulary`, got 513"),
     ("student.kind", "medusa", "`config.student.kind` must be one of kangaroo, decoder"),
     ("evaluation.temperatures", (-1.0,), "`config.evaluation.temperatures`"),
     ("evaluation.temperatures", (1.0, 1.0), "`config.evaluation.temperatures`"),

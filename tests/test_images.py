@@ -225,6 +225,7 @@ FOR_IMAGES = r"which is for `config\.data\.kind` images"
     [
         (digits_config, "student.kind", "kangaroo", "must be 'classifier' .* data are images"),
         (digits_config, "teacher.kind", "decoder", "must be 'classifier' .* data are images"),
+        (digits_config, "student.vocabulary", 8, "must be 0 if the data are images, got 8"),
         (digits_config, "data.context", "teacher", "must be 'corpus' .* data are images"),
         (digits_config, "evaluation.contexts", "corpus,generated", "must be 'images'"),
         (smoke, "student.kind", "classifier", FOR_IMAGES),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ class DraftVocabulary:
     vocab_size: int
 
     @classmethod
-    def of(cls, ids: np.ndarray, vocab_size: int) -> "DraftVocabulary":
+    def of(cls, ids: Sequence[int] | np.ndarray, vocab_size: int) -> "DraftVocabulary":
         """Returns the vocabulary of token ids [K], in any order.
 
         Raises:

@@ -101,9 +101,9 @@ def describe(spec: RunSpec, facts: Mapping[str, Any]) -> str:
         return ""
     outside = facts[OUTSIDE]
     return (
-        f" Students draft {spec.student.vocabulary:,} of {spec.data.vocabulary:,} tokens; "
-        f"{outside:.2%} of the target's probability lies outside, so that acceptance at "
-        f"temperature 1 is at most {1 - outside:.2%}."
+        f" Students draft the {spec.student.vocabulary:,} commonest tokens; {outside:.2%} of the "
+        "target's probability lies on others, so that acceptance at temperature 1 is at most "
+        f"{1 - outside:.2%}."
     )
 
 

@@ -45,7 +45,7 @@ def build_student(
       teacher_config: as of `build_teacher`.
       vocab_size: V, tokens or classes.
       rngs: of the initial parameters.
-      vocabulary: the tokens that it can draft; None for all. A classifier has none.
+      vocabulary: the tokens that it can draft; None for all.
 
     Raises:
       ValueError: unknown kind, an exit layer beyond the teacher's depth, or heads that don't fit
@@ -54,7 +54,10 @@ def build_student(
     kind = config["kind"]
     if kind not in STUDENTS:
         raise ValueError(f"`kind` must be one of {', '.join(STUDENTS)}, got {kind!r}")
-    return STUDENTS[kind](config, teacher_config, vocab_size, rngs, vocabulary)
+    student = STUDENTS[kind](config, teacher_config, vocab_size, rngs)
+    if vocabulary is not None:
+        student.restrict(vocabulary)
+    return student
 
 
 def _decoder(
@@ -74,13 +77,7 @@ def _classifier(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs)
     return Classifier(vocab_size=vocab_size, **sizes, rngs=rngs)
 
 
-def _kangaroo(
-    config: Config,
-    shared: Config,
-    vocab_size: int,
-    rngs: nnx.Rngs,
-    vocabulary: DraftVocabulary | None,
-) -> KangarooAdapter:
+def _kangaroo(config: Config, shared: Config, vocab_size: int, rngs: nnx.Rngs) -> KangarooAdapter:
     """Builds the adapter of `config` for the teacher of `shared`."""
     exit_layer, depth = config["exit_layer"], shared["depth"]
     if not 1 <= exit_layer <= depth:
@@ -89,26 +86,12 @@ def _kangaroo(
         )
     sizes = {key: config[key] for key in ("heads", "kv_heads", "exit_layer")}
     sizes |= {key: shared[key] for key in ("width", "rope_base", "norm_epsilon", "dtype")}
-    return KangarooAdapter(**sizes, vocabulary=vocabulary, rngs=rngs)
+    return KangarooAdapter(**sizes, rngs=rngs)
 
 
-def _decoder_student(
-    config: Config,
-    shared: Config,
-    vocab_size: int,
-    rngs: nnx.Rngs,
-    vocabulary: DraftVocabulary | None,
-) -> DecoderStudent:
-    """Builds the decoder of `config`, whose head has the columns of its draft vocabulary."""
-    decoder = _decoder(config, shared, vocab_size, rngs)
-    if vocabulary is not None:
-        decoder.head = nnx.Param(vocabulary.columns(decoder.head[...]))
-    return DecoderStudent(decoder, vocabulary)
-
-
-# Each builds a student from (its config, the teacher's config, vocab_size, rngs, its vocabulary).
+# Each builds a student from (its config, the teacher's config, vocab_size, rngs).
 STUDENTS = {
     KANGAROO: _kangaroo,
-    "decoder": _decoder_student,
-    CLASSIFIER: lambda *arguments: ClassifierStudent(_classifier(*arguments[:-1])),
+    "decoder": lambda *arguments: DecoderStudent(_decoder(*arguments)),
+    CLASSIFIER: lambda *arguments: ClassifierStudent(_classifier(*arguments)),
 }

@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxdiv.models.decoder import Cache, Decoder, TeacherOutput, TokenIds
-from jaxdiv.models.draft_vocabulary import DraftVocabulary
 from jaxdiv.models.layers import (
     Activations,
     Attention,
@@ -37,10 +36,8 @@ class KangarooAdapter(Drafter):
         rope_base: float = 10000.0,
         norm_epsilon: float = 1e-5,
         dtype: Any = jnp.float32,
-        vocabulary: DraftVocabulary | None = None,
         rngs: nnx.Rngs,
     ):
-        self.vocabulary = vocabulary
         self.exit_layer, self.rope_base, self.dtype = exit_layer, rope_base, jnp.dtype(dtype)
         self.attention_norm = nnx.RMSNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
         options = AttentionOptions(width, heads, kv_heads, dtype=self.dtype)

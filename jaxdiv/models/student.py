@@ -31,6 +31,10 @@ class Student(nnx.Module):
     vocab_size: int | None = None
     vocabulary: DraftVocabulary | None = None
 
+    def restrict(self, vocabulary: DraftVocabulary) -> None:
+        """Lets an untrained student draft the tokens of `vocabulary` alone."""
+        self.vocabulary = vocabulary
+
     def features(self, inputs: Any, teacher: TeacherOutput) -> Activations:
         """Returns [B, L, D], what the head multiplies; `inputs` are the teacher's."""
         raise NotImplementedError
@@ -93,9 +97,13 @@ class DecoderStudent(Drafter):
     Under a draft vocabulary it still reads all tokens; its head is [D, K].
     """
 
-    def __init__(self, decoder: Decoder, vocabulary: DraftVocabulary | None = None):
+    def __init__(self, decoder: Decoder):
         self.decoder, self.vocab_size = decoder, decoder.vocab_size
-        self.vocabulary = vocabulary
+
+    def restrict(self, vocabulary: DraftVocabulary) -> None:
+        """Cuts the initial head to the columns of `vocabulary`."""
+        super().restrict(vocabulary)
+        self.decoder.head = nnx.Param(vocabulary.columns(self.decoder.head[...]))
 
     def features(self, tokens: TokenIds, teacher: TeacherOutput) -> Activations:
         """Returns what the head multiplies; the teacher is not read."""
@@ -117,7 +125,9 @@ class DecoderStudent(Drafter):
         return model.norm(states), cache
 
     def unrolled(self) -> "DecoderStudent":
-        return DecoderStudent(self.decoder.unrolled(), self.vocabulary)
+        student = DecoderStudent(self.decoder.unrolled())
+        student.vocabulary = self.vocabulary
+        return student
 
     def check_target(self, target: Decoder) -> None:
         if self.vocab_size != target.vocab_size:

@@ -8,9 +8,10 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
@@ -71,6 +72,8 @@ _SCALING_KEYS = {
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
 }
+# Types that are read as they are; all others are dequantized to float32.
+_TYPES = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _FREQUENCIES = "rope_freqs.weight"
 # All Llamas from 3.1 on have these numbers, and a factor of 8 or 32.
 _LLAMA3 = {
@@ -91,6 +94,7 @@ class GGUFFile:
       path, files: the file.
       fields: its keys and values.
       shapes: each tensor's shape in a Hugging Face folder, by its name there.
+      types: each tensor's type as it is read.
 
     Raises:
       ValueError: the file is damaged or cut off, of an architecture or with a type of tensors that
@@ -120,6 +124,10 @@ class GGUFFile:
             self._check(name, entry)
         self._divisors = self._entries.pop(_FREQUENCIES, None)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self.types = {
+            name: np.dtype(_TYPES.get(self._type(entry).name, np.float32))
+            for name, entry in self._entries.items()
+        }
 
     def _name(self, name: str) -> str:
         """Returns the name in a Hugging Face folder."""
@@ -224,6 +232,10 @@ class GGUFFile:
     def path_of(self, name: str) -> pathlib.Path:
         """Returns the file that holds a tensor."""
         return self.path
+
+    def blocks(self, name: str) -> Iterator[tuple[int, Float32[np.ndarray, "rows ..."]]]:
+        """Yields a tensor as the only block, from row 0 on."""
+        yield 0, self[name]
 
     def __getitem__(self, name: str) -> Float32[np.ndarray, "..."]:
         """Reads a tensor as the Hugging Face folder of the model would have it, except that scales

@@ -1,19 +1,23 @@
 """Reads and writes models as transformers' folders, and reads GGUF files.
 
-`families` says what keys of config.json mean, `_views` where tensors lie in our parameters, both
+`families` says what keys of config.json mean, `_places` where tensors lie in our parameters, both
 for reading and for writing.
 """
 
 import dataclasses
+import functools
+import math
+import operator
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from jaxdiv import files
 from jaxdiv.models import families, safetensors_io
@@ -25,6 +29,8 @@ from jaxdiv.models.safetensors_io import Tensors
 
 CONFIG = "config.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS = ("embedding",)  # the parameter whose rows are tokens, as transformers has it
+_ALIGNMENT = 64  # bytes, as XLA aligns arrays
 _FREQUENCIES = ".rotary_emb.inv_freq"  # old Llamas store them; they follow from rope_theta
 
 
@@ -76,26 +82,92 @@ class ModelFiles:
         arrays = jax.tree.map(
             lambda x: np.broadcast_to(np.int8(0), x.shape), nnx.to_pure_dict(nnx.state(decoder))
         )
-        views = _views(arrays, options)
+        views = {name: place.view(arrays) for name, place in _places(options).items()}
         safetensors_io.check_shapes(self.tensors, {name: x.shape for name, x in views.items()})
         return decoder
 
-    def read_split(self, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-        """Returns what `nnx.split` returns of the decoder, with float32 parameters.
+    def read_split(
+        self,
+        dtype: Any = jnp.float32,
+        *,
+        parameters: str = "float32",
+        shardings: Any = None,
+    ) -> tuple[Any, Any]:
+        """Returns what `nnx.split` returns of the decoder.
 
-        The parameters are NumPy arrays, since they may exceed the memory of one accelerator. Raises
-        ValueError as `shapes` does, and for values that are not finite.
+        The files are read once, in blocks, and each block goes to the devices' shards at once, so
+        that the host holds little more than the shards of its own devices.
+
+        Args:
+          dtype: of activations.
+          parameters: their type, or `stored` for the type of the tensors; scales of norms are
+            float32.
+          shardings: of the parameters, a tree as theirs; None for one device.
+
+        Raises:
+          ValueError: as `shapes` does, and for values that are not finite.
         """
         graphdef, params = nnx.split(self.shapes(dtype))
-        arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), nnx.to_pure_dict(params))
-        for name, view in _views(arrays, self.options).items():
-            view[...] = self.tensors[name]
-            if name.endswith("norm.weight"):
-                view += self._offset
-            if not np.isfinite(view).all():
-                raise ValueError(f"{self.path}: {name} has values that are not finite")
-        nnx.replace_by_pure_dict(params, arrays)
-        return graphdef, params
+        if shardings is None:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shardings = jax.tree.map(lambda _: here, params)
+        tensors: dict[tuple[str, ...], dict[str, _Place]] = {}
+        for name, place in _places(self.options).items():
+            tensors.setdefault(place.path, {})[name] = place
+
+        def read(path, leaf, sharding):
+            places = tensors[tuple(entry.key for entry in path if hasattr(entry, "key"))]
+            return self._read(places, leaf.shape, _type(self.tensors, places, parameters), sharding)
+
+        return graphdef, jax.tree_util.tree_map_with_path(read, params, shardings)
+
+    def _read(
+        self,
+        places: Mapping[str, "_Place"],
+        shape: tuple[int, ...],
+        dtype: Any,
+        sharding: jax.sharding.Sharding,
+    ) -> jax.Array:
+        """Reads the tensors of one of our parameters into its shards on the local devices."""
+        indices = {
+            device: tuple(range(*part.indices(n)) for part, n in zip(index, shape, strict=True))
+            for device, index in sharding.addressable_devices_indices_map(shape).items()
+        }
+        shards = {index: _aligned(index, dtype) for index in indices.values()}
+        for name, place in places.items():
+            for first, block in self.tensors.blocks(name):
+                if not _is_finite(block):
+                    raise ValueError(f"{self.path}: {name} has values that are not finite")
+                if self._offset and place.is_norm:
+                    block = np.float32(block) + np.float32(self._offset)
+                for index, shard in shards.items():
+                    place.fill(shard, index, first, block)
+        arrays = [jax.device_put(shards[index], device) for device, index in indices.items()]
+        return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _type(tensors: Any, places: Mapping[str, "_Place"], parameters: str) -> Any:
+    """Returns the type of the parameter that holds these tensors."""
+    if any(place.is_norm for place in places.values()):
+        return np.dtype(np.float32)
+    stored = functools.reduce(jnp.promote_types, (tensors.types[name] for name in places))
+    return stored if parameters == "stored" else jnp.dtype(parameters)
+
+
+def _aligned(index: tuple[range, ...], dtype: Any) -> np.ndarray:
+    """Returns zeros of the index's shape, which a CPU device takes over without a copy."""
+    shape = tuple(map(len, index))
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _is_finite(values: Float[np.ndarray, "..."]) -> bool:
+    """Returns whether all values are finite, by their bits: ml_dtypes' own test is slow."""
+    kind = f"u{values.dtype.itemsize}"
+    exponent = np.array(np.inf, values.dtype).view(kind)
+    return not ((values.view(kind) & exponent) == exponent).any()
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -112,80 +184,125 @@ def read(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
 
     Raises ValueError as `ModelFiles` and its `read_split`.
     """
-    graphdef, params = ModelFiles(path).read_split(dtype)
-    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
+    return nnx.merge(*ModelFiles(path).read_split(dtype))
 
 
-def _views(params: Mapping[str, Any], options: DecoderOptions) -> dict[str, np.ndarray]:
-    """Returns a decoder's parameters as a folder's tensors by name: views, to be read or filled.
+class _Place(NamedTuple):
+    """Where a tensor lies in our parameters.
 
-    Matrices of transformers are [outputs, inputs], ours [inputs, outputs]. Our qkv and gate_up are
-    several of its matrices side by side, and our layers are stacked on the first axis. The padding
-    of the vocabulary has no place in a folder.
+    Matrices of transformers are [outputs, inputs], ours [inputs, outputs]; its embedding is as
+    ours. Our qkv and gate_up are several of its matrices side by side, and our layers are stacked
+    on the first axis.
+
+    Attributes:
+      path: of the parameter.
+      outputs: the tensor's rows among the parameter's outputs.
+      layer: on the first axis, if the parameter has layers.
     """
-    views = {
-        _EMBEDDING: params["embedding"][: options.vocab_size],
-        "model.norm.weight": params["norm"]["scale"],
-    }
+
+    path: tuple[str, ...]
+    outputs: slice = slice(None)
+    layer: int | None = None
+
+    @property
+    def is_norm(self) -> bool:
+        """True for the scale of a norm."""
+        return self.path[-1] == "scale"
+
+    def view(self, params: Mapping[str, Any]) -> np.ndarray:
+        """Returns the tensor as a view of the parameter's array."""
+        array = functools.reduce(operator.getitem, self.path, params)
+        array = array if self.layer is None else array[self.layer]
+        return (array if self.path == _ROWS else array.T)[self.outputs]
+
+    def fill(
+        self, shard: np.ndarray, index: tuple[range, ...], first: int, block: np.ndarray
+    ) -> None:
+        """Writes what the shard at `index` of the parameter has of the tensor's rows `first`..."""
+        if self.layer is not None:
+            layers, *index = index
+            if self.layer not in layers:
+                return
+            shard = shard[self.layer - layers.start]
+        if self.path != _ROWS:
+            shard, index = shard.T, index[::-1]
+        first += self.outputs.start or 0
+        rows, *inputs = index
+        start, stop = max(first, rows.start), min(first + len(block), rows.stop)
+        if start < stop:
+            part = block[start - first : stop - first]
+            columns = (slice(span.start, span.stop) for span in inputs)
+            shard[start - rows.start : stop - rows.start] = part[:, *columns]
+
+
+def _places(options: DecoderOptions) -> dict[str, _Place]:
+    """Returns where each tensor of a folder lies in a decoder's parameters, by its name.
+
+    The padding of the vocabulary has no place in a folder.
+    """
+    tokens = slice(0, options.vocab_size)
+    places = {_EMBEDDING: _Place(_ROWS, tokens), "model.norm.weight": _Place(("norm", "scale"))}
     if not options.tied_head:
-        views[_HEAD] = params["head"].T[: options.vocab_size]
+        places[_HEAD] = _Place(("head",), tokens)
     mlp_norm = "pre_feedforward_layernorm" if options.post_norms else "post_attention_layernorm"
+    norms = {mlp_norm: "mlp_norm"}
+    if options.post_norms:
+        norms["post_attention_layernorm"] = "post_attention_norm"
+        norms["post_feedforward_layernorm"] = "post_mlp_norm"
+    gate_up = {"mlp.gate_proj": options.mlp_width, "mlp.up_proj": options.mlp_width}
+    layer = {
+        **_attention_places(options.attention),
+        **{f"{name}.weight": _Place((path, "scale")) for name, path in norms.items()},
+        **_product_places(("mlp", "gate_up"), gate_up, options.mlp_bias),
+        **_product_places(("mlp", "down"), {"mlp.down_proj": options.width}, options.mlp_bias),
+    }
     for i in range(options.depth):
-        layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
-        parts = {
-            **_attention_views(layer, options.attention),
-            f"{mlp_norm}.weight": layer["mlp_norm"]["scale"],
-            **_product_views(layer["mlp"]["gate_up"], ["mlp.gate_proj", "mlp.up_proj"]),
-            **_product_views(layer["mlp"]["down"], ["mlp.down_proj"]),
-        }
-        if options.post_norms:
-            parts["post_attention_layernorm.weight"] = layer["post_attention_norm"]["scale"]
-            parts["post_feedforward_layernorm.weight"] = layer["post_mlp_norm"]["scale"]
-        views |= {f"model.layers.{i}.{name}": view for name, view in parts.items()}
-    return views
+        for name, (path, outputs, _) in layer.items():
+            places[f"model.layers.{i}.{name}"] = _Place(("layers", *path), outputs, i)
+    return places
 
 
-def _attention_views(layer: Mapping[str, Any], options: AttentionOptions) -> dict[str, np.ndarray]:
-    """Returns the views of a layer's first norm and its attention, as `_views` does."""
-    attention = layer["attention"]
-    outputs = np.array([options.heads, options.kv_heads, options.kv_heads]) * options.head_width
-    names = [f"self_attn.{part}_proj" for part in "qkv"]
-    views = {
-        "input_layernorm.weight": layer["attention_norm"]["scale"],
-        **_product_views(attention["qkv"], names, np.cumsum(outputs)[:-1]),
-        **_product_views(attention["out"], ["self_attn.o_proj"]),
+def _attention_places(options: AttentionOptions) -> dict[str, _Place]:
+    """Returns the places of a layer's first norm and its attention, as `_places` does."""
+    heads = {"q": options.heads, "k": options.kv_heads, "v": options.kv_heads}
+    qkv = {f"self_attn.{part}_proj": n * options.head_width for part, n in heads.items()}
+    out, biases = {"self_attn.o_proj": options.width}, options.attention_bias
+    places = {
+        "input_layernorm.weight": _Place(("attention_norm", "scale")),
+        **_product_places(("attention", "qkv"), qkv, "qkv" in biases),
+        **_product_places(("attention", "out"), out, biases == "qkvo"),
     }
     if options.query_key_norm:
-        views["self_attn.q_norm.weight"] = attention["query_norm"]["scale"]
-        views["self_attn.k_norm.weight"] = attention["key_norm"]["scale"]
-    return views
+        places["self_attn.q_norm.weight"] = _Place(("attention", "query_norm", "scale"))
+        places["self_attn.k_norm.weight"] = _Place(("attention", "key_norm", "scale"))
+    return places
 
 
-def _product_views(
-    product: Mapping[str, np.ndarray], names: list[str], cuts: Any = None
-) -> dict[str, np.ndarray]:
-    """Returns the views of one of our products, kernel and bias, as several of transformers'.
-
-    They end at the outputs `cuts`; without these they are equally wide.
-    """
-    views = {}
-    for kind, suffix in (("kernel", "weight"), ("bias", "bias")):
-        if kind in product:
-            parts = np.split(product[kind].T, len(names) if cuts is None else cuts)
-            views |= {f"{name}.{suffix}": part for name, part in zip(names, parts, strict=True)}
-    return views
+def _product_places(
+    path: tuple[str, ...], outputs: Mapping[str, int], has_bias: bool
+) -> dict[str, _Place]:
+    """Returns the places of one of our products, as several of transformers' with so many outputs
+    each."""
+    places, start = {}, 0
+    for name, count in outputs.items():
+        columns, start = slice(start, start + count), start + count
+        places[f"{name}.weight"] = _Place((*path, "kernel"), columns)
+        if has_bias:
+            places[f"{name}.bias"] = _Place((*path, "bias"), columns)
+    return places
 
 
 def decoder_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
     """Returns the tensors of a decoder by transformers' names, without the vocabulary's padding."""
-    return _views(_arrays(decoder), decoder.options)
+    arrays = _arrays(decoder)
+    return {name: place.view(arrays) for name, place in _places(decoder.options).items()}
 
 
 def adapter_tensors(adapter: KangarooAdapter) -> dict[str, np.ndarray]:
     """Returns a Kangaroo adapter's tensors by the names in its authors' code."""
     arrays, attention = _arrays(adapter), adapter.attention
-    parts = _attention_views(arrays, attention.options)
-    views = {f"layers.0.{name}": view for name, view in parts.items()}
+    places = _attention_places(attention.options)
+    views = {f"layers.0.{name}": place.view(arrays) for name, place in places.items()}
     return {"norm.weight": arrays["norm"]["scale"], **views}
 
 

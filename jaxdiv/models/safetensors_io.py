@@ -1,23 +1,26 @@
-"""Folders of safetensors: tensors by name, read one at a time as float32."""
+"""Folders of safetensors: tensors by name, read in blocks of rows as they are stored."""
 
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxdiv import files
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_TYPES = ("F32", "F16", "BF16")
+_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_BLOCK = 2**25  # bytes that are read at once, more or less
 
 
 class Tensors:
-    """The tensors of a folder. Only headers are read until a tensor is taken by its name.
+    """The tensors of a folder. Only headers are read until `blocks` reads a tensor by its name.
 
     Args:
       folder: with *.safetensors, and an index if there are several.
@@ -26,7 +29,7 @@ class Tensors:
     Attributes:
       path: of the folder.
       files: paths of the files, in order.
-      shapes: each tensor's shape, by name.
+      shapes, types: each tensor's shape and type, by name.
 
     Raises:
       ValueError: there is no file, one is damaged or missing, or a tensor appears twice or is of
@@ -37,6 +40,7 @@ class Tensors:
         self.path = pathlib.Path(folder)
         self.files = _files(self.path)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, np.dtype] = {}
         self._path_of: dict[str, pathlib.Path] = {}
         for path in self.files:
             try:
@@ -56,10 +60,17 @@ class Tensors:
                         f"tensor {name} appears twice, in {self._path_of[name]} and in {path}"
                     )
                 self._path_of[name], self.shapes[name] = path, tuple(header.get_shape())
+                self.types[name] = np.dtype(_TYPES[header.get_dtype()])
 
-    def __getitem__(self, name: str) -> Float32[np.ndarray, "..."]:
-        with safe_open(self._path_of[name], framework="numpy") as file:
-            return file.get_tensor(name).astype(np.float32)
+    def blocks(self, name: str) -> Iterator[tuple[int, Float[np.ndarray, "rows ..."]]]:
+        """Yields a tensor's rows block by block, each with the number of its first row."""
+        shape = self.shapes[name]
+        rows = max(1, _BLOCK // (self.types[name].itemsize * math.prod(shape[1:])))
+        for start in range(0, shape[0], rows):
+            # The pages of a file count as this process's memory until it is closed.
+            with safe_open(self._path_of[name], framework="numpy") as file:
+                block = file.get_slice(name)[start : min(start + rows, shape[0])]
+            yield start, block
 
     def path_of(self, name: str) -> pathlib.Path:
         """Returns the file that holds a tensor."""

@@ -51,10 +51,13 @@ def main(_):
     with lock.hold(workdir.root):
         workdir.initialize_or_resume(config)
         teacher.prepare(spec, workdir, run_data.prepare(spec, workdir), monitoring)
-        quality = teacher.quality(spec.data)
+        quality, facts = teacher.quality(spec.data), workdir.facts()
+        count = facts.get(teacher.QUALITY_TOKENS)
+        reference = teacher_sources.Reference.load(workdir)
         cli.log(
-            f"{quality}: {workdir.facts()[quality]}. It lies in {workdir.teacher}; "
-            f"take it elsewhere by --config.teacher.checkpoint={workdir.root}"
+            f"{quality}: {facts[quality]}{f' ({count:,} tokens)' if count else ''}. It lies in "
+            f"{reference.path if reference else workdir.teacher}; take it elsewhere by "
+            f"--config.teacher.checkpoint={workdir.root}"
         )
     return 0
 
@@ -70,6 +73,10 @@ def _load_config():
     paths = {flag: path for flag, path in sources.items() if path}
     if FROM_HF.value is None and FROM_GGUF.value is None:
         return config
+    if FROM_HF.value and FROM_HF.value.endswith(".gguf"):
+        raise ValueError(f"--from_hf={FROM_HF.value} is a GGUF file; give it as --from_gguf")
+    if FROM_GGUF.value and pathlib.Path(FROM_GGUF.value).is_dir():
+        raise ValueError(f"--from_gguf={FROM_GGUF.value} is a folder; give it as --from_hf")
     if FROM_HF.value and not (pathlib.Path(FROM_HF.value) / "config.json").is_file():
         raise ValueError(
             f"--from_hf={FROM_HF.value}: there is no config.json; give a model's folder of this "

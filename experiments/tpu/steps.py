@@ -17,7 +17,7 @@ from jaxdiv.evaluation import contexts, measurement
 from jaxdiv.models import meshes
 from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.speculative import decoding_loop
-from jaxdiv.training import on_policy, sharding, state, students, teacher
+from jaxdiv.training import on_policy, sharding, state, students, teacher, teacher_sources
 from jaxdiv.training.state import Model, population_shapes
 from jaxdiv.training.step import Step, initial_state
 
@@ -87,6 +87,8 @@ def _models(spec: RunSpec, mesh: Mesh) -> tuple[Model, Model]:
     build_teacher, build_student = _builders(spec)
     target = population_shapes(build_teacher, 1, mesh)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), target.params)
+    cast = functools.partial(teacher_sources.cast, parameters=spec.teacher.parameters)
+    params = jax.eval_shape(cast, params)
     return (
         target.with_params(sharding.shapes(params, mesh, stacked=False)),
         population_shapes(build_student, len(spec.seeds), mesh),

@@ -10,7 +10,7 @@ import math
 import operator
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +91,8 @@ class ModelFiles:
         dtype: Any = jnp.float32,
         *,
         parameters: str = "float32",
-        shardings: Any = None,
+        shardings: Callable[[Any], Any] | None = None,
+        advance: Callable[[], None] = lambda: None,
     ) -> tuple[Any, Any]:
         """Returns what `nnx.split` returns of the decoder.
 
@@ -102,24 +103,25 @@ class ModelFiles:
           dtype: of activations.
           parameters: their type, or `stored` for the type of the tensors; scales of norms are
             float32.
-          shardings: of the parameters, a tree as theirs; None for one device.
+          shardings: maps the parameters' shapes to their shardings; None for one device.
+          advance: is called after each tensor.
 
         Raises:
           ValueError: as `shapes` does, and for values that are not finite.
         """
         graphdef, params = nnx.split(self.shapes(dtype))
-        if shardings is None:
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            shardings = jax.tree.map(lambda _: here, params)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         tensors: dict[tuple[str, ...], dict[str, _Place]] = {}
         for name, place in _places(self.options).items():
             tensors.setdefault(place.path, {})[name] = place
 
         def read(path, leaf, sharding):
             places = tensors[tuple(entry.key for entry in path if hasattr(entry, "key"))]
-            return self._read(places, leaf.shape, _type(self.tensors, places, parameters), sharding)
+            dtype = _type(self.tensors, places, parameters)
+            return self._read(places, leaf.shape, dtype, sharding, advance)
 
-        return graphdef, jax.tree_util.tree_map_with_path(read, params, shardings)
+        spread = shardings(params) if shardings else jax.tree.map(lambda _: here, params)
+        return graphdef, jax.tree_util.tree_map_with_path(read, params, spread)
 
     def _read(
         self,
@@ -127,6 +129,7 @@ class ModelFiles:
         shape: tuple[int, ...],
         dtype: Any,
         sharding: jax.sharding.Sharding,
+        advance: Callable[[], None],
     ) -> jax.Array:
         """Reads the tensors of one of our parameters into its shards on the local devices."""
         indices = {
@@ -142,6 +145,7 @@ class ModelFiles:
                     block = np.float32(block) + np.float32(self._offset)
                 for index, shard in shards.items():
                     place.fill(shard, index, first, block)
+            advance()
         arrays = [jax.device_put(shards[index], device) for device, index in indices.items()]
         return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 

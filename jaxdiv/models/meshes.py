@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 AXES = ("student", "data", "fsdp", "tensor")
@@ -29,15 +30,20 @@ def gather_width(embedding: jax.Array, dtype: Any) -> jax.Array:
     """Constrains an embedding [V, D] for look-up: each device has the whole width of its tokens."""
     if not row_axes():
         return embedding
-    return jax.lax.with_sharding_constraint(embedding.astype(dtype), P("tensor"))
+    return jax.lax.with_sharding_constraint(_narrow(embedding, dtype), P("tensor"))
 
 
 def gather_layer(params: Any, dtype: Any) -> Any:
     """Constrains a layer's parameters to be whole on every device while the layer runs.
 
-    Matrices travel in `dtype`, the type that the layer computes in.
+    Matrices travel in `dtype`, the type that the layer computes in, or in a narrower one of theirs.
     """
     if not row_axes():
         return params
-    cast = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+    cast = jax.tree.map(lambda x: _narrow(x, dtype) if x.ndim > 1 else x, params)
     return jax.lax.with_sharding_constraint(cast, jax.tree.map(lambda x: P(), cast))
+
+
+def _narrow(x: jax.Array, dtype: Any) -> jax.Array:
+    """Casts to `dtype` unless that is wider."""
+    return x.astype(dtype) if jnp.dtype(dtype).itemsize < x.dtype.itemsize else x

@@ -144,13 +144,16 @@ class Checkpoints:
                 "the run goes on from an older step"
             )
 
-    def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict]:
+    def restore(
+        self, target: Any, step: int | None = None, *, stored_types: bool = False
+    ) -> tuple[Any, dict]:
         """Returns (tree, progress) of `step`, or of the newest whole step.
 
         Args:
           target: a pytree of arrays or ShapeDtypeStructs. It may hold a part of what was saved,
             whole subtrees of dicts and tuples; only that part is read.
           step: its number.
+          stored_types: whether arrays may have another type than the target's, and keep it.
 
         Raises:
           FileNotFoundError: there is no step, or not this one.
@@ -173,6 +176,8 @@ class Checkpoints:
             for name, leaf in arrays.items():
                 if name not in saved:
                     raise _WrongArray(f"checkpoint {path} has no array {name}")
+                if stored_types:
+                    arrays[name] = leaf = leaf.update(dtype=saved[name].dtype)
                 stored, shape = (f"{np.dtype(x.dtype)}{list(x.shape)}" for x in (saved[name], leaf))
                 if stored != shape:
                     raise _WrongArray(

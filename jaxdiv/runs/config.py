@@ -26,7 +26,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 _TREE = config_keys.keys_of(RunSpec)
 KEYS: dict[str, ConfigKey] = flatten(_TREE)
-DECIDE_NO_RESULT = ("config.mesh", "config.checkpoint", "config.log")
+DECIDE_NO_RESULT = ("config.mesh", "config.checkpoint", "config.log", "config.teacher.copy")
 _OF_IMAGES = {
     "teacher.kind": models.CLASSIFIER,
     "student.kind": models.CLASSIFIER,

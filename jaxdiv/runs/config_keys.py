@@ -15,6 +15,9 @@ TEXTS, IMAGES = "text", schema.IMAGES
 # Who writes the text that students are trained on: the data's authors, the teacher, or each student
 # itself.
 TRAINING_CONTEXTS = (CORPUS, TEACHER_TEXT, STUDENT_TEXT) = (schema.CORPUS, "teacher", "student")
+# Whether a run's folder has a copy of a teacher that it takes over; and what type that has.
+COPIES = (AUTO, COPY, REFER) = ("auto", "yes", "no")
+STORED = "stored"
 REST = -1  # size of a mesh axis: all devices that the other axes leave
 DECODER_SIZES = ("depth", "width", "heads", "kv_heads", "mlp_width")
 Spec = TypeVar("Spec")

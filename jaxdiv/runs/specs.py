@@ -75,6 +75,9 @@ def parse_learning_rates(text: str, losses: Sequence[str]) -> dict[str, float]:
     return rates
 
 
+_QUALITY_TOKENS = 2**14  # of a teacher that is taken over, so that this takes seconds
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
     """The texts or images of a run."""
@@ -136,7 +139,21 @@ class TeacherSpec:
     """
 
     checkpoint: str = key(
-        "", TEXT, "Run or Llama folder to take teacher, sizes and tokenizer from."
+        "", TEXT, "Run, model's folder or GGUF file to take teacher, sizes and tokenizer from."
+    )
+    copy: str = key(
+        "auto",
+        one_of(*config_keys.COPIES),
+        "Copy that teacher, or refer to its files; `auto` copies up to 1 GB.",
+        compare=False,
+    )
+    parameters: str = key(
+        config_keys.STORED,
+        one_of(config_keys.STORED, "float32", "bfloat16"),
+        "Type of its parameters but scales of norms; `stored` as in its files.",
+    )
+    quality_tokens: int = key(
+        0, whole(0), "Test tokens that it is measured on; 0: all, or 16,384 of one taken over."
     )
     kind: str = key(
         "decoder", one_of("decoder", models.CLASSIFIER), "The classifier is for images."
@@ -168,6 +185,11 @@ class TeacherSpec:
     )
     dtype: str
     channels: int
+
+    @property
+    def most_quality_tokens(self) -> int:
+        """The most test tokens that its quality is measured on; 0 for all."""
+        return self.quality_tokens or (_QUALITY_TOKENS if self.checkpoint else 0)
 
     @property
     def last_step(self) -> int:

@@ -50,6 +50,7 @@ class Workdir:
         self.images = self.root / "images"
         self.draft_vocabulary = self.root / "draft_vocabulary.npz"
         self.teacher = self.root / "teacher"
+        self.teacher_reference = self.root / "teacher.json"
         self.students = self.root / "students"
         self.curves = self.root / "curves"
         self.results = self.root / "results.csv"

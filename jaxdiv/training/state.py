@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from jaxdiv import models
 from jaxdiv.data.tokenizer import Tokenizer
-from jaxdiv.runs.checkpoints import Checkpoints
 from jaxdiv.runs.specs import RunSpec, TeacherSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import sharding
@@ -153,16 +152,3 @@ def vocab_size(workdir: Workdir) -> int:
     """Returns the size of a run's tokenizer, or the number of its image classes."""
     spec = workdir.spec().data
     return spec.vocabulary if spec.is_images else Tokenizer.load(workdir.tokenizer).vocab_size
-
-
-def restore_teacher(
-    spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None
-) -> Model:
-    """Restores a run's teacher as it was saved, a population of one, spread over `mesh`.
-
-    Raises FileNotFoundError if its training did not end.
-    """
-    shapes = population_shapes(teacher_builder(spec, vocab_size), 1, mesh)
-    with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
-        tree, _ = checkpoints.restore({"params": (shapes.params,)}, step=spec.last_step)
-    return shapes.with_params(tree["params"][0])

@@ -1,13 +1,17 @@
 """The run's teacher: trained on the next token, or taken from a teacher source."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxdiv.runs import processes
+from jaxdiv.data.pipeline import Windows
+from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec, TeacherSpec
 from jaxdiv.runs.workdir import Workdir
 from jaxdiv.training import objectives, run_data, sharding, state, teacher_sources
@@ -16,9 +20,10 @@ from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model
 from jaxdiv.training.step import Step, initial_state, make_step, optimizers_of
 
-# Facts of a run.
+# Facts of a run; the last one is of a teacher on text.
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
 ACCURACY = "teacher, accuracy on test images"
+QUALITY_TOKENS = "teacher, test tokens that it was measured on"
 
 
 def prepare(
@@ -34,22 +39,39 @@ def prepare(
     else:
         _train(spec, workdir, data, mesh, monitoring)
     teacher = restore(spec.teacher, workdir, data.vocab_size, mesh)
-    fact = quality(spec.data)
-    if processes.broadcast_from_first(fact not in workdir.facts()):
-        rows = sharding.BatchSharding(mesh, spec.teacher_stage.batch_size)
-        workdir.add_facts({fact: round(measure_quality(data, teacher, rows), 4)})
+    if processes.broadcast_from_first(quality(spec.data) not in workdir.facts()):
+        facts = _measured_before(spec, workdir)
+        if processes.broadcast_from_first(facts is None):
+            rows = sharding.BatchSharding(mesh, spec.teacher_stage.batch_size)
+            windows = quality_windows(data, spec.teacher.most_quality_tokens)
+            value = measure_quality(data, teacher, rows, windows)
+            facts = {quality(spec.data): round(value, 4)}
+            if not spec.data.is_images:
+                facts[QUALITY_TOKENS] = int(windows.weights.sum())
+        workdir.add_facts(facts or {})
         processes.barrier("teacher measured")
     return teacher
+
+
+def _measured_before(spec: RunSpec, workdir: Workdir) -> dict[str, Any] | None:
+    """Returns the quality that the run which the teacher comes from has of the same documents."""
+    source = teacher_sources.find(spec.teacher.checkpoint) if spec.teacher.checkpoint else None
+    if source is None or source.run is None:
+        return None
+    before, facts = source.run.facts(), workdir.facts()
+    types = [(each.teacher.dtype, each.teacher.parameters) for each in (spec, source.spec)]
+    same = (run_data.TOKENIZER, "test tokens' fingerprint")
+    if types[0] != types[1] or any(before.get(name) != facts[name] for name in same):
+        return None
+    names = (quality(spec.data), QUALITY_TOKENS)
+    return {name: before[name] for name in names if name in before} or None
 
 
 def restore(
     spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh | None = None
 ) -> Model:
-    """Restores the trained teacher from the run's folder, spread over `mesh`.
-
-    Raises FileNotFoundError if its training did not end.
-    """
-    return state.restore_teacher(spec, workdir, vocab_size, mesh).student(0)
+    """Restores the teacher of the run's folder as `teacher_sources.restore` does."""
+    return teacher_sources.restore(spec, workdir, vocab_size, mesh)
 
 
 def quality(spec: DataSpec) -> str:
@@ -57,14 +79,31 @@ def quality(spec: DataSpec) -> str:
     return ACCURACY if spec.is_images else QUALITY
 
 
-def measure_quality(data: RunData, teacher: Model, rows: sharding.BatchSharding) -> float:
-    """Measures the teacher on the first tokens of test documents, or on test images.
+def quality_windows(data: RunData, most_tokens: int = 0) -> Windows:
+    """Returns the first tokens of test documents, `most_tokens` in all or 0 for no limit, or test
+    images."""
+    windows = data.windows("test")
+    if not (most_tokens and isinstance(data, TextData)):
+        return windows
+    # At least one window.
+    count = max(1, np.searchsorted(windows.weights.sum(1).cumsum(), most_tokens, side="right"))
+    arrays = {name: array[:count] for name, array in vars(windows).items()}
+    return dataclasses.replace(windows, **arrays)
+
+
+def measure_quality(
+    data: RunData,
+    teacher: Model,
+    rows: sharding.BatchSharding,
+    windows: Windows | None = None,
+) -> float:
+    """Measures the teacher on windows, by default all of `quality_windows`.
 
     Returns:
       Nats per UTF-8 byte, where tokens that end a text count as 0 bytes; or the share of images
       whose label is the likeliest class.
     """
-    windows, is_text = data.windows("test"), isinstance(data, TextData)
+    windows, is_text = windows or quality_windows(data), isinstance(data, TextData)
 
     @functools.partial(sharding.jit, mesh=rows.mesh)
     def total(params, batch):
@@ -76,7 +115,11 @@ def measure_quality(data: RunData, teacher: Model, rows: sharding.BatchSharding)
             value = jnp.sum((classes == batch["labels"]) * weights)
         return sharding.replicate(value, rows.mesh)
 
-    value = sum(float(total(teacher.params, batch)) for batch in run_data.spread(windows, rows))
+    value = 0
+    with progress.bar("measuring", -(-len(windows.inputs) // rows.rows), unit="batches") as advance:
+        for batch in run_data.spread(windows, rows):
+            value += float(total(teacher.params, batch))
+            advance()
     units = data.tokenizer.byte_lengths[windows.labels] if is_text else 1.0
     return value / float((units * windows.weights).sum())
 

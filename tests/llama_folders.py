@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import save_file
 
 from jaxdiv.data import Tokenizer
 from jaxdiv.data.tokenizer import FILE
-from jaxdiv.models import Decoder, DecoderOptions, llama
+from jaxdiv.models import Decoder, DecoderOptions, llama, safetensors_io
 from tests.fixtures_data import sentences
 
 V = 300
@@ -53,6 +54,21 @@ def write(folder: pathlib.Path, decoder: Decoder) -> Tokenizer:
     llama.write_decoder(folder, decoder, end_of_text=bpe.end_of_text, longest=64)
     bpe.save(folder / FILE)
     return bpe
+
+
+def write_half(folder: pathlib.Path, dtype=jnp.bfloat16) -> dict[str, np.ndarray]:
+    """Writes a Llama folder of two files in a type of two bytes, and returns its tensors."""
+    decoder = make_decoder()
+    write(folder, decoder)
+    tensors = {name: x.astype(dtype) for name, x in llama.decoder_tensors(decoder).items()}
+    (folder / safetensors_io.WEIGHTS).unlink()
+    split = lambda name: f"part-{int('layers.1' in name)}.safetensors"  # noqa: E731
+    for file in map(split, ("layers.0", "layers.1")):
+        part = {name: x.copy() for name, x in tensors.items() if split(name) == file}
+        save_file(part, folder / file)
+    weight_map = {name: split(name) for name in tensors}
+    (folder / safetensors_io.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return tensors
 
 
 def change(path: pathlib.Path, **changes) -> None:

@@ -5,7 +5,9 @@ this one's number]
 """
 
 import dataclasses
+import pathlib
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,9 @@ from configs import smoke
 from jaxdiv import acceptance, models
 from jaxdiv.runs import config_keys
 from jaxdiv.runs.specs import MeshSpec, RunSpec
-from jaxdiv.training import sharding, state, students, teacher
+from jaxdiv.training import sharding, state, students, teacher, teacher_sources
 from jaxdiv.training.step import initial_state
+from tests import llama_folders
 
 V, ROWS, LENGTH, CHANNELS = 120, 12, 17, 4
 EXACT, SHORT = 100, 50  # steps in float64, and in float32
@@ -150,6 +153,22 @@ def check_spread(trained, mesh):
     assert any("kernel" in path for path, _ in matrices)
 
 
+def check_reading(mesh):
+    """Every device gets its part alone of a folder's parameters, in the type that is stored."""
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = llama_folders.write_half(pathlib.Path(folder))
+        params = teacher_sources.find(folder).params("stored", mesh)
+    spread = [x for x in jax.tree.leaves(params) if not x.sharding.is_fully_replicated]
+    assert len(spread) == 6  # embedding, head, and four products of the layers
+    for x in spread:
+        assert x.dtype == jnp.bfloat16
+        assert x.addressable_shards[0].data.size < x.size
+    mlp = params["layers"]["mlp"]["gate_up"]["kernel"][...]
+    parts = [tensors[f"model.layers.1.mlp.{name}_proj.weight"].T for name in ("gate", "up")]
+    np.testing.assert_array_equal(mlp[1], np.concatenate(parts, axis=1))
+    np.testing.assert_array_equal(params["head"][...], tensors["lm_head.weight"].T)
+
+
 def check_float32(kind):
     """Checks the first step's gradients, and acceptance after a few steps."""
     spec = spec_of("float32", kind)
@@ -177,6 +196,7 @@ def check_float32(kind):
 def main(which):
     assert jax.device_count() == 8
     if which == "some":
+        check_reading(mesh_of(spec_of("float32", "decoder"), MESHES[2]))
         check_exact("decoder", [MESHES[2]], ["students"], steps=5)
         check_exact("kangaroo", [MESHES[0], MESHES[-1]], ["students"], steps=5)
         check_exact(models.CLASSIFIER, [MESHES[2]], ["students"], steps=5)

@@ -51,6 +51,16 @@ CASES = {
         [runs.SMOKE, "--from_hf=/nowhere"],
         ["--from_hf=/nowhere: there is no config.json"],
     ),
+    "GGUF file as a folder": (
+        "teacher",
+        [runs.SMOKE, "--from_hf=/nowhere/x.gguf"],
+        ["--from_hf=/nowhere/x.gguf is a GGUF file; give it as --from_gguf"],
+    ),
+    "folder as a GGUF file": (
+        "teacher",
+        [runs.SMOKE, "--from_gguf=configs"],
+        ["--from_gguf=configs is a folder; give it as --from_hf"],
+    ),
     "no run": ("acceptance", ["--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
     "no runs": ("acceptance", [], ["--workdir=runs/quickstart"]),
     "no report": ("report", ["--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),

@@ -192,7 +192,7 @@ def read(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Decoder:
 
 
 class _Place(NamedTuple):
-    """Where a tensor lies in our parameters.
+    """The place of a tensor in our parameters.
 
     Matrices of transformers are [outputs, inputs], ours [inputs, outputs]; its embedding is as
     ours. Our qkv and gate_up are several of its matrices side by side, and our layers are stacked
@@ -335,7 +335,7 @@ def write_decoder(
         "max_position_embeddings": longest,
         "bos_token_id": None,
         "eos_token_id": end_of_text,
-        "torch_dtype": "float32",
+        "torch_dtype": decoder.embedding[...].dtype.name,
     }
     tensors = {
         name: view - offset if offset and name.endswith("norm.weight") else view

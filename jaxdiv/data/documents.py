@@ -19,7 +19,7 @@ class Text(NamedTuple):
 
 
 class TextRecords(NamedTuple):
-    """Texts, and the names of records that are no UTF-8 text or only white space."""
+    """Texts, and the names of records that are unreadable or only white space."""
 
     texts: list[Text]
     unreadable: list[str]
@@ -35,6 +35,7 @@ class Documents:
       counts: `documents`, UTF-8 `bytes`, `unreadable` and `empty` records, over all splits.
       left_out: a message with number and names of unreadable or empty records; empty if none.
       fingerprint: 16 hexadecimal digits over every document's split, name and text.
+      chats: whether each text is the document of a `chats.Chat`.
     """
 
     train: Sequence[str]
@@ -43,10 +44,15 @@ class Documents:
     counts: Mapping[str, int]
     left_out: str
     fingerprint: str
+    chats: bool = False
 
     @classmethod
     def of(
-        cls, splits: Mapping[str, Iterable[Text]], records: Sequence[TextRecords]
+        cls,
+        splits: Mapping[str, Iterable[Text]],
+        records: Sequence[TextRecords],
+        *,
+        chats: bool = False,
     ) -> "Documents":
         """Gathers the splits train, validation and test, and what `records` left out of them."""
         ordered = {
@@ -54,10 +60,10 @@ class Documents:
             for split in SPLITS
         }
         texts = {split: tuple(item.text for item in ordered[split]) for split in SPLITS}
-        unreadable = sorted(name for record in records for name in record.unreadable)
-        empty = sorted(name for record in records for name in record.empty)
-        messages = []
-        for kind, names in (("no UTF-8 text", unreadable), ("empty", empty)):
+        unreadable = [name for record in records for name in record.unreadable]
+        empty = [name for record in records for name in record.empty]
+        messages, fault = [], "malformed" if chats else "no UTF-8 text"
+        for kind, names in ((fault, unreadable), ("empty", empty)):
             shown = names[:_NAMES_SHOWN]
             if names[_NAMES_SHOWN:]:
                 shown.append(f"{len(names) - _NAMES_SHOWN} more")
@@ -69,8 +75,13 @@ class Documents:
             "unreadable": len(unreadable),
             "empty": len(empty),
         }
-        left_out = "; ".join(messages)
-        return cls(**texts, counts=counts, left_out=left_out, fingerprint=fingerprint(ordered))
+        return cls(
+            **texts,
+            counts=counts,
+            left_out="; ".join(messages),
+            fingerprint=fingerprint(ordered),
+            chats=chats,
+        )
 
 
 def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> TextRecords:
@@ -96,7 +107,7 @@ def read(records: Iterable[tuple[str, pathlib.Path | bytes]]) -> TextRecords:
             texts.append(Text(name, text))
         else:
             empty.append(name)
-    return TextRecords(texts, unreadable, empty)
+    return TextRecords(texts, sorted(unreadable), sorted(empty))
 
 
 def split_by_hash(

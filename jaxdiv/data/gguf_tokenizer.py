@@ -19,7 +19,7 @@ from tokenizers import (
     processors,
 )
 
-from jaxdiv.data.tokenizer import Tokenizer, complete
+from jaxdiv.data.tokenizer import ChatTemplate, Tokenizer, complete
 
 _PREFIX = "tokenizer.ggml."
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types
@@ -44,6 +44,7 @@ def read(fields: Mapping[str, Any], path: pathlib.Path, *, vocab_size: int) -> T
       ValueError: there is no tokenizer, one of an unknown kind or with fields that don't fit each
         other, or none of its tokens ends a text.
     """
+    source = fields.get("tokenizer.chat_template", "")
     fields = {
         name.removeprefix(_PREFIX): x for name, x in fields.items() if name.startswith(_PREFIX)
     }
@@ -57,9 +58,11 @@ def read(fields: Mapping[str, Any], path: pathlib.Path, *, vocab_size: int) -> T
             bpe.post_processor = processors.TemplateProcessing(
                 single=f"{begin}:0 $A:0", special_tokens=[(begin, fields["bos_token_id"])]
             )
+        bos_token = _token(fields, "bos_token_id") if "bos_token_id" in fields else ""
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return complete(bpe, end, begin, vocab_size=vocab_size, path=path, model=path)
+    template = ChatTemplate(source if isinstance(source, str) else "", bos_token)
+    return complete(bpe, end, begin, template, vocab_size=vocab_size, path=path, model=path)
 
 
 def _token(fields: Mapping[str, Any], name: str) -> str:

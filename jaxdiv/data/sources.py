@@ -14,7 +14,7 @@ import sysconfig
 
 import tensorflow_datasets as tfds
 
-from jaxdiv.data import documents, tfds_sets
+from jaxdiv.data import chats, documents, tfds_sets
 from jaxdiv.data.documents import SPLITS, Documents, Text
 
 PYTHON_STDLIB = "python_stdlib"
@@ -32,8 +32,10 @@ def open_documents(*, source: str, feature: str, files: str, directory: str) -> 
         data set prepared there as array_record. Its own train, validation and test stay; a
         validation or test that it lacks is cut from train, a tenth each, by a hash of the text.
       feature: the text feature of a TFDS data set.
-      files: a glob of UTF-8 text files, `**` for any depth; cut 80/10/10 by a hash of the path
-        relative to the glob's fixed part. Empty: use `source`.
+      files: a glob, `**` for any depth; cut 80/10/10. Each file is a document of UTF-8 text, split
+        by a hash of the path relative to the glob's fixed part; or each line of JSON-lines files
+        and each row of Parquet files is a chat, split by a hash of its content. Empty: use
+        `source`.
       directory: a TFDS data folder. Empty: TFDS's own.
 
     Raises:
@@ -47,7 +49,7 @@ def open_documents(*, source: str, feature: str, files: str, directory: str) -> 
 
 
 def _open_files(pattern: str) -> Documents:
-    """Opens the files that match the glob `pattern`, each one document of UTF-8 text."""
+    """Opens the files that match the glob `pattern`, texts or chats."""
     pattern = os.path.expanduser(pattern)
     paths = [pathlib.Path(path) for path in sorted(set(glob.glob(pattern, recursive=True)))]
     paths = [path for path in paths if not path.is_dir()]
@@ -59,6 +61,18 @@ def _open_files(pattern: str) -> Documents:
     parts = pathlib.Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     parent = pathlib.Path(*parts[:fixed])
+    of_chats = [path for path in paths if path.suffix in (chats.LINES, chats.PARQUET)]
+    if of_chats:
+        if others := sorted(set(paths) - set(of_chats)):
+            raise ValueError(
+                f"`files` must match chats or texts, got {pattern!r}, which matches {of_chats[0]} "
+                f"and {others[0]}"
+            )
+        records = chats.read(paths, parent)
+        if not records.texts:
+            fault = f"; the first is {records.unreadable[0]}" if records.unreadable else ""
+            raise ValueError(f"`files` must match chats, got {pattern!r}, which has none{fault}")
+        return Documents.of(documents.split_by_hash(records.texts), [records], chats=True)
     records = documents.read((path.relative_to(parent).as_posix(), path) for path in paths)
     if not records.texts:
         raise ValueError(

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -23,7 +23,18 @@ _PIECE, _WORD = 2**14, 2**10  # most characters of a training piece, and of a wo
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?=[ \t\n])")
 MIN_VOCAB_SIZE = 257  # the 256 bytes and the end of text
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_TEMPLATE, TEMPLATE_FILE = "chat_template", "chat_template.jinja"
 _GENERATION, _MODEL, _ID = "generation_config.json", "config.json", "eos_token_id"
+
+
+class ChatTemplate(NamedTuple):
+    """A tokenizer's chat template in Jinja, empty if there is none, and its `bos_token`."""
+
+    source: str = ""
+    bos_token: str = ""
+
+
+_NO_TEMPLATE = ChatTemplate()
 
 
 class Tokenizer:
@@ -33,10 +44,11 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of tokens V.
-      end_of_text: id of the token that ends each document.
+      end_of_text, end_token: id and text of the token that ends each document.
       begin: the id of the token that begins each text, in a list; empty if there is none.
       byte_lengths: [V], UTF-8 bytes that a token stands for; 0 for special tokens.
       fingerprint: 16 hexadecimal digits over vocabulary and merges.
+      chat_template: how conversations are written.
 
     Raises:
       ValueError: some text has no encoding, or there is no token `end_of_text` or `begin`.
@@ -47,6 +59,7 @@ class Tokenizer:
         bpe: tokenizers.Tokenizer,
         end_of_text: str = END_OF_TEXT,
         begin: str | None = None,
+        chat_template: ChatTemplate = _NO_TEMPLATE,
     ):
         for token in (end_of_text, *([begin] if begin else [])):
             if bpe.token_to_id(token) is None:
@@ -54,7 +67,8 @@ class Tokenizer:
         bpe.encode_special_tokens = True
         bpe.no_padding()
         bpe.no_truncation()
-        self._bpe, self._end_token, self._begin_token = bpe, end_of_text, begin
+        self._bpe, self.end_token, self._begin_token = bpe, end_of_text, begin
+        self.chat_template = chat_template
         self.vocab_size: int = bpe.get_vocab_size()
         self.end_of_text: int = bpe.token_to_id(end_of_text)
         self.begin: list[int] = [bpe.token_to_id(begin)] if begin else []
@@ -63,8 +77,12 @@ class Tokenizer:
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, control: Sequence[str] = (END_OF_TEXT,)
+    ) -> "Tokenizer":
         """Learns a BPE of `vocab_size` tokens; fewer if a small corpus has no more pairs.
+
+        The tokens `control` stand in no text; the last one ends documents.
 
         Raises ValueError for `vocab_size` below 257: the 256 bytes and the end of text.
         """
@@ -79,11 +97,11 @@ class Tokenizer:
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-            special_tokens=[END_OF_TEXT],
+            special_tokens=list(control),
             show_progress=False,
         )
         bpe.train_from_iterator(_pieces(texts), trainer=trainer)
-        return cls(bpe)
+        return cls(bpe, control[-1])
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -94,17 +112,33 @@ class Tokenizer:
             settings = files.read_json(path_of_settings)
         try:
             begin = settings.get("bos_token") if settings.get("add_bos_token") else None
-            return cls(bpe, settings["eos_token"], begin)
+            template = ChatTemplate(settings.get(_TEMPLATE, ""), settings.get("bos_token", ""))
+            return cls(bpe, settings["eos_token"], begin, template)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the JSON of `tokenizers`, and beside it the token that ends texts, atomically."""
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._end_token}
+        """Writes the JSON of `tokenizers`, atomically, and beside it the settings.
+
+        These are the tokens that begin and end texts, and the chat template.
+        """
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_token}
+        source, bos_token = self.chat_template
+        if source:
+            settings |= {_TEMPLATE: source} | ({"bos_token": bos_token} if bos_token else {})
         if self._begin_token:
             settings |= {"bos_token": self._begin_token, "add_bos_token": True}
         files.write_json(files.path_of(path).with_name(SETTINGS), settings)
         files.write_text(path, self._bpe.to_str())
+
+    def to_json(self) -> str:
+        """Returns the JSON of `tokenizers`."""
+        return self._bpe.to_str()
+
+    def control_tokens(self) -> tuple[str, ...]:
+        """Returns the texts of tokens that stand in no text."""
+        added = self._bpe.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without tokens that begin or end it."""
@@ -209,6 +243,7 @@ def read_folder(folder: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
         bpe,
         _end_of_text(folder, bpe),
         _begin(folder, bpe),
+        _chat_template(folder),
         vocab_size=vocab_size,
         path=path,
         model=folder / _MODEL,
@@ -219,6 +254,7 @@ def complete(
     bpe: tokenizers.Tokenizer,
     end_of_text: str,
     begin: str | None,
+    chat_template: ChatTemplate,
     *,
     vocab_size: int,
     path: pathlib.Path,
@@ -241,7 +277,7 @@ def complete(
         [tokenizers.AddedToken(f"<|unused {i}|>", special=True) for i in range(size, vocab_size)]
     )
     try:
-        return Tokenizer(bpe, end_of_text, begin)
+        return Tokenizer(bpe, end_of_text, begin, chat_template)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -260,11 +296,32 @@ def _begin(folder: pathlib.Path, bpe: tokenizers.Tokenizer) -> str | None:
                 "there"
             )
         return before[0]
+    settings = _settings(folder)
+    token = _bos_token(settings)
+    return token if settings.get("add_bos_token") is True and token else None
+
+
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
     settings = files.read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    settings = settings if isinstance(settings, dict) else {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _bos_token(settings: Mapping[str, Any]) -> str:
     token = settings.get("bos_token")
     token = token.get("content") if isinstance(token, dict) else token
-    return token if settings.get("add_bos_token") is True and isinstance(token, str) else None
+    return token if isinstance(token, str) else ""
+
+
+def _chat_template(folder: pathlib.Path) -> ChatTemplate:
+    """Reads the chat template: a file, or the one or the default of those in the settings."""
+    settings, path = _settings(folder), folder / TEMPLATE_FILE
+    source = path.read_bytes().decode() if path.is_file() else settings.get(_TEMPLATE)
+    if isinstance(source, list):
+        named = {
+            item.get("name"): item.get("template") for item in source if isinstance(item, dict)
+        }
+        source = named.get("default")
+    return ChatTemplate(source if isinstance(source, str) else "", _bos_token(settings))
 
 
 def _end_of_text(folder: pathlib.Path, bpe: tokenizers.Tokenizer) -> str:

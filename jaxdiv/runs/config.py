@@ -33,6 +33,8 @@ _OF_IMAGES = {
     "data.sequence_length": 1,
     "data.context": config_keys.CORPUS,
     "data.files": "",
+    "data.chat_template": "",
+    "data.loss_on": "all",
     "evaluation.contexts": config_keys.IMAGES,
     "teacher.padded_vocabulary": 0,
     "student.vocabulary": 0,

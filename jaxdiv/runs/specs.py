@@ -94,7 +94,15 @@ class DataSpec:
     directory: str = key(
         "", TEXT, "TFDS folder; empty for TFDS's own, or the run's folder.", compare=False
     )
-    files: str = key("", TEXT, "Glob of text files to read instead of `data.source`.")
+    files: str = key(
+        "", TEXT, "Glob of text files, JSON lines or Parquet to read instead of `data.source`."
+    )
+    chat_template: str = key(
+        "", TEXT, "Of chats: `chatml` or a Jinja file; empty for the tokenizer's."
+    )
+    loss_on: str = key(
+        "all", one_of("all", "assistant"), "Tokens of chats that are predicted and measured."
+    )
     vocabulary: int = key(1024, whole(2), "Size of the BPE tokenizer; images: number of classes.")
     sequence_length: int = key(96, whole(1), "Tokens per row of a training batch.")
     context: str = key(

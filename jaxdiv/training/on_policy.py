@@ -20,8 +20,9 @@ def writer(
 ) -> Callable | None:
     """Returns the function that writes the first rows of a batch anew, or None without a spec.
 
-    The teacher writes (sequence-level distillation, as in DistillSpec, arXiv 2310.08461) or the
-    student itself (as in GKD, arXiv 2306.13649), at temperature 1. The text depends on the config's
+    The prompts are the rows' first tokens, or in chats those before an assistant's turn. The
+    teacher writes (sequence-level distillation, as in DistillSpec, arXiv 2310.08461) or the student
+    itself (as in GKD, arXiv 2306.13649), at temperature 1. The text depends on the config's
     seed, the step, the batch and the writer's parameters alone, so that a resumed run goes on with
     the same text.
 
@@ -41,7 +42,7 @@ def writer(
 
     def write(teacher_params, student_params, batch, step):
         target = teacher.with_params(teacher_params).module()
-        prompts = batch["inputs"][: spec.rows, : spec.prompt_tokens]
+        prompts = batch.get("prompts", batch["inputs"])[: spec.rows, : spec.prompt_tokens]
         key = jax.random.fold_in(base, step)
         sampling = {"length": length, "temperature": TEMPERATURE, "key": key}
         if spec.writer == TEACHER_TEXT:
@@ -49,10 +50,16 @@ def writer(
         else:
             student = students.with_params(student_params).module()
             text = models.draft_text(student, target, prompts, **sampling)
+        weights = text[:, :-1] != end_of_text
+        if "prompts" in batch:
+            # Only the turn that is written counts, up to its end.
+            position = jnp.arange(weights.shape[1])[None]
+            is_over = jnp.cumsum((position >= spec.prompt_tokens) & ~weights, axis=1) > 0
+            weights = (position >= spec.prompt_tokens - 1) & ~is_over
         rows = {
             "inputs": text[:, :-1],
             "labels": text[:, 1:],
-            "weights": (text[:, :-1] != end_of_text).astype(jnp.float32),
+            "weights": weights.astype(jnp.float32),
         }
         return {name: jnp.concatenate([rows[name], batch[name][spec.rows :]]) for name in rows}
 

@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiv import files, schema
-from jaxdiv.data import images, pipeline, sources
-from jaxdiv.data.documents import SPLITS
-from jaxdiv.data.tokenizer import Tokenizer
+from jaxdiv.data import chat_templates, images, pipeline, sources
+from jaxdiv.data.chats import Chat
+from jaxdiv.data.documents import SPLITS, Documents
+from jaxdiv.data.tokenizer import END_OF_TEXT, Tokenizer
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec
 from jaxdiv.runs.workdir import DATA_READY, Workdir
@@ -30,12 +31,12 @@ class TextData:
     Attributes:
       tokenizer: the run's, or its teacher source's.
       splits: tokens of `train`, `validation` and `test`.
-      sequence_length: tokens per row.
+      spec: of the run.
     """
 
     tokenizer: Tokenizer
     splits: dict[str, pipeline.Tokens]
-    sequence_length: int
+    spec: RunSpec
 
     @classmethod
     def load(cls, workdir: Workdir) -> "TextData":
@@ -57,12 +58,15 @@ class TextData:
     def batches(self, stage: StageSpec, rows: slice | None = None) -> Iterator:
         """Returns the stage's training batches without end, in the order of its seed; all their
         rows, or `rows` alone."""
+        writes = self.spec.on_policy if stage.name == self.spec.student_stage.name else None
         return pipeline.batches(
             self.splits["train"],
             sequence_length=stage.sequence_length,
             batch_size=stage.batch_size,
             seed=stage.data_seed,
             rows=rows,
+            loss_on=self.spec.data.loss_on,
+            prompt_tokens=writes.prompt_tokens if writes else 0,
         )
 
     def windows(
@@ -72,8 +76,9 @@ class TextData:
         limits = {"max_documents": documents} | ({"max_tokens": tokens} if tokens else {})
         return pipeline.evaluation_windows(
             self.splits[split],
-            sequence_length=self.sequence_length,
+            sequence_length=self.spec.data.sequence_length,
             end_of_text=self.tokenizer.end_of_text,
+            loss_on=self.spec.data.loss_on,
             **limits,
         )
 
@@ -110,13 +115,13 @@ RunData = TextData | ImageData
 
 def load(workdir: Workdir) -> RunData:
     """Loads what `prepare` saved. Raises ValueError if a file is missing, damaged or changed."""
-    spec, facts = workdir.spec().data, workdir.facts()
-    kind, paths = _files(spec, workdir)
+    spec, facts = workdir.spec(), workdir.facts()
+    kind, paths = _files(spec.data, workdir)
     splits = {split: kind.load(path) for split, path in paths.items()}
-    if spec.is_images:
-        data = ImageData(spec.vocabulary, splits)
+    if spec.data.is_images:
+        data = ImageData(spec.data.vocabulary, splits)
     else:
-        data = TextData(Tokenizer.load(workdir.tokenizer), splits, spec.sequence_length)
+        data = TextData(Tokenizer.load(workdir.tokenizer), splits, spec)
     for fact, fingerprint in data.fingerprints().items():
         if facts.get(fact, fingerprint) != fingerprint:
             raise ValueError(
@@ -173,19 +178,20 @@ def _read_text(spec: RunSpec, workdir: Workdir) -> tuple[TextData, dict[str, Any
             directory=_data_folder(spec.data, workdir, sources.PYTHON_STDLIB),
         )
         advance()
-        tokenizer = (
-            source.tokenizer() if source else Tokenizer.train(documents.train, spec.data.vocabulary)
-        )
+        tokenizer = source.tokenizer() if source else _train_tokenizer(documents, spec.data)
+        if documents.chats:
+            tokenizer.chat_template = chat_templates.from_config(spec.data.chat_template, tokenizer)
         tokenizer.save(workdir.tokenizer)
         advance()
         # Tokenizing takes far longer than loading what the source's run has of the same documents.
         run = source.run if source else None
         is_same = run and run.facts().get(DATA_READY) == documents.fingerprint
+        is_same = is_same and not spec.data.chat_template
         if is_same and all((run.tokens / f"{split}.npz").exists() for split in SPLITS):
             tokens = TextData.load(run).splits
         else:
             tokens = pipeline.tokenize(documents, tokenizer)
-        data = TextData(tokenizer, tokens, spec.data.sequence_length)
+        data = TextData(tokenizer, tokens, spec)
         _check(spec, data)
         advance()
     facts = {DATA_READY: documents.fingerprint, **documents.counts}
@@ -193,8 +199,38 @@ def _read_text(spec: RunSpec, workdir: Workdir) -> tuple[TextData, dict[str, Any
         facts["left out of the data"] = documents.left_out
     if documents.counts["unreadable"]:
         progress.log(f"left out of the data: {documents.left_out}")
+    for message in _chats_without_prompt(spec, data) if documents.chats else ():
+        progress.log(message)
     facts |= {f"{split} tokens": int(tokens[split].ids.size) for split in SPLITS}
     return data, facts
+
+
+def _chats_without_prompt(spec: RunSpec, data: TextData) -> Iterator[str]:
+    """Yields a message for each split whose prompts are needed, if some of its chats have none."""
+    lengths = {}
+    if spec.on_policy:
+        lengths["train"] = spec.on_policy.prompt_tokens
+    if set(spec.evaluation.contexts) - {schema.CORPUS}:
+        lengths["test"] = spec.evaluation.prompt_tokens
+    for split, length in lengths.items():
+        tokens = data.splits[split]
+        _, document = tokens.prompt_ends(length)
+        if count := tokens.documents - len(np.unique(document)):
+            yield (
+                f"{count} of {tokens.documents} chats of the split `{split}` have no assistant's "
+                f"turn after {length} tokens or more, and give no prompt"
+            )
+
+
+def _train_tokenizer(documents: Documents, spec: DataSpec) -> Tokenizer:
+    """Trains a tokenizer on the training documents; with ChatML's control tokens if asked."""
+    texts, control = documents.train, (END_OF_TEXT,)
+    if documents.chats:
+        chats = map(Chat.from_document, documents.train)
+        texts = [content for chat in chats for _, content in chat.messages]
+        if spec.chat_template == chat_templates.CHATML:
+            control = chat_templates.CHATML_TOKENS
+    return Tokenizer.train(texts, spec.vocabulary, control)
 
 
 def _read_images(spec: RunSpec, workdir: Workdir) -> tuple[ImageData, dict[str, Any]]:
@@ -238,6 +274,12 @@ def _check(spec: RunSpec, data: RunData) -> None:
             raise ValueError(f"the split `{split}` of {source} needs two images; give more")
         if not is_images and data.splits[split].longest < 2:
             raise ValueError(f"no document of the split `{split}` has two tokens; give more text")
+    for split in () if is_images else SPLITS:
+        if not data.splits[split].is_label(spec.data.loss_on).any():
+            raise ValueError(
+                f"no chat of the split `{split}` has an assistant's turn; set "
+                "`config.data.loss_on` to all, or give chats with answers"
+            )
     checks = {"student": lambda: data.batches(spec.student_stage)}
     if spec.student.vocabulary > data.vocab_size:
         raise ValueError(

@@ -27,6 +27,7 @@ from absl import flags
 
 from experiments.common import cli, prompts, time_breakdown, transcript
 from jaxdiv import schema, speculative
+from jaxdiv.data.chat_templates import ChatEncoder
 from jaxdiv.data.tokenizer import Tokenizer
 from jaxdiv.models import Drafter, KangarooAdapter
 from jaxdiv.runs.workdir import Workdir
@@ -49,6 +50,9 @@ PROMPTS_FILE = flags.DEFINE_string(
     None,
     'Texts to continue. A file whose name ends in .jsonl has a {"prompt": "..."} a line, with '
     "newlines as JSON writes them; any other has a literal prompt a line. Blank lines are skipped.",
+)
+CHAT = flags.DEFINE_bool(
+    "chat", False, "Each prompt is a user's message, which the run's chat template writes."
 )
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "New tokens of a text, at most.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of target and draft; 0 is greedy.")
@@ -177,11 +181,16 @@ def _decoding(
     stream: Callable | None,
 ) -> speculative.Decoding:
     """Prepares the decoding of all texts by the run's teacher."""
+    if CHAT.value:
+        encoder = ChatEncoder(tokenizer)
+        tokens = [encoder.prompt([("user", text)]) for text in texts]
+    else:
+        tokens = [tokenizer.begin + tokenizer.encode(text) for text in texts]
     target = teacher.restore(run.spec().teacher, run, tokenizer.vocab_size).module().unrolled()
     return speculative.prepare(
         target,
         drafting.draft,
-        [tokenizer.begin + tokenizer.encode(text) for text in texts],
+        tokens,
         max_tokens=MAX_TOKENS.value,
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,

@@ -147,6 +147,25 @@ def test_text_never_becomes_a_control_token(content):
             assert control == expected_control
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("template", [CHATML, HEADERS, THOUGHTS])
+def test_tokens_are_those_of_transformers(template, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = HEADERS_TOKENIZER if template == HEADERS else make_tokenizer(template)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    contents = [*WORDS[:1], "  Grüße\n\n", "日本 > <", "x\n", "{% raw %}"]
+    for i in range(30):
+        draw = np.random.default_rng(i).choice(contents, size=6)
+        roles = ["system", "user", "assistant", "user", "assistant"]
+        talk = list(zip(roles, map(str, draw), strict=False))
+        ids, _ = ChatEncoder(tokenizer).encode(conversation(*talk))
+        expected = reference.apply_chat_template(messages(*talk), tokenize=True, return_dict=False)
+        assert ids == expected[: len(ids)]
+        assert not reference.decode(expected[len(ids) :]).strip()
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

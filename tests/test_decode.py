@@ -38,6 +38,7 @@ REFUSED = {
     "--loss=kl --prompt=a --prompts_file=b": ["give --prompt or --prompts_file, not both"],
     "--loss=kl --prompts_file=/nowhere.txt": ["--prompts_file=/nowhere.txt is no file"],
     "--draft=lookup --loss=kl": ["--loss and --seed are of a student"],
+    "--loss=kl --chat": ["the tokenizer has no chat template"],
     "--loss=kl --eta=1.5": ["`eta` must be in [0, 1], got 1.5"],
     "--draft=lookup --eta=0.5": ["`eta`", "`lookup` has none"],
     "--loss=kl --gamma=0": ["`gamma` must be at least 1, got 0"],
@@ -71,8 +72,12 @@ def ended(folder):
     lines = [json.dumps({"prompt": text}) + "\n\n" for text in ("a\nb", "é", PROMPT)]
     (folder / "three.jsonl").write_text("\ufeff" + "".join(lines), encoding="utf-8")
     (folder / "two.txt").write_text("draft target\ntoken accept\n")
-    unfinished = folder / "unfinished"
+    unfinished, chats = folder / "unfinished", folder / "chats"
     shutil.copytree(folder, unfinished, ignore=shutil.ignore_patterns("students", "unfinished"))
+    shutil.copytree(folder, chats, ignore=shutil.ignore_patterns("unfinished", "chats"))
+    settings = Workdir(chats).tokenizer.with_name("tokenizer_config.json")
+    template = {"chat_template": "draft {{ messages[0].content }} token"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | template))
     run = f"--workdir={folder}"
     plain = [run, "--baseline", "--loss=klx", "--gamma=99", "--temperature=0", "--max_tokens=12"]
     arguments = {name: [run, *flags] for name, flags in GOOD.items()}
@@ -81,6 +86,7 @@ def ended(folder):
         arguments[name] = [*plain, f"--prompts_file={folder / name}"]
     arguments["three.jsonl"].append("--output=jsonl")
     arguments |= {
+        "chat": [f"--workdir={chats}", *GOOD["tree"], "--chat", "--prompt=target"],
         "unfinished": [f"--workdir={unfinished}", "--loss=kl"],
         "no folder": ["--loss=kl"],
         "no run": ["--workdir=/nowhere"],
@@ -208,7 +214,7 @@ def test_prompts_of_files_and_greedy_texts_with_any_draft(ended):
     (tree,), plain = lines(ended["tree"]), lines(ended["three.jsonl"])
     assert [line["prompt"] for line in plain] == ["a\nb", "é", PROMPT]
     assert [line["sampling_seed"] for line in plain] == [0, 1, 2]  # no two texts share their noise
-    assert tree["tokens"] == plain[2]["tokens"]
+    assert tree["tokens"] == plain[2]["tokens"] == lines(ended["chat"])[0]["tokens"]
     assert plain[2]["target_calls"] == len(plain[2]["tokens"])
     assert (tree["loss"], tree["seed"]) == ("tv", 1)
     assert "seed 1: the tree 0,1,00; rule" in " ".join(ended["tree"].stderr.split())

@@ -1,11 +1,12 @@
 """Run as a program with 8 devices, by one process or two: training is the same on every mesh.
 
-python -m tests.sharded_training some|kangaroo|decoder|classifier [coordinator's address, processes,
-this one's number]
+python -m tests.sharded_training some|kangaroo|decoder|family|classifier [coordinator's address,
+processes, this one's number]
 """
 
 import dataclasses
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -28,7 +29,14 @@ EXACT, SHORT = 100, 50  # steps in float64, and in float32
 LOSSES = {
     "kangaroo": "kl,tv,0.5*jsd + 0.5*ce_data",
     "decoder": "0.5*tv + 0.5*ce_data",
+    "family": "kl",
     models.CLASSIFIER: "kl",
+}
+# An adapter's teacher with the options of all families.
+FAMILY = {
+    **{"tied_head": True, "head_width": 12, "attention_bias": "qkvo", "mlp_bias": True},
+    **{"query_key_norm": True, "post_norms": True, "windows": "5,0", "window_rope_base": 50.0},
+    **{"activation": "gelu_tanh", "embedding_scale": 2.0},
 }
 MESHES = (
     {"student": 1, "data": 8, "fsdp": 1, "tensor": 1},
@@ -41,7 +49,9 @@ MESHES = (
 def spec_of(dtype, kind):
     config = smoke.get_config()
     config.losses, config.dtype = LOSSES[kind], dtype
-    config.student.kind = kind
+    config.student.kind = "kangaroo" if kind == "family" else kind
+    if kind == "family":
+        config.teacher.update(FAMILY)
     config.teacher.padded_vocabulary = 128
     config.student.steps = config.teacher.steps = EXACT
     config.student.batch_size = config.teacher.batch_size = ROWS
@@ -144,7 +154,9 @@ def check_spread(trained, mesh):
     """Checks that no device holds more of the matrices than the mesh has for it."""
     leaves = jax.tree_util.tree_leaves_with_path((trained.params, trained.opt_state))
     matrices = [
-        (str(path), leaf) for path, leaf in leaves if leaf.ndim > 2 and "scale" not in str(path)
+        (str(path), leaf)
+        for path, leaf in leaves
+        if leaf.ndim > 2 and not {"scale", "bias"} & set(re.findall(r"\w+", str(path)))
     ]
     for path, leaf in matrices:
         shares = mesh.shape["fsdp"] * (mesh.shape["student"] if leaf.shape[0] > 1 else 1)

@@ -5,12 +5,13 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxdiv import speculative
-from jaxdiv.models import KangarooAdapter, families, llama
+from jaxdiv.models import Decoder, KangarooAdapter, families, llama
 from tests import llama_folders
 
 V, L = 60, 24
@@ -64,6 +65,23 @@ def test_each_option_equals_the_reference(name):
         states, logits = llama_folders.forward(tensors, tokens, sizes)
         np.testing.assert_allclose(output.hidden[row], states[2], rtol=0, atol=2e-5)
         np.testing.assert_allclose(output.logits[row], logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["biased llama", "gemma3"])
+def test_bfloat16_prefers_the_same_tokens(name):
+    """It does so where the two best are further apart than its rounding."""
+    decoder, draw = make_decoder(name), np.random.default_rng(2)
+    options = dataclasses.replace(decoder.options, dtype=jnp.bfloat16)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(options, rngs=nnx.Rngs(0))))
+    half = nnx.merge(graphdef, nnx.state(decoder))
+    tokens = draw.integers(0, V, (8, 64))
+    logits, halves = (nnx.jit(lambda model: model(tokens).logits)(x) for x in (decoder, half))
+    second, best = np.moveaxis(np.sort(logits, axis=-1)[..., -2:], -1, 0)
+    clear = best - second > 2**-4 * best
+    assert clear.mean() > 0.5
+    agrees = np.argmax(logits, axis=-1) == np.argmax(halves, axis=-1)
+    assert agrees[clear].mean() >= 0.999
+    assert np.abs(halves - logits).max() > 1e-3, "it is computed in bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_training_is_the_same_on_other_meshes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("types", [EXACT, {}], ids=["float64", "float32"])
-@pytest.mark.parametrize("kind", ["kangaroo", "decoder", "classifier"])
+@pytest.mark.parametrize("kind", ["kangaroo", "decoder", "family", "classifier"])
 @pytest.mark.parametrize("count", [1, 2], ids=["one process", "two processes"])
 def test_training_is_the_same_on_every_mesh(kind, types, count):
     if count == 1:

@@ -25,7 +25,7 @@ from jaxdiv.runs import config as run_config
 from jaxdiv.runs import lock, processes
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import ConfigDiffers, Workdir
-from jaxdiv.training import loop, run_data, sharding, students, teacher, teacher_sources
+from jaxdiv.training import loop, run_data, sharding, students, teacher_cache, teacher_sources
 
 CONFIG = cli.define_config()
 cli.define_log_format()
@@ -37,6 +37,7 @@ WORKDIR = flags.DEFINE_string(
 _AFTER_TEACHER = (
     *("config.losses", "config.seed", "config.seeds", "config.temperature", "config.student"),
     *("config.evaluation", "config.mesh", "config.checkpoint", "config.log"),
+    *("config.teacher.cache", "config.teacher.cache_rows"),
 )
 
 
@@ -52,7 +53,7 @@ def main(_):
         except ConfigDiffers as error:
             raise ValueError(f"{error}. {_remedy(error.keys, workdir)}") from None
         data = run_data.prepare(spec, workdir)
-        model = teacher.prepare(spec, workdir, data, loop.Monitoring(trackers=trackers))
+        model = teacher_cache.prepare(spec, workdir, data, loop.Monitoring(trackers=trackers))
         students.train(spec, workdir, data, model, loop.Monitoring(profile, trackers))
         measured = run_results.measure([workdir])
         if processes.is_first():

@@ -197,7 +197,7 @@ def batches(
       ValueError: fewer windows than rows, sizes below 1, or no prompt.
     """
     _check_sizes(sequence_length=sequence_length, batch_size=batch_size)
-    windows = (len(tokens.ids) - 1) // sequence_length
+    windows = training_windows(tokens, sequence_length)
     if windows < batch_size:
         raise ValueError(
             f"a batch of {batch_size} x {sequence_length} needs "
@@ -226,6 +226,11 @@ def batches(
     return endless(windows, batch_size, seed, make, rows)
 
 
+def training_windows(tokens: Tokens, sequence_length: int) -> int:
+    """Returns the number of rows of an epoch of `batches`."""
+    return (len(tokens.ids) - 1) // sequence_length
+
+
 def endless(
     examples: int,
     batch_size: int,
@@ -237,9 +242,7 @@ def endless(
 
     Each epoch has its own order.
     """
-    # Grain shuffles epoch e by seed + e: neighboring seeds would share their orders.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    dataset = grain.MapDataset.range(examples).shuffle(seed=spread).repeat()
+    dataset = _shuffled(examples, seed).repeat()
     # Grain can't take the length of an endless data set in batches of one.
     dataset = (
         dataset.batch(batch_size)
@@ -249,6 +252,18 @@ def endless(
     dataset = dataset.map(lambda numbers: make(numbers[rows or slice(None)]))
     # A batch takes microseconds: threads would only take cores from training.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def first_epoch(examples: int, seed: int) -> Int[np.ndarray, " examples"]:
+    """Returns the numbers of all examples in the order of the first epoch of `endless`."""
+    shuffled = _shuffled(examples, seed)
+    return np.array([shuffled[position] for position in range(examples)])
+
+
+def _shuffled(examples: int, seed: int) -> grain.MapDataset:
+    # Grain shuffles epoch e by seed + e: neighboring seeds would share their orders.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return grain.MapDataset.range(examples).shuffle(seed=spread)
 
 
 def evaluation_windows(

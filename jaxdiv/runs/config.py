@@ -37,6 +37,7 @@ _OF_IMAGES = {
     "data.loss_on": "all",
     "evaluation.contexts": config_keys.IMAGES,
     "teacher.padded_vocabulary": 0,
+    "teacher.cache": "",
     "student.vocabulary": 0,
 }
 
@@ -111,6 +112,11 @@ def _check_texts(run: RunSpec, values: Mapping[str, Any]) -> None:
                 f"`config.student.batch_size` = {student.batch_size} rounds to no row; raise it, "
                 "or set `config.data.context` to corpus"
             )
+    if teacher.cache and run.data.context == config_keys.STUDENT_TEXT:
+        raise ValueError(
+            "`config.data.context` must be corpus or teacher with `config.teacher.cache`, which is "
+            "made before there are students, got 'student'"
+        )
     _check_below(values, "evaluation.prompt_tokens", "evaluation.document_tokens")
 
 
@@ -176,8 +182,11 @@ def differences(one: Mapping, other: Mapping) -> dict[str, tuple[Any, Any]]:
 def may_change(key: str, old: Any, new: Any) -> bool:
     """Returns True if a started run may go on with `new`.
 
-    It may if the key decides no result, or asks for more steps of the students.
+    It may if the key decides no result, or asks for more steps of the students. The folder of a
+    cache may move, since its content is checked.
     """
+    if key == "config.teacher.cache":
+        return bool(old and new)
     if key == "config.student.steps":
         return new > old
     return within(key, DECIDE_NO_RESULT)

@@ -186,6 +186,13 @@ class TeacherSpec:
     activation: str = key("silu", one_of(*ACTIVATIONS), "Activation of the MLP's gate.")
     query_scale: float = key(0.0, NOT_NEGATIVE, "Factor of attention scores; 0: by the width.")
     embedding_scale: float = key(1.0, POSITIVE, "Factor of the embedding.")
+    cache: str = key(
+        "",
+        TEXT,
+        "Folder of teacher outputs, made once, that students train from; empty: a pass each step.",
+        compare=False,
+    )
+    cache_rows: int = key(0, whole(0), "Rows of it to train on; 0: all that one epoch reads.")
     steps: int = key(500, whole(1), "Training steps.")
     batch_size: int = key(24, whole(1), "Rows per batch.")
     optimizer: OptimizerSpec = dataclasses.field(

@@ -311,5 +311,10 @@ def spread(
 
 def validation_batch(stage: StageSpec, data: RunData, mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the beginnings of as many validation documents as a batch has rows, on `mesh`."""
-    windows = data.windows("validation", tokens=stage.sequence_length, documents=stage.batch_size)
+    windows = validation_windows(stage, data)
     return next(spread(windows, sharding.BatchSharding(mesh, len(windows.inputs))))
+
+
+def validation_windows(stage: StageSpec, data: RunData) -> pipeline.Windows:
+    """Returns the rows of `validation_batch`."""
+    return data.windows("validation", tokens=stage.sequence_length, documents=stage.batch_size)

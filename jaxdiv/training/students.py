@@ -20,6 +20,7 @@ from jaxdiv.training.loop import Monitoring, Training, run_stage
 from jaxdiv.training.run_data import RunData, TextData
 from jaxdiv.training.state import Model, population_shapes, student_builder
 from jaxdiv.training.step import Step, for_each_seed, initial_state, make_step, optimizers_of
+from jaxdiv.training.teacher_cache import CachedTeacher
 
 
 def teacher_forward(students: Model, teacher: Model) -> Callable:
@@ -31,18 +32,25 @@ def teacher_forward(students: Model, teacher: Model) -> Callable:
 
 def teacher_outputs(
     students: Model,
-    teacher: Model,
+    teacher: Model | CachedTeacher,
     losses: Sequence[jaxdiv.Loss] = (),
     temperature: float = 1.0,
 ) -> Callable:
     """Returns the function of (teacher's parameters, batch) that returns the `TeacherOutputs` that
     all students share in training under `losses`, at the distillation temperature."""
-    forward, vocabulary = teacher_forward(students, teacher), students.module().vocabulary
+    vocabulary, exit_layer = students.module().vocabulary, students.module().exit_layer
     need = any(loss.is_of_acceptance for loss in losses)
     options = {"temperature": temperature if need else None}
-    return lambda params, batch: objectives.teacher_outputs(
-        forward(params, batch["inputs"]), vocabulary, **options
-    )
+    forward = teacher_forward(students, teacher) if isinstance(teacher, Model) else None
+
+    def outputs(params, batch):
+        if forward is None:
+            output = teacher.output(params, batch, exit_layer, temperature)
+        else:
+            output = forward(params, batch["inputs"])
+        return objectives.teacher_outputs(output, vocabulary, **options)
+
+    return outputs
 
 
 def untrained(
@@ -88,10 +96,12 @@ def train(
     spec: RunSpec,
     workdir: Workdir,
     data: RunData,
-    teacher: Model,
+    teacher: Model | CachedTeacher,
     monitoring: Monitoring | None = None,
 ) -> None:
     """Trains every loss's students from the newest checkpoint on; the last one holds them then.
+
+    `teacher` is from `teacher_cache.prepare`.
 
     Raises:
       Stopped: a signal came; the step under way was saved.
@@ -100,14 +110,18 @@ def train(
     """
     stage, mesh = spec.student_stage, sharding.make_mesh(spec)
     rows = sharding.BatchSharding(mesh, stage.batch_size)
-    vocabulary = draft_tokens.prepare(spec, workdir, data, teacher, mesh)
+    is_cached, write = isinstance(teacher, CachedTeacher), None
+    if is_cached:
+        vocabulary = draft_tokens.load(spec, workdir)
+        held_out = teacher.validation_batch(mesh)
+    else:
+        vocabulary = draft_tokens.prepare(spec, workdir, data, teacher, mesh)
+        held_out = run_data.validation_batch(stage, data, mesh)
     build = student_builder(spec, data.vocab_size, vocabulary)
     model = population_shapes(build, len(spec.seeds), mesh)
     forward = teacher_outputs(model, teacher, spec.losses, spec.temperature)
-    write = None
-    if isinstance(data, TextData):
+    if isinstance(data, TextData) and not is_cached:
         write = on_policy.writer(spec.on_policy, teacher, model, data.tokenizer.end_of_text)
-    held_out = run_data.validation_batch(stage, data, mesh)
     total_variation = [jaxdiv.get("tv")]
     rejection = objectives.for_students(model, total_variation, temperature=1.0)
     forward_held_out = teacher_outputs(model, teacher, total_variation)
@@ -144,7 +158,7 @@ def train(
         ),
         step=step(spec, model, forward, write, mesh=mesh),
         teacher=teacher.params,
-        batches=data.batches(stage, rows.local_rows),
+        batches=(teacher if is_cached else data).batches(stage, rows.local_rows),
         measure=lambda trained: {
             "acceptance": held_out_acceptance(trained.params, teacher.params, held_out)
         },

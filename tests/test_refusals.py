@@ -21,6 +21,7 @@ SMOKE_CASES = {
         "`config.student.exit_layer`",
         "`config.teacher.depth` = 2, got 3",
     ],
+    "--config.teacher.cache=gs://bucket/cache": ["gs://bucket/cache is in a bucket"],
     "--config.data.files=/nowhere/*.txt": ["matches no file", "/nowhere/*.txt"],
     "--config.data.source=python_stdlb": ["did you mean `python_stdlib`?"],
     "--workdri=x": ["workdri", "workdir"],
@@ -61,6 +62,7 @@ CASES = {
         [runs.SMOKE, "--from_gguf=configs"],
         ["--from_gguf=configs is a folder; give it as --from_hf"],
     ),
+    "no cache": ("cache", [runs.SMOKE], ["`config.teacher.cache` is empty; give it a folder"]),
     "no run": ("acceptance", ["--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
     "no runs": ("acceptance", [], ["--workdir=runs/quickstart"]),
     "no report": ("report", ["--workdir=/nowhere"], ["/nowhere is not the folder of a run"]),
@@ -101,7 +103,9 @@ def refusals(tmp_path_factory, texts):
     """Every case's ended command and the root of all folders; the first has its own process."""
     root, arguments = tmp_path_factory.mktemp("refused"), collections.defaultdict(dict)
     for i, (case, (program, flags, _)) in enumerate(CASES.items()):
-        folder = [f"--workdir={root / str(i)}"] if program in ("distill", "teacher") else []
+        folder = (
+            [f"--workdir={root / str(i)}"] if program in ("distill", "teacher", "cache") else []
+        )
         flags = [flag.replace("TEXTS", str(texts)) for flag in flags]
         arguments[program][case] = [*flags, *folder]
     first = next(iter(CASES))

@@ -13,8 +13,10 @@ import pytest
 import jaxdiv
 from jaxdiv import acceptance, files, models, reductions
 from jaxdiv.models import llama
+from jaxdiv.runs import metrics
+from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, sharding, students, teacher
+from jaxdiv.training import run_data, sharding, students, teacher, teacher_cache
 from tests import commands, runs
 from tests.smoke_runs import OF_TEACHER_TEXT, SHORT, check_short, check_whole, read
 
@@ -92,6 +94,24 @@ def restored(folder):
     run = Workdir(folder)
     spec, data = run.spec(), run_data.TextData.load(run)
     return spec, data, teacher.restore(spec.teacher, run, data.vocab_size), run
+
+
+def test_students_of_a_cache_are_accepted_as_those_of_online_training(finished, tmp_path):
+    online = Workdir(finished[0])
+    config = online.config()
+    config["teacher"] |= {"cache": str(tmp_path / "cache"), "checkpoint": str(online.root)}
+    run = Workdir(tmp_path / "run")
+    run.initialize_or_resume(config)
+    spec = RunSpec.from_config(config)
+    data = run_data.prepare(spec, run)
+    students.train(spec, run, data, teacher_cache.prepare(spec, run, data))
+    both = [metrics.read_curves(folder.curves, "student", spec.seeds) for folder in (online, run)]
+    values = [curves[curves.metric == "acceptance"] for curves in both]
+    assert len(values[0]) == 3 * len(spec.losses) * len(spec.seeds)
+    np.testing.assert_allclose(values[0].value, values[1].value, atol=1e-3)
+    # Students that learned nothing would agree, too.
+    first, *_, last = (step.value.to_numpy() for _, step in values[0].groupby("step"))
+    assert (last - first).min() > 5e-3
 
 
 def test_a_run_writes_everything_and_prints_its_table(finished):

@@ -39,6 +39,7 @@ _FIXED = {
     "losses": "ce,kl",
     "temperature": 1.0,
     "data.context": "corpus",
+    "teacher.cache": "",
     "student.learning_rates": "",
     "student.vocabulary": 0,
     "evaluation.rules": ",".join(RULES),

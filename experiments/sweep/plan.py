@@ -181,6 +181,11 @@ def read(
 
 def _check(plan: SweepPlan) -> None:
     losses, evaluation = plan.losses, plan.config["evaluation"]
+    if cache := plan.config["teacher"]["cache"]:
+        raise ValueError(
+            "`config.teacher.cache` must be empty in a sweep, whose cells have other teachers and "
+            f"texts, got {cache!r}"
+        )
     if losses[0] != REFERENCE or "ce" in losses or len(losses) < 2:
         raise ValueError(
             f"`config.losses` must begin with {REFERENCE}, which the others are compared with, and "

@@ -7,8 +7,9 @@ from j times `shard_rows` on, so that a part can be made longer, and a lost shar
 import contextlib
 import dataclasses
 import hashlib
+import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -51,7 +52,7 @@ class RowCache:
       batch_rows: rows that the maker writes at once, of which a shard has a multiple.
     """
 
-    def __init__(self, folder: str, fields: Fields, *, rows: int, batch_rows: int):
+    def __init__(self, folder: str | os.PathLike, fields: Fields, *, rows: int, batch_rows: int):
         """Opens the folder, or plans one of `rows` rows of `fields`.
 
         Raises ValueError if the folder is in a bucket, or its manifest is none.
@@ -180,14 +181,20 @@ class RowCache:
     def reader(
         self, part: str, rows: int
     ) -> Callable[[Int[np.ndarray, " b"]], dict[str, np.ndarray]]:
-        """Returns the function that reads some of the first `rows` of a part, by their numbers."""
+        """Returns the function that reads some of the first `rows` of a part, by their numbers.
+
+        It raises OSError if the shards are not what was written.
+        """
         shards = self.shards({part: rows})
         source = grain.sources.ArrayRecordDataSource(
             [f"{self.folder / shard.name}[0:{shard.rows}]" for shard in shards]
         )
 
-        def read(numbers: Sequence[int]) -> dict[str, np.ndarray]:
-            content = b"".join(source[int(number)] for number in numbers)
+        def read(numbers):
+            try:
+                content = b"".join(source[int(number)] for number in numbers)
+            except RuntimeError as error:
+                raise OSError(f"the cache in {self.folder} can't be read: {error}") from None
             values = np.frombuffer(content, self.dtype)
             kinds = {name: kind for name, (kind, _) in self.fields.items()}
             return {

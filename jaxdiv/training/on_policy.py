@@ -16,7 +16,7 @@ _NO_STEP = np.uint32(2**32 - 1)  # no training step has this number
 
 
 def writer(
-    spec: OnPolicySpec | None, teacher: Model, students: Model, end_of_text: int
+    spec: OnPolicySpec | None, teacher: Model, students: Model | None, end_of_text: int
 ) -> Callable | None:
     """Returns the function that writes the first rows of a batch anew, or None without a spec.
 
@@ -28,7 +28,8 @@ def writer(
 
     Args:
       spec: the writer, and the rows that it writes.
-      teacher, students: models; their parameters are not read.
+      teacher, students: models; their parameters are not read. The teacher
+        writes without students.
       end_of_text: the token after which positions have weight 0.
 
     Returns:

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -27,7 +27,6 @@ from jaxdiv import models
 from jaxdiv.data import pipeline
 from jaxdiv.data.row_cache import BFLOAT16, Fields, RowCache, Shard
 from jaxdiv.fused import chunks
-from jaxdiv.models import decoder
 from jaxdiv.runs import lock, processes, progress
 from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.runs.workdir import Workdir
@@ -189,7 +188,7 @@ def _identity(spec: RunSpec, workdir: Workdir, data: TextData) -> dict[str, Any]
     }
 
 
-def _check_room(cache: RowCache, rows: Mapping[str, int], missing: Sequence[Shard]) -> None:
+def _check_room(cache: RowCache, rows: Mapping[str, int], missing: Iterable[Shard]) -> None:
     """Says what the cache takes. Raises ValueError if the disk lacks the room."""
     size = cache.dtype.itemsize
     progress.log(f"the cache takes {_bytes(size * sum(rows.values()))} in {cache.folder}")
@@ -272,8 +271,8 @@ def _log_sum_exp(output: models.TeacherOutput, temperature: float) -> Float[Arra
     positions = max(1, chunks.LEAST_MEMORY // (4 * len(output.features) * output.vocab_size))
 
     def at_position(features):
-        logits = decoder.project(features, output.head, output.vocab_size)
-        return jax.nn.logsumexp(logits / temperature, axis=-1)
+        logits = dataclasses.replace(output, features=features[:, None]).logits
+        return jax.nn.logsumexp(logits / temperature, axis=-1)[:, 0]
 
     by_position = jnp.swapaxes(output.features, 0, 1)
     values = jax.lax.map(at_position, by_position, batch_size=positions)

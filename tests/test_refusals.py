@@ -21,7 +21,9 @@ SMOKE_CASES = {
         "`config.student.exit_layer`",
         "`config.teacher.depth` = 2, got 3",
     ],
-    "--config.teacher.cache=gs://bucket/cache": ["gs://bucket/cache is in a bucket"],
+    "--config.teacher.cache=gs://bucket/cache": [
+        "`config.teacher.cache` must be a folder of this machine, got gs://bucket/cache"
+    ],
     "--config.data.files=/nowhere/*.txt": ["matches no file", "/nowhere/*.txt"],
     "--config.data.source=python_stdlb": ["did you mean `python_stdlib`?"],
     "--workdri=x": ["workdri", "workdir"],
@@ -103,9 +105,8 @@ def refusals(tmp_path_factory, texts):
     """Every case's ended command and the root of all folders; the first has its own process."""
     root, arguments = tmp_path_factory.mktemp("refused"), collections.defaultdict(dict)
     for i, (case, (program, flags, _)) in enumerate(CASES.items()):
-        folder = (
-            [f"--workdir={root / str(i)}"] if program in ("distill", "teacher", "cache") else []
-        )
+        takes_folder = program in ("distill", "teacher", "cache")
+        folder = [f"--workdir={root / str(i)}"] if takes_folder else []
         flags = [flag.replace("TEXTS", str(texts)) for flag in flags]
         arguments[program][case] = [*flags, *folder]
     first = next(iter(CASES))

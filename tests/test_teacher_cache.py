@@ -61,16 +61,16 @@ def run(tmp_path_factory, texts):
     spec = RunSpec.from_config(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_cache, "_SHARD_BYTES", 100 * 4 * LENGTH * (4 + LENGTH))
-        found = Run(spec, workdir, run_data.prepare(spec, workdir))
+        unfinished = Run(spec, workdir, run_data.prepare(spec, workdir))
         with interrupted(patch, after=20), pytest.raises(KeyboardInterrupt):
-            found.prepare()
+            unfinished.prepare()
         patch.setattr(progress, "bar", BAR)
         names = sorted(path.name for path in (root / "outputs").iterdir())
         assert names == ["manifest.json", "train-00000.array_record"]
-        before = (root / "outputs/train-00000.array_record").stat()
-        found.prepare()
-        assert (root / "outputs/train-00000.array_record").stat() == before
-    return found
+        before = (root / "outputs/train-00000.array_record").stat().st_mtime_ns
+        unfinished.prepare()
+        assert (root / "outputs/train-00000.array_record").stat().st_mtime_ns == before
+    return unfinished
 
 
 BAR = progress.bar

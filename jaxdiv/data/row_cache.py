@@ -55,10 +55,8 @@ class RowCache:
     def __init__(self, folder: str | os.PathLike, fields: Fields, *, rows: int, batch_rows: int):
         """Opens the folder, or plans one of `rows` rows of `fields`.
 
-        Raises ValueError if the folder is in a bucket, or its manifest is none.
+        Raises ValueError if its manifest is none.
         """
-        if files.in_bucket(folder):
-            raise ValueError(f"{folder} is in a bucket; a cache lies on this machine: copy it")
         self.folder = pathlib.Path(folder)
         self.fields, self.batch_rows = dict(fields), batch_rows
         size = rows * self.dtype.itemsize // _MOST_SHARDS

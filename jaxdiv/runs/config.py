@@ -8,7 +8,7 @@ python -m jaxdiv.runs.config > docs/config.md
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxdiv import models
+from jaxdiv import files, models
 from jaxdiv.models.layers import FAMILY_OPTIONS, DecoderOptions, check_heads
 from jaxdiv.runs import config_keys
 from jaxdiv.runs.config_keys import ConfigKey, check_value
@@ -112,6 +112,10 @@ def _check_texts(run: RunSpec, values: Mapping[str, Any]) -> None:
                 f"`config.student.batch_size` = {student.batch_size} rounds to no row; raise it, "
                 "or set `config.data.context` to corpus"
             )
+    if files.in_bucket(teacher.cache):
+        raise ValueError(
+            f"`config.teacher.cache` must be a folder of this machine, got {teacher.cache}"
+        )
     if teacher.cache and run.data.context == config_keys.STUDENT_TEXT:
         raise ValueError(
             "`config.data.context` must be corpus or teacher with `config.teacher.cache`, which is "

@@ -233,10 +233,10 @@ def _make(
             numbered, outputs = enumerate(stream), _outputs(spec, model, cache, writer, mesh)
             for shard in (shard for shard in missing if shard.part == part):
                 first = shard.start // cache.batch_rows
-                wanted = itertools.dropwhile(lambda item, first=first: item[0] < first, numbered)
-                wanted = itertools.islice(wanted, batches[shard])
-                made = (outputs(model.params, batch, number) for number, batch in wanted)
-                _write(cache, shard, identity, made, advance)
+                rest = itertools.dropwhile(lambda item, first=first: item[0] < first, numbered)
+                of_shard = itertools.islice(rest, batches[shard])
+                arrays = (outputs(model.params, batch, number) for number, batch in of_shard)
+                _write(cache, shard, identity, arrays, advance)
 
 
 def _outputs(

@@ -123,7 +123,7 @@ def test_outputs_are_the_teachers_rounded_to_bfloat16(run):
         (cached.validation_batch(mesh), held_out["inputs"]),
     ):
         expected = frozen(batch["inputs"] if inputs is None else inputs, exit_layer=1)
-        output = cached.output(cached.params, batch, 1)
+        output = cached.output(cached.params, batch, 1, T)
         for name in ("features", "hidden"):
             values = getattr(output, name)
             assert values.dtype == np.float32
@@ -151,7 +151,9 @@ def test_a_tied_head_is_the_transposed_embedding(run):
     tied = dataclasses.replace(cached, spec=with_changes(run.spec, teacher={"tied_head": True}))
     batch = tied.validation_batch(sharding.single_device_mesh())
     head = jnp.arange(6.0).reshape(3, 2)
-    np.testing.assert_array_equal(tied.output({"embedding": head}, batch, None).head, head.T)
+    output = tied.output({"embedding": head}, batch, None, 1.0)
+    np.testing.assert_array_equal(output.head, head.T)
+    assert output.normalizer is None
 
 
 def test_a_whole_cache_is_read_without_the_teachers_layers_and_a_damaged_one_made_again(

@@ -93,6 +93,7 @@ class ModelFiles:
         parameters: str = "float32",
         shardings: Callable[[Any], Any] | None = None,
         advance: Callable[[], None] = lambda: None,
+        part: str | None = None,
     ) -> tuple[Any, Any]:
         """Returns what `nnx.split` returns of the decoder.
 
@@ -105,11 +106,13 @@ class ModelFiles:
             float32.
           shardings: maps the parameters' shapes to their shardings; None for one device.
           advance: is called after each tensor.
+          part: the only one of the decoder's parameters that is read, such as `head`; None for all.
 
         Raises:
           ValueError: as `shapes` does, and for values that are not finite.
         """
         graphdef, params = nnx.split(self.shapes(dtype))
+        params = {part: params[part]} if part else params
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         tensors: dict[tuple[str, ...], dict[str, _Place]] = {}
         for name, place in _places(self.options).items():

@@ -21,16 +21,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxdiv import models
 from jaxdiv.data import pipeline
 from jaxdiv.data.row_cache import BFLOAT16, Fields, RowCache, Shard
-from jaxdiv.fused import chunks
 from jaxdiv.runs import lock, processes, progress
 from jaxdiv.runs.specs import RunSpec, StageSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import on_policy, run_data, sharding, state, teacher, teacher_sources
+from jaxdiv.training import (
+    draft_tokens,
+    objectives,
+    on_policy,
+    run_data,
+    sharding,
+    teacher,
+    teacher_sources,
+)
 from jaxdiv.training.loop import Monitoring
 from jaxdiv.training.run_data import BATCH_FIELDS, RunData, TextData
 from jaxdiv.training.state import Model
@@ -75,16 +82,21 @@ class CachedTeacher:
         return sharding.BatchSharding(mesh, count).put(read(np.arange(count)))
 
     def output(
-        self, params: dict[str, Array], batch: Mapping[str, Array], exit_layer: int | None
+        self,
+        params: Mapping[str, Array],
+        batch: Mapping[str, Array],
+        exit_layer: int | None,
+        temperature: float,
     ) -> models.TeacherOutput:
-        """Returns the teacher's outputs that a batch holds, in the run's type of activations."""
+        """Returns the teacher's outputs that a batch holds, in the run's type of activations; the
+        normalizer if it is of the temperature."""
         dtype = jnp.dtype(self.spec.dtype)
         return models.TeacherOutput(
             batch["features"].astype(dtype),
             None if exit_layer is None else batch[_hidden(exit_layer)].astype(dtype),
             params["embedding"].T if self.spec.teacher.tied_head else params["head"],
             self.vocab_size,
-            batch["normalizer"],
+            batch["normalizer"] if temperature == self.spec.temperature else None,
         )
 
 
@@ -105,8 +117,10 @@ def prepare(
     cache = _open(spec, workdir, data)
     if missing := cache.missing(rows):
         _check_room(cache, rows, missing)
-    if teacher.quality(spec.data) not in workdir.facts():
+    chooses = spec.student.vocabulary and not workdir.draft_vocabulary.exists()
+    if chooses or teacher.quality(spec.data) not in workdir.facts():
         model = teacher.prepare(spec, workdir, data, monitoring)
+        draft_tokens.prepare(spec, workdir, data, model, mesh)
         cache = _open(spec, workdir, data)
     if missing:
         model = model or teacher.restore(spec.teacher, workdir, data.vocab_size, mesh)
@@ -120,7 +134,7 @@ def prepare(
         processes.barrier("cache made")
         cache = _open(spec, workdir, data)
     workdir.add_facts({FOLDER: str(cache.folder)})
-    head = teacher.restore_head(spec.teacher, workdir, data.vocab_size, mesh)
+    head = teacher_sources.restore_head(spec.teacher, workdir, data.vocab_size, mesh)
     return CachedTeacher(spec, data.vocab_size, cache, rows, head)
 
 
@@ -143,10 +157,9 @@ def _hidden(layer: int) -> str:
 
 def _open(spec: RunSpec, workdir: Workdir, data: TextData) -> RowCache:
     """Opens the run's cache, or plans it. Raises ValueError if it holds other rows."""
-    build = state.student_builder(spec, data.vocab_size)
-    exit_layer = state.population_shapes(build, 1).module().exit_layer
     length, width = spec.data.sequence_length, spec.teacher.width
-    states = ["features", *([] if exit_layer is None else [_hidden(exit_layer)])]
+    reads_hidden = spec.student.kind == models.KANGAROO
+    states = ["features", *([_hidden(spec.student.exit_layer)] if reads_hidden else [])]
     kinds = {"inputs": "<i4", "labels": "<i4", "weights": "<f4", "normalizer": "<f4"}
     fields: Fields = {
         **{name: (kind, (length,)) for name, kind in kinds.items()},
@@ -170,7 +183,7 @@ def _identity(spec: RunSpec, workdir: Workdir, data: TextData) -> dict[str, Any]
     facts, written = workdir.facts(), spec.on_policy
     model = facts.get(teacher_sources.SOURCE_FINGERPRINT)
     if model is None and teacher.quality(spec.data) in facts:
-        model = teacher_sources.RunSource(workdir.root).facts()[teacher_sources.SOURCE_FINGERPRINT]
+        model = teacher_sources.RunSource(workdir.root).fingerprint()
     text = "none"
     if written:
         rows = f"{written.rows} of {spec.student.batch_size} rows"
@@ -185,6 +198,7 @@ def _identity(spec: RunSpec, workdir: Workdir, data: TextData) -> dict[str, Any]
         "seed": spec.student_stage.data_seed,
         "temperature": spec.temperature,
         "type of activations": spec.dtype,
+        "type of parameters": spec.teacher.parameters,
     }
 
 
@@ -259,24 +273,11 @@ def _outputs(
             **{name: batch[name] for name in BATCH_FIELDS},
             **{_hidden(layer): states[layer].astype(jnp.bfloat16) for layer in layers},
             "features": features,
-            "normalizer": _log_sum_exp(output, spec.temperature),
+            "normalizer": objectives.normalizer(output, spec.temperature),
         }
         return sharding.replicate(values, mesh)
 
     return outputs
-
-
-def _log_sum_exp(output: models.TeacherOutput, temperature: float) -> Float[Array, "B L"]:
-    """Returns the log-sum-exp of all logits over the temperature, in chunks of positions."""
-    positions = max(1, chunks.LEAST_MEMORY // (4 * len(output.features) * output.vocab_size))
-
-    def at_position(features):
-        logits = dataclasses.replace(output, features=features[:, None]).logits
-        return jax.nn.logsumexp(logits / temperature, axis=-1)[:, 0]
-
-    by_position = jnp.swapaxes(output.features, 0, 1)
-    values = jax.lax.map(at_position, by_position, batch_size=positions)
-    return jnp.swapaxes(values, 0, 1).astype(jnp.float32)
 
 
 def _write(

@@ -133,10 +133,14 @@ class RunSource:
     def _step(self) -> pathlib.PurePath:
         return self.run.teacher / str(self.spec.teacher.last_step)
 
-    def params(self, parameters: str, mesh: Mesh) -> Any:
-        """Reads the parameters, spread over `mesh`, in the type of `config.teacher.parameters`."""
-        teacher = restore(self.spec.teacher, self.run, state.vocab_size(self.run), mesh)
-        return cast(teacher.params, parameters)
+    def params(self, parameters: str, mesh: Mesh, part: str | None = None) -> Any:
+        """Reads the parameters, spread over `mesh`, in the type of `config.teacher.parameters`.
+
+        `part` is the only one of them that is read, such as `head`; None for all.
+        """
+        vocab_size = state.vocab_size(self.run)
+        params = _restore(self.spec.teacher, self.run, vocab_size, mesh, part)
+        return cast(params, parameters)
 
     def fingerprint(self) -> str:
         """Returns the fingerprint of the teacher's files, or of those that it was read from."""
@@ -174,12 +178,14 @@ class ModelSource:
         path = self._model.path
         return [*([] if llama.is_gguf(path) else [path / FILE]), *self._model.files]
 
-    def params(self, parameters: str, mesh: Mesh) -> Any:
-        with progress.bar("reading", len(self._model.tensors.shapes), unit="tensors") as advance:
+    def params(self, parameters: str, mesh: Mesh, part: str | None = None) -> Any:
+        count = 1 if part else len(self._model.tensors.shapes)
+        with progress.bar("reading", count, unit="tensors") as advance:
             _, params = self._model.read_split(
                 parameters=parameters,
                 shardings=functools.partial(sharding.shardings, mesh=mesh, stacked=False),
                 advance=advance,
+                part=part,
             )
         return params
 
@@ -353,12 +359,32 @@ def restore(
     """
     mesh = mesh or sharding.single_device_mesh()
     shapes = state.population_shapes(state.teacher_builder(spec, vocab_size), 1, mesh)
+    return shapes.with_params(_restore(spec, workdir, vocab_size, mesh))
+
+
+def restore_head(
+    spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Restores the head alone as `restore` does, by its name: `head` [D, P], or `embedding` [P, D]
+    if that is the head as well."""
+    part = "embedding" if spec.tied_head else "head"
+    (head,) = jax.tree.leaves(_restore(spec, workdir, vocab_size, mesh, part))
+    return {part: head}
+
+
+def _restore(
+    spec: TeacherSpec, workdir: Workdir, vocab_size: int, mesh: Mesh, part: str | None = None
+) -> Any:
+    """Restores a run's teacher's parameters, or the one named `part`, as a mapping."""
     if reference := Reference.load(workdir):
-        return shapes.with_params(reference.open().params(reference.parameters, mesh))
+        return reference.open().params(reference.parameters, mesh, part)
+    build = state.teacher_builder(spec, vocab_size)
+    shapes = state.population_shapes(build, 1, mesh).params
     with Checkpoints(workdir.teacher, read_only=True) as checkpoints:
-        target, is_copy = {"params": (shapes.params,)}, bool(spec.checkpoint)
+        target = {"params": ({part: shapes[part]} if part else shapes,)}
+        is_copy = bool(spec.checkpoint)
         tree, _ = checkpoints.restore(target, step=spec.last_step, stored_types=is_copy)
-    return shapes.with_params(_each(lambda x: x[0], tree["params"][0]))
+    return _each(lambda x: x[0], tree["params"][0])
 
 
 def _each(function: Callable[[jax.Array], jax.Array], params: Any) -> Any:

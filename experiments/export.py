@@ -44,7 +44,8 @@ _ADAPTER = """With h the target's hidden state after its layer `exit_layer`, bef
     x = h + o_proj(attention(input_layernorm(h)))
     logits = lm_head(norm(x))
 
-attention is Llama's, with rotary positions; lm_head is the target's. config.json has the sizes.
+attention is Llama's, with rotary positions; lm_head is the target's. config.json has the sizes. If
+there is a tensor `d2t`, lm_head has only the target's columns i + d2t[i], and `t2d` marks these.
 """
 
 

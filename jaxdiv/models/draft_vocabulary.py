@@ -70,7 +70,8 @@ class DraftVocabulary:
 
     def columns(self, head: Float[Array, "D P"]) -> Float[Array, "D K"]:
         """Returns the columns of a head over the target's tokens."""
-        return jnp.take(head, self.ids, axis=1, mode="clip")
+        # Rows of the transpose: those of a tied head lie together in the embedding.
+        return jnp.take(head.T, self.ids, axis=0, mode="clip").T
 
     def scatter(self, logits: Float[Array, "*batch K"]) -> Float[Array, "*batch V"]:
         """Returns logits of the target's tokens; -inf for those that the student can't draft."""

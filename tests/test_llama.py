@@ -102,6 +102,10 @@ def test_what_old_configs_leave_out_has_llamas_default(folder):
     assert llama.ModelFiles(folder).options.rope_base == 7.0
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+YARN = {"rope_type": "yarn", "factor": 4}
+
+
 def check_refusal(folder, message):
     with pytest.raises(ValueError, match=message) as error:
         llama.ModelFiles(folder).shapes()
@@ -115,7 +119,22 @@ def check_refusal(folder, message):
         ("rope_scaling", {"rope_type": "dynamic"}, "`rope_scaling` must have a `rope_type` of"),
         ("rope_scaling", {"type": "longrope"}, "`rope_scaling` must have .*, got 'longrope'"),
         ("rope_parameters", {"rope_type": "linear"}, "`factor` of `rope_scaling` must be above 0"),
-        ("rope_scaling", [], "must be an object"),
+        ("rope_scaling", [1], "must be an object"),
+        ("rope_scaling", {"rope_type": ["linear"]}, "`rope_scaling` must have a `rope_type` of"),
+        ("rope_scaling", LLAMA3 | {"high_freq_factor": 1}, "`low_freq_factor` of .* must be below"),
+        ("rope_scaling", YARN | {"mscale": "a"}, "`mscale` of `rope_scaling` must be above 0"),
+        ("rope_parameters", {"full_attention": 3}, "`full_attention` must be an object, is 3"),
+        (
+            "rope_parameters",
+            {"sliding_attention": {"rope_type": "linear", "factor": 2.0}},
+            "`rope_type` of `sliding_attention` must be default, is 'linear'",
+        ),
+        (
+            "rope_parameters",
+            {"rope_type": "default", "partial_rotary_factor": 0.25},
+            "`partial_rotary_factor` must be 1.0, all that the decoder has, is 0.25",
+        ),
+        ("num_hidden_layers", True, r"must be a whole number in 1\.\.1048576, is True"),
         ("hidden_act", "gelu", "must be one of silu, gelu_pytorch_tanh, is 'gelu'"),
         ("head_dim", 7, "`head_width` must be even, got 7"),
         ("partial_rotary_factor", 0.5, "must be 1.0, all that the decoder has"),

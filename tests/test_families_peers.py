@@ -139,7 +139,7 @@ def test_smollm2():
     prompt = "The three laws of robotics are:\n"
     ids = tokenizer.encode(prompt)
     decoded = check_greedy(model, llama.read(path), ids, 200)
-    text = tokenizer.decode(decoded)
+    text = tokenizer.decode(decoded.tolist())
     assert tokenizer.decode(tokenizer.encode(text)) == text
     peer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     assert peer(prompt).input_ids == ids

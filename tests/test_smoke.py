@@ -1,6 +1,7 @@
 """The main job as a user runs it, in the smoke size: what it writes, and what runs on it later."""
 
 import collections
+import dataclasses
 import hashlib
 import shutil
 
@@ -126,6 +127,25 @@ def test_a_run_writes_everything_and_prints_its_table(finished):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "one order of the data serve all students" in page
     assert "Kangaroo students after layer 1 of a 2-layer teacher" in page
+
+
+def test_the_teacher_is_measured_on_the_first_windows_and_once(finished, tmp_path):
+    spec, data, _, run = restored(finished[0])
+    whole, first = teacher.quality_windows(data), teacher.quality_windows(data, 1000)
+    count, lengths = len(first.weights), whole.weights.sum(1)
+    assert lengths[:count].sum() <= 1000 < lengths[: count + 1].sum()
+    np.testing.assert_array_equal(first.labels, whole.labels[:count])
+    assert run.facts()[teacher.QUALITY_TOKENS] == lengths.sum()
+    # A run of the same documents that takes the teacher over takes its figure, too.
+    other = Workdir(tmp_path)
+    lent = dataclasses.replace(spec.teacher, checkpoint=str(run.root))
+    lent = dataclasses.replace(spec, teacher=lent)
+    names = (teacher.QUALITY, teacher.QUALITY_TOKENS)
+    other.add_facts({k: v for k, v in run.facts().items() if k not in names})
+    measured = teacher._measured_before(lent, other)
+    assert measured == {name: run.facts()[name] for name in names}
+    half = dataclasses.replace(lent, teacher=dataclasses.replace(lent.teacher, dtype="bfloat16"))
+    assert teacher._measured_before(half, other) is None
 
 
 def test_a_second_run_measures_the_same_again(finished, again):
@@ -297,6 +317,7 @@ def check_came_back(run, exported, *, source):
     assert facts["tokenizer fingerprint"] == exported.facts()["tokenizer fingerprint"]
     assert facts["teacher taken from"] == run.config()["teacher"]["checkpoint"] == str(source)
     assert facts[teacher.QUALITY] > 0
+    assert 0 < facts[teacher.QUALITY_TOKENS] <= 2**14
     assert len(facts["fingerprint of the teacher's files"]) == 16
 
 

@@ -70,19 +70,13 @@ def prepare(
 ) -> models.DraftVocabulary | None:
     """Chooses the tokens that a run's students can draft, or loads them; None for all.
 
-    They are those that occur most in the training split. If the teacher writes a share of the
-    batches, its text counts by that share: `SAMPLE` tokens of the text of the first steps. The
-    target's probability of all other tokens, which no student can draft, becomes a fact of the run.
+    They are those that occur most among the labels of the training split. The target's probability
+    of all other tokens, which no student can draft, becomes a fact of the run.
     """
     if not spec.student.vocabulary:
         return None
     if processes.broadcast_from_first(not workdir.draft_vocabulary.exists()):
-        counts = [_counts(data.splits["train"].ids, data.vocab_size)]
-        if spec.on_policy and spec.on_policy.writer == TEACHER_TEXT:
-            share = spec.on_policy.rows / spec.student.batch_size
-            written = _counts(_teacher_text(spec, data, teacher, mesh), data.vocab_size)
-            corpus = counts[0] / counts[0].sum()
-            counts = [(1 - share) * corpus + share * written / written.sum(), corpus]
+        counts = _counts(spec, data, teacher, mesh)
         ids = choose(counts, spec.student.vocabulary, data.tokenizer.end_of_text)
         vocabulary = models.DraftVocabulary.of(ids, data.vocab_size)
         stored = StoredVocabulary(vocabulary.offsets, vocabulary.mask)
@@ -120,8 +114,20 @@ def choose(counts: list[np.ndarray], size: int, end_of_text: int) -> Int64[np.nd
     return np.sort(order[:size])
 
 
-def _counts(tokens, vocab_size):
-    return np.bincount(tokens, minlength=vocab_size)
+def _counts(spec: RunSpec, data: TextData, teacher: Model, mesh: Mesh) -> list[np.ndarray]:
+    """Returns how often each token is a label, [V], as `choose` takes it.
+
+    If the teacher writes a share of the batches, its text counts by that share: `SAMPLE` tokens of
+    the text of the first steps.
+    """
+    count, tokens = functools.partial(np.bincount, minlength=data.vocab_size), data.splits["train"]
+    corpus = count(tokens.ids[tokens.is_label(spec.data.loss_on)])
+    if spec.on_policy is None or spec.on_policy.writer != TEACHER_TEXT:
+        return [corpus]
+    share = spec.on_policy.rows / spec.student.batch_size
+    written = count(_teacher_text(spec, data, teacher, mesh))
+    mixture = (1 - share) * corpus / corpus.sum() + share * written / max(written.sum(), 1)
+    return [mixture, corpus]
 
 
 def _teacher_text(

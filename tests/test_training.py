@@ -155,11 +155,13 @@ def test_a_steps_seconds_leave_out_its_trackers(monkeypatch):
 
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock["now"])
     calls = dict.fromkeys(("initial_state", "step", "measure", "report_diverged"), lambda *_: {})
-    training = loop.Training(STAGE, pathlib.Path(), teacher=None, batches=iter(()), **calls)
+    spec = dataclasses.replace(STAGE, members=("kl",), optimizers=(OPTIMIZER,))
+    training = loop.Training(spec, pathlib.Path(), teacher=None, batches=iter(()), **calls)
     stage = trackers.TrackedStage(pathlib.Path(), "student", ["kl"], [0], steps=9, every=9)
-    record = loop._Record(training, stage, np.ones((1, 1), bool), write, lambda: None)
+    record = loop._Record(training, stage, np.ones((1, 1), bool), write, lambda _: None)
     state = TrainState(0, (), (), ())
     for number in range(1, 6):
-        record.add(number, state, {}, {"finite": Metric()}, clock["now"])
+        metrics = {"loss": np.zeros((1, 1)), "finite": Metric()}
+        record.add(number, state, {}, metrics, clock["now"])
     record.flush()
     assert seconds == [12.0] * 5

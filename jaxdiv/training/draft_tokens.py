@@ -146,7 +146,7 @@ def _teacher_text(
     start = on_teacher.prompt_tokens - 1
     steps = -(-SAMPLE // (on_teacher.rows * (on_teacher.sequence_length - start)))
     texts, batches = [], data.batches(stage, rows.local_rows)
-    with progress.bar("draft vocabulary", steps, unit="batches") as advance:
+    with progress.bar("teacher's text", steps, unit="batches") as advance:
         for step in range(steps):
             batch = written(teacher.params, rows.put_local(next(batches)), jnp.int32(step))
             text = {name: x[: on_teacher.rows, start:] for name, x in rows.gather(batch).items()}
@@ -181,5 +181,9 @@ def _measure_outside(
         value = objectives.means(["tv"], [best], batch, shared.target, vocab_size=size)[0]
         return sharding.replicate(value * batch["weights"].sum(), mesh)
 
-    values = [float(total(teacher.params, batch)) for batch in run_data.spread(windows, rows)]
-    return sum(values) / float(windows.weights.sum())
+    value, batches = 0.0, -(-len(windows.inputs) // rows.rows)
+    with progress.bar("draft vocabulary", batches, unit="batches") as advance:
+        for batch in run_data.spread(windows, rows):
+            value += float(total(teacher.params, batch))
+            advance()
+    return value / float(windows.weights.sum())

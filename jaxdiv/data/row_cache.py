@@ -22,7 +22,7 @@ from jaxdiv import files
 
 MANIFEST = "manifest.json"
 BFLOAT16 = "bfloat16"
-_SHARD_BYTES, _MOST_SHARDS = 2**27, 256  # readers keep every shard open
+_SHARD_BYTES, _MOST_SHARDS = 2**25, 256  # readers keep every shard open
 _SUFFIX = ".array_record"
 _CHECKED = ("bytes", "sha256")
 Fields = Mapping[str, tuple[str, tuple[int, ...]]]  # type and shape of each array in a row

@@ -233,18 +233,22 @@ def _make(
     mesh = sharding.make_mesh(spec)
     rows = sharding.BatchSharding(mesh, cache.batch_rows)
     write = on_policy.writer(spec.on_policy, model, None, data.tokenizer.end_of_text)
+    plain = _outputs(spec, model, cache, None, mesh)
     stage = dataclasses.replace(spec.student_stage, batch_size=cache.batch_rows)
     windows = run_data.validation_windows(spec.student_stage, data)
     parts = {
-        _TRAIN: (map(rows.put_local, data.batches(stage, rows.local_rows)), write),
-        _VALIDATION: (run_data.spread(windows, rows), None),
+        _TRAIN: (
+            map(rows.put_local, data.batches(stage, rows.local_rows)),
+            _outputs(spec, model, cache, write, mesh) if write else plain,
+        ),
+        _VALIDATION: (run_data.spread(windows, rows), plain),
     }
     batches = {shard: math.ceil(shard.rows / cache.batch_rows) for shard in missing}
     tokens = cache.batch_rows * spec.data.sequence_length
     total = sum(batches.values())
     with progress.bar("cache", total, unit="batches", tokens=tokens) as advance:
-        for part, (stream, writer) in parts.items():
-            numbered, outputs = enumerate(stream), _outputs(spec, model, cache, writer, mesh)
+        for part, (stream, outputs) in parts.items():
+            numbered = enumerate(stream)
             for shard in (shard for shard in missing if shard.part == part):
                 first = shard.start // cache.batch_rows
                 rest = itertools.dropwhile(lambda item, first=first: item[0] < first, numbered)

@@ -61,8 +61,9 @@ def run(tmp_path_factory, texts):
     spec = RunSpec.from_config(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_cache, "_SHARD_BYTES", 100 * 4 * LENGTH * (4 + LENGTH))
+        patch.setattr(teacher_cache, "_TOKENS", 2 * B * LENGTH)  # of two steps at once
         unfinished = Run(spec, workdir, run_data.prepare(spec, workdir))
-        with interrupted(patch, after=20), pytest.raises(KeyboardInterrupt):
+        with interrupted(patch, after=10), pytest.raises(KeyboardInterrupt):
             unfinished.prepare()
         patch.setattr(progress, "bar", BAR)
         names = sorted(path.name for path in (root / "outputs").iterdir())

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int, Int64
 
 from jaxdiv import models
-from jaxdiv.data import arrays
+from jaxdiv.data import arrays, pipeline
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.config_keys import TEACHER_TEXT
 from jaxdiv.runs.specs import RunSpec
@@ -135,24 +135,27 @@ def _teacher_text(
 ) -> Int[np.ndarray, " n"]:
     """Returns the tokens that the teacher writes in the batches of the first steps."""
     on_teacher, stage = spec.on_policy, spec.student_stage
-    rows = sharding.BatchSharding(mesh, stage.batch_size)
-    write = on_policy.writer(on_teacher, teacher, teacher, data.tokenizer.end_of_text)
+    start = on_teacher.prompt_tokens - 1
+    windows = pipeline.training_windows(data.splits["train"], stage.sequence_length)
+    steps = -(-SAMPLE // (on_teacher.rows * (on_teacher.sequence_length - start)))
+    steps = min(steps, windows // stage.batch_size)
+    rows = sharding.BatchSharding(mesh, steps * stage.batch_size)
+    write = on_policy.over_steps(
+        on_policy.writer(on_teacher, teacher, None, data.tokenizer.end_of_text), stage.batch_size
+    )
 
     @functools.partial(sharding.jit, mesh=mesh)
-    def written(params, batch, step):
-        batch = write(params, None, batch, step)
-        return {name: batch[name] for name in ("labels", "weights")}
+    def labels(params, batches):
+        batches = write(params, batches, 0)
+        labels = jnp.where(batches["weights"] > 0, batches["labels"], -1)
+        return sharding.replicate(labels, mesh)
 
-    start = on_teacher.prompt_tokens - 1
-    steps = -(-SAMPLE // (on_teacher.rows * (on_teacher.sequence_length - start)))
-    texts, batches = [], data.batches(stage, rows.local_rows)
-    with progress.bar("teacher's text", steps, unit="batches") as advance:
-        for step in range(steps):
-            batch = written(teacher.params, rows.put_local(next(batches)), jnp.int32(step))
-            text = {name: x[: on_teacher.rows, start:] for name, x in rows.gather(batch).items()}
-            texts.append(text["labels"][text["weights"] > 0])
-            advance()
-    return np.concatenate(texts)
+    with progress.bar("teacher's text", 1, unit="texts") as advance:
+        batches = data.batches(dataclasses.replace(stage, batch_size=rows.rows), rows.local_rows)
+        text = np.asarray(labels(teacher.params, rows.put_local(next(batches))))
+        text = text.reshape(steps, stage.batch_size, -1)[:, : on_teacher.rows, start:]
+        advance()
+    return text[text >= 0]
 
 
 def _measure_outside(

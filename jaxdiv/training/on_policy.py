@@ -1,5 +1,6 @@
 """On-policy training batches: text that a model of the run writes after prompts of the corpus."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -65,3 +66,23 @@ def writer(
         return {name: jnp.concatenate([rows[name], batch[name][spec.rows :]]) for name in rows}
 
     return write
+
+
+def over_steps(write: Callable, rows: int) -> Callable:
+    """Returns the function that writes the batches of several steps at once, by `write` of the
+    teacher's text: a token of many texts takes hardly longer than one of a single text.
+
+    Its arguments are (teacher's parameters, the batches' `rows` one after the other, the first
+    one's step), and it returns the batches one after the other, without rows that pad them.
+    """
+
+    def write_steps(teacher_params, batches, step):
+        steps = step + jnp.arange(len(batches["inputs"]) // rows)
+        shape = (len(steps), rows)
+        apart = {
+            name: x[: math.prod(shape)].reshape(*shape, *x.shape[1:]) for name, x in batches.items()
+        }
+        of_steps = jax.vmap(write, (None, None, 0, 0))(teacher_params, None, apart, steps)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_steps)
+
+    return write_steps

@@ -45,6 +45,7 @@ from jaxdiv.training.state import Model
 FOLDER = "teacher outputs read from"  # a fact of a run
 _TRAIN, _VALIDATION = "train", "validation"  # parts of a cache
 _AHEAD = 2  # batches that the device may be ahead of the disk
+_TOKENS = 2**13  # of a teacher pass, at most, if a batch has fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,8 @@ def _open(spec: RunSpec, workdir: Workdir, data: TextData) -> RowCache:
     """Opens the run's cache, or plans it. Raises ValueError if it holds other rows."""
     length, width = spec.data.sequence_length, spec.teacher.width
     reads_hidden = spec.student.kind == models.KANGAROO
+    rows, batch = _rows(spec, data)[_TRAIN], spec.student.batch_size
+    batches = min(_TOKENS // (batch * length), math.ceil(rows / batch))
     states = ["features", *([_hidden(spec.student.exit_layer)] if reads_hidden else [])]
     kinds = {"inputs": "<i4", "labels": "<i4", "weights": "<f4", "normalizer": "<f4"}
     fields: Fields = {
@@ -169,8 +172,8 @@ def _open(spec: RunSpec, workdir: Workdir, data: TextData) -> RowCache:
         cache = RowCache(
             spec.teacher.cache,
             fields,
-            rows=_rows(spec, data)[_TRAIN],
-            batch_rows=spec.student.batch_size,
+            rows=rows,
+            batch_rows=batch * max(batches, 1),
         )
         cache.check(_identity(spec, workdir, data), fields)
     except ValueError as error:
@@ -233,6 +236,7 @@ def _make(
     mesh = sharding.make_mesh(spec)
     rows = sharding.BatchSharding(mesh, cache.batch_rows)
     write = on_policy.writer(spec.on_policy, model, None, data.tokenizer.end_of_text)
+    write = write and on_policy.over_steps(write, spec.student.batch_size)
     plain = _outputs(spec, model, cache, None, mesh)
     stage = dataclasses.replace(spec.student_stage, batch_size=cache.batch_rows)
     windows = run_data.validation_windows(spec.student_stage, data)
@@ -261,13 +265,15 @@ def _outputs(
     spec: RunSpec, model: Model, cache: RowCache, write: Callable | None, mesh: Mesh
 ) -> Callable[[Any, Mapping, int], dict[str, jax.Array]]:
     """Returns the function of (teacher's parameters, batch, its number) that returns the arrays of
-    the cache's rows, whole on every device. `write` makes the batch, as of `on_policy.writer`."""
+    the cache's rows, whole on every device. `write` makes the batch, as of `on_policy.over_steps`.
+    """
     prefix = _hidden(0)[:-1]
     layers = sorted(int(name[len(prefix) :]) for name in cache.fields if name.startswith(prefix))
 
     @functools.partial(sharding.jit, mesh=mesh)
     def outputs(params, batch, number):
-        batch = write(params, None, batch, number) if write else batch
+        first = number * (cache.batch_rows // spec.student.batch_size)
+        batch = write(params, batch, first) if write else batch
         module = model.with_params(params).module()
         features, states = module.states(batch["inputs"], layers)
         # Of the rounded features, so that probabilities sum to 1 in training.

@@ -95,14 +95,15 @@ def test_students_draft_these_tokens_and_learn_by_the_definitions(kind, memory, 
     @jax.jit
     def run(teacher_params, params):
         shared = students.teacher_outputs(model, teacher, spec.losses, T)(teacher_params, batch)
+        output = students.teacher_forward(model, teacher)(teacher_params, batch["inputs"])
         assert shared.is_dense == (memory > 2**10)
         whole = models.build_student(*config, V, nnx.Rngs(jax.random.key(spec.seeds[0])))
         every = (model.with_params(params), whole)
-        logits = [one(batch["inputs"], shared.output) for one in every]
+        logits = [one(batch["inputs"], output) for one in every]
         means = objectives.for_students(model, spec.losses, temperature=T)
         indices = range(len(LOSSES))
         values = means(indices, [params] * len(LOSSES), batch, shared)
-        return shared.output.logits, *logits, values
+        return output.logits, *logits, values
 
     of_teacher, logits, of_whole, values = run(teacher.params, model.params)
     assert_allclose(logits[..., IDS], of_whole[..., IDS], atol=1e-5)

@@ -210,7 +210,9 @@ def test_certain_drafts_are_accepted_where_they_are_right(rule):
 @pytest.mark.parametrize("count", [1, 3])
 def test_candidates_are_samples_without_replacement(count):
     logits = np.random.default_rng(0).normal(scale=1.5, size=5)
-    draft = drafting.ModelDraft(target=None, student=None, rule=rules.RULES["sampling"])
+    draft = drafting.ModelDraft(
+        target=None, student=None, output=None, rule=rules.RULES["sampling"]
+    )
     sampling = drafting.BatchSampling(
         warps.Warp(jnp.full(DRAWS, 0.8)), rules.Keys(jax.random.split(jax.random.key(0), DRAWS))
     )
@@ -230,7 +232,7 @@ def test_greedy_candidates_are_the_largest_logits():
     logits = jnp.array([[0.0, 3.0, -jnp.inf, 3.0, 1.0]] * 2)
     keys = rules.Keys(jax.random.split(jax.random.key(0), 2))
     for rule, last in (("sampling", 0.0), ("greedy_draft", 2.0), ("coupled", 0.0)):
-        draft = drafting.ModelDraft(target=None, student=None, rule=rules.RULES[rule])
+        draft = drafting.ModelDraft(target=None, student=None, output=None, rule=rules.RULES[rule])
         sampling = drafting.BatchSampling(warps.Warp(jnp.array([0.0, last])), keys)
         tokens, _ = draft.candidates(logits, sampling, jnp.zeros(2, int), 0, 3)
         np.testing.assert_array_equal(tokens, [[1, 3, 4]] * 2)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxdiv.models import meshes, rotary
+from jaxdiv.models.draft_vocabulary import DraftVocabulary
 from jaxdiv.models.layers import (
     Activations,
     Block,
@@ -56,6 +57,16 @@ class TeacherOutput:
     def logits(self) -> Float[Array, "B L V"]:
         """Computes the logits in float32; nothing is cached."""
         return project(self.features, self.head, self.vocab_size)
+
+    def restrict(self, vocabulary: DraftVocabulary | None) -> "TeacherOutput":
+        """Returns this as students of a draft vocabulary need it, with a head of K tokens.
+
+        Whoever uses it several times saves the cutting of the head.
+        """
+        if vocabulary is None:
+            return self
+        head = vocabulary.columns(self.head)
+        return dataclasses.replace(self, head=head, vocab_size=vocabulary.size)
 
 
 class Decoder(nnx.Module):

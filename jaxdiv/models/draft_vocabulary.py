@@ -69,7 +69,9 @@ class DraftVocabulary:
         return jnp.asarray(self._class_of)[tokens]
 
     def columns(self, head: Float[Array, "D P"]) -> Float[Array, "D K"]:
-        """Returns the columns of a head over the target's tokens."""
+        """Returns the columns of a head over the target's tokens; one that was cut, as it is."""
+        if head.shape[1] == self.size:
+            return head
         # Rows of the transpose: those of a tied head lie together in the embedding.
         return jnp.take(head.T, self.ids, axis=0, mode="clip").T
 

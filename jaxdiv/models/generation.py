@@ -88,7 +88,7 @@ def draft_text(
     """
     student, target = student.unrolled(), target.unrolled()
     exit_layer = student.exit_layer or 0
-    output = target.output()
+    output = target.output().restrict(student.vocabulary)
 
     def read(tokens, positions, caches):
         target_cache, student_cache = caches

@@ -125,9 +125,10 @@ def make_draft(plan: DraftPlan, models: Sequence[Decoder | Drafter], eta: Array)
     if plan.kind in ("lookup", "none"):
         return Lookup(target, plan.tree.depth, plan.longest)
     student, rule = models[1].unrolled(), rules.RULES[plan.rule]
+    output = target.output().restrict(student.vocabulary)
     if plan.kind == "tree":
-        return Branches(target, student, rule, plan.tree)
-    return Chain(target, student, rule, plan.tree.depth, eta)
+        return Branches(target, student, rule, output, plan.tree)
+    return Chain(target, student, rule, output, plan.tree.depth, eta)
 
 
 def begin(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdiv import warps
-from jaxdiv.models import Cache, Decoder, Drafter
+from jaxdiv.models import Cache, Decoder, Drafter, TeacherOutput
 from jaxdiv.speculative.rules import INDEPENDENT, AcceptanceRule, Keys
 from jaxdiv.speculative.trees import Tree
 
@@ -100,11 +100,18 @@ def places(tree: Tree, nodes: np.ndarray, last: Int[Array, " B"], slots: int) ->
 
 @dataclasses.dataclass(frozen=True)
 class ModelDraft:
-    """A draft by a student, which may read the target's first layers."""
+    """A draft by a student, which may read the target's first layers.
+
+    Attributes:
+      target, student: the models.
+      rule: how drafts are accepted.
+      output: what the student takes from the target, computed before the loop over rounds.
+    """
 
     target: Decoder
     student: Drafter
     rule: AcceptanceRule
+    output: TeacherOutput
 
     @property
     def exit_layer(self) -> int:
@@ -129,7 +136,7 @@ class ModelDraft:
         return hidden, features, target_cache, draft_cache
 
     def logits(self, features: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        return self.student.logits(features, self.target.output())
+        return self.student.logits(features, self.output)
 
     def candidates(
         self,

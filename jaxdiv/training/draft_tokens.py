@@ -179,7 +179,7 @@ def _measure_outside(
     def total(params, batch):
         output = teacher.with_params(params)(batch["inputs"])
         shared = objectives.teacher_outputs(output, vocabulary, temperature=1.0)
-        best = objectives.features_and_head(objectives.restricted_output(output, vocabulary))
+        best = objectives.features_and_head(shared.output)
         size = vocabulary.size
         value = objectives.means(["tv"], [best], batch, shared.target, vocab_size=size)[0]
         return sharding.replicate(value * batch["weights"].sum(), mesh)

@@ -1,6 +1,5 @@
 """Training objectives: each student's mean loss over a batch, from features and heads."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ class TeacherOutputs(NamedTuple):
     """Teacher outputs for one batch, shared by all students.
 
     Attributes:
-      output: the teacher's pass, which students read.
+      output: the teacher's pass, which students read; its head is of the draft vocabulary's tokens.
       target: the teacher as losses take it: (logits [B, L, V], None), or (features [B, L, D], head
         [D, P]). Under a draft vocabulary it is a `targets.Restricted` of one of these, with K
         classes.
@@ -51,22 +50,14 @@ def teacher_outputs(
       temperature: that of losses which need the true probabilities of these tokens; None if none
         does.
     """
-    visible = output if vocabulary is None else restricted_output(output, vocabulary)
+    visible = output.restrict(vocabulary)
     size = 4 * math.prod(output.features.shape[:-1]) * visible.vocab_size
     is_small = size <= chunks.LEAST_MEMORY
     logits, head = (visible.logits, None) if is_small else features_and_head(visible)
     if vocabulary is not None:
         sums = None if temperature is None else normalizer(output, temperature)
         logits = targets.Restricted(logits, sums, temperature or 1.0)
-    return TeacherOutputs(output, (logits, head))
-
-
-def restricted_output(
-    output: models.TeacherOutput, vocabulary: models.DraftVocabulary
-) -> models.TeacherOutput:
-    """Returns the teacher's pass with the columns of a draft vocabulary as its whole head."""
-    head = vocabulary.columns(output.head)
-    return dataclasses.replace(output, head=head, vocab_size=vocabulary.size)
+    return TeacherOutputs(visible, (logits, head))
 
 
 def normalizer(output: models.TeacherOutput, temperature: float) -> Float[Array, "B L"]:
@@ -106,16 +97,14 @@ def for_students(
             features = student.features(batch["inputs"], shared.output)
             return features, student.head(shared.output).astype(features.dtype)
 
-        vocab_size = shared.output.vocab_size
         if vocabulary is not None:
-            vocab_size = vocabulary.size
             batch = {**batch, "labels": vocabulary.classes(batch["labels"])}
         return means(
             [losses[i] for i in indices],
             [features_and_head(tree) for tree in params],
             batch,
             shared.target,
-            vocab_size=vocab_size,
+            vocab_size=shared.output.vocab_size,
             temperature=temperature,
         )
 

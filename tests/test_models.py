@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -303,3 +304,19 @@ def test_bad_shapes_are_refused_with_the_remedy(teacher, tokens):
         teacher.run_layers(teacher.embed(tokens), 2, 1)
     with pytest.raises(ValueError, match=r"one of kangaroo, decoder, classifier, got 'medusa'"):
         student_of(kind="medusa")
+
+
+def test_a_decoding_loop_reads_a_tied_head_without_transposing_it(tokens):
+    decoder = drawn(
+        lambda: models.build_teacher(TEACHER | {"tied_head": True}, V, nnx.Rngs(0)), seed=5
+    )
+    alone = decoder.unrolled()
+
+    def likeliest(_, tokens):
+        return jnp.argmax(alone(tokens).logits, axis=-1).astype(jnp.int32)
+
+    loop = jax.jit(lambda tokens: jax.lax.fori_loop(0, 3, likeliest, tokens))
+    text = loop.lower(tokens[:1]).as_text()
+    assert f"tensor<32x{V}xf32>" in text
+    assert not re.search(rf"stablehlo.transpose.*tensor<{V}x32xf32>", text)
+    assert_close(run(alone, tokens).logits, run(decoder, tokens).logits)

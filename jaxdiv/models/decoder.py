@@ -214,13 +214,18 @@ class Decoder(nnx.Module):
         return nnx.merge(graphdef, jax.tree.map(lambda x: x[i], params))
 
     def unrolled(self) -> "Decoder":
-        """Returns the same decoder with the layers' parameters apart instead of stacked.
+        """Returns the same decoder with the layers' parameters apart instead of stacked, and a head
+        of its own.
 
         A loop that decodes token by token reads them in place; of stacked parameters it would copy
         each layer's slice at every token.
         """
         copy = nnx.merge(*nnx.split(self))
         copy.layers = nnx.List([self._layer(i) for i in range(self.depth)])
+        if self.options.tied_head:
+            # XLA on a CPU would transpose the embedding at every token.
+            copy.options = dataclasses.replace(self.options, tied_head=False)
+            copy.head = nnx.Param(jax.lax.optimization_barrier(self.head_matrix))
         return copy
 
     def init_cache(self, batch: int, length: int) -> Cache:

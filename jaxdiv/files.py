@@ -61,6 +61,12 @@ def _epath() -> ModuleType:
     return epath
 
 
+def user_cache() -> pathlib.Path | None:
+    """Returns the user's folder of what can be made again; None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(base) / "jaxdiv" if os.path.isabs(base) else None
+
+
 def check_reachable(path: pathlib.PurePath) -> None:
     """Raises OSError, with the path, if it is in a bucket that can't be reached."""
     if in_bucket(path):

@@ -18,6 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it
         "JAX_COMPILATION_CACHE_DIR": _compiled.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XDG_CACHE_HOME": _compiled.name,
     }
 
 import hypothesis

@@ -17,7 +17,14 @@ from jaxdiv.models import llama
 from jaxdiv.runs import metrics
 from jaxdiv.runs.specs import RunSpec
 from jaxdiv.runs.workdir import Workdir
-from jaxdiv.training import run_data, sharding, students, teacher, teacher_cache
+from jaxdiv.training import (
+    run_data,
+    sharding,
+    students,
+    teacher,
+    teacher_cache,
+    teacher_sources,
+)
 from tests import commands, runs
 from tests.smoke_runs import OF_TEACHER_TEXT, SHORT, check_short, check_whole, read
 
@@ -129,7 +136,7 @@ def test_a_run_writes_everything_and_prints_its_table(finished):
     assert "Kangaroo students after layer 1 of a 2-layer teacher" in page
 
 
-def test_the_teacher_is_measured_on_the_first_windows_and_once(finished, tmp_path):
+def test_the_teacher_is_measured_on_the_first_windows_and_once(finished, tmp_path, monkeypatch):
     spec, data, _, run = restored(finished[0])
     whole, first = teacher.quality_windows(data), teacher.quality_windows(data, 1000)
     count, lengths = len(first.weights), whole.weights.sum(1)
@@ -145,6 +152,13 @@ def test_the_teacher_is_measured_on_the_first_windows_and_once(finished, tmp_pat
     measured = teacher._measured_before(lent, other)
     assert measured == {name: run.facts()[name] for name in names}
     half = dataclasses.replace(lent, teacher=dataclasses.replace(lent.teacher, dtype="bfloat16"))
+    assert teacher._measured_before(half, other) is None
+    # What is measured of a pretrained teacher serves the user's other runs of it.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    other.add_facts({teacher_sources.SOURCE_FINGERPRINT: "0123"})
+    teacher._remember(half, other, {teacher.QUALITY: 1.5})
+    assert teacher._measured_before(half, other) == {teacher.QUALITY: 1.5}
+    half = dataclasses.replace(half, data=dataclasses.replace(half.data, sequence_length=7))
     assert teacher._measured_before(half, other) is None
 
 

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.common import startup
+from jaxdiv import files
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.progress import log
 
@@ -76,9 +77,8 @@ def console(width: int) -> Console:
 
 def enable_compilation_cache() -> None:
     """Turns JAX's persistent compilation cache on, in the user's folder or a default one."""
-    if not jax.config.jax_compilation_cache_dir:
-        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "jaxdiv" / "xla"))
+    if not jax.config.jax_compilation_cache_dir and (folder := files.user_cache()):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     # A small run consists of small compilations.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # JAX's writes are not atomic: a half-written entry of another process is compiled anew.

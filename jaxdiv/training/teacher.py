@@ -1,7 +1,10 @@
 """The run's teacher: trained on the next token, or taken from a teacher source."""
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from jaxdiv import files
 from jaxdiv.data.pipeline import Windows
 from jaxdiv.runs import processes, progress
 from jaxdiv.runs.specs import DataSpec, RunSpec, StageSpec, TeacherSpec
@@ -24,6 +28,7 @@ from jaxdiv.training.step import Step, initial_state, make_step, optimizers_of
 QUALITY = "teacher, nats a UTF-8 byte on test documents"
 ACCURACY = "teacher, accuracy on test images"
 QUALITY_TOKENS = "teacher, test tokens that it was measured on"
+_DOCUMENTS = "test tokens' fingerprint"
 
 
 def prepare(
@@ -48,23 +53,46 @@ def prepare(
             facts = {quality(spec.data): round(value, 4)}
             if not spec.data.is_images:
                 facts[QUALITY_TOKENS] = int(windows.weights.sum())
+            _remember(spec, workdir, facts)
         workdir.add_facts(facts or {})
         processes.barrier("teacher measured")
     return teacher
 
 
 def _measured_before(spec: RunSpec, workdir: Workdir) -> dict[str, Any] | None:
-    """Returns the quality that the run which the teacher comes from has of the same documents."""
+    """Returns the quality of the same teacher on the same documents, as facts, from the run which
+    the teacher comes from or from the user's cache."""
     source = teacher_sources.find(spec.teacher.checkpoint) if spec.teacher.checkpoint else None
-    if source is None or source.run is None:
+    if source and source.run:
+        before, facts = source.run.facts(), workdir.facts()
+        types = [(each.teacher.dtype, each.teacher.parameters) for each in (spec, source.spec)]
+        same = (run_data.TOKENIZER, _DOCUMENTS)
+        if types[0] == types[1] and all(before.get(name) == facts[name] for name in same):
+            names = (quality(spec.data), QUALITY_TOKENS)
+            return {name: before[name] for name in names if name in before} or None
+    path = _remembered(spec, workdir)
+    return files.read_json(path) if path and path.is_file() else None
+
+
+def _remember(spec: RunSpec, workdir: Workdir, facts: Mapping[str, Any]) -> None:
+    """Keeps a pretrained teacher's quality for other runs, where the user's cache takes it."""
+    path = _remembered(spec, workdir)
+    if path and processes.is_first():
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, facts)
+
+
+def _remembered(spec: RunSpec, workdir: Workdir) -> pathlib.Path | None:
+    """Returns where the user's cache has a pretrained teacher's quality; None without either."""
+    facts, folder = workdir.facts(), files.user_cache()
+    names = (teacher_sources.SOURCE_FINGERPRINT, run_data.TOKENIZER, _DOCUMENTS)
+    if folder is None or not facts.keys() >= set(names):
         return None
-    before, facts = source.run.facts(), workdir.facts()
-    types = [(each.teacher.dtype, each.teacher.parameters) for each in (spec, source.spec)]
-    same = (run_data.TOKENIZER, "test tokens' fingerprint")
-    if types[0] != types[1] or any(before.get(name) != facts[name] for name in same):
-        return None
-    names = (quality(spec.data), QUALITY_TOKENS)
-    return {name: before[name] for name in names if name in before} or None
+    measured = spec.teacher.most_quality_tokens, spec.data.sequence_length, spec.data.loss_on
+    identity = *map(facts.get, names), spec.dtype, spec.teacher.parameters, *measured
+    name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    return folder / "quality" / f"{name}.json"
 
 
 def restore(

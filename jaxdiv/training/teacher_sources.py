@@ -190,10 +190,8 @@ class ModelSource:
         return params
 
     def fingerprint(self) -> str:
-        digest, blocks = (
-            hashlib.sha256(),
-            [-(-path.stat().st_size // _BLOCK) for path in self.files],
-        )
+        digest = hashlib.sha256()
+        blocks = [-(-path.stat().st_size // _BLOCK) for path in self.files]
         with progress.bar("checksums", sum(blocks), unit="x 64 MiB") as advance:
             for path, count in zip(self.files, blocks, strict=True):
                 part = hashlib.sha256()

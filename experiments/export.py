@@ -3,8 +3,9 @@
   python -m experiments.export --workdir=runs/quickstart --loss=kl --seed=0 --output=exported/kl
   python -m experiments.export --workdir=runs/quickstart --teacher --output=exported/teacher
 
-A student of kind `decoder` and the teacher become Llama folders, which transformers and `--from_hf`
-load. A Kangaroo adapter becomes named tensors and a config that says which target it needs.
+A student of kind `decoder` becomes a Llama folder and the teacher one of its family, which
+transformers and `--from_hf` load. A Kangaroo adapter becomes named tensors and a config that says
+which target it needs.
 """
 
 from experiments.common import startup

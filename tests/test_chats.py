@@ -190,9 +190,9 @@ def test_templates_have_what_transformers_gives_them():
     template = chat_templates.compile_template(
         "{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n"
         "{% generation %}{{ m | tojson }}{% endgeneration %}\n{% endfor %}\n"
-        "{{ strftime_now('%Y') | length }}{{ eos_token }}"
+        "{{ strftime_now('%d %b %Y') }}{{ eos_token }}"
     )
-    assert template.render(messages=[{"a": "<é>"}, {}], eos_token="E") == '{"a": "<é>"}4E'
+    assert template.render(messages=[{"a": "<é>"}, {}], eos_token="E") == '{"a": "<é>"}26 Jul 2024E'
 
 
 def write_lines(path, records):

@@ -11,7 +11,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 from configs import smoke
-from jaxdiv import models, schema, speculative
+from jaxdiv import files, models, schema, speculative
 from jaxdiv.evaluation import contributions_by_rank, measurement
 from jaxdiv.fused import chunks
 from jaxdiv.models import DraftVocabulary, llama
@@ -200,6 +200,14 @@ def test_the_chosen_tokens_stay_those_of_the_first_start(run, monkeypatch):
     monkeypatch.setattr(draft_tokens, "choose", None)
     again = draft_tokens.prepare(spec, workdir, data, teacher, sharding.make_mesh(spec))
     assert again == draft_tokens.load(spec, workdir)
+    # Of a run that was stopped before it measured them they stay, too.
+    facts = workdir.facts()
+    names = (draft_tokens.OUTSIDE, draft_tokens.FINGERPRINT)
+    stopped = {name: value for name, value in facts.items() if name not in names}
+    files.write_json(workdir.root / "facts.json", stopped)
+    assert not draft_tokens.is_prepared(spec, workdir)
+    assert draft_tokens.prepare(spec, workdir, data, teacher, sharding.make_mesh(spec)) == again
+    assert workdir.facts() == facts
     with pytest.raises(ValueError, match=r"contributions are of students with `config.student.v"):
         contributions_by_rank.measure(workdir, losses=["kl"], student="tv")
     content = workdir.draft_vocabulary.read_bytes()

@@ -121,9 +121,45 @@ def test_gemmas_norms_are_stored_less_1(tmp_path):
     np.testing.assert_allclose(again.norm.scale[...], decoder.norm.scale[...], rtol=1e-6)
 
 
+def read_options(**changes):
+    config = families.write_options(make_decoder("mistral").options, "mistral") | changes
+    config = {key: value for key, value in config.items() if value != "left out"}
+    return families.read_options(config, "config.json")[0]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma3_text", "mistral"])
+def test_a_window_that_the_config_leaves_out_is_of_4096_tokens(family):
+    keys = {"model_type": family, "use_sliding_window": True, "max_window_layers": 0}
+    keys |= {"layer_types": "left out", "hidden_activation": "gelu_pytorch_tanh"}
+    assert "4096" in read_options(sliding_window="left out", **keys).windows
+    assert not read_options(sliding_window=None, **keys).windows
+    types = ["sliding_attention"] * make_decoder("mistral").options.depth
+    if family != "mistral":  # which has no such key
+        with pytest.raises(ValueError, match="`sliding_window` must be a whole number"):
+            read_options(**keys | {"sliding_window": None, "layer_types": types})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_type": ["llama"]}, {"hidden_act": {"name": "silu"}}, {"sliding_window": []}]
+)
+def test_a_key_of_another_type_is_refused_by_name(changes):
+    with pytest.raises(ValueError, match=f"config.json: `{next(iter(changes))}` must be"):
+        read_options(**changes)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("windows", "6,0"), ("attention_bias", "qkvo"), ("mlp_bias", True)],
+)
+def test_what_transformers_would_not_read_back_is_not_written(option, value):
+    options = dataclasses.replace(make_decoder("mistral").options, **{option: value})
+    with pytest.raises(ValueError, match=f"no family of transformers has .*{option}"):
+        families.family_of(options)
+
+
 def test_a_decoder_of_no_family_is_not_written(tmp_path):
     options = dataclasses.replace(make_decoder("mistral").options, query_key_norm=True)
-    options = dataclasses.replace(options, mlp_bias=True, embedding_scale=2.0)
+    options = dataclasses.replace(options, embedding_scale=2.0)
     message = "no family of transformers has a decoder's embedding_scale; it is nearest to qwen3"
     with pytest.raises(ValueError, match=message):
         families.family_of(options)

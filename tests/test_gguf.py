@@ -254,6 +254,14 @@ BASE = gguf_files.llama_parts()
 V = len(BASE[0]["tokenizer.ggml.tokens"])
 
 
+def test_the_older_field_of_linear_positions_is_read(tmp_path):
+    fields, tensors = BASE
+    path = tmp_path / "model.gguf"
+    gguf_files.write(path, "llama", {**fields, "llama.rope.scale_linear": 4.0}, tensors)
+    rule = llama.ModelFiles(path).options.rope_scaling
+    assert json.loads(rule) == {"rope_type": "linear", "factor": 4.0}
+
+
 def read(path):
     return teacher_sources.find(path).checked_sizes()
 
@@ -301,6 +309,8 @@ REFUSED = {
         {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0},
         "must have a `rope_type` of default, .* got 'longrope'",
     ),
+    "other kind": ({f"{TOKENIZER}model": ["gpt2"]}, "is not known; known: gpt2"),
+    "other tokens": ({f"{TOKENIZER}tokens": 3}, "there is no tokenizer"),
     "scaling": ({"llama.rope.scaling.alpha": 2.0}, "llama.rope.scaling.alpha is not known"),
     "half": ({"llama.rope.dimension_count": 4}, "rope.dimension_count` must be .* head, 8, is 4"),
     "soft cap": ({"llama.final_logit_softcapping": 30.0}, "final_logit_softcapping` must be None"),

@@ -183,6 +183,7 @@ def test_a_whole_cache_is_read_without_the_teachers_layers_and_a_damaged_one_mad
             {"data": {"context_share": 0.25}},
             "4 of 8 rows after 4 tokens there and 2",
         ),
+        ({"data": {"loss_on": "assistant"}}, "is of another loss_on, all there and assistant"),
         ({"data": {"sequence_length": 16}}, "is of another sequence length, 32 there and 16 here"),
         ({"student": {"exit_layer": 2}}, "lacks hidden_2 of bfloat16[32, 32]; it has inputs"),
     ],
@@ -222,3 +223,13 @@ def test_a_cache_of_few_rows_for_decoders_of_a_draft_vocabulary(run, tmp_path):
     logits = np.asarray(output.features, np.float64) @ np.asarray(output.head, np.float64)
     normalizer = np.log(np.exp(logits / T).sum(axis=-1))
     np.testing.assert_allclose(output.normalizer, normalizer, rtol=1e-6)
+
+
+def test_a_corpus_of_few_batches_has_a_cache(run, tmp_path):
+    windows, tokens = 3 * B - 2, run.data.splits["train"]  # two batches and no third
+    count = windows * LENGTH + 1
+    short = dataclasses.replace(tokens, ids=tokens.ids[:count], offsets=np.array([0, count]))
+    data = dataclasses.replace(run.data, splits={**run.data.splits, "train": short})
+    spec = with_changes(run.spec, teacher={"cache": str(tmp_path / "short")})
+    cached = teacher_cache.prepare(spec, run.workdir, data)
+    assert cached.rows["train"] == windows

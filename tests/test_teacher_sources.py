@@ -205,6 +205,9 @@ def test_a_run_copies_a_teacher_or_refers_to_it(tmp_path, monkeypatch, capsys):
     again = Lent(refers.run.root, tmp_path / "again").take_over()
     wide = Lent(refers.run.root, tmp_path / "wide", copy="yes", parameters="float32").take_over()
     lent = Lent(copy.run.root, tmp_path / "lent").take_over()
+    # A cast is another teacher, a copy is not.
+    prints = [teacher_sources.RunSource(x.run.root).fingerprint() for x in (copy, refers, wide)]
+    assert prints[0] == prints[1] != prints[2]
     references = [teacher_sources.Reference.load(x.run) for x in (refers, again, lent)]
     assert references[0] == references[1]
     assert references[2].path == str(copy.run.root)

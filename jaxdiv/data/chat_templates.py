@@ -28,6 +28,7 @@ _CHATML = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _CUT = "\0"  # stands in no chat
+_TODAY = datetime.datetime(2024, 7, 26)  # Llama 3's templates write it where they know no date
 
 Message = tuple[str, str]  # role, content
 
@@ -84,7 +85,8 @@ def compile_template(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    # The tokens of a chat must not depend on the day.
+    environment.globals["strftime_now"] = _TODAY.strftime
     return environment.from_string(source)
 
 
@@ -106,8 +108,9 @@ class ChatEncoder:
             # A normalizer must not make control tokens of what is none as it stands.
             token["normalized"] = token["normalized"] and not token["special"]
         self._bpe = tokenizers.Tokenizer.from_str(json.dumps(settings))
-        self._first = re.compile(f"[{re.escape(''.join({token[0] for token in self._control}))}]")
-        self._longest = max(map(len, self._control))
+        first = sorted({re.escape(token[0]) for token in self._control})
+        self._first = re.compile("|".join(first) or "(?!)")
+        self._longest = max(map(len, self._control), default=0)
         if tokenizer.chat_template.source:
             try:
                 self._template = compile_template(tokenizer.chat_template.source)

@@ -74,9 +74,9 @@ def _token(fields: Mapping[str, Any], name: str) -> str:
 
 def _build(fields: Mapping[str, Any]) -> tokenizers.Tokenizer:
     pieces, kind = fields.get("tokens"), fields.get("model")
-    if not pieces:
+    if not isinstance(pieces, list) or not pieces:
         raise ValueError(f"there is no tokenizer (`{_PREFIX}tokens`)")
-    if kind not in _BUILDERS:
+    if kind not in tuple(_BUILDERS):
         raise ValueError(
             f"the tokenizer's `{_PREFIX}model` = {kind!r} is not known; known: "
             f"{', '.join(_BUILDERS)}"

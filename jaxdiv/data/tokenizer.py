@@ -315,7 +315,10 @@ def _bos_token(settings: Mapping[str, Any]) -> str:
 def _chat_template(folder: pathlib.Path) -> ChatTemplate:
     """Reads the chat template: a file, or the one or the default of those in the settings."""
     settings, path = _settings(folder), folder / TEMPLATE_FILE
-    source = path.read_bytes().decode() if path.is_file() else settings.get(_TEMPLATE)
+    try:
+        source = path.read_bytes().decode() if path.is_file() else settings.get(_TEMPLATE)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
     if isinstance(source, list):
         named = {
             item.get("name"): item.get("template") for item in source if isinstance(item, dict)

@@ -40,7 +40,7 @@ _UNSUPPORTED = {
 }
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _LARGEST = 2**20  # of a size: a damaged number would ask for shapes that no array can have
-_MISTRAL_WINDOW = 4096  # where config.json has no `sliding_window`; null is none
+_WINDOW = 4096  # where config.json has no `sliding_window`; null is none
 _WRITTEN_ELSEWHERE = ("dtype", "padded_vocabulary", "vocab_size")
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 Require = Callable[[bool, str, str, Any], None]
@@ -63,7 +63,8 @@ def read_options(config: Mapping[str, Any], path: Any) -> tuple[DecoderOptions, 
             raise ValueError(f"{path}: `{key}` must be {rule}, is {value!r}")
 
     family = config.get("model_type")
-    require(family in ARCHITECTURES, "model_type", f"one of {', '.join(ARCHITECTURES)}", family)
+    is_known = family in tuple(ARCHITECTURES)
+    require(is_known, "model_type", f"one of {', '.join(ARCHITECTURES)}", family)
     for key, only in _UNSUPPORTED.items():
         value = config.get(key)
         require(value in (None, only), key, f"{only!r}, all that the decoder has", value)
@@ -75,7 +76,7 @@ def read_options(config: Mapping[str, Any], path: Any) -> tuple[DecoderOptions, 
         require(_is_size(value), key, f"a whole number in 1..{_LARGEST}", value)
     key = "hidden_activation" if family == GEMMA3 else "hidden_act"
     activation = config.get(key) or ("gelu_pytorch_tanh" if family == GEMMA3 else "silu")
-    require(activation in _ACTIVATIONS, key, f"one of {', '.join(_ACTIVATIONS)}", activation)
+    require(activation in tuple(_ACTIVATIONS), key, f"one of {', '.join(_ACTIVATIONS)}", activation)
     epsilon = config.get("rms_norm_eps", 1e-6)
     require(is_positive(epsilon), "rms_norm_eps", "a number above 0", epsilon)
     options = {
@@ -85,11 +86,12 @@ def read_options(config: Mapping[str, Any], path: Any) -> tuple[DecoderOptions, 
         "attention_bias": "qkv" if family == "qwen2" else "",
         "query_key_norm": family in ("qwen3", GEMMA3),
         "tied_head": bool(config.get("tie_word_embeddings", family == GEMMA3)),
-        "mlp_bias": bool(config.get("mlp_bias", False)),
+        # The other families have no such biases, whatever their config says.
+        "mlp_bias": family == "llama" and bool(config.get("mlp_bias", False)),
         **_windows(config, family, require),
         **_rotary(config, family, require),
     }
-    if config.get("attention_bias"):
+    if config.get("attention_bias") and family not in ("mistral", "qwen2"):
         options["attention_bias"] = "qkvo"
     if family == GEMMA3:
         scalar = config.get("query_pre_attn_scalar", 256)
@@ -108,15 +110,15 @@ def _is_size(value: Any) -> bool:
 
 def _windows(config: Mapping[str, Any], family: str, require: Require) -> dict[str, str]:
     """Returns the option `windows`: which layers see a sliding window, and how long it is."""
-    depth, window = config["num_hidden_layers"], config.get("sliding_window")
-    if family == "mistral" and "sliding_window" not in config:
-        window = _MISTRAL_WINDOW
-    if family == "llama" or window is None:
+    depth, window = config["num_hidden_layers"], config.get("sliding_window", _WINDOW)
+    types = None if family == "mistral" else config.get("layer_types")  # all of Mistral's slide
+    if family == "llama":
         return {}
     if family.startswith("qwen") and not config.get("use_sliding_window", False):
         return {}
+    if window is None and not (isinstance(types, list) and _SLIDING in types):
+        return {}
     require(_is_size(window), "sliding_window", f"a whole number in 1..{_LARGEST}", window)
-    types = config.get("layer_types")
     if types is not None:
         kinds = (_SLIDING, _FULL)
         is_list = isinstance(types, list) and len(types) == depth and all(x in kinds for x in types)

@@ -112,7 +112,7 @@ class GGUFFile:
         self.files = [self.path]
         self.fields, entries = gguf_header.read(path)
         self.architecture = self.fields.get("general.architecture")
-        if self.architecture not in _MODEL_TYPES:
+        if self.architecture not in tuple(_MODEL_TYPES):
             raise ValueError(
                 f"{path}: the architecture {self.architecture!r} is not known; known: "
                 f"{', '.join(_MODEL_TYPES)}"
@@ -178,6 +178,7 @@ class GGUFFile:
             "attention_bias": "model.layers.0.self_attn.o_proj.bias" in self.shapes,
             "mlp_bias": "model.layers.0.mlp.down_proj.bias" in self.shapes,
             "rope_scaling": self._rope_scaling(),
+            "sliding_window": None,  # where the file has none
             **(_GEMMA3_DEFAULTS if self.architecture == _GEMMA3 else {}),
             **sizes,
         }
@@ -212,6 +213,9 @@ class GGUFFile:
             part = name.removeprefix(group)
             if part != name and part not in (*_SCALING_KEYS.values(), "finetuned"):
                 raise ValueError(f"{self.path}: the field {name} is not known")
+        old = f"{self.architecture}.rope.scale_linear"
+        if "factor" not in rule and self.fields.get(old, 0.0) not in (0.0, 1.0):
+            rule = {"rope_type": "linear", "factor": self.fields[old]}
         if rule.setdefault("rope_type", "linear") == "none" or "factor" not in rule:
             rule = None
         if self._divisors is None:
@@ -220,7 +224,10 @@ class GGUFFile:
             raise ValueError(f"{self.path} has both {_FREQUENCIES} and {group}factor")
         divisors = self._array(self._divisors)
         llama3 = _LLAMA3 | {"factor": float(divisors.max())}
-        base = self.fields.get(f"{self.architecture}.rope.freq_base", 10000.0)
+        name = f"{self.architecture}.rope.freq_base"
+        base = self.fields.get(name, 10000.0)
+        if not rotary.is_positive(base):
+            raise ValueError(f"{self.path}: `{name}` must be a number above 0, is {base!r}")
         plain, scaled = (
             rotary.Rotary(2 * divisors.size, base, x).frequencies()
             for x in ({"rope_type": "default"}, llama3)

@@ -78,15 +78,24 @@ def prepare(
     if processes.broadcast_from_first(not workdir.draft_vocabulary.exists()):
         counts = _counts(spec, data, teacher, mesh)
         ids = choose(counts, spec.student.vocabulary, data.tokenizer.end_of_text)
-        vocabulary = models.DraftVocabulary.of(ids, data.vocab_size)
-        stored = StoredVocabulary(vocabulary.offsets, vocabulary.mask)
-        outside = _measure_outside(spec, data, teacher, vocabulary, mesh)
+        chosen = models.DraftVocabulary.of(ids, data.vocab_size)
         if processes.is_first():
-            workdir.add_facts({FINGERPRINT: stored.fingerprint, OUTSIDE: round(outside, 4)})
-            stored.save(workdir.draft_vocabulary)
-            progress.log(describe(spec, workdir.facts()).strip())
+            StoredVocabulary(chosen.offsets, chosen.mask).save(workdir.draft_vocabulary)
         processes.barrier("draft vocabulary")
-    return load(spec, workdir)
+    vocabulary = load(spec, workdir)
+    if processes.broadcast_from_first(OUTSIDE not in workdir.facts()):
+        outside = _measure_outside(spec, data, teacher, vocabulary, mesh)
+        fingerprint = StoredVocabulary.load(workdir.draft_vocabulary).fingerprint
+        workdir.add_facts({FINGERPRINT: fingerprint, OUTSIDE: round(outside, 4)})
+        processes.barrier("draft vocabulary measured")
+        progress.log(describe(spec, workdir.facts()).strip())
+    return vocabulary
+
+
+def is_prepared(spec: RunSpec, workdir: Workdir) -> bool:
+    """Returns whether `prepare` has nothing left to do."""
+    is_there = workdir.draft_vocabulary.exists() and OUTSIDE in workdir.facts()
+    return is_there or not spec.student.vocabulary
 
 
 def describe(spec: RunSpec, facts: Mapping[str, Any]) -> str:

@@ -65,13 +65,22 @@ def _measured_before(spec: RunSpec, workdir: Workdir) -> dict[str, Any] | None:
     source = teacher_sources.find(spec.teacher.checkpoint) if spec.teacher.checkpoint else None
     if source and source.run:
         before, facts = source.run.facts(), workdir.facts()
-        types = [(each.teacher.dtype, each.teacher.parameters) for each in (spec, source.spec)]
         same = (run_data.TOKENIZER, _DOCUMENTS)
-        if types[0] == types[1] and all(before.get(name) == facts[name] for name in same):
+        if _is_measured_alike(spec, source.spec) and all(before.get(x) == facts[x] for x in same):
             names = (quality(spec.data), QUALITY_TOKENS)
             return {name: before[name] for name in names if name in before} or None
     path = _remembered(spec, workdir)
     return files.read_json(path) if path and path.is_file() else None
+
+
+def _is_measured_alike(spec: RunSpec, before: RunSpec) -> bool:
+    """Returns whether two runs measure a teacher on the same tokens in the same types."""
+    tokens = spec.teacher.quality_tokens
+    ways = [
+        (run.dtype, run.teacher.parameters, run.data.sequence_length, run.data.loss_on)
+        for run in (spec, before)
+    ]
+    return ways[0] == ways[1] and tokens in (0, before.teacher.most_quality_tokens)
 
 
 def _remember(spec: RunSpec, workdir: Workdir, facts: Mapping[str, Any]) -> None:

@@ -118,8 +118,8 @@ def prepare(
     cache = _open(spec, workdir, data)
     if missing := cache.missing(rows):
         _check_room(cache, rows, missing)
-    chooses = spec.student.vocabulary and not workdir.draft_vocabulary.exists()
-    if chooses or teacher.quality(spec.data) not in workdir.facts():
+    is_measured = teacher.quality(spec.data) in workdir.facts()
+    if not (is_measured and draft_tokens.is_prepared(spec, workdir)):
         model = teacher.prepare(spec, workdir, data, monitoring)
         draft_tokens.prepare(spec, workdir, data, model, mesh)
         cache = _open(spec, workdir, data)
@@ -161,7 +161,7 @@ def _open(spec: RunSpec, workdir: Workdir, data: TextData) -> RowCache:
     length, width = spec.data.sequence_length, spec.teacher.width
     reads_hidden = spec.student.kind == models.KANGAROO
     rows, batch = _rows(spec, data)[_TRAIN], spec.student.batch_size
-    batches = min(_TOKENS // (batch * length), math.ceil(rows / batch))
+    batches = min(_TOKENS // (batch * length), rows // batch)
     states = ["features", *([_hidden(spec.student.exit_layer)] if reads_hidden else [])]
     kinds = {"inputs": "<i4", "labels": "<i4", "weights": "<f4"}
     # The head's product takes a fifth of a small model's pass. Training makes up for it where it is
@@ -201,6 +201,7 @@ def _identity(spec: RunSpec, workdir: Workdir, data: TextData) -> dict[str, Any]
         "validation text": data.splits["validation"].fingerprint,
         "sequence length": spec.data.sequence_length,
         "on-policy text": text,
+        "loss_on": spec.data.loss_on,
         "seed": spec.student_stage.data_seed,
         "temperature": spec.temperature,
         "type of activations": spec.dtype,

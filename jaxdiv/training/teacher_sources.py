@@ -143,9 +143,13 @@ class RunSource:
         return cast(params, parameters)
 
     def fingerprint(self) -> str:
-        """Returns the fingerprint of the teacher's files, or of those that it was read from."""
+        """Returns the fingerprint of the teacher's files, or of those that it was read from and
+        the type that they were cast to."""
         if SOURCE_FINGERPRINT in (facts := self.run.facts()):
-            return facts[SOURCE_FINGERPRINT]
+            fingerprint, parameters = facts[SOURCE_FINGERPRINT], self.spec.teacher.parameters
+            if parameters == config_keys.STORED:
+                return fingerprint
+            return hashlib.sha256(f"{fingerprint} {parameters}".encode()).hexdigest()[:16]
         manifest = self._step / step_folders.MANIFEST
         return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
 

@@ -77,8 +77,8 @@ def _is_measured_alike(spec: RunSpec, before: RunSpec) -> bool:
     """Returns whether two runs measure a teacher on the same tokens in the same types."""
     tokens = spec.teacher.quality_tokens
     ways = [
-        (run.dtype, run.teacher.parameters, run.data.sequence_length, run.data.loss_on)
-        for run in (spec, before)
+        (x.teacher.dtype, x.teacher.parameters, x.data.sequence_length, x.data.loss_on)
+        for x in (spec, before)
     ]
     return ways[0] == ways[1] and tokens in (0, before.teacher.most_quality_tokens)
 
@@ -99,7 +99,7 @@ def _remembered(spec: RunSpec, workdir: Workdir) -> pathlib.Path | None:
     if folder is None or not facts.keys() >= set(names):
         return None
     measured = spec.teacher.most_quality_tokens, spec.data.sequence_length, spec.data.loss_on
-    identity = *map(facts.get, names), spec.dtype, spec.teacher.parameters, *measured
+    identity = *map(facts.get, names), spec.teacher.dtype, spec.teacher.parameters, *measured
     name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     return folder / "quality" / f"{name}.json"
 

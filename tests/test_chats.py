@@ -186,6 +186,16 @@ def test_a_template_that_cannot_serve_is_refused(template, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_without_control_tokens_encodes_texts():
+    settings = json.loads(CHATML_TOKENIZER.to_json())
+    settings["added_tokens"] = []
+    bpe = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    plain = Tokenizer(bpe, "<|im_end|>", None, ChatTemplate("", ""))
+    ids, is_assistant = ChatEncoder(plain).encode(Chat([("assistant", "Hi there")], 0, False))
+    assert bpe.decode(ids) == "Hi there<|im_end|>"  # as every document ends
+    assert all(is_assistant[1:])
+
+
 def test_templates_have_what_transformers_gives_them():
     template = chat_templates.compile_template(
         "{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n"
@@ -304,6 +314,9 @@ def test_a_tokenizer_keeps_its_template(tmp_path):
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     read = tokenizer_module.read_folder(tmp_path, vocab_size=again.vocab_size)
     assert read.chat_template.source == CHATML
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8"):
+        tokenizer_module.read_folder(tmp_path, vocab_size=again.vocab_size)
     model = json.loads(again.to_json())["model"]
     fields = {
         "tokenizer.ggml.model": "gpt2",

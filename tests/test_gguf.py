@@ -260,6 +260,9 @@ def test_the_older_field_of_linear_positions_is_read(tmp_path):
     gguf_files.write(path, "llama", {**fields, "llama.rope.scale_linear": 4.0}, tensors)
     rule = llama.ModelFiles(path).options.rope_scaling
     assert json.loads(rule) == {"rope_type": "linear", "factor": 4.0}
+    fields = {**fields, "llama.rope.scale_linear": 4.0, "llama.rope.scaling.type": "none"}
+    gguf_files.write(path, "llama", fields, tensors)
+    assert not llama.ModelFiles(path).options.rope_scaling
 
 
 def read(path):
@@ -311,6 +314,10 @@ REFUSED = {
     ),
     "other kind": ({f"{TOKENIZER}model": ["gpt2"]}, "is not known; known: gpt2"),
     "other tokens": ({f"{TOKENIZER}tokens": 3}, "there is no tokenizer"),
+    "base": (
+        {"llama.rope.freq_base": "fast", "rope_freqs.weight": np.ones(4)},
+        "llama.rope.freq_base` must be a number above 0, is 'fast'",
+    ),
     "scaling": ({"llama.rope.scaling.alpha": 2.0}, "llama.rope.scaling.alpha is not known"),
     "half": ({"llama.rope.dimension_count": 4}, "rope.dimension_count` must be .* head, 8, is 4"),
     "soft cap": ({"llama.final_logit_softcapping": 30.0}, "final_logit_softcapping` must be None"),

@@ -158,8 +158,16 @@ def test_the_teacher_is_measured_on_the_first_windows_and_once(finished, tmp_pat
     other.add_facts({teacher_sources.SOURCE_FINGERPRINT: "0123"})
     teacher._remember(half, other, {teacher.QUALITY: 1.5})
     assert teacher._measured_before(half, other) == {teacher.QUALITY: 1.5}
-    half = dataclasses.replace(half, data=dataclasses.replace(half.data, sequence_length=7))
+    short = dataclasses.replace(half, data=dataclasses.replace(half.data, sequence_length=7))
+    assert teacher._measured_before(short, other) is None
+    (path,) = (tmp_path / "cache").rglob("*.json")
+    path.write_text("{")
     assert teacher._measured_before(half, other) is None
+    # Another choice of tokens is another figure.
+    asks = dataclasses.replace(lent, teacher=dataclasses.replace(lent.teacher, quality_tokens=9))
+    answers = dataclasses.replace(lent, data=dataclasses.replace(lent.data, loss_on="assistant"))
+    assert teacher._measured_before(asks, other) is None
+    assert teacher._measured_before(answers, other) is None
 
 
 def test_a_second_run_measures_the_same_again(finished, again):

@@ -28,7 +28,7 @@ _CHATML = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _CUT = "\0"  # stands in no chat
-_TODAY = datetime.datetime(2024, 7, 26)  # Llama 3's templates write it where they know no date
+_DATE = datetime.datetime(2024, 7, 26)  # Llama 3's templates write it where they know no date
 
 Message = tuple[str, str]  # role, content
 
@@ -86,7 +86,7 @@ def compile_template(source: str) -> jinja2.Template:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     # The tokens of a chat must not depend on the day.
-    environment.globals["strftime_now"] = _TODAY.strftime
+    environment.globals["strftime_now"] = _DATE.strftime
     return environment.from_string(source)
 
 

@@ -112,7 +112,7 @@ class GGUFFile:
         self.files = [self.path]
         self.fields, entries = gguf_header.read(path)
         self.architecture = self.fields.get("general.architecture")
-        if self.architecture not in tuple(_MODEL_TYPES):
+        if self.architecture not in tuple(_MODEL_TYPES):  # lists have no hash
             raise ValueError(
                 f"{path}: the architecture {self.architecture!r} is not known; known: "
                 f"{', '.join(_MODEL_TYPES)}"
@@ -213,9 +213,9 @@ class GGUFFile:
             part = name.removeprefix(group)
             if part != name and part not in (*_SCALING_KEYS.values(), "finetuned"):
                 raise ValueError(f"{self.path}: the field {name} is not known")
-        old = f"{self.architecture}.rope.scale_linear"
-        if "factor" not in rule and self.fields.get(old, 0.0) not in (0.0, 1.0):
-            rule = {"rope_type": "linear", "factor": self.fields[old]}
+        factor = self.fields.get(f"{self.architecture}.rope.scale_linear", 0.0)  # an older name
+        if factor not in (0.0, 1.0):
+            rule.setdefault("factor", factor)
         if rule.setdefault("rope_type", "linear") == "none" or "factor" not in rule:
             rule = None
         if self._divisors is None:

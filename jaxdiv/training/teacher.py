@@ -70,7 +70,9 @@ def _measured_before(spec: RunSpec, workdir: Workdir) -> dict[str, Any] | None:
             names = (quality(spec.data), QUALITY_TOKENS)
             return {name: before[name] for name in names if name in before} or None
     path = _remembered(spec, workdir)
-    return files.read_json(path) if path and path.is_file() else None
+    with contextlib.suppress(OSError, ValueError):  # without the file or with half of one
+        return files.read_json(path) if path else None
+    return None
 
 
 def _is_measured_alike(spec: RunSpec, before: RunSpec) -> bool:
